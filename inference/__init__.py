@@ -1,0 +1,1 @@
+"""Inference algorithms, one a file: how well the adversary computes with what it believes."""

@@ -1,0 +1,207 @@
+"""log p(z | g): a model and an observation as one function on flat, unconstrained coordinates.
+
+Every inference works on this function, and none needs to know the model. z (chains, dim) holds the model's latent
+sites one after the other, each mapped to the whole real line by `biject_to`; discrete sites (unknown labels) are
+summed out exactly:
+
+    log p(z | g) = log Σ_y p(g | x(z), y) p(y) p(x(z)) + log |∂x/∂z| + constant
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from pplleak.clients import Client
+from pplleak.errors import BadInput
+from pplleak.observation import Observation
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A continuous latent site: its value's shape, the transform onto its support, its slice of z."""
+
+    name: str
+    shape: torch.Size
+    free_shape: torch.Size
+    transform: Transform
+    where: slice
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """The unnormalised log posterior of `model` given `observed`; call it with z (chains, dim)."""
+
+    model: Model
+    client: Client
+    observed: Observation
+    sites: tuple[Site, ...]
+    discrete: tuple[str, ...]
+
+    @property
+    def dim(self) -> int:
+        return self.sites[-1].where.stop
+
+    def __call__(self, z: Tensor, *, jacobian: bool = True, temperature: float | Tensor = 1.0) -> Tensor:
+        """log p(z | g) + constant, float64, shape (chains,).
+
+        Args:
+            z: (chains, dim).
+            jacobian: False gives the density of the sites themselves, whose maximum is the MAP.
+            temperature: exponent of the likelihood; 0 is the prior, 1 the posterior.
+        """
+        values, log_det = self.constrain(z)
+        joint = self._joint(values, len(z), temperature)
+        total = joint if joint.dim() == 1 else joint.flatten(0, -2).logsumexp(0)
+        return total + log_det if jacobian else total
+
+    def value_and_grad(self, z: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        """log p(z | g) (chains,) and its gradient (chains, dim); the chains do not see each other."""
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self(z, **how)
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+        return value.detach(), gradient
+
+    def constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """z -> the sites' values (chains, *shape), and log |∂ value / ∂z| (chains,) in float64."""
+        values, log_det = {}, torch.zeros(len(z), dtype=torch.float64, device=z.device)
+        for site in self.sites:
+            free = z[:, site.where].reshape(len(z), *site.free_shape)
+            value = site.transform(free)
+            jac = site.transform.log_abs_det_jacobian(free, value)
+            log_det = log_det + jac.double().reshape(len(z), -1).sum(1)
+            values[site.name] = value
+        return values, log_det
+
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """The sites' values (chains, *shape) -> z (chains, dim)."""
+        parts = [site.transform.inv(values[site.name]).flatten(1) for site in self.sites]
+        return torch.cat(parts, 1).to(self.client.dtype)
+
+    def sample_prior(self, count: int) -> Tensor:
+        """`count` draws of z from the prior, by torch's generator."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            traced = poutine.trace(self._plated(count, {})).get_trace()
+            return self.unconstrain({s.name: traced.nodes[s.name]["value"] for s in self.sites})
+
+    @torch.no_grad()
+    def images(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """x (chains, batch, *input_shape) and labels y (chains, batch) at z; unknown labels are drawn from
+        p(y | x, g) by torch's generator."""
+        values, _ = self.constrain(z)
+        count = len(z)
+        if not self.discrete:
+            nodes = self._trace(values, count).nodes
+            return nodes["x"]["value"].expand(count, *nodes["x"]["value"].shape[-self._event :]), self._labels(
+                nodes, count
+            )
+        supports = self._supports()
+        joint = self._joint(values, count, 1.0)
+        drawn = torch.distributions.Categorical(logits=joint.flatten(0, -2).mT).sample()
+        picks = torch.unravel_index(drawn, joint.shape[:-1])
+        chosen = {n: s[i] for (n, s), i in zip(supports.items(), reversed(picks), strict=True)}
+        nodes = self._trace({**values, **chosen}, count).nodes
+        return nodes["x"]["value"], self._labels(nodes, count)
+
+    @property
+    def _event(self) -> int:
+        return 1 + len(self.client.input_shape)
+
+    def _labels(self, nodes: Any, count: int) -> Tensor:
+        return nodes["y"]["value"].expand(count, self.observed.batch_size)
+
+    def _supports(self) -> dict[str, Tensor]:
+        """Every discrete site's values, (K, *event_shape)."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            nodes = poutine.trace(self._call).get_trace().nodes
+        return {n: nodes[n]["fn"].enumerate_support(expand=False) for n in self.discrete}
+
+    def _joint(self, values: dict[str, Tensor], chains: int, temperature: float | Tensor) -> Tensor:
+        """Σ over sites of log p, shape (..., K₂, K₁, chains): one leading dimension for each discrete site."""
+        extra = {}
+        if self.discrete:
+            for k, (name, support) in enumerate(self._supports().items()):
+                extra[name] = support.reshape(len(support), *(1,) * (k + 1), *support.shape[1:])
+        traced = self._trace({**values, **extra}, chains)
+        shape = torch.Size([len(e) for e in reversed(extra.values())] + [chains])
+        total = torch.zeros(shape, dtype=torch.float64, device=self.client.device)
+        for name, node in traced.nodes.items():
+            if node["type"] != "sample" or isinstance(node["fn"], _PLATE):
+                continue
+            lp = node["fn"].log_prob(node["value"])
+            if node["mask"] is not None:
+                lp = torch.where(torch.as_tensor(node["mask"]), lp, torch.zeros_like(lp))
+            try:
+                lp = (lp.double() * node["scale"]).expand(shape)
+            except RuntimeError as error:
+                raise BadInput(
+                    f"the model's site '{name}' has log-density shape {tuple(lp.shape)} for {chains} chains: declare "
+                    "the rest of its dimensions as event dimensions, with .to_event()"
+                ) from error
+            total = total + (lp * temperature if name == "g" else lp)
+        return total
+
+    def _call(self) -> Any:
+        return self.model(self.client, self.observed.batch_size)
+
+    def _plated(self, chains: int, data: dict[str, Tensor]) -> Callable[[], Any]:
+        def plated() -> Any:
+            with pyro.plate("chains", chains, dim=-1):
+                return self._call()
+
+        return poutine.condition(plated, data=data)
+
+    def _trace(self, values: dict[str, Tensor], chains: int) -> poutine.Trace:
+        data = {"g": self.observed.g, **values}
+        if self.observed.labels is not None:
+            data["y"] = self.observed.labels
+        with pyro.validation_enabled(False):
+            return poutine.trace(self._plated(chains, data)).get_trace()
+
+
+_PLATE = pyro.poutine.subsample_messenger._Subsample
+
+
+def build(model: Model, client: Client, observed: Observation) -> Density:
+    """Read the model's sites once and check what a model file promises.
+
+    Raises:
+        BadInput: no sites x, y and g; a g of another size than the observation; an observation with NaN.
+    """
+    if observed.g.shape != (client.update_size,):
+        raise BadInput(f"the observation has shape {tuple(observed.g.shape)}, the client's update ({client.update_size},)")
+    if not observed.g.isfinite().all():
+        raise BadInput("the observation holds NaN or infinity")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        nodes = poutine.trace(model).get_trace(client, observed.batch_size).nodes
+    for name, said in (("x", "the data"), ("y", "the labels"), ("g", "the shared gradient")):
+        if name not in nodes:
+            raise BadInput(f"the model has no site '{name}' ({said}): a model file samples x, y and g")
+    given = {"g"} | ({"y"} if observed.labels is not None else set())
+    sites, discrete, start = [], [], 0
+    for name, node in nodes.items():
+        if node["type"] != "sample" or node["is_observed"] or name in given or isinstance(node["fn"], _PLATE):
+            continue
+        if node["fn"].has_enumerate_support:
+            discrete.append(name)
+            continue
+        transform = biject_to(node["fn"].support)
+        shape = node["value"].shape
+        free = torch.Size(transform.inverse_shape(shape))
+        size = math.prod(free)
+        sites.append(Site(name, shape, free, transform, slice(start, start + size)))
+        start += size
+    if not sites:
+        raise BadInput("the model has no continuous latent site: there is nothing to infer")
+    return Density(model, client, observed, tuple(sites), tuple(discrete))
