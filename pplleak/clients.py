@@ -11,7 +11,6 @@ does not fit is never attacked with a wrong gradient.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -273,8 +272,3 @@ def seeded(build_network: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_network()
-
-
-def flat_size(shape: tuple[int, ...]) -> int:
-    """Pixels of one example."""
-    return math.prod(shape)
