@@ -25,8 +25,7 @@ from torch import Tensor
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
-from pplleak.inference.laplace import Laplace, locate
-from pplleak.inference.map import Maximum
+from pplleak.inference.laplace import Laplace, Located, locate
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
@@ -120,13 +119,13 @@ def whitened(density: Density, laplace: Laplace) -> Potential:
     return potential
 
 
-def starting_points(found: Maximum, laplace: Laplace, chains: int, inflate: float = 1.2) -> Tensor:
-    """w (chains, dim): Laplace draws, inflated, dealt out to all starts that ended within 10 nats of the best.
+def starting_points(found: Located, chains: int, inflate: float = 1.2) -> Tensor:
+    """w (chains, dim): inflated Laplace draws, dealt out to all ends of the search within reach of the best.
 
     A second mode that holds mass is entered this way, and R-hat sees it; a local optimum far below is not.
     """
-    near = found.z[found.value > found.value[0] - 10]
-    near = torch.cat([laplace.mode[None], near[1:]])
+    laplace = found.laplace
+    near = torch.cat([laplace.mode[None], found.starts[1:]])
     offsets = torch.linalg.solve(laplace.factor.double(), (near - laplace.mode).double().mT).mT.to(near.dtype)
     picks = torch.arange(chains, device=near.device) % len(near)
     return offsets[picks] + inflate * torch.randn(chains, near.shape[1], dtype=near.dtype, device=near.device)
@@ -161,7 +160,7 @@ def run(
     seed: int = 0,
     progress: ProgressBar = silent,
     chains: int = 64,
-    draws: int = 150,
+    draws: int = 250,
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
@@ -177,9 +176,8 @@ def run(
     """
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
-    found, laplace = locate(density, starts=starts, steps=steps, progress=progress)
-    mode, w = laplace.mode, starting_points(found, laplace, chains)
-    laplace, state, size = warm_up(density, laplace, w, warmup, progress)
+    found = locate(density, starts=starts, steps=steps, progress=progress)
+    laplace, state, size = warm_up(density, found.laplace, starting_points(found, chains), warmup, progress)
     potential, leapfrogs = whitened(density, laplace), trajectory_steps(size)
     z, infos, lp = [], [], []
     reasons = []
@@ -204,7 +202,7 @@ def run(
     return collect(
         density,
         torch.stack(z, 1),
-        mode=mode,
+        mode=found.mode,
         kind="sampler",
         stats={
             "lp": torch.stack(lp, 1),

@@ -18,7 +18,7 @@ from torch import Tensor
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
-from pplleak.inference.map import Maximum, maximise
+from pplleak.inference.map import maximise
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
@@ -85,10 +85,28 @@ def _widths(eigenvalues: Tensor) -> Tensor:
     return eigenvalues.abs().clamp(min=float(floor)).rsqrt()
 
 
-def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> tuple[Maximum, Laplace]:
-    """MAP from several starts, then the Laplace fit at the best: where every other inference begins."""
-    found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress)
-    return found, fit(density, found.z[0], progress=progress)
+@dataclass(frozen=True, eq=False)
+class Located:
+    """Where inference begins.
+
+    mode (dim,): the MAP of the model's own sites. starts (k, dim): ends of the search within 10 nats of the best, in
+    the density of z. laplace: the Gaussian at the best of them.
+    """
+
+    mode: Tensor
+    starts: Tensor
+    laplace: Laplace
+
+
+def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
+    """MAP from several starts, then the Laplace fit: the mode of x and the mode of z differ by a Jacobian where a
+    site is bounded, so such a model is climbed twice."""
+    found = maximise(density, starts=starts, steps=steps, progress=progress)
+    mode = found.z[0]
+    if density.bounded:
+        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress)
+    near = found.z[found.value > found.value[0] - 10]
+    return Located(mode, near, fit(density, near[0], progress=progress))
 
 
 def run(
@@ -113,7 +131,8 @@ def run(
     """
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
-    _, fitted = locate(density, starts=starts, steps=steps, progress=progress)
+    found = locate(density, starts=starts, steps=steps, progress=progress)
+    fitted = found.laplace
     w = torch.randn(chains * draws, density.dim, dtype=fitted.mode.dtype, device=fitted.mode.device)
     z = fitted.decode(w)
     with torch.no_grad():
@@ -125,7 +144,7 @@ def run(
     return collect(
         density,
         z.unflatten(0, (chains, draws)),
-        mode=fitted.mode,
+        mode=found.mode,
         kind="approximation",
         stats={"lp": lp.unflatten(0, (chains, draws))},
         log_weights=lp - log_q,

@@ -52,6 +52,12 @@ class Density:
     def dim(self) -> int:
         return self.sites[-1].where.stop
 
+    @property
+    def bounded(self) -> bool:
+        """True where a site is not the whole real line: z then has a Jacobian, and another mode than x."""
+        probe = torch.ones(1, self.dim, dtype=self.client.dtype, device=self.client.device)
+        return bool(self.constrain(probe)[1] != self.constrain(2 * probe)[1])
+
     def __call__(self, z: Tensor, *, jacobian: bool = True, temperature: float | Tensor = 1.0) -> Tensor:
         """log p(z | g) + constant, float64, shape (chains,).
 

@@ -1,0 +1,396 @@
+"""Refractive Hamiltonian Monte Carlo: exact draws from the posterior of a ReLU or leaky-ReLU perceptron.
+
+A ReLU client's gradient jumps where a unit switches, and so does U(w) = −log p(z(w) | g). Between the kinks U is
+smooth and every pre-activation is affine along a straight drift w + t p, so the next kink is one division away:
+
+    t = −h_j / ḣ_j,  earliest over the units j moving towards zero;   n the kink's unit normal,  p⊥ = p·n,  ΔU the jump
+    p⊥² > 2ΔU:  cross,    p⊥ → sign(p⊥) √(p⊥² − 2ΔU),  unit j switches
+    otherwise:  reflect,  p⊥ → −p⊥
+
+(Mohasel Afshar & Domke, NeurIPS 2015, algorithm 1.) Half-kicks with the fixed-mask force stand at both ends of every
+drift, a Metropolis test on the total energy ends the trajectory; the map keeps volume and is its own inverse under
+p → −p. Needs x affine in Gaussian latents (models/gaussian.py), one example, its label and Gaussian noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import pyro
+import torch
+from torch import Tensor
+
+from pplleak import density as densities
+from pplleak.channels import Gaussian
+from pplleak.clients import Client
+from pplleak.density import Density, Model
+from pplleak.errors import BadInput
+from pplleak.inference.hmc import DIVERGED, DualAveraging, Info, starting_points, trajectory_steps
+from pplleak.inference.laplace import Laplace, locate
+from pplleak.kinks import Perceptron, flipped, read
+from pplleak.observation import Observation
+from pplleak.posterior import Posterior, collect
+from pplleak.progress import ProgressBar, silent
+
+MAX_EVENTS = 2000  # kinks in one drift; a trajectory that meets more is rejected, as its reverse would be
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x(z) = offset + slope z, the prior z ~ Normal(centre, root rootᵀ): offset (pixels,), slope (pixels, dim)."""
+
+    offset: Tensor
+    slope: Tensor
+    centre: Tensor
+    precision: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """c + 2 b·w + wᵀ M w; M is kept as its diagonal (dim,) where it is diagonal, else (dim, dim)."""
+
+    c: Tensor
+    b: Tensor
+    m: Tensor
+
+    @staticmethod
+    def of(factor: Tensor, at: Tensor) -> Quadratic:
+        """‖at + factor w‖² as a quadratic in w."""
+        m = factor.mT @ factor
+        d = m.diagonal()
+        if float((m - d.diag()).abs().max()) <= 1e-12 * float(d.max()):
+            m = d
+        return Quadratic(at.square().sum(), factor.mT @ at, m)
+
+    def times(self, v: Tensor) -> Tensor:
+        """M v for every chain."""
+        return v * self.m if self.m.dim() == 1 else v @ self.m
+
+    def value(self, w: Tensor) -> Tensor:
+        return self.c + (w * (2 * self.b + self.times(w))).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """U(w) = Φ(h₁(w), q(w), ‖x(w)‖²; masks) + ½ (z − centre)ᵀ precision (z − centre) in whitened z = mode + L w.
+
+    h₁ = h0 + H w,  q = q0 + Q w  (width₁,), (width₁, dim);  HH = H Hᵀ and QH = Q Hᵀ: what a push along a first-layer
+    normal does to the rates of h₁ and q.
+    """
+
+    net: Perceptron
+    h0: Tensor
+    H: Tensor
+    q0: Tensor
+    Q: Tensor
+    HH: Tensor
+    QH: Tensor
+    sqnorm: Quadratic
+    prior: Quadratic
+
+    def project(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """h₁ and q at w (chains, dim)."""
+        return self.h0 + w @ self.H.mT, self.q0 + w @ self.Q.mT
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Chains in place: w (chains, dim), h = h₁ and q (chains, width₁), masks (chains, units)."""
+
+    w: Tensor
+    h: Tensor
+    q: Tensor
+    masks: Tensor
+
+
+def place(target: Target, w: Tensor) -> State:
+    """The state at w, with the masks read off the position."""
+    h, q = target.project(w)
+    return State(w, h, q, target.net.pattern(h))
+
+
+def energy_and_force(target: Target, state: State) -> tuple[Tensor, Tensor]:
+    """U (chains,) and ∇U (chains, dim) with the masks held fixed."""
+    half_slope = target.sqnorm.b + target.sqnorm.times(state.w)
+    sqnorm = target.sqnorm.c + (state.w * (target.sqnorm.b + half_slope)).sum(1)
+    seen = [t.detach().requires_grad_() for t in (state.h, state.q, sqnorm)]
+    with torch.enable_grad():
+        phi = target.net.energy(*seen, state.masks)
+        by_h, by_q, by_s = torch.autograd.grad(phi.sum(), seen)
+    force = by_h @ target.H + by_q @ target.Q + 2 * by_s[:, None] * half_slope
+    pull = target.prior.b + target.prior.times(state.w)
+    prior = 0.5 * (target.prior.c + (state.w * (target.prior.b + pull)).sum(1))
+    return phi.detach() + prior, force + pull
+
+
+def drift(target: Target, state: State, p: Tensor, time: Tensor, jumps: bool = True) -> tuple[State, Tensor, Tensor]:
+    """Straight motion for `time` (chains,), refracted or reflected at every kink met; the momentum p (chains, dim).
+
+    Returns the state, the momentum and the number of kinks met. jumps=False takes every ΔU for zero (a wrong sampler,
+    which the tests must reject).
+    """
+    net = target.net
+    w, h, q, masks, p = (t.clone() for t in (state.w, state.h, state.q, state.masks, p))
+    dh, dq = p @ target.H.mT, p @ target.Q.mT
+    left, events = time.clone(), torch.zeros_like(time, dtype=torch.long)
+    live = torch.arange(len(w), device=w.device)
+    while len(live):
+        # when does each unit that moves towards its kink arrive there?
+        rates, here = net.rates(dh[live], masks[live]), net.preactivations(h[live], masks[live])
+        towards = torch.where(masks[live], rates < 0, rates > 0)
+        arrival = torch.where(towards, (-here / rates).clamp(min=0), math.inf)
+        t, unit = arrival.min(1)
+        hit = t < left[live]
+        t = torch.minimum(t, left[live])[:, None]
+        w[live] += t * p[live]
+        h[live] += t * dh[live]
+        q[live] += t * dq[live]
+        left[live] -= t[:, 0]
+        live, unit, rate = live[hit], unit[hit], rates[hit].gather(1, unit[hit][:, None])[:, 0]
+        if not len(live):
+            break
+        events[live] += 1
+        live_masks = masks[live]
+        jump = net.jump(h[live], q[live], target.sqnorm.value(w[live]), live_masks, unit) if jumps else 0 * rate
+        # the kink's normal is n = rᵀH / ‖rᵀH‖, and p·n = rate / ‖rᵀH‖
+        if len(net.widths) == 1:
+            normal, to_h, to_q = target.H[unit], target.HH[unit], target.QH.mT[unit]
+            square = target.HH.diagonal()[unit]
+        else:
+            r = net.normal(live_masks, unit)
+            normal, to_h, to_q = r @ target.H, r @ target.HH, r @ target.QH.mT
+            square = (to_h * r).sum(1)
+        spare = rate.square() / square - 2 * jump
+        cross = spare > 0
+        after = torch.where(cross, rate.sign() * (spare.clamp(min=0) * square).sqrt(), -rate)
+        push = ((after - rate) / square)[:, None]
+        p[live] += push * normal
+        dh[live] += push * to_h
+        dq[live] += push * to_q
+        masks[live] = torch.where(cross[:, None], flipped(live_masks, unit), live_masks)
+        live = live[events[live] < MAX_EVENTS]
+    return State(w, h, q, masks), p, events
+
+
+def trajectory(
+    target: Target, state: State, force: Tensor, p: Tensor, sizes: Tensor, steps: int, jumps: bool = True
+) -> tuple[State, Tensor, Tensor, Tensor, Tensor]:
+    """`steps` leapfrog steps of size `sizes` (chains,); returns state, U, ∇U, p and the kinks met."""
+    half, events = 0.5 * sizes[:, None], torch.zeros_like(sizes, dtype=torch.long)
+    lost = torch.zeros_like(sizes, dtype=torch.bool)
+    energy = torch.zeros_like(sizes)
+    for _ in range(steps):
+        state, p, met = drift(target, state, p - half * force, sizes, jumps)
+        energy, force = energy_and_force(target, state)
+        p, events, lost = p - half * force, events + met, lost | (met >= MAX_EVENTS)
+    return state, torch.where(lost, math.inf, energy), force, p, events
+
+
+def step(
+    target: Target, state: State, size: float, steps: int, jumps: bool = True
+) -> tuple[State, Tensor, Info, Tensor]:
+    """One trajectory of every chain and its Metropolis test; returns state, U, what happened and the kinks met."""
+    h, q = target.project(state.w)  # afresh: rounding must not add up over trajectories
+    state = State(state.w, h, q, state.masks)
+    p = torch.randn_like(state.w)
+    sizes = size * (0.8 + 0.4 * torch.rand(len(p), dtype=p.dtype, device=p.device))
+    energy, force = energy_and_force(target, state)
+    start = energy + 0.5 * p.square().sum(1)
+    new, new_energy, _, p, events = trajectory(target, state, force, p, sizes, steps, jumps)
+    end = new_energy + 0.5 * p.square().sum(1)
+    change = torch.nan_to_num(end - start, nan=math.inf)
+    acceptance = (-change).clamp(max=0).exp()
+    accept = torch.rand_like(acceptance) < acceptance
+    kept = State(*(torch.where(accept[:, None], a, b) for a, b in zip(_parts(new), _parts(state), strict=True)))
+    info = Info(acceptance, torch.where(accept, end, start), change > DIVERGED)
+    return kept, torch.where(accept, new_energy, energy), info, events
+
+
+def _parts(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return state.w, state.h, state.q, state.masks
+
+
+def aim(net: Perceptron, affine: Affine, laplace: Laplace) -> Target:
+    """The target in the coordinates z = mode + L w of a Laplace fit."""
+    first, factor = net.layers[0], laplace.factor
+    x, slope = affine.offset + affine.slope @ laplace.mode, affine.slope @ factor
+    H, Q = first.weight @ slope, first.g_weight @ slope
+    root = torch.linalg.cholesky(affine.precision).mT
+    return Target(
+        net,
+        first.weight @ x + first.bias,
+        H,
+        first.g_weight @ x + first.g_bias,
+        Q,
+        H @ H.mT,
+        Q @ H.mT,
+        Quadratic.of(slope, x),
+        Quadratic.of(root @ factor, root @ (laplace.mode - affine.centre)),
+    )
+
+
+def axes(affine: Affine, laplace: Laplace) -> Laplace:
+    """The Laplace fit with its widths along the axes of x alone: L = V diag(ℓ), V the right singular vectors of slope.
+
+    ‖x‖² is then diagonal in w, and so is the prior; that halves the cost, and HMC mixes as well.
+    """
+    gram = affine.slope.mT @ affine.slope
+    basis = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    if float((gram - gram.diagonal().diag()).abs().max()) > 1e-10 * float(gram.max()):
+        basis = torch.linalg.eigh(gram).eigenvectors
+    widths = (basis.mT @ laplace.factor).square().sum(1).sqrt()
+    return Laplace(laplace.mode, basis * widths, float(widths.log().sum()), laplace.flat)
+
+
+def read_affine(density: Density) -> Affine:
+    """x(z) and the prior, read off the model by evaluating it, and checked at random points."""
+    dim = density.dim
+    like = dict(dtype=torch.float64, device=density.client.device)
+    points = torch.cat([torch.zeros(1, dim, **like), torch.eye(dim, **like)])
+    x = torch.cat([density.images(part)[0].flatten(1) for part in points.split(256)]).double()
+    offset, slope = x[0], (x[1:] - x[0]).mT
+
+    def prior_slope(z: Tensor) -> Tensor:
+        return torch.cat([density.value_and_grad(part, temperature=0.0)[1] for part in z.split(256)])
+
+    gradients = prior_slope(points)
+    precision = gradients[0] - gradients[1:]
+    generator = torch.Generator(device=density.client.device).manual_seed(0)
+    z = torch.randn(4, dim, generator=generator, **like)
+    expected_x, expected_slope = offset + z @ slope.mT, gradients[0] - z @ precision
+    if not torch.allclose(density.images(z)[0].flatten(1), expected_x, rtol=1e-8, atol=1e-8 * float(x.abs().max())):
+        raise BadInput("inference refractive needs images affine in the model's latents, as in models/gaussian.py: "
+                       "use hmc on a smooth network, or a Gaussian prior")  # fmt: skip
+    if not torch.allclose(prior_slope(z), expected_slope, rtol=1e-6, atol=1e-8) or not bool(
+        (torch.linalg.eigvalsh(precision) > 0).all()
+    ):
+        raise BadInput("inference refractive needs a Gaussian prior on the model's latents, as in models/gaussian.py")
+    centre = torch.linalg.solve(precision, gradients[0])
+    return Affine(offset, slope, centre, (precision + precision.mT) / 2)
+
+
+def prepare(model: Model, observed: Observation, client: Client) -> tuple[Density, Perceptron, Affine]:
+    """The posterior in float64, its network and its affine image map; raises BadInput where the sampler does not apply."""
+    if observed.batch_size != 1:
+        raise BadInput(f"inference refractive attacks one example, not a batch of {observed.batch_size}: share one")
+    if observed.labels is None:
+        raise BadInput("inference refractive needs the label: give it (--labels known)")
+    client = replace(client, network=copy.deepcopy(client.network).double())
+    observed = replace(observed, g=observed.g.double())
+    density = densities.build(model, client, observed)
+    with torch.no_grad():
+        channel = density._trace(density.constrain(torch.zeros(1, density.dim, dtype=torch.float64))[0], 1).nodes["g"]
+    if not isinstance(channel["fn"], Gaussian):
+        raise BadInput(f"inference refractive needs channels.Gaussian, but the model's channel is {type(channel['fn'])}")
+    net = read(client, observed.g, int(observed.labels[0]), float(channel["fn"].sigma))
+    return density, net, read_affine(density)
+
+
+def check_energy(density: Density, target: Target, laplace: Laplace) -> None:
+    """Raises BadInput where U differs from −log p(z | g) by more than a constant: the model says more than this knows."""
+    w = torch.randn(8, density.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(target.H.device)
+    with torch.no_grad():
+        theirs = -density(laplace.decode(w))
+    gap = energy_and_force(target, place(target, w))[0] - theirs
+    if not float(gap.max() - gap.min()) <= 1e-6 * float(theirs.abs().max()):
+        raise BadInput("inference refractive does not know this model's density: it needs z ~ Gaussian, x affine in z "
+                       "and g ~ channels.Gaussian(client.update(x, y), sigma), and nothing more")  # fmt: skip
+
+
+def warm_up(
+    net: Perceptron, affine: Affine, laplace: Laplace, w: Tensor, iterations: int, hot: float = 1.0,
+    progress: ProgressBar = silent,
+) -> tuple[Laplace, Target, State, float]:
+    """Find ε, and correct the widths of the Laplace fit by those that the chains see.
+
+    The first 40 % of the trajectories cool from σ·hot to σ: a unit that the search left on the wrong side of a kink,
+    behind a jump of many nats, finds the right one while the jump is small.
+    """
+    target = aim(net, affine, laplace)
+    state, tuner = place(target, w), DualAveraging.start(0.2)
+    cool, look, end = int(0.4 * iterations), int(0.6 * iterations), iterations
+    seen: list[Tensor] = []
+    for t in progress("warm-up", iterations):
+        size = math.exp(tuner.log_step)
+        if t <= cool:
+            heat = hot ** (1 - t / max(1, cool))
+            target = replace(target, net=replace(net, sigma=net.sigma * heat))
+        state, _, info, _ = step(target, state, size, trajectory_steps(size))
+        tuner = tuner.update(float(info.acceptance.mean()))
+        if cool <= t < look:
+            seen.append(state.w)
+        if t == look and len(seen) * len(w) > 100:
+            sd = torch.cat(seen).std(0).clamp(0.1, 10)
+            laplace = replace(laplace, factor=laplace.factor * sd, log_det=laplace.log_det + float(sd.log().sum()))
+            target, tuner = aim(net, affine, laplace), DualAveraging.start(size)
+            state = place(target, state.w / sd)
+    return laplace, target, state, math.exp(tuner.log_average)
+
+
+def run(
+    model: Model,
+    observed: Observation,
+    client: Client,
+    *,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    chains: int = 64,
+    draws: int = 150,
+    warmup: int = 100,
+    starts: int = 8,
+    steps: int = 400,
+    hot: float = 1.0,
+    dense: bool = False,
+) -> Posterior:
+    """Draws from p(x | g, y), exact for ReLU and leaky-ReLU perceptrons. Ctrl-C keeps what has been drawn.
+
+    Args:
+        chains: Markov chains, all advanced in one batch.
+        draws: draws a chain, after warm-up.
+        warmup: trajectories that tune the step size and are thrown away.
+        starts: prior draws the search for the MAP starts from.
+        steps: its Adam steps.
+        dense: whiten by the whole Laplace covariance, not by its widths along the axes of x.
+    """
+    pyro.set_rng_seed(seed)
+    density, net, affine = prepare(model, observed, client)
+    found = locate(density, starts=starts, steps=steps, progress=progress)
+    z = found.laplace.decode(starting_points(found, chains))
+    laplace = found.laplace if dense else axes(affine, found.laplace)
+    w = torch.linalg.solve(laplace.factor, (z - laplace.mode).mT).mT
+    check_energy(density, aim(net, affine, laplace), laplace)
+    laplace, target, state, size = warm_up(net, affine, laplace, w, warmup, hot, progress)
+    leapfrogs = trajectory_steps(size)
+    out: dict[str, list[Tensor]] = {"z": [], "lp": [], "acceptance_rate": [], "energy": [], "diverging": [], "kinks": []}
+    reasons = []
+    try:
+        for _ in progress("sampling", draws):
+            state, energy, info, events = step(target, state, size, leapfrogs)
+            for name, value in zip(
+                out, (laplace.decode(state.w), -energy, info.acceptance, info.energy, info.diverging, events), strict=True
+            ):
+                out[name].append(value)
+    except KeyboardInterrupt:
+        kept = min(len(v) for v in out.values())
+        if kept == 0:
+            raise
+        out = {n: v[:kept] for n, v in out.items()}
+        reasons.append(f"interrupted: {kept} of {draws} draws a chain were kept")
+    stats = {n: torch.stack(v, 1) for n, v in out.items()}
+    return collect(
+        density,
+        stats.pop("z"),
+        mode=found.mode,
+        kind="sampler",
+        stats=stats,
+        reasons=reasons,
+        attrs={"step_size": size, "leapfrog_steps": leapfrogs},
+    )
+
+
+if __name__ == "__main__":
+    from pplleak.cli import script
+
+    script(__file__)

@@ -1,0 +1,260 @@
+"""One attack from end to end: a target, a model of what the adversary believes, an inference; a posterior back."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pplleak import channels, clients, data, observation, programs
+from pplleak.clients import Client
+from pplleak.errors import BadInput
+from pplleak.observation import Observation
+from pplleak.posterior import Posterior
+from pplleak.progress import ProgressBar, silent
+
+Precision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What is attacked: a client, what it shared, and, where the attacker is also the experimenter, the truth.
+
+    truth      (batch, *input_shape) or None
+    public     public images of the same kind, (N, *input_shape), or None: what a prior may be fitted to
+    sigma      the channel's noise, where it is known
+    said       where all this came from, for the record: data, index, network, settings, …
+    """
+
+    client: Client
+    observed: Observation
+    truth: Tensor | None = None
+    public: Tensor | None = None
+    sigma: float | None = None
+    said: dict[str, Any] = field(default_factory=dict)
+
+
+def build_client(
+    network: str,
+    settings: Mapping[str, Any],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    dtype: Precision = "float32",
+    parameters: Mapping[str, Tensor] | None = None,
+    where: str = "the observation",
+) -> Client:
+    """The client of a network's name or FILE.py:FUNCTION; weights from `seed`, or as given."""
+    constructor = programs.network(network)
+    try:
+        made = clients.seeded(lambda: constructor(input_shape, num_classes, **settings), seed)
+    except BadInput:
+        raise
+    except Exception as error:
+        file = network.rpartition(":")[0]
+        said = programs.said(error, Path(file) if file else None)
+        raise BadInput(f"the network '{network}' cannot be built for images {input_shape}: {said}") from error
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"the network '{network}' returned a {type(made).__name__}, not a torch.nn.Module")
+    if parameters:
+        made = observation.with_parameters(made, parameters, where)
+    return clients.build(made.to(getattr(torch, dtype)), input_shape, num_classes)
+
+
+def from_data(
+    spec: str = "digits",
+    *,
+    root: str | Path | None = None,
+    index: int = 0,
+    batch_size: int = 1,
+    label: int | None = None,
+    labels_shared: bool = True,
+    network: str = "mlp",
+    settings: Mapping[str, Any] | None = None,
+    sigma: float = 0.1,
+    seed: int = 0,
+    dtype: Precision = "float32",
+) -> Target:
+    """A client that shares the gradient of real images, through a Gaussian channel.
+
+    Args:
+        spec, root, index: which images (`pplleak.data`); batch_size: how many from there on.
+        label: instead of the image's own (for a folder without classes). labels_shared: False hides the labels.
+        network, settings: as for `build_client`; sigma: the channel's noise per entry.
+        seed: of the weights and of the noise, each from a generator of its own.
+    """
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise BadInput(f"sigma must be a positive number, not {sigma}")
+    if batch_size < 1:
+        raise BadInput(f"the batch size must be at least 1, not {batch_size}")
+    images = data.private(spec, root)
+    x, y = images.batch(index, batch_size)
+    classes = max(10, len(images.classes))
+    if label is not None:
+        y = observation.check_labels([label] * batch_size, classes, batch_size)
+    client = build_client(network, settings or {}, images.input_shape, classes, seed=seed, dtype=dtype)
+    x = x.to(client.dtype)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        g = channels.Gaussian(client.update(x, y), sigma).sample()
+    public = data.public(spec, root, without=range(index, index + batch_size)).x
+    said = {"data": spec, "index": index, "network": network, "network_settings": dict(settings or {})}
+    return Target(client, Observation(g, batch_size, y if labels_shared else None), x, public, sigma, said)
+
+
+def from_file(
+    path: str | Path,
+    *,
+    network: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    public: Tensor | None = None,
+    seed: int = 0,
+    dtype: Precision = "float32",
+) -> Target:
+    """What an observation file holds; `network` and `settings` override what it says of its network."""
+    shared = observation.load(path)
+    meta = shared.metadata
+    if not meta:
+        raise BadInput(f"{path} has no pplleak metadata: wrap it with `pplleak observe --gradient {path} --network … "
+                       "--input-shape …`")  # fmt: skip
+    name = network or network_of(path, meta)
+    settings = meta["settings"] if settings is None else settings
+    unknown = set(settings) - {s.name for s in programs.settings(programs.network(name))}
+    if unknown:
+        raise BadInput(f"{path}: the network '{name}' has no setting '{sorted(unknown)[0]}'")
+    client = build_client(
+        name, settings, tuple(meta["input_shape"]), meta["num_classes"],
+        seed=seed, dtype=dtype, parameters=shared.parameters, where=str(path),
+    )  # fmt: skip
+    g = observation.flatten(client, shared.gradient, str(path))
+    labels = meta["labels"]
+    if labels is not None:
+        labels = observation.check_labels(labels, client.num_classes, meta["batch_size"])
+    said = {"observed": str(path), "network": name, "network_settings": dict(settings)}
+    return Target(client, Observation(g, meta["batch_size"], labels), None, public, meta["sigma"], said)
+
+
+def network_of(path: str | Path, metadata: Mapping[str, Any]) -> str:
+    """The network that a file names. A file is never allowed to choose code to run."""
+    if metadata["network"].partition(":")[2]:
+        raise BadInput(f"{path} was made with the network {metadata['network']}, which is code: if you trust it, "
+                       f"say --network {metadata['network']}")  # fmt: skip
+    return metadata["network"]
+
+
+def write_observation(target: Target, path: str | Path, *, label_known: bool | None = None) -> None:
+    """The observation file of a target: what `attack --observed` reads, and nothing of the truth."""
+    client, observed = target.client, target.observed
+    observation.save(
+        path,
+        client.split(observed.g),
+        input_shape=client.input_shape,
+        num_classes=client.num_classes,
+        network=target.said["network"],
+        settings=target.said["network_settings"],
+        parameters=client.parameters,
+        batch_size=observed.batch_size,
+        sigma=target.sigma,
+        labels=None if observed.labels is None else observed.labels.tolist(),
+    )
+
+
+def believe(model: Callable[..., Any], target: Target, beliefs: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+    """The model with its beliefs bound.
+
+    What is not set falls to what is known of the target: `sigma` to the channel's, `reference` to public images.
+    """
+    parameters = inspect.signature(model).parameters
+    bound = {n: v for n, v in (beliefs or {}).items() if v is not None}
+    unknown = set(bound) - set(parameters)
+    if unknown:
+        raise BadInput(f"the model has no belief '{sorted(unknown)[0]}'")
+    sigma = bound.get("sigma", 1.0)
+    if isinstance(sigma, (int, float)) and not (math.isfinite(sigma) and sigma > 0):
+        raise BadInput(f"sigma must be a positive number, not {sigma}")
+    if "sigma" in parameters and "sigma" not in bound and target.sigma is not None:
+        bound["sigma"] = target.sigma
+    if "reference" in parameters and "reference" not in bound and target.public is not None:
+        bound["reference"] = target.public
+    return functools.partial(model, **bound)
+
+
+def attack(
+    target: Target,
+    model: str = "gaussian",
+    inference: str = "hmc",
+    *,
+    beliefs: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+) -> Posterior:
+    """Attack a target with a model and an inference, each a name or a path.
+
+    Args:
+        beliefs: keyword arguments of the model. settings: keyword arguments of the inference.
+        seed: of the inference; one seed, one result.
+    """
+    run = programs.load("inference", inference)
+    bound = believe(programs.load("models", model), target, beliefs)
+    file = programs.locate("models", model)
+    start = time.perf_counter()
+    try:
+        posterior: Posterior = run(
+            bound, target.observed, target.client, seed=seed, progress=progress, **dict(settings or {})
+        )
+    except (BadInput, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        inner: BaseException = error
+        while inner.__cause__ is not None:  # Pyro wraps errors in descriptions of its trace
+            inner = inner.__cause__
+        if isinstance(inner, BadInput):
+            raise inner from error
+        if isinstance(inner, Exception) and _raised_in(inner, file):
+            raise BadInput(f"the model {file} failed: {programs.said(inner, file)}") from error
+        raise
+    attrs = {
+        "model": model,
+        "inference": inference,
+        "beliefs": _plain(bound.keywords),
+        "settings": _plain(dict(settings or {})),
+        "seed": seed,
+        "sigma": target.sigma,
+        "seconds": time.perf_counter() - start,
+        "versions": versions(),
+        **target.said,
+    }
+    truth = None if target.truth is None else target.truth.cpu().numpy()
+    return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
+
+
+def _raised_in(error: Exception, file: Path) -> bool:
+    traced = error.__traceback__
+    while traced is not None:
+        if Path(traced.tb_frame.f_code.co_filename).name == file.name:
+            return True
+        traced = traced.tb_next
+    return False
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON can hold them; a tensor by its shape."""
+    return {n: f"tensor{tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in values.items()}
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    packages = ("pplleak", "torch", "pyro-ppl", "arviz", "numpy")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}

@@ -1,0 +1,159 @@
+"""MAP against the full posterior: the same images attacked by several inferences."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from pplleak import report
+from pplleak.attack import Target, attack
+from pplleak.progress import ProgressBar, silent
+
+COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
+           "divergences", "seconds", "converged")  # fmt: skip
+SHOWN = {
+    "psnr_map": "PSNR of the MAP (dB)",
+    "psnr_mean": "PSNR of the mean (dB)",
+    "ssim_mean": "SSIM of the mean",
+    "coverage_90": "coverage of 90 % intervals",
+    "seconds": "seconds",
+}
+
+
+def compare(
+    targets: Sequence[tuple[int, Callable[[], Target]]],
+    model: str,
+    inferences: Sequence[str],
+    *,
+    beliefs: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
+    """Attack every target with every inference; one row an attack. Ctrl-C keeps the rows that are complete.
+
+    Args:
+        targets: pairs of an image's index and a function that builds its target.
+        settings: for each inference, its keyword arguments. keep: called with all rows after each attack.
+    """
+    rows: list[dict[str, Any]] = []
+    jobs = [(index, make, name) for index, make in targets for name in inferences]
+    try:
+        for k in progress("attacks", len(jobs)):
+            index, make, name = jobs[k]
+            given = (settings or {}).get(name, {})
+            found = attack(make(), model, name, beliefs=beliefs, settings=given, seed=seed)
+            summary = report.summarise(found)
+            rows.append({"index": index, "inference": name, **{c: summary[c] for c in COLUMNS}})
+            keep(rows)
+            if any("interrupted" in doubt for doubt in found.doubts):  # Ctrl-C inside an attack ends the comparison
+                break
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    return rows
+
+
+def average(rows: Sequence[Mapping[str, Any]], inference: str, column: str) -> tuple[float, float, int] | None:
+    """Mean, standard error (NaN for one image) and number of the values that are there."""
+    values = [float(r[column]) for r in rows if r["inference"] == inference and r[column] is not None]
+    if not values:
+        return None
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), error, len(values)
+
+
+def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_image: bool = False) -> Table:
+    """Mean ± standard error of each inference, or every attack."""
+    made = Table(title="each image" if per_image else "mean ± standard error", title_justify="left")
+    for name in (["image"] if per_image else []) + ["inference", *SHOWN.values(), "converged"]:
+        made.add_column(name, justify="left" if name in ("image", "inference") else "right", max_width=13)
+    if per_image:
+        for r in rows:
+            made.add_row(str(r["index"]), str(r["inference"]), *(_number(r[c], c) for c in SHOWN),
+                         "yes" if r["converged"] else "[red]no[/]")  # fmt: skip
+        return made
+    for name in inferences:
+        cells = []
+        for column in SHOWN:
+            found = average(rows, name, column)
+            if found is None:
+                cells.append("–")
+            else:
+                spread = "" if math.isnan(found[1]) else f" ± {_number(found[1], column)}"
+                cells.append(_number(found[0], column) + spread)
+        mine = [r for r in rows if r["inference"] == name]
+        cells.append(f"{sum(bool(r['converged']) for r in mine)} of {len(mine)}")
+        made.add_row(name, *cells)
+    return made
+
+
+def _number(value: float | None, column: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if column in ("ssim_mean", "coverage_90") else f"{value:.2f}"
+
+
+def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Path) -> None:
+    """compare.csv (one row an attack), compare.json (means and standard errors) and compare.png."""
+    with open(out / "compare.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, ["index", "inference", *COLUMNS])
+        writer.writeheader()
+        writer.writerows(rows)
+    means: dict[str, dict[str, Any]] = {}
+    for name in inferences:
+        means[name] = {}
+        for column in COLUMNS:
+            found = average(rows, name, column)
+            means[name][column] = None if found is None else {
+                "mean": found[0], "se": None if math.isnan(found[1]) else found[1], "count": found[2]
+            }  # fmt: skip
+    (out / "compare.json").write_text(json.dumps(means, indent=2) + "\n")
+    picture(rows, inferences).savefig(out / "compare.png", dpi=150)
+
+
+def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Figure:
+    """Quality, honesty and cost: a dot an image, a bar the mean ± standard error."""
+    panels = (
+        ("quality: PSNR of the reconstruction (dB)", (("psnr_map", "MAP", "#8a8a8a"), ("psnr_mean", "posterior mean", "#1f6feb")), None),
+        ("honesty: true pixels inside their 90 % interval", (("coverage_90", "", "#1f6feb"),), 0.9),
+        ("cost: seconds an image", (("seconds", "", "#1f6feb"),), None),
+    )  # fmt: skip
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    count = len({r["index"] for r in rows})
+    figure.suptitle(f"MAP against the full posterior, {count} image{'s' * (count > 1)}", fontsize=11, weight="bold", x=0.01, ha="left")
+    for axes, (title, series, line) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.set_title(title, fontsize=9, loc="left")
+        for s, (column, label, colour) in enumerate(series):
+            for k, name in enumerate(inferences):
+                place = k + (s - (len(series) - 1) / 2) * 0.28
+                values = [r[column] for r in rows if r["inference"] == name and r[column] is not None]
+                found = average(rows, name, column)
+                if found is None:
+                    axes.text(place, 0.5, "none: a point\nhas no interval", ha="center", va="center", fontsize=7,
+                              color="#8a8a8a", transform=axes.get_xaxis_transform())  # fmt: skip
+                    continue
+                axes.plot(np.full(len(values), place) + np.linspace(-0.05, 0.05, len(values)), values, "o", ms=4, alpha=0.45, color=colour)
+                axes.errorbar(place, found[0], yerr=None if math.isnan(found[1]) else found[1], fmt="_", ms=18, mew=2.2,
+                              capsize=4, color=colour, label=label if label and k == 0 else None)  # fmt: skip
+        if line is not None:
+            axes.axhline(line, color="#1a7f37", lw=1, ls="--")
+            axes.text(0.99, line, "should be 90 % ", ha="right", va="bottom", fontsize=7.5, color="#1a7f37", transform=axes.get_yaxis_transform())
+            axes.set_ylim(0, 1.05)
+        if title.startswith("cost"):
+            axes.set_ylim(bottom=0)
+        if len(series) > 1:
+            axes.legend(fontsize=8, frameon=False)
+        axes.set_xticks(range(len(inferences)), inferences)
+        axes.set_xlim(-0.6, len(inferences) - 0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

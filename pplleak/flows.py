@@ -1,0 +1,35 @@
+"""A normalising flow as a Pyro distribution: zuko's are not Pyro sites by themselves."""
+
+from __future__ import annotations
+
+import torch
+import zuko
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class Flow(TorchDistribution):
+    """A zuko distribution (``flow()``) over real vectors, event shape (dim,)."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, base: zuko.distributions.Distribution, batch_shape: torch.Size = torch.Size()) -> None:
+        self.base = base
+        super().__init__(torch.Size(batch_shape), base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Flow | None = None) -> Flow:
+        return Flow(self.base, batch_shape)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.base.rsample(torch.Size(sample_shape) + self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base.log_prob(value)
+
+
+def coupling_spline(dim: int, *, transforms: int = 3, hidden: int = 64, dtype: torch.dtype) -> zuko.flows.Flow:
+    """A neural spline flow with coupling layers (Durkan et al. 2019): fast both ways; identity outside [-5, 5]."""
+    return zuko.flows.NSF(dim, transforms=transforms, hidden_features=(hidden, hidden), passes=2).to(dtype)

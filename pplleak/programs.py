@@ -1,0 +1,179 @@
+"""Finds and opens the files of models/ and inference/, by name or by path; nothing is registered anywhere.
+
+A name is a file of the folder (`hmc` is ``inference/hmc.py``), anything that ends in ``.py`` is a path. Both go
+through one loader. What a file's function can be set to is read off its signature: its keyword-only arguments,
+with their defaults, types and the lines that its docstring says about them.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import shutil
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import docstring_parser
+import torch
+
+from pplleak import networks
+from pplleak.errors import BadInput, unknown
+
+Kind = Literal["models", "inference"]
+ENTRY: dict[Kind, str] = {"models": "model", "inference": "run"}
+RESERVED = {"seed", "progress"}  # of an inference: the command line's own
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A keyword argument that the command line can set."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def folder(kind: Kind) -> Path:
+    """Where the files of a kind lie, in a checkout as in a wheel."""
+    spec = importlib.util.find_spec(f"pplleak.{kind}")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def names(kind: Kind) -> dict[str, str]:
+    """Every file of a kind with its docstring's first line, read without running it."""
+    found = {}
+    for path in sorted(folder(kind).glob("*.py")):
+        if not path.name.startswith("_"):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = doc.splitlines()[0] if doc else ""
+    return found
+
+
+def locate(kind: Kind, name: str) -> Path:
+    """The file behind a name or a path; raises BadInput with the near names where there is none."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise BadInput(f"no file {name}")
+        return path
+    if name not in names(kind):
+        raise unknown(ENTRY[kind] if kind == "models" else kind, name, names(kind), "Or give a path ending in .py.")
+    return folder(kind) / f"{name}.py"
+
+
+def load(kind: Kind, name: str) -> Callable[..., Any]:
+    """The `model` of a model file or the `run` of an inference file."""
+    path = locate(kind, name)
+    inside = path.resolve().parent == folder(kind).resolve()
+    return _function(_module(path, f"pplleak.{kind}.{path.stem}" if inside else None), ENTRY[kind], path)
+
+
+def network(name: str) -> Callable[..., torch.nn.Module]:
+    """The network's constructor (input_shape, num_classes, *, settings): a built-in name, or FILE.py:FUNCTION."""
+    known = [n for n, f in vars(networks).items() if inspect.isfunction(f) and not n.startswith("_")]
+    if name in known:
+        return getattr(networks, name)
+    file, colon, function = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise unknown("network", name, known, "Or give FILE.py:FUNCTION.")
+    if not Path(file).is_file():
+        raise BadInput(f"no file {file}")
+    return _function(_module(Path(file), None), function, Path(file))
+
+
+def _module(path: Path, name: str | None) -> ModuleType:
+    """Run a file once; its own errors become one line that names the file and the line."""
+    key = name or f"pplleak_user_{path.stem}_{abs(hash(path.resolve()))}"
+    if key in sys.modules:
+        return sys.modules[key]
+    try:
+        if name:
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(key, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[key] = module
+        spec.loader.exec_module(module)
+        return module
+    except Exception as error:
+        sys.modules.pop(key, None)
+        raise BadInput(f"{path} cannot be loaded: {said(error, path)}") from error
+
+
+def said(error: Exception, path: Path | None = None) -> str:
+    """An error of a user's file in one line: its kind, its message, and the last line of the file it passed."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if path and Path(f.filename).name == path.name]
+    where = f" (line {frames[-1].lineno})" if frames else ""
+    message = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {message[0] if message else ''}{where}"
+
+
+def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise BadInput(f"{path} has no function '{name}'")
+    return function
+
+
+def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> list[Setting]:
+    """The keyword-only arguments of a model, an inference or a network, in order.
+
+    Types the command line cannot write (tensors, functions) are left to Python users.
+    """
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        hints = {}
+    docs = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or name in reserved:
+            continue
+        if parameter.default is parameter.empty:
+            raise BadInput(f"the setting '{name}' of {function.__module__} has no default: every belief needs one")
+        kind = _writable(hints.get(name, type(parameter.default)))
+        if kind is not None:
+            found.append(Setting(name, kind, parameter.default, " ".join(docs.get(name, "").split())))
+    return found
+
+
+def _writable(kind: Any) -> Any:
+    """The part of a type that can be written on a command line, or None."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal or kind in (int, float, str, bool):
+        return kind
+    if origin in (tuple, list):
+        return kind if all(a is ... or _writable(a) is not None for a in args) else None
+    if args and origin is not Callable:  # a union: str | Tensor
+        parts = [a for a in args if a is type(None) or _writable(a) is not None]
+        return typing.Union[tuple(parts)] if any(p is not type(None) for p in parts) else None  # noqa: UP007
+    return None
+
+
+def copy(name: str, destination: str | Path) -> Path:
+    """Copy a model or inference file, to start one's own; raises BadInput rather than overwrite."""
+    kinds: list[Kind] = [k for k in ENTRY if name in names(k)]
+    if not kinds:
+        raise unknown("file", name, [n for k in ENTRY for n in names(k)])
+    destination = Path(destination)
+    target = destination / f"{name}.py" if destination.is_dir() else destination
+    if target.suffix != ".py":
+        raise BadInput(f"{target} must end in .py, so that --model and --inference know it for a file")
+    if target.exists():
+        raise BadInput(f"{target} exists already: give another name, nothing was overwritten")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(locate(kinds[0], name), target)
+    except OSError as error:
+        raise BadInput(f"cannot write {target}: {error.strerror}") from error
+    return target
