@@ -27,13 +27,14 @@ from pplleak.channels import Gaussian
 from pplleak.clients import Client
 from pplleak.density import Density, Model
 from pplleak.errors import BadInput
-from pplleak.inference.hmc import DIVERGED, DualAveraging, Info, starting_points, trajectory_steps
+from pplleak.inference.hmc import DIVERGED, MAX_STEPS, DualAveraging, Info, starting_points, trajectory_steps
 from pplleak.inference.laplace import Laplace, locate
 from pplleak.kinks import Perceptron, flipped, read
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
+HOT = 5.0  # the noise that warm-up begins with, in units of σ
 MAX_EVENTS = 2000  # kinks in one drift; a trajectory that meets more is rejected, as its reverse would be
 
 
@@ -300,33 +301,44 @@ def check_energy(density: Density, target: Target, laplace: Laplace) -> None:
 
 
 def warm_up(
-    net: Perceptron, affine: Affine, laplace: Laplace, w: Tensor, iterations: int, hot: float = 1.0,
-    progress: ProgressBar = silent,
+    net: Perceptron, affine: Affine, laplace: Laplace, w: Tensor, iterations: int, progress: ProgressBar = silent
 ) -> tuple[Laplace, Target, State, float]:
-    """Find ε, and correct the widths of the Laplace fit by those that the chains see.
+    """Cool the chains onto the target, correct the widths of the Laplace fit by those that they see, and find ε.
 
-    The first 40 % of the trajectories cool from σ·hot to σ: a unit that the search left on the wrong side of a kink,
-    behind a jump of many nats, finds the right one while the jump is small.
+    A unit that the search for the MAP left on the wrong side of its kink stays there, tens of nats above the rest,
+    for longer than any run: so the first two fifths of the trajectories cool from HOT σ to σ, and the chains are
+    resampled on the way by their annealed importance weights (sequential Monte Carlo, Del Moral et al. 2006).
     """
     target = aim(net, affine, laplace)
     state, tuner = place(target, w), DualAveraging.start(0.2)
-    cool, look, end = int(0.4 * iterations), int(0.6 * iterations), iterations
+    cool, tune = int(0.4 * iterations), int(0.6 * iterations)
     seen: list[Tensor] = []
+    heat = HOT if cool else 1.0
     for t in progress("warm-up", iterations):
         size = math.exp(tuner.log_step)
-        if t <= cool:
-            heat = hot ** (1 - t / max(1, cool))
-            target = replace(target, net=replace(net, sigma=net.sigma * heat))
-        state, _, info, _ = step(target, state, size, trajectory_steps(size))
+        if t < cool:
+            cooler = HOT ** (1 - (t + 1) / cool)
+            state, heat = resampled(target, state, cooler**-2 - heat**-2), cooler
+        heated = replace(target, net=replace(net, sigma=net.sigma * heat))
+        state, _, info, _ = step(heated, state, size, min(trajectory_steps(size), 6 if t < cool else MAX_STEPS))
         tuner = tuner.update(float(info.acceptance.mean()))
-        if cool <= t < look:
+        if cool <= t < tune:
             seen.append(state.w)
-        if t == look and len(seen) * len(w) > 100:
+        if t == tune and len(seen) * len(w) > 100:
             sd = torch.cat(seen).std(0).clamp(0.1, 10)
             laplace = replace(laplace, factor=laplace.factor * sd, log_det=laplace.log_det + float(sd.log().sum()))
             target, tuner = aim(net, affine, laplace), DualAveraging.start(size)
             state = place(target, state.w / sd)
     return laplace, target, state, math.exp(tuner.log_average)
+
+
+def resampled(target: Target, state: State, rise: float) -> State:
+    """Chains drawn anew in proportion to exp(−rise Φ), systematically: `rise` is the likelihood's gain in exponent."""
+    phi = target.net.energy(state.h, state.q, target.sqnorm.value(state.w), state.masks)
+    weights = (-rise * phi).softmax(0)
+    ticks = (torch.arange(len(weights), device=weights.device) + torch.rand((), device=weights.device)) / len(weights)
+    picks = torch.searchsorted(weights.cumsum(0), ticks.double()).clamp(max=len(weights) - 1)
+    return State(*(part[picks] for part in _parts(state)))
 
 
 def run(
@@ -341,7 +353,6 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
-    hot: float = 1.0,
     dense: bool = False,
 ) -> Posterior:
     """Draws from p(x | g, y), exact for ReLU and leaky-ReLU perceptrons. Ctrl-C keeps what has been drawn.
@@ -361,7 +372,7 @@ def run(
     laplace = found.laplace if dense else axes(affine, found.laplace)
     w = torch.linalg.solve(laplace.factor, (z - laplace.mode).mT).mT
     check_energy(density, aim(net, affine, laplace), laplace)
-    laplace, target, state, size = warm_up(net, affine, laplace, w, warmup, hot, progress)
+    laplace, target, state, size = warm_up(net, affine, laplace, w, warmup, progress)
     leapfrogs = trajectory_steps(size)
     out: dict[str, list[Tensor]] = {"z": [], "lp": [], "acceptance_rate": [], "energy": [], "diverging": [], "kinks": []}
     reasons = []

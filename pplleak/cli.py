@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # Pyro's own use of torch.jit
 
+import torch  # noqa: E402
 import tyro  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -169,6 +170,13 @@ def _options(args: Any, part: str) -> dict[str, Any]:
 # -- commands ------------------------------------------------------------------------------------------------------
 
 
+def _spare_threads(target: attacks.Target) -> attacks.Target:
+    """A small network is faster on one core than split over several, many times so on a busy machine."""
+    if target.client.update_size < 50_000:
+        torch.set_num_threads(1)
+    return target
+
+
 def _target(args: Any, index: int | None = None) -> attacks.Target:
     return attacks.from_data(
         args.data,
@@ -240,7 +248,7 @@ def attack(argv: Sequence[str]) -> int:
     else:
         target = _target(args)
     found = attacks.attack(
-        target,
+        _spare_threads(target),
         args.model,
         args.inference,
         beliefs=_options(args, "model"),
@@ -299,7 +307,7 @@ def compare(argv: Sequence[str]) -> int:
     for index in indices:
         data.private(args.data, args.data_root).batch(index, args.batch_size)  # say so before the work, not after
     rows = comparing.compare(
-        [(i, functools.lru_cache(maxsize=1)(functools.partial(_target, args, i))) for i in indices],
+        [(i, functools.cache(lambda i=i: _spare_threads(_target(args, i)))) for i in indices],
         args.model,
         names,
         beliefs=_options(args, "model"),
@@ -324,7 +332,7 @@ def ls(argv: Sequence[str]) -> int:
     for title, kind in kinds:
         console.print(f"[bold]{title}[/]")
         for name, said in programs.names(kind).items():
-            console.print(f"  {name:<12} {said}", highlight=False)
+            console.print(f"  {name:<12} {said}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -19,11 +19,11 @@ from pplleak.progress import ProgressBar, silent
 
 COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
            "divergences", "seconds", "converged")  # fmt: skip
-SHOWN = {
-    "psnr_map": "PSNR of the MAP (dB)",
-    "psnr_mean": "PSNR of the mean (dB)",
-    "ssim_mean": "SSIM of the mean",
-    "coverage_90": "coverage of 90 % intervals",
+SHOWN = {  # the terminal has 80 columns
+    "psnr_map": "MAP, dB",
+    "psnr_mean": "mean, dB",
+    "ssim_mean": "SSIM",
+    "coverage_90": "in 90 %",
     "seconds": "seconds",
 }
 
@@ -74,9 +74,11 @@ def average(rows: Sequence[Mapping[str, Any]], inference: str, column: str) -> t
 
 def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_image: bool = False) -> Table:
     """Mean ± standard error of each inference, or every attack."""
-    made = Table(title="each image" if per_image else "mean ± standard error", title_justify="left")
-    for name in (["image"] if per_image else []) + ["inference", *SHOWN.values(), "converged"]:
-        made.add_column(name, justify="left" if name in ("image", "inference") else "right", max_width=13)
+    made = Table(title="each image" if per_image else "mean ± standard error", title_justify="left", padding=(0, 0, 0, 1),
+                 caption="PSNR of the MAP and of the posterior mean, SSIM of the mean, true pixels in their 90 % interval",
+                 caption_justify="left")  # fmt: skip
+    for name in (["image"] if per_image else []) + ["inference", *SHOWN.values(), "good"]:
+        made.add_column(name, justify="left" if name in ("image", "inference") else "right", no_wrap=True)
     if per_image:
         for r in rows:
             made.add_row(str(r["index"]), str(r["inference"]), *(_number(r[c], c) for c in SHOWN),

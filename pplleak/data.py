@@ -21,14 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.datasets import MNIST, ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pplleak.errors import BadInput, unknown
 
 NAMES = ("digits", "mnist", "cifar10")
+# scikit-learn and torchvision are imported where they are used: each takes two seconds, and most runs need one.
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +84,8 @@ def _default_root() -> str:
 @lru_cache(maxsize=8)
 def _load(spec: str, root: str, half: str) -> Images:
     if spec == "digits":
+        from sklearn.datasets import load_digits
+
         bunch = load_digits()
         x = torch.tensor(bunch.images / 16, dtype=torch.float32).unsqueeze(1)
         y = torch.tensor(bunch.target, dtype=torch.long)
@@ -116,6 +116,8 @@ def _public_folder(folder: Path) -> Path:
 
 
 def _mnist(root: str, train: bool) -> Images:
+    from torchvision.datasets import MNIST
+
     try:
         dataset = MNIST(root, train=train, download=False)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
@@ -126,6 +128,8 @@ def _mnist(root: str, train: bool) -> Images:
 
 def _folder(folder: Path) -> Images:
     """A folder of class folders (torchvision's ImageFolder), or a flat folder of images (all of class 0)."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
+
     if any(p.is_dir() for p in folder.iterdir()):
         try:
             listed = ImageFolder(str(folder))
