@@ -25,6 +25,7 @@ from torch import Tensor
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
+from pplleak.errors import require_positive
 from pplleak.inference.laplace import Laplace, Located, locate
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -174,6 +175,7 @@ def run(
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
     """
+    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)

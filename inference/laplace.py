@@ -18,6 +18,7 @@ from torch import Tensor
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
+from pplleak.errors import require_positive
 from pplleak.inference.map import maximise
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -103,8 +104,10 @@ def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar =
     site is bounded, so such a model is climbed twice."""
     found = maximise(density, starts=starts, steps=steps, progress=progress)
     mode = found.z[0]
-    if density.bounded:
+    if density.bounded and not found.interrupted:
         found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress)
+    if found.interrupted:  # half a search is no place to sample from
+        raise KeyboardInterrupt
     near = found.z[found.value > found.value[0] - 10]
     return Located(mode, near, fit(density, near[0], progress=progress))
 
@@ -129,6 +132,7 @@ def run(
         starts: prior draws the search for the mode starts from.
         steps: its Adam steps, before Newton's.
     """
+    require_positive(chains=chains, draws=draws, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)

@@ -19,6 +19,7 @@ from torch import Tensor
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
+from pplleak.errors import require_positive
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
@@ -106,6 +107,7 @@ def run(
         lr: Adam's first learning rate, in prior standard deviations a step; it decays to zero.
         optimizer: adam, or lbfgs for smooth, well-conditioned models.
     """
+    require_positive(starts=starts, steps=steps, lr=lr)
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
     found = maximise(density, starts=starts, steps=steps, lr=lr, optimizer=optimizer, progress=progress)

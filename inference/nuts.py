@@ -15,6 +15,7 @@ from torch import Tensor
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Model
+from pplleak.errors import require_positive
 from pplleak.inference.map import maximise
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -47,6 +48,7 @@ def run(
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
     """
+    require_positive(chains=chains, draws=draws, warmup=warmup, max_tree_depth=max_tree_depth, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
     found = maximise(density, starts=max(starts, 2), steps=steps, progress=progress)

@@ -127,40 +127,49 @@ def energy_and_force(target: Target, state: State) -> tuple[Tensor, Tensor]:
 
 
 def drift(target: Target, state: State, p: Tensor, time: Tensor, jumps: bool = True) -> tuple[State, Tensor, Tensor]:
-    """Straight motion for `time` (chains,), refracted or reflected at every kink met; the momentum p (chains, dim).
+    """The exact flow of ½w² + ½p², a rotation by `time` (chains,), refracted or reflected at every kink it meets:
 
-    Returns the state, the momentum and the number of kinks met. jumps=False takes every ΔU for zero (a wrong sampler,
-    which the tests must reject).
+        w(t) = w cos t + p sin t        p(t) = p cos t − w sin t        h(t) = c + (h − c) cos t + ḣ sin t,   c = h at w = 0
+
+    Returns the state, the momentum p (chains, dim) and the number of kinks met. jumps=False takes every ΔU for zero (a
+    wrong sampler, which the tests must reject).
     """
-    net = target.net
+    net, full = target.net, 2 * math.pi
     w, h, q, masks, p = (t.clone() for t in (state.w, state.h, state.q, state.masks, p))
     dh, dq = p @ target.H.mT, p @ target.Q.mT
     left, events = time.clone(), torch.zeros_like(time, dtype=torch.long)
     live = torch.arange(len(w), device=w.device)
     while len(live):
-        # when does each unit that moves towards its kink arrive there?
-        rates, here = net.rates(dh[live], masks[live]), net.preactivations(h[live], masks[live])
-        towards = torch.where(masks[live], rates < 0, rates > 0)
-        arrival = torch.where(towards, (-here / rates).clamp(min=0), math.inf)
+        # h − c = R cos(t − θ) sinks through −c at t − θ = arccos(−c/R), and rises through it at minus that
+        here, centre = net.preactivations(h[live], masks[live]), net.preactivations(target.h0.expand_as(h[live]), masks[live])
+        rates = net.rates(dh[live], masks[live])
+        radius = torch.hypot(here - centre, rates)
+        angle = torch.acos((-centre / radius).clamp(-1, 1))
+        arrival = torch.remainder(torch.atan2(rates, here - centre) + torch.where(masks[live], angle, -angle), full)
+        arrival = torch.where(arrival > full - 1e-9, 0.0, arrival)  # just behind: two kinks met at once
+        arrival = torch.where(radius > centre.abs(), arrival, math.inf)
         t, unit = arrival.min(1)
         hit = t < left[live]
-        t = torch.minimum(t, left[live])[:, None]
-        w[live] += t * p[live]
-        h[live] += t * dh[live]
-        q[live] += t * dq[live]
-        left[live] -= t[:, 0]
-        live, unit, rate = live[hit], unit[hit], rates[hit].gather(1, unit[hit][:, None])[:, 0]
+        t = torch.minimum(t, left[live])
+        left[live] -= t
+        cos, sin = t.cos()[:, None], t.sin()[:, None]
+        w[live], p[live] = w[live] * cos + p[live] * sin, p[live] * cos - w[live] * sin
+        for value, rate, middle in ((h, dh, target.h0), (q, dq, target.q0)):
+            offset = value[live] - middle
+            value[live], rate[live] = middle + offset * cos + rate[live] * sin, rate[live] * cos - offset * sin
+        live, unit = live[hit], unit[hit]
         if not len(live):
             break
         events[live] += 1
-        live_masks = masks[live]
-        jump = net.jump(h[live], q[live], target.sqnorm.value(w[live]), live_masks, unit) if jumps else 0 * rate
+        here_masks = masks[live]
+        rate = net.rates(dh[live], here_masks).gather(1, unit[:, None])[:, 0]
+        jump = net.jump(h[live], q[live], target.sqnorm.value(w[live]), here_masks, unit) if jumps else 0 * rate
         # the kink's normal is n = rᵀH / ‖rᵀH‖, and p·n = rate / ‖rᵀH‖
         if len(net.widths) == 1:
             normal, to_h, to_q = target.H[unit], target.HH[unit], target.QH.mT[unit]
             square = target.HH.diagonal()[unit]
         else:
-            r = net.normal(live_masks, unit)
+            r = net.normal(here_masks, unit)
             normal, to_h, to_q = r @ target.H, r @ target.HH, r @ target.QH.mT
             square = (to_h * r).sum(1)
         spare = rate.square() / square - 2 * jump
@@ -170,7 +179,7 @@ def drift(target: Target, state: State, p: Tensor, time: Tensor, jumps: bool = T
         p[live] += push * normal
         dh[live] += push * to_h
         dq[live] += push * to_q
-        masks[live] = torch.where(cross[:, None], flipped(live_masks, unit), live_masks)
+        masks[live] = torch.where(cross[:, None], flipped(here_masks, unit), here_masks)
         live = live[events[live] < MAX_EVENTS]
     return State(w, h, q, masks), p, events
 
@@ -183,9 +192,9 @@ def trajectory(
     lost = torch.zeros_like(sizes, dtype=torch.bool)
     energy = torch.zeros_like(sizes)
     for _ in range(steps):
-        state, p, met = drift(target, state, p - half * force, sizes, jumps)
+        state, p, met = drift(target, state, p - half * (force - state.w), sizes, jumps)
         energy, force = energy_and_force(target, state)
-        p, events, lost = p - half * force, events + met, lost | (met >= MAX_EVENTS)
+        p, events, lost = p - half * (force - state.w), events + met, lost | (met >= MAX_EVENTS)
     return state, torch.where(lost, math.inf, energy), force, p, events
 
 
@@ -325,10 +334,11 @@ def warm_up(
         if cool <= t < tune:
             seen.append(state.w)
         if t == tune and len(seen) * len(w) > 100:
-            sd = torch.cat(seen).std(0).clamp(0.1, 10)
-            laplace = replace(laplace, factor=laplace.factor * sd, log_det=laplace.log_det + float(sd.log().sum()))
+            centre, sd = torch.cat(seen).mean(0), torch.cat(seen).std(0).clamp(0.1, 10)
+            log_det = laplace.log_det + float(sd.log().sum())
+            laplace = Laplace(laplace.decode(centre[None])[0], laplace.factor * sd, log_det, laplace.flat)
             target, tuner = aim(net, affine, laplace), DualAveraging.start(size)
-            state = place(target, state.w / sd)
+            state = place(target, (state.w - centre) / sd)
     return laplace, target, state, math.exp(tuner.log_average)
 
 

@@ -27,6 +27,7 @@ from pyro.optim import ClippedAdam
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
+from pplleak.errors import require_positive
 from pplleak.flows import Flow, coupling_spline
 from pplleak.inference.laplace import Laplace, locate
 from pplleak.observation import Observation
@@ -87,6 +88,7 @@ def run(
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
     """
+    require_positive(iterations=iterations, particles=particles, lr=lr, chains=chains, draws=draws, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)

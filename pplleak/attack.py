@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from pplleak import channels, clients, data, observation, programs
 from pplleak.clients import Client
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, require_positive
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
@@ -94,8 +93,7 @@ def from_data(
         network, settings: as for `build_client`; sigma: the channel's noise per entry.
         seed: of the weights and of the noise, each from a generator of its own.
     """
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise BadInput(f"sigma must be a positive number, not {sigma}")
+    require_positive(sigma=sigma)
     if batch_size < 1:
         raise BadInput(f"the batch size must be at least 1, not {batch_size}")
     images = data.private(spec, root)
@@ -180,9 +178,8 @@ def believe(model: Callable[..., Any], target: Target, beliefs: Mapping[str, Any
     unknown = set(bound) - set(parameters)
     if unknown:
         raise BadInput(f"the model has no belief '{sorted(unknown)[0]}'")
-    sigma = bound.get("sigma", 1.0)
-    if isinstance(sigma, (int, float)) and not (math.isfinite(sigma) and sigma > 0):
-        raise BadInput(f"sigma must be a positive number, not {sigma}")
+    if isinstance(bound.get("sigma"), (int, float)):
+        require_positive(sigma=bound["sigma"])
     if "sigma" in parameters and "sigma" not in bound and target.sigma is not None:
         bound["sigma"] = target.sigma
     if "reference" in parameters and "reference" not in bound and target.public is not None:

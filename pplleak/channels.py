@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplleak.errors import BadInput
+from pplleak.errors import require_positive
 from pplleak.updates import Update
 
 
@@ -32,8 +32,8 @@ class Gaussian(TorchDistribution):
     has_rsample = True
 
     def __init__(self, update: Update, sigma: float | Tensor, validate_args: bool | None = None) -> None:
-        if not isinstance(sigma, Tensor) and not (math.isfinite(sigma) and sigma > 0):
-            raise BadInput(f"sigma must be a positive number, not {sigma}")
+        if not isinstance(sigma, Tensor):
+            require_positive(sigma=sigma)
         self.update, self.sigma = update, sigma
         super().__init__(update.shape, torch.Size([update.size]), validate_args=validate_args)
 

@@ -358,7 +358,10 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The `pplleak` command. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """The `pplleak` command. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+
+    A KeyboardInterrupt comes out only where nothing could be kept; `pplleak.__main__` says so.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if not argv or argv[0] in ("-h", "--help"):
@@ -370,9 +373,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BadInput as error:
         print(f"pplleak: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("pplleak: interrupted before anything could be kept", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def script(file: str) -> None:

@@ -91,18 +91,18 @@ def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_imag
             if found is None:
                 cells.append("–")
             else:
-                spread = "" if math.isnan(found[1]) else f" ± {_number(found[1], column)}"
-                cells.append(_number(found[0], column) + spread)
+                spread = "" if math.isnan(found[1]) else f"±{_number(found[1], column, short=True)}"
+                cells.append(_number(found[0], column, short=True) + spread)
         mine = [r for r in rows if r["inference"] == name]
         cells.append(f"{sum(bool(r['converged']) for r in mine)} of {len(mine)}")
         made.add_row(name, *cells)
     return made
 
 
-def _number(value: float | None, column: str) -> str:
+def _number(value: float | None, column: str, short: bool = False) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if column in ("ssim_mean", "coverage_90") else f"{value:.2f}"
+    return f"{value:.3f}" if column in ("ssim_mean", "coverage_90") else f"{value:.{1 if short else 2}f}"
 
 
 def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Path) -> None:
@@ -149,7 +149,7 @@ def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Fig
                               capsize=4, color=colour, label=label if label and k == 0 else None)  # fmt: skip
         if line is not None:
             axes.axhline(line, color="#1a7f37", lw=1, ls="--")
-            axes.text(0.99, line, "should be 90 % ", ha="right", va="bottom", fontsize=7.5, color="#1a7f37", transform=axes.get_yaxis_transform())
+            axes.text(0.01, line, " should be 90 %", ha="left", va="bottom", fontsize=7.5, color="#1a7f37", transform=axes.get_yaxis_transform())
             axes.set_ylim(0, 1.05)
         if title.startswith("cost"):
             axes.set_ylim(bottom=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -19,3 +20,10 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> BadIn
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     help_ = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
     return BadInput(f"unknown {kind} '{name}': {help_}{' ' + hint if hint else ''}")
+
+
+def require_positive(**values: float) -> None:
+    """Raise BadInput for the first of the named settings that is not a positive number."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise BadInput(f"{name} must be a positive number, not {value}")

@@ -92,7 +92,7 @@ def table(summary: dict[str, Any]) -> Table:
     """The summary as a terminal table."""
     shown = Table(title=f"{summary['model']} × {summary['inference']}", title_justify="left", show_header=False)
     for key, (label, form) in ROWS.items():
-        if summary[key] is not None:
+        if summary[key] is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
             shown.add_row(label, form.format(summary[key]))
     colour = "green" if summary["converged"] else "bold red"
     shown.add_section()
@@ -142,7 +142,7 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
         columns.append(("uncertainty\n(posterior sd)", posterior.sd[order]))
         picks = np.linspace(0, len(posterior.draws) - 1, draws + 2).astype(int)[1:-1]
         columns += [(f"posterior draw {k + 1}\n", posterior.draws[i][order]) for k, i in enumerate(picks)]
-    width = max(6.5, 1.45 * len(columns) + 0.5)
+    width = max(5.0, 1.45 * len(columns) + 0.5)
     figure = Figure(figsize=(width, 1.75 * shown + 1.75), layout="none")
     bottom, top = 0.95 / figure.get_figheight(), 1 - 1.0 / figure.get_figheight()
     grid = figure.add_gridspec(shown, len(columns), left=0.015, right=0.985, bottom=bottom, top=top, wspace=0.08, hspace=0.25)
@@ -164,11 +164,12 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
                 axes.set_title(title, fontsize=9, color=INK)
     sigma = posterior.attrs.get("sigma")
     noise = f" + noise σ = {sigma:g}" if sigma else ""
-    known = posterior.attrs.get("data") or Path(str(posterior.attrs.get("observed", ""))).name
-    figure.text(0.015, 1 - 0.24 / figure.get_figheight(),
-                f"What one shared gradient{noise} reveals   ({known}, {posterior.attrs.get('network', '')}; "
-                f"{summary['model']} × {summary['inference']})",
-                fontsize=10.5, color=INK, weight="bold", va="center")  # fmt: skip
+    source = posterior.attrs.get("data") or posterior.attrs.get("observed") or ""
+    of = "/".join(Path(str(source)).parts[-2:])
+    said = f"{of}, network {posterior.attrs.get('network', '')}, model {summary['model']}, inference {summary['inference']}"
+    figure.text(0.015, 1 - 0.22 / figure.get_figheight(), f"What one shared gradient{noise} reveals", fontsize=10.5,
+                color=INK, weight="bold", va="center")  # fmt: skip
+    figure.text(0.015, 1 - 0.45 / figure.get_figheight(), said, fontsize=8, color=INK, va="center")
     lines = []
     if summary["coverage_90"] is not None:
         lines.append(f"{summary['coverage_90']:.0%} of the true pixels lie inside their 90 % posterior interval.")
