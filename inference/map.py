@@ -114,10 +114,12 @@ def run(
     reasons = []
     if found.interrupted:
         reasons.append(f"interrupted after {len(found.curve)} of {steps} steps: the best iterate so far is kept")
-    late = found.curve[-max(1, len(found.curve) // 10) :, 0]
+    late = found.curve[-max(1, len(found.curve) // 5) :, 0]
     gain = float(late.max() - late[0])
     if gain > 1:
-        reasons.append(f"still climbing: {gain:.1f} nats gained in the last tenth of the steps")
+        reasons.append(f"still climbing: {gain:.1f} nats gained in the last fifth of the steps")
+    if starts > 1 and found.value[1] < found.value[0] - 1:
+        reasons.append("no two starts ended at the same height: there may be a higher maximum (more steps or starts)")
     return collect(
         density,
         found.z[None, :1],

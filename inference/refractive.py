@@ -77,8 +77,8 @@ class Quadratic:
 class Target:
     """U(w) = Φ(h₁(w), q(w), ‖x(w)‖²; masks) + ½ (z − centre)ᵀ precision (z − centre) in whitened z = mode + L w.
 
-    h₁ = h0 + H w,  q = q0 + Q w  (width₁,), (width₁, dim);  HH = H Hᵀ and QH = Q Hᵀ: what a push along a first-layer
-    normal does to the rates of h₁ and q.
+    h₁ = h0 + H w,  q = q0 + Q w  (width₁,), (width₁, dim);  ‖x‖² = c + 2 b·w + wᵀ M w;  HM = H M, Hb = H b;
+    pushes = H [Hᵀ, Qᵀ, (HM)ᵀ]  (width₁, 3 width₁): what a push along a row of H does to H p, Q p and H M p.
     """
 
     net: Perceptron
@@ -86,8 +86,9 @@ class Target:
     H: Tensor
     q0: Tensor
     Q: Tensor
-    HH: Tensor
-    QH: Tensor
+    HM: Tensor
+    Hb: Tensor
+    pushes: Tensor
     sqnorm: Quadratic
     prior: Quadratic
 
@@ -131,57 +132,79 @@ def drift(target: Target, state: State, p: Tensor, time: Tensor, jumps: bool = T
 
         w(t) = w cos t + p sin t        p(t) = p cos t − w sin t        h(t) = c + (h − c) cos t + ḣ sin t,   c = h at w = 0
 
+    A push p(t) += κ n turns the rotation's start, w += −κ sin t n and p += κ cos t n. So between kinks nothing changes,
+    and at a kink only what H, Q and H M see of (w, p) does, together with the coefficients of ‖x‖² along the rotation:
+    an event costs a few rows of length width₁, and the pixels are touched once a drift.
+
     Returns the state, the momentum p (chains, dim) and the number of kinks met. jumps=False takes every ΔU for zero (a
     wrong sampler, which the tests must reject).
     """
-    net, full = target.net, 2 * math.pi
-    w, h, q, masks, p = (t.clone() for t in (state.w, state.h, state.q, state.masks, p))
-    dh, dq = p @ target.H.mT, p @ target.Q.mT
-    left, events = time.clone(), torch.zeros_like(time, dtype=torch.long)
-    live = torch.arange(len(w), device=w.device)
+    net, full, width = target.net, 2 * math.pi, len(target.h0)
+    masks, since = state.masks.clone(), torch.zeros_like(time)
+    u = torch.cat([state.h - target.h0, state.q - target.q0, state.w @ target.HM.mT], 1)
+    v = torch.cat([p @ target.H.mT, p @ target.Q.mT, p @ target.HM.mT], 1)
+    b, mw, mp = target.sqnorm.b, target.sqnorm.times(state.w), target.sqnorm.times(p)
+    bw, bp, ww, wp, pp = state.w @ b, p @ b, (state.w * mw).sum(1), (state.w * mp).sum(1), (p * mp).sum(1)
+    w_pushed, p_pushed = torch.zeros_like(state.h), torch.zeros_like(state.h)  # along the rows of H
+    events = torch.zeros_like(time, dtype=torch.long)
+    live = torch.arange(len(masks), device=masks.device)
+
+    def turned(chains: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        cos, sin = since[chains].cos(), since[chains].sin()
+        a, b = u[chains, :columns], v[chains, :columns]
+        return a * cos[:, None] + b * sin[:, None], b * cos[:, None] - a * sin[:, None], cos, sin
+
     while len(live):
         # h − c = R cos(t − θ) sinks through −c at t − θ = arccos(−c/R), and rises through it at minus that
-        here, centre = net.preactivations(h[live], masks[live]), net.preactivations(target.h0.expand_as(h[live]), masks[live])
-        rates = net.rates(dh[live], masks[live])
-        radius = torch.hypot(here - centre, rates)
+        offset, rate, _, _ = turned(live, width)
+        centre = net.preactivations(target.h0.expand_as(offset), masks[live])
+        offset, rates = net.rates(offset, masks[live]), net.rates(rate, masks[live])
+        radius = torch.hypot(offset, rates)
         angle = torch.acos((-centre / radius).clamp(-1, 1))
-        arrival = torch.remainder(torch.atan2(rates, here - centre) + torch.where(masks[live], angle, -angle), full)
+        arrival = torch.remainder(torch.atan2(rates, offset) + torch.where(masks[live], angle, -angle), full)
         arrival = torch.where(arrival > full - 1e-9, 0.0, arrival)  # just behind: two kinks met at once
-        arrival = torch.where(radius > centre.abs(), arrival, math.inf)
-        t, unit = arrival.min(1)
-        hit = t < left[live]
-        t = torch.minimum(t, left[live])
-        left[live] -= t
-        cos, sin = t.cos()[:, None], t.sin()[:, None]
-        w[live], p[live] = w[live] * cos + p[live] * sin, p[live] * cos - w[live] * sin
-        for value, rate, middle in ((h, dh, target.h0), (q, dq, target.q0)):
-            offset = value[live] - middle
-            value[live], rate[live] = middle + offset * cos + rate[live] * sin, rate[live] * cos - offset * sin
-        live, unit = live[hit], unit[hit]
+        t, unit = torch.where(radius > centre.abs(), arrival, math.inf).min(1)
+        hit = since[live] + t < time[live]
+        live, unit, t = live[hit], unit[hit], t[hit]
         if not len(live):
             break
+        since[live] += t
         events[live] += 1
-        here_masks = masks[live]
-        rate = net.rates(dh[live], here_masks).gather(1, unit[:, None])[:, 0]
-        jump = net.jump(h[live], q[live], target.sqnorm.value(w[live]), here_masks, unit) if jumps else 0 * rate
+        here = masks[live]
+        now, rate, cos, sin = turned(live, 2 * width)
+        rate = net.rates(rate[:, :width], here).gather(1, unit[:, None])[:, 0]
+        sqnorm = target.sqnorm.c + 2 * (bw[live] * cos + bp[live] * sin)
+        sqnorm = sqnorm + ww[live] * cos**2 + 2 * wp[live] * sin * cos + pp[live] * sin**2
+        h, q = target.h0 + now[:, :width], target.q0 + now[:, width:]
+        jump = net.jump(h, q, sqnorm, here, unit) if jumps else 0 * rate
         # the kink's normal is n = rᵀH / ‖rᵀH‖, and p·n = rate / ‖rᵀH‖
-        if len(net.widths) == 1:
-            normal, to_h, to_q = target.H[unit], target.HH[unit], target.QH.mT[unit]
-            square = target.HH.diagonal()[unit]
-        else:
-            r = net.normal(here_masks, unit)
-            normal, to_h, to_q = r @ target.H, r @ target.HH, r @ target.QH.mT
-            square = (to_h * r).sum(1)
+        r = net.normal(here, unit)
+        seen = target.pushes[unit] if len(net.widths) == 1 else r @ target.pushes
+        square = (seen[:, :width] * r).sum(1)
         spare = rate.square() / square - 2 * jump
         cross = spare > 0
         after = torch.where(cross, rate.sign() * (spare.clamp(min=0) * square).sqrt(), -rate)
-        push = ((after - rate) / square)[:, None]
-        p[live] += push * normal
-        dh[live] += push * to_h
-        dq[live] += push * to_q
-        masks[live] = torch.where(cross[:, None], flipped(here_masks, unit), here_masks)
+        push = (after - rate) / square
+        dw, dp = -push * sin, push * cos
+        m, mu, mv = (seen[:, 2 * width :] * r).sum(1), (u[live, 2 * width :] * r).sum(1), (v[live, 2 * width :] * r).sum(1)
+        ww[live] += dw * (2 * mu + dw * m)
+        wp[live] += dw * mv + dp * mu + dw * dp * m
+        pp[live] += dp * (2 * mv + dp * m)
+        along = r @ target.Hb
+        bw[live] += dw * along
+        bp[live] += dp * along
+        u[live] += dw[:, None] * seen
+        v[live] += dp[:, None] * seen
+        w_pushed[live] += dw[:, None] * r
+        p_pushed[live] += dp[:, None] * r
+        masks[live] = torch.where(cross[:, None], flipped(here, unit), here)
         live = live[events[live] < MAX_EVENTS]
-    return State(w, h, q, masks), p, events
+    since = time
+    now, _, cos, sin = turned(torch.arange(len(masks), device=masks.device), 2 * width)
+    w, p = state.w + w_pushed @ target.H, p + p_pushed @ target.H
+    cos, sin = cos[:, None], sin[:, None]
+    new = State(w * cos + p * sin, target.h0 + now[:, :width], target.q0 + now[:, width:], masks)
+    return new, p * cos - w * sin, events
 
 
 def trajectory(
@@ -228,15 +251,18 @@ def aim(net: Perceptron, affine: Affine, laplace: Laplace) -> Target:
     x, slope = affine.offset + affine.slope @ laplace.mode, affine.slope @ factor
     H, Q = first.weight @ slope, first.g_weight @ slope
     root = torch.linalg.cholesky(affine.precision).mT
+    sqnorm = Quadratic.of(slope, x)
+    HM = sqnorm.times(H)
     return Target(
         net,
         first.weight @ x + first.bias,
         H,
         first.g_weight @ x + first.g_bias,
         Q,
-        H @ H.mT,
-        Q @ H.mT,
-        Quadratic.of(slope, x),
+        HM,
+        H @ sqnorm.b,
+        H @ torch.cat([H, Q, HM]).mT,
+        sqnorm,
         Quadratic.of(root @ factor, root @ (laplace.mode - affine.centre)),
     )
 
@@ -321,7 +347,7 @@ def warm_up(
     target = aim(net, affine, laplace)
     state, tuner = place(target, w), DualAveraging.start(0.2)
     cool, tune = int(0.4 * iterations), int(0.6 * iterations)
-    seen: list[Tensor] = []
+    seen: list[State] = []
     heat = HOT if cool else 1.0
     for t in progress("warm-up", iterations):
         size = math.exp(tuner.log_step)
@@ -332,14 +358,55 @@ def warm_up(
         state, _, info, _ = step(heated, state, size, min(trajectory_steps(size), 6 if t < cool else MAX_STEPS))
         tuner = tuner.update(float(info.acceptance.mean()))
         if cool <= t < tune:
-            seen.append(state.w)
-        if t == tune and len(seen) * len(w) > 100:
-            centre, sd = torch.cat(seen).mean(0), torch.cat(seen).std(0).clamp(0.1, 10)
-            log_det = laplace.log_det + float(sd.log().sum())
-            laplace = Laplace(laplace.decode(centre[None])[0], laplace.factor * sd, log_det, laplace.flat)
-            target, tuner = aim(net, affine, laplace), DualAveraging.start(size)
-            state = place(target, (state.w - centre) / sd)
+            seen.append(state)
+        if t == tune and seen:
+            laplace, w = refit(target, laplace, seen)
+            target = aim(net, affine, laplace)
+            state, tuner = place(target, w), DualAveraging.start(0.3)
     return laplace, target, state, math.exp(tuner.log_average)
+
+
+def refit(target: Target, laplace: Laplace, seen: list[State], patterns: int = 16) -> tuple[Laplace, Tensor]:
+    """The Gaussian whose force is nearest to the fixed-mask one; returns it, and the last of `seen` in its coordinates.
+
+    Precision: the mean over masks of the fixed-mask Hessian. Centre: where that Gaussian's mean force is the mean
+    fixed-mask force, mean(w) − precision⁻¹ mean(∇U). The jumps push the draws off that centre, and only the events
+    know of them: a Gaussian fitted to the draws themselves would leave a larger force to the kicks.
+    """
+    last = seen[-1]
+    precision = curvature(target, State(*(part[:patterns] for part in _parts(last))))
+    force = torch.cat([energy_and_force(target, s)[1] for s in seen]).mean(0)
+    centre = torch.cat([s.w for s in seen]).mean(0) - torch.linalg.solve(precision, force)
+    values, vectors = torch.linalg.eigh(precision)
+    scale = values.abs().clamp(min=0.01).rsqrt()
+    log_det = laplace.log_det + float(scale.log().sum())
+    fitted = Laplace(laplace.decode(centre[None])[0], laplace.factor @ (vectors * scale), log_det, laplace.flat)
+    return fitted, (last.w - centre) @ (vectors / scale)
+
+
+def curvature(target: Target, state: State) -> Tensor:
+    """∇²U with the masks held fixed, averaged over the chains, (dim, dim)."""
+    b = target.sqnorm.b + target.sqnorm.times(state.w)  # ∇‖x‖² / 2
+    sqnorm, maps = target.sqnorm.value(state.w), torch.cat([target.H, target.Q])
+    width = state.h.shape[1]
+    total = torch.zeros(len(target.sqnorm.b), len(target.sqnorm.b), dtype=b.dtype, device=b.device)
+    blocks = torch.zeros(2 * width, 2 * width, dtype=b.dtype, device=b.device)
+    by_sqnorm = 0.0
+    for k in range(len(b)):
+
+        def phi(seen: Tensor, masks: Tensor = state.masks[k : k + 1]) -> Tensor:
+            return target.net.energy(seen[None, :width], seen[None, width : 2 * width], seen[-1:], masks)[0]
+
+        at = torch.cat([state.h[k], state.q[k], sqnorm[k : k + 1]])
+        second = torch.autograd.functional.hessian(phi, at, vectorize=True)
+        by_sqnorm += float(torch.autograd.functional.jacobian(phi, at)[-1])
+        blocks += second[:-1, :-1]
+        cross = torch.outer(second[-1, :-1] @ maps, 2 * b[k])
+        total += cross + cross.mT + 4 * second[-1, -1] * torch.outer(b[k], b[k])
+    square = target.sqnorm.m if target.sqnorm.m.dim() == 2 else target.sqnorm.m.diag()
+    prior = target.prior.m if target.prior.m.dim() == 2 else target.prior.m.diag()
+    total = (total + maps.mT @ blocks @ maps + 2 * by_sqnorm * square) / len(b) + prior
+    return (total + total.mT) / 2
 
 
 def resampled(target: Target, state: State, rise: float) -> State:
@@ -363,7 +430,6 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
-    dense: bool = False,
 ) -> Posterior:
     """Draws from p(x | g, y), exact for ReLU and leaky-ReLU perceptrons. Ctrl-C keeps what has been drawn.
 
@@ -373,13 +439,12 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
-        dense: whiten by the whole Laplace covariance, not by its widths along the axes of x.
     """
     pyro.set_rng_seed(seed)
     density, net, affine = prepare(model, observed, client)
     found = locate(density, starts=starts, steps=steps, progress=progress)
     z = found.laplace.decode(starting_points(found, chains))
-    laplace = found.laplace if dense else axes(affine, found.laplace)
+    laplace = axes(affine, found.laplace)
     w = torch.linalg.solve(laplace.factor, (z - laplace.mode).mT).mT
     check_energy(density, aim(net, affine, laplace), laplace)
     laplace, target, state, size = warm_up(net, affine, laplace, w, warmup, progress)

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
 Kind = Literal["sampler", "approximation", "point"]
 
 RHAT, ESS, KHAT = 1.01, 400, 0.7  # thresholds: Vehtari et al. 2021, section 4; Vehtari et al. 2024, section 3
+FEW = 25  # draws below which the tail of the weights is too short for a Pareto fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ class Posterior:
     @cached_property
     def khat(self) -> float | None:
         """Pareto k-hat of an approximation's importance weights; above 0.7 it is not the posterior."""
-        if self.log_weights is None:
+        if self.log_weights is None or len(self.log_weights) < FEW:
             return None
         return float(array_stats.psislw(-self.log_weights)[1])  # ArviZ smooths the tail of *minus* its argument
 
@@ -132,6 +133,8 @@ class Posterior:
                 said.append(f"too few effective draws: ESS {self.ess_min:.0f} < {ESS}")
             if self.divergences:
                 said.append(f"{self.divergences} divergent trajectories")
+        if self.kind == "approximation" and self.khat is None:
+            said.append("too few draws to tell how far the approximation is from the posterior")
         if self.khat is not None and not self.khat <= KHAT:
             said.append(f"the approximation misses the posterior: k-hat {self.khat:.2f} > {KHAT}")
         return tuple(said)
@@ -178,6 +181,7 @@ class Posterior:
 
         attrs = {}
         for name, value in tree.attrs.items():
+            value = value.item() if isinstance(value, np.generic) else value
             try:
                 attrs[str(name)] = json.loads(value) if isinstance(value, str) else value
             except json.JSONDecodeError:

@@ -93,8 +93,11 @@ class FittedGaussian:
         return dist.Normal(0 * one, one).expand([batch_size, self.rank]).to_event(2)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (*chains, batch, rank) -> x (*chains, batch, *input_shape)."""
-        x = self.mean + z @ self.factor.mT
+        """z (*chains, batch, rank) -> x (*chains, batch, *input_shape).
+
+        Samplers that keep their positions in the log-density's float64 (Pyro's NUTS) may pass such a z.
+        """
+        x = self.mean + z.to(self.factor.dtype) @ self.factor.mT
         return x.unflatten(-1, self.input_shape)
 
 

@@ -1,0 +1,178 @@
+"""What the command line can be told, and the parsers for it.
+
+Settings of the chosen network, model and inference are read off their signatures, so ``--network``, ``--model`` and
+``--inference`` are looked up first (`given`), and the parser is built for what they name: ``--model.sigma``,
+``--inference.chains``, ``--network.widths``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from pplleak import programs
+from pplleak.attack import Precision
+from pplleak.errors import BadInput
+
+BELIEFS = {"sigma": "the noise of the target's channel, --sigma", "reference": "the public part of --data"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Victim:
+    """What is attacked."""
+
+    data: str = "digits"
+    """digits (embedded), mnist, cifar10, or a folder of images."""
+    data_root: Path | None = None
+    """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
+    index: int = 0
+    """Which private image; a batch takes it and the next ones."""
+    batch_size: int = 1
+    """Examples behind the gradient."""
+    label: int | None = None
+    """Label of the image, where the data have none."""
+    labels: Literal["known", "unknown"] = "known"
+    """Did the client share the labels? Unknown ones are summed out exactly."""
+    network: str = "mlp"
+    """mlp, linear, lenet, convnet, or FILE.py:FUNCTION; its settings are --network.NAME."""
+    sigma: float = 0.1
+    """Noise of the channel: standard deviation on each entry of the gradient."""
+    seed: int = 0
+    """Of the weights, the noise and the inference: one seed, one result."""
+    dtype: Precision = "float32"
+    """Precision of the network; distances to the observation are summed in float64 either way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack(Victim):
+    """Attack one shared gradient: what does it reveal about the image behind it?"""
+
+    model: str = "gaussian"
+    """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
+    inference: str = "hmc"
+    """How it computes with that: a name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME."""
+    observed: Path | None = None
+    """Attack this observation (`pplleak observe`) instead of an image; the data then only serve the prior."""
+    out: Path = Path("attack")
+    """Folder for posterior.nc, attack.png and summary.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observe(Victim):
+    """Write the gradient a client shares as an observation file, for `attack --observed`."""
+
+    gradient: Path | None = None
+    """Wrap this safetensors file of named gradients (yours) instead of computing one from the data."""
+    input_shape: tuple[int, ...] | None = None
+    """With --gradient: the shape of one example, e.g. 1 28 28."""
+    num_classes: int = 10
+    """With --gradient: the number of the network's logits."""
+    shared_labels: tuple[int, ...] | None = None
+    """With --gradient: the labels, where the client shared them."""
+    out: Path = Path("observation.safetensors")
+    """The file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(Victim):
+    """Attack the same images with several inferences: MAP against the full posterior."""
+
+    model: str = "gaussian"
+    """What the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME."""
+    inference: str = "map,laplace,svi,hmc"
+    """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
+    count: int = 5
+    """Images, from --index on."""
+    out: Path = Path("compare")
+    """Folder for compare.csv, compare.json and compare.png."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ls:
+    """List the models and inferences with what each one is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cp:
+    """Copy a model or inference file, to start your own: `pplleak cp dlg mine.py`, then --model ./mine.py."""
+
+    name: tyro.conf.Positional[str]
+    """Of a file that `pplleak ls` lists."""
+    destination: tyro.conf.Positional[Path]
+    """A file ending in .py, or a folder."""
+
+
+
+
+def given(argv: Sequence[str], flag: str, default: str) -> str:
+    """The value of a flag before the parser exists; the last one wins, as in the parser."""
+    value = default
+    for k, word in enumerate(argv):
+        if word == flag and k + 1 < len(argv):
+            value = argv[k + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def settings_of(title: str, function: Callable[..., Any], fallback: dict[str, str] | None = None) -> type:
+    """A dataclass of a function's settings, for tyro. Those with a `fallback` default to None, which means it."""
+    fields = []
+    for setting in programs.settings(function):
+        kind, default, said = setting.type, setting.default, setting.help
+        if fallback and setting.name in fallback:
+            kind, default, said = kind | None, None, f"{said} (default: {fallback[setting.name]})"
+        fields.append((setting.name, Annotated[kind, tyro.conf.arg(help=said)], dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(title, fields, frozen=True)
+
+
+def _with_groups(base: type, groups: dict[str, type]) -> type:
+    """`base` with a group of settings for each part, under the flag prefix that is the part's name."""
+    fields: list[Any] = [
+        (f"{n.replace('-', '_')}_settings", Annotated[g, tyro.conf.arg(name=n)], dataclasses.field(default_factory=g))
+        for n, g in groups.items()
+    ]
+    made = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True)
+    made.__doc__ = base.__doc__
+    return made
+
+
+def parse(base: type, command: str, argv: Sequence[str], groups: dict[str, type] | None = None) -> Any:
+    # Only the fields' docstrings count: tyro would show every field's type as a default help otherwise.
+    return tyro.cli(
+        _with_groups(base, groups) if groups else base,
+        prog=f"pplleak {command}",
+        description=base.__doc__,
+        args=list(argv),
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def options(args: Any, part: str) -> dict[str, Any]:
+    """A part's settings, as its function takes them."""
+    return dataclasses.asdict(getattr(args, f"{part}_settings"))
+
+
+def with_defaults(function: Callable[..., Any], defaults: dict[str, Any], where: str) -> Callable[..., Any]:
+    """The same settings, with the observation's values as their defaults."""
+    signature = inspect.signature(function)
+    surplus = set(defaults) - set(signature.parameters)
+    if surplus:
+        raise BadInput(f"{where}: the network has no setting '{sorted(surplus)[0]}'")
+    parameters = [
+        p.replace(default=tuple(d) if isinstance(d := defaults[n], list) else d) if n in defaults else p
+        for n, p in signature.parameters.items()
+    ]
+
+    @functools.wraps(function)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    changed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return changed

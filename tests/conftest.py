@@ -1,0 +1,133 @@
+"""What several tests need: tiny clients, observations, and the one check that every Monte Carlo estimate has to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import arviz
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pplleak import clients
+from pplleak.attack import build_client
+from pplleak.clients import Client
+from pplleak.observation import Observation
+
+torch.set_num_threads(1)  # two cores are shared by xdist's workers; and one thread sums in one order
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Every test starts from the same generator and an empty parameter store, whatever ran before it."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+
+
+def tiny(
+    network: str = "mlp", shape: tuple[int, ...] = (1, 2, 2), classes: int = 3, dtype: Any = "float64", **settings: Any
+) -> Client:
+    """A client small enough that a test takes milliseconds."""
+    if network == "mlp":
+        settings = {"widths": (4,), **settings}
+    return build_client(network, settings, shape, classes, dtype=dtype)
+
+
+def own(make: Callable[[], nn.Module], shape: tuple[int, ...], classes: int = 3, dtype: Any = torch.float64) -> Client:
+    """A client of a hand-made network whose every parameter and statistic is random (no zeros, no ones)."""
+    network = clients.seeded(make, 0).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():  # drawn in float64: one network, whatever its precision
+            p.copy_(1.4 * torch.rand(p.shape, dtype=torch.float64, generator=generator) - 0.7)
+        for name, b in network.named_buffers():
+            if "running" in name:
+                b.copy_(0.5 + torch.rand(b.shape, dtype=torch.float64, generator=generator))
+    return clients.build(network, shape, classes)
+
+
+def batch_of(client: Client, lead: tuple[int, ...] = (), size: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random x (*lead, size, *input_shape) in [0, 1] and y (*lead, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(*lead, size, *client.input_shape, dtype=torch.float64, generator=generator)
+    return x.to(client.dtype), torch.randint(client.num_classes, (*lead, size), generator=generator)
+
+
+def observe(client: Client, sigma: float, *, size: int = 1, known: bool = True, seed: int = 0) -> Observation:
+    """What a client with random data shares through Gaussian noise."""
+    x, y = batch_of(client, size=size, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        u = client.update(x, y).materialise()
+    noise = torch.randn(u.shape, dtype=torch.float64, generator=generator).to(u)
+    return Observation(u + sigma * noise, size, y if known else None)
+
+
+# -- Monte Carlo ---------------------------------------------------------------------------------------------------
+
+LIMIT = 5.0  # Monte Carlo standard errors
+FLOOR = 200  # effective draws; below it an error of half a sd would pass unseen
+
+
+def chains_of(draws: Tensor | np.ndarray, chains: int = 4) -> np.ndarray:
+    """Independent draws (N, …) as (chain, draw, quantity)."""
+    flat = np.asarray(draws, dtype=np.float64).reshape(len(draws), -1)
+    return flat[: len(flat) // chains * chains].reshape(chains, -1, flat.shape[1])
+
+
+def _estimate(values: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and its standard error of each quantity of (chain, draw, quantity); fails below the ESS floor."""
+    ess = np.asarray(arviz.ess(values, method="mean"))
+    assert np.all(ess >= floor), f"only {ess.min():.0f} effective draws, of the {floor} that the check needs"
+    return values.mean((0, 1)), values.std((0, 1)) / np.sqrt(ess)
+
+
+def misfit(draws: np.ndarray, mean: Any, sd: Any = None, floor: float = FLOOR) -> float:
+    """The largest error of the draws' means, and of their mean squares about `mean`, in standard errors."""
+    mean = np.asarray(mean, dtype=np.float64).reshape(-1)
+    parts = [(draws, mean)]
+    if sd is not None:
+        parts.append(((draws - mean) ** 2, np.asarray(sd, dtype=np.float64).reshape(-1) ** 2))
+    worst = []
+    for values, expected in parts:
+        found, error = _estimate(values, floor)
+        worst.append(float(np.max(np.abs(found - expected) / error)))
+    return max(worst)
+
+
+def disagreement(a: np.ndarray, b: np.ndarray, floor: float = FLOOR) -> float:
+    """The largest difference of two samplers' means and variances, in standard errors of the difference."""
+    worst = []
+    for f in (lambda d: d, lambda d: (d - d.mean((0, 1))) ** 2):
+        (one, one_error), (two, two_error) = _estimate(f(a), floor), _estimate(f(b), floor)
+        worst.append(float(np.max(np.abs(one - two) / np.hypot(one_error, two_error))))
+    return max(worst)
+
+
+def wrong_twins(draws: np.ndarray) -> dict[str, np.ndarray]:
+    """What a subtly wrong sampler would have drawn instead."""
+    centre, sd = draws.mean((0, 1)), draws.std((0, 1))
+    return {"half the width": centre + (draws - centre) / 2, "half a sd shifted": draws + sd / 2}
+
+
+def assert_moments(draws: np.ndarray, mean: Any, sd: Any, floor: float = FLOOR) -> None:
+    """Means and sds of (chain, draw, quantity) are the exact ones; the same check rejects the wrong twins."""
+    assert misfit(draws, mean, sd, floor) <= LIMIT
+    for name, twin in wrong_twins(draws).items():
+        assert misfit(twin, mean, sd, floor) > LIMIT, f"the check has no power: it accepts {name}"
+
+
+def assert_frequencies(labels: np.ndarray, probabilities: Any, floor: float = FLOOR) -> None:
+    """Frequencies of (chain, draw) labels are the exact probabilities; those of relabelled draws are not."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    count = len(probabilities)
+
+    def indicators(drawn: np.ndarray) -> np.ndarray:
+        return (drawn[..., None] == np.arange(count)).astype(np.float64)
+
+    assert misfit(indicators(labels), probabilities, floor=floor) <= LIMIT
+    assert misfit(indicators((labels + 1) % count), probabilities, floor=floor) > LIMIT
