@@ -58,14 +58,14 @@ def maximise(
     curve: list[Tensor] = []
     interrupted = False
 
-    def look() -> Tensor:
+    def look() -> float:
         """−Σ log p at the current iterates, with its gradient; remembers the best of each start."""
         value, gradient = density.value_and_grad(z, jacobian=jacobian)
         better = value > best
         best[better], best_z[better] = value[better], z.detach()[better]
         curve.append(value)
         z.grad = -torch.nan_to_num(gradient)
-        return -torch.nan_to_num(value, nan=-1e30).sum()
+        return -float(torch.nan_to_num(value, nan=-1e30).sum())
 
     if optimizer == "adam":
         climb: torch.optim.Optimizer = torch.optim.Adam([z], lr=lr)

@@ -48,7 +48,9 @@ def run(
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
     """
-    require_positive(chains=chains, draws=draws, warmup=warmup, max_tree_depth=max_tree_depth, starts=starts, steps=steps)
+    require_positive(
+        chains=chains, draws=draws, warmup=warmup, max_tree_depth=max_tree_depth, starts=starts, steps=steps
+    )
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
     found = maximise(density, starts=max(starts, 2), steps=steps, progress=progress)
@@ -96,9 +98,7 @@ def _chain(
     progress: ProgressBar,
 ) -> tuple[Tensor, Tensor]:
     """One chain: z (draws, dim) and whether each transition diverged (draws,)."""
-    kernel.initial_params = {
-        site.name: site.transform.inv(start[site.name][0]).detach() for site in density.sites
-    }
+    kernel.initial_params = {site.name: site.transform.inv(start[site.name][0]).detach() for site in density.sites}
     kernel.setup(warmup, client, observed.batch_size)
     params, z = kernel.initial_params, []
     for t in progress(f"NUTS chain {chain + 1}", warmup + draws):

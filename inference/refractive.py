@@ -1,15 +1,16 @@
 """Refractive Hamiltonian Monte Carlo: exact draws from the posterior of a ReLU or leaky-ReLU perceptron.
 
 A ReLU client's gradient jumps where a unit switches, and so does U(w) = −log p(z(w) | g). Between the kinks U is
-smooth and every pre-activation is affine along a straight drift w + t p, so the next kink is one division away:
+smooth and every pre-activation is affine in w. In coordinates whitened by the mean fixed-mask curvature, U = ½w² + R:
+the flow of ½w² + ½p² is a rotation, along which the next kink of every unit is known in closed form,
 
-    t = −h_j / ḣ_j,  earliest over the units j moving towards zero;   n the kink's unit normal,  p⊥ = p·n,  ΔU the jump
+    h_j(t) = c + (h_j − c) cos t + ḣ_j sin t = 0;   at the earliest, n its unit normal, p⊥ = p·n, ΔU the jump:
     p⊥² > 2ΔU:  cross,    p⊥ → sign(p⊥) √(p⊥² − 2ΔU),  unit j switches
     otherwise:  reflect,  p⊥ → −p⊥
 
-(Mohasel Afshar & Domke, NeurIPS 2015, algorithm 1.) Half-kicks with the fixed-mask force stand at both ends of every
-drift, a Metropolis test on the total energy ends the trajectory; the map keeps volume and is its own inverse under
-p → −p. Needs x affine in Gaussian latents (models/gaussian.py), one example, its label and Gaussian noise.
+(Mohasel Afshar & Domke, NeurIPS 2015, algorithm 1; the rotation is Pakman & Paninski's, 2014.) Half-kicks with the
+fixed-mask force of R stand at both ends, a Metropolis test on the total energy ends the trajectory; the map keeps volume
+and is its own inverse under p → −p. Needs x affine in Gaussian latents (models/gaussian.py), one example, its label and Gaussian noise.
 """
 
 from __future__ import annotations
@@ -29,72 +30,13 @@ from pplleak.density import Density, Model
 from pplleak.errors import BadInput
 from pplleak.inference.hmc import DIVERGED, MAX_STEPS, DualAveraging, Info, starting_points, trajectory_steps
 from pplleak.inference.laplace import Laplace, locate
-from pplleak.kinks import Perceptron, flipped, read
+from pplleak.kinks import Affine, Perceptron, Quadratic, Target, flipped, read, read_affine
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
 HOT = 5.0  # the noise that warm-up begins with, in units of σ
 MAX_EVENTS = 2000  # kinks in one drift; a trajectory that meets more is rejected, as its reverse would be
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """x(z) = offset + slope z, the prior z ~ Normal(centre, root rootᵀ): offset (pixels,), slope (pixels, dim)."""
-
-    offset: Tensor
-    slope: Tensor
-    centre: Tensor
-    precision: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Quadratic:
-    """c + 2 b·w + wᵀ M w; M is kept as its diagonal (dim,) where it is diagonal, else (dim, dim)."""
-
-    c: Tensor
-    b: Tensor
-    m: Tensor
-
-    @staticmethod
-    def of(factor: Tensor, at: Tensor) -> Quadratic:
-        """‖at + factor w‖² as a quadratic in w."""
-        m = factor.mT @ factor
-        d = m.diagonal()
-        if float((m - d.diag()).abs().max()) <= 1e-12 * float(d.max()):
-            m = d
-        return Quadratic(at.square().sum(), factor.mT @ at, m)
-
-    def times(self, v: Tensor) -> Tensor:
-        """M v for every chain."""
-        return v * self.m if self.m.dim() == 1 else v @ self.m
-
-    def value(self, w: Tensor) -> Tensor:
-        return self.c + (w * (2 * self.b + self.times(w))).sum(1)
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """U(w) = Φ(h₁(w), q(w), ‖x(w)‖²; masks) + ½ (z − centre)ᵀ precision (z − centre) in whitened z = mode + L w.
-
-    h₁ = h0 + H w,  q = q0 + Q w  (width₁,), (width₁, dim);  ‖x‖² = c + 2 b·w + wᵀ M w;  HM = H M, Hb = H b;
-    pushes = H [Hᵀ, Qᵀ, (HM)ᵀ]  (width₁, 3 width₁): what a push along a row of H does to H p, Q p and H M p.
-    """
-
-    net: Perceptron
-    h0: Tensor
-    H: Tensor
-    q0: Tensor
-    Q: Tensor
-    HM: Tensor
-    Hb: Tensor
-    pushes: Tensor
-    sqnorm: Quadratic
-    prior: Quadratic
-
-    def project(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """h₁ and q at w (chains, dim)."""
-        return self.h0 + w @ self.H.mT, self.q0 + w @ self.Q.mT
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +128,11 @@ def drift(target: Target, state: State, p: Tensor, time: Tensor, jumps: bool = T
         after = torch.where(cross, rate.sign() * (spare.clamp(min=0) * square).sqrt(), -rate)
         push = (after - rate) / square
         dw, dp = -push * sin, push * cos
-        m, mu, mv = (seen[:, 2 * width :] * r).sum(1), (u[live, 2 * width :] * r).sum(1), (v[live, 2 * width :] * r).sum(1)
+        m, mu, mv = (
+            (seen[:, 2 * width :] * r).sum(1),
+            (u[live, 2 * width :] * r).sum(1),
+            (v[live, 2 * width :] * r).sum(1),
+        )
         ww[live] += dw * (2 * mu + dw * m)
         wp[live] += dw * mv + dp * mu + dw * dp * m
         pp[live] += dp * (2 * mv + dp * m)
@@ -280,52 +226,28 @@ def axes(affine: Affine, laplace: Laplace) -> Laplace:
     return Laplace(laplace.mode, basis * widths, float(widths.log().sum()), laplace.flat)
 
 
-def read_affine(density: Density) -> Affine:
-    """x(z) and the prior, read off the model by evaluating it, and checked at random points."""
-    dim = density.dim
-    like = dict(dtype=torch.float64, device=density.client.device)
-    points = torch.cat([torch.zeros(1, dim, **like), torch.eye(dim, **like)])
-    x = torch.cat([density.images(part)[0].flatten(1) for part in points.split(256)]).double()
-    offset, slope = x[0], (x[1:] - x[0]).mT
-
-    def prior_slope(z: Tensor) -> Tensor:
-        return torch.cat([density.value_and_grad(part, temperature=0.0)[1] for part in z.split(256)])
-
-    gradients = prior_slope(points)
-    precision = gradients[0] - gradients[1:]
-    generator = torch.Generator(device=density.client.device).manual_seed(0)
-    z = torch.randn(4, dim, generator=generator, **like)
-    expected_x, expected_slope = offset + z @ slope.mT, gradients[0] - z @ precision
-    if not torch.allclose(density.images(z)[0].flatten(1), expected_x, rtol=1e-8, atol=1e-8 * float(x.abs().max())):
-        raise BadInput("inference refractive needs images affine in the model's latents, as in models/gaussian.py: "
-                       "use hmc on a smooth network, or a Gaussian prior")  # fmt: skip
-    if not torch.allclose(prior_slope(z), expected_slope, rtol=1e-6, atol=1e-8) or not bool(
-        (torch.linalg.eigvalsh(precision) > 0).all()
-    ):
-        raise BadInput("inference refractive needs a Gaussian prior on the model's latents, as in models/gaussian.py")
-    centre = torch.linalg.solve(precision, gradients[0])
-    return Affine(offset, slope, centre, (precision + precision.mT) / 2)
-
-
 def prepare(model: Model, observed: Observation, client: Client) -> tuple[Density, Perceptron, Affine]:
     """The posterior in float64, its network and its affine image map; raises BadInput where the sampler does not apply."""
     if observed.batch_size != 1:
         raise BadInput(f"inference refractive attacks one example, not a batch of {observed.batch_size}: share one")
     if observed.labels is None:
         raise BadInput("inference refractive needs the label: give it (--labels known)")
+    labels = observed.labels
     client = replace(client, network=copy.deepcopy(client.network).double())
     observed = replace(observed, g=observed.g.double())
     density = densities.build(model, client, observed)
     with torch.no_grad():
         channel = density._trace(density.constrain(torch.zeros(1, density.dim, dtype=torch.float64))[0], 1).nodes["g"]
     if not isinstance(channel["fn"], Gaussian):
-        raise BadInput(f"inference refractive needs channels.Gaussian, but the model's channel is {type(channel['fn'])}")
-    net = read(client, observed.g, int(observed.labels[0]), float(channel["fn"].sigma))
+        raise BadInput(
+            f"inference refractive needs channels.Gaussian, but the model's channel is {type(channel['fn'])}"
+        )
+    net = read(client, observed.g, int(labels[0]), float(channel["fn"].sigma))
     return density, net, read_affine(density)
 
 
 def check_energy(density: Density, target: Target, laplace: Laplace) -> None:
-    """Raises BadInput where U differs from −log p(z | g) by more than a constant: the model says more than this knows."""
+    """Raises BadInput where U differs from −log p(z | g) by more than a constant: the model says more."""
     w = torch.randn(8, density.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(target.H.device)
     with torch.no_grad():
         theirs = -density(laplace.decode(w))
@@ -449,13 +371,22 @@ def run(
     check_energy(density, aim(net, affine, laplace), laplace)
     laplace, target, state, size = warm_up(net, affine, laplace, w, warmup, progress)
     leapfrogs = trajectory_steps(size)
-    out: dict[str, list[Tensor]] = {"z": [], "lp": [], "acceptance_rate": [], "energy": [], "diverging": [], "kinks": []}
+    out: dict[str, list[Tensor]] = {
+        "z": [],
+        "lp": [],
+        "acceptance_rate": [],
+        "energy": [],
+        "diverging": [],
+        "kinks": [],
+    }
     reasons = []
     try:
         for _ in progress("sampling", draws):
             state, energy, info, events = step(target, state, size, leapfrogs)
             for name, value in zip(
-                out, (laplace.decode(state.w), -energy, info.acceptance, info.energy, info.diverging, events), strict=True
+                out,
+                (laplace.decode(state.w), -energy, info.acceptance, info.energy, info.diverging, events),
+                strict=True,
             ):
                 out[name].append(value)
     except KeyboardInterrupt:

@@ -36,6 +36,12 @@ from pplleak.progress import ProgressBar, silent
 
 Family = Literal["normal", "low_rank", "full", "flow"]
 
+GAUSSIANS = {
+    "normal": AutoDiagonalNormal,
+    "low_rank": AutoLowRankMultivariateNormal,
+    "full": AutoMultivariateNormal,
+}
+
 
 def coordinates(family: Family, laplace: Laplace) -> Laplace:
     """Where the guide's parameters live: z = mode + factor w, with q(w) = Normal(0, I) the start.
@@ -88,7 +94,9 @@ def run(
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
     """
-    require_positive(iterations=iterations, particles=particles, lr=lr, chains=chains, draws=draws, starts=starts, steps=steps)
+    require_positive(
+        iterations=iterations, particles=particles, lr=lr, chains=chains, draws=draws, starts=starts, steps=steps
+    )
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
@@ -106,14 +114,14 @@ def run(
 
             def fitted() -> None:
                 pyro.module("flow", flow)
-                pyro.sample("w", Flow(flow()))
+                pyro.sample("w", posterior())
 
-        elif guide == "low_rank":
-            fitted = AutoLowRankMultivariateNormal(flat, init_loc_fn=at_zero, init_scale=1.0)
-        elif guide == "full":
-            fitted = AutoMultivariateNormal(flat, init_loc_fn=at_zero, init_scale=1.0)
+            def posterior() -> Flow:
+                return Flow(flow())
+
         else:
-            fitted = AutoDiagonalNormal(flat, init_loc_fn=at_zero, init_scale=1.0)
+            auto = GAUSSIANS[guide](flat, init_loc_fn=at_zero, init_scale=1.0)
+            fitted, posterior = auto, auto.get_posterior
         # nesting 1 leaves dimension -1 to the density's own plate of chains
         elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
         optimiser = ClippedAdam({"lr": lr, "lrd": 0.01 ** (1 / iterations), "clip_norm": 100.0})
@@ -126,7 +134,7 @@ def run(
             if not losses:
                 raise
         with torch.no_grad():
-            q = Flow(flow()) if guide == "flow" else fitted.get_posterior()
+            q = posterior()
             w = q.sample((chains * draws,))
             log_q = q.log_prob(w).double() - base.log_det
     z = base.decode(w)

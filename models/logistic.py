@@ -102,7 +102,9 @@ def exact_posterior(
     rows = weight - weight.mean(0)
     _, strengths, directions = torch.linalg.svd(rows, full_matrices=False)
     if len(strengths) > 1 and strengths[1] > 1e-8 * strengths[0].clamp(min=1e-300):
-        raise BadInput("the exact posterior needs two classes or zero weights: the logits vary along one direction only")
+        raise BadInput(
+            "the exact posterior needs two classes or zero weights: the logits vary along one direction only"
+        )
     v = directions[0] if strengths[0] > 0 else torch.eye(weight.shape[1], dtype=torch.float64)[0]
     g_weight, g_bias = observed.g.double().split([weight.numel(), bias.numel()])
     g_weight = g_weight.view_as(weight)

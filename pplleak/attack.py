@@ -168,7 +168,9 @@ def write_observation(target: Target, path: str | Path, *, label_known: bool | N
     )
 
 
-def believe(model: Callable[..., Any], target: Target, beliefs: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+def believe(
+    model: Callable[..., Any], target: Target, beliefs: Mapping[str, Any] | None = None
+) -> functools.partial[Any]:
     """The model with its beliefs bound.
 
     What is not set falls to what is known of the target: `sigma` to the channel's, `reference` to public images.

@@ -19,7 +19,17 @@ from pplleak import compare as comparing  # noqa: E402
 from pplleak import data, observation, programs, report  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.options import (  # noqa: E402
-    BELIEFS, Attack, Compare, Cp, Ls, Observe, given, options, parse, settings_of, with_defaults,
+    BELIEFS,
+    Attack,
+    Compare,
+    Cp,
+    Ls,
+    Observe,
+    given,
+    options,
+    parse,
+    settings_of,
+    with_defaults,
 )  # fmt: skip
 from pplleak.progress import bar  # noqa: E402
 
@@ -189,7 +199,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
 
 def usage() -> str:
     lines = ["usage: pplleak COMMAND [OPTIONS]      (pplleak COMMAND --help lists them)", ""]
-    return "\n".join(lines + [f"  {name:<8} {(kind.__doc__ or '').splitlines()[0]}" for name, (_, kind) in COMMANDS.items()])
+    return "\n".join(
+        lines + [f"  {name:<8} {(kind.__doc__ or '').splitlines()[0]}" for name, (_, kind) in COMMANDS.items()]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

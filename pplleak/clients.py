@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,10 @@ from pplleak.priors import Labels
 from pplleak.updates import DenseUpdate, Factor, LazyUpdate, Update
 
 # Operations whose derivative jumps: a gradient through them is a discontinuous function of the input.
-_KINKED = ("relu", "leaky_relu", "prelu", "threshold", "hardtanh", "clamp", "max_pool", "abs", "sign", "maximum", "minimum", "amax", "max", "rrelu", "hardsigmoid", "hardswish", "hardshrink", "softshrink")  # fmt: skip
+_KINKED = {
+    "relu", "leaky_relu", "threshold", "hardtanh", "clamp", "abs", "sign", "maximum", "minimum", "amax", "max",
+    "rrelu", "hardsigmoid", "hardswish", "hardshrink", "softshrink",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +205,7 @@ def build(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) ->
     network.requires_grad_(False)
     for module in network.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # an in-place activation would overwrite the outputs the hooks hold
+            setattr(module, "inplace", False)  # noqa: B010 (mypy). An in-place activation would overwrite the outputs the hooks hold
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             # train mode uses the batch's statistics; vmap cannot update the running ones in place
             module.running_mean = module.running_var = module.num_batches_tracked = None
@@ -248,7 +252,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.names: set[str] = set()
 
-    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(func.overloadpacket.__name__.strip("_"))
         return func(*args, **(kwargs or {}))
 
@@ -263,7 +267,7 @@ def _probe(network: nn.Module, x: Tensor) -> tuple[tuple[str, ...], object]:
         raise BadInput(
             f"the network does not take images of shape {tuple(x.shape[1:])}: {str(error).splitlines()[0]}"
         ) from error
-    kinks = {n for n in recorder.names if any(n == k or n.startswith(k + "_") or n.startswith("max_pool") for k in _KINKED)}
+    kinks = {n for n in recorder.names if n.removesuffix("_") in _KINKED or "max_pool" in n or "prelu" in n}
     return tuple(sorted(kinks)), logits
 
 

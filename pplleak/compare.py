@@ -19,6 +19,7 @@ from pplleak.progress import ProgressBar, silent
 
 COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
            "divergences", "seconds", "converged")  # fmt: skip
+GREY, BLUE = "#8a8a8a", "#1f6feb"
 SHOWN = {  # the terminal has 80 columns
     "psnr_map": "MAP, dB",
     "psnr_mean": "mean, dB",
@@ -74,9 +75,13 @@ def average(rows: Sequence[Mapping[str, Any]], inference: str, column: str) -> t
 
 def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_image: bool = False) -> Table:
     """Mean ± standard error of each inference, or every attack."""
-    made = Table(title="each image" if per_image else "mean ± standard error", title_justify="left", padding=(0, 0, 0, 1),
-                 caption="PSNR of the MAP and of the posterior mean, SSIM of the mean, true pixels in their 90 % interval",
-                 caption_justify="left")  # fmt: skip
+    made = Table(
+        title="each image" if per_image else "mean ± standard error",
+        title_justify="left",
+        padding=(0, 0, 0, 1),
+        caption="PSNR of the MAP and of the posterior mean; SSIM of the mean; true pixels in their 90 % interval",
+        caption_justify="left",
+    )
     for name in (["image"] if per_image else []) + ["inference", *SHOWN.values(), "good"]:
         made.add_column(name, justify="left" if name in ("image", "inference") else "right", no_wrap=True)
     if per_image:
@@ -126,13 +131,23 @@ def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Pat
 def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Figure:
     """Quality, honesty and cost: a dot an image, a bar the mean ± standard error."""
     panels = (
-        ("quality: PSNR of the reconstruction (dB)", (("psnr_map", "MAP", "#8a8a8a"), ("psnr_mean", "posterior mean", "#1f6feb")), None),
-        ("honesty: true pixels inside their 90 % interval", (("coverage_90", "", "#1f6feb"),), 0.9),
-        ("cost: seconds an image", (("seconds", "", "#1f6feb"),), None),
-    )  # fmt: skip
+        (
+            "quality: PSNR of the reconstruction (dB)",
+            (("psnr_map", "MAP", GREY), ("psnr_mean", "posterior mean", BLUE)),
+            None,
+        ),
+        ("honesty: true pixels inside their 90 % interval", (("coverage_90", "", BLUE),), 0.9),
+        ("cost: seconds an image", (("seconds", "", BLUE),), None),
+    )
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     count = len({r["index"] for r in rows})
-    figure.suptitle(f"MAP against the full posterior, {count} image{'s' * (count > 1)}", fontsize=11, weight="bold", x=0.01, ha="left")
+    figure.suptitle(
+        f"MAP against the full posterior, {count} image{'s' * (count > 1)}",
+        fontsize=11,
+        weight="bold",
+        x=0.01,
+        ha="left",
+    )
     for axes, (title, series, line) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.set_title(title, fontsize=9, loc="left")
         for s, (column, label, colour) in enumerate(series):
@@ -142,14 +157,30 @@ def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Fig
                 found = average(rows, name, column)
                 if found is None:
                     axes.text(place, 0.5, "none: a point\nhas no interval", ha="center", va="center", fontsize=7,
-                              color="#8a8a8a", transform=axes.get_xaxis_transform())  # fmt: skip
+                              color=GREY, transform=axes.get_xaxis_transform())  # fmt: skip
                     continue
-                axes.plot(np.full(len(values), place) + np.linspace(-0.05, 0.05, len(values)), values, "o", ms=4, alpha=0.45, color=colour)
+                axes.plot(
+                    np.full(len(values), place) + np.linspace(-0.05, 0.05, len(values)),
+                    values,
+                    "o",
+                    ms=4,
+                    alpha=0.45,
+                    color=colour,
+                )
                 axes.errorbar(place, found[0], yerr=None if math.isnan(found[1]) else found[1], fmt="_", ms=18, mew=2.2,
                               capsize=4, color=colour, label=label if label and k == 0 else None)  # fmt: skip
         if line is not None:
             axes.axhline(line, color="#1a7f37", lw=1, ls="--")
-            axes.text(0.01, line, " should be 90 %", ha="left", va="bottom", fontsize=7.5, color="#1a7f37", transform=axes.get_yaxis_transform())
+            axes.text(
+                0.01,
+                line,
+                " should be 90 %",
+                ha="left",
+                va="bottom",
+                fontsize=7.5,
+                color="#1a7f37",
+                transform=axes.get_yaxis_transform(),
+            )
             axes.set_ylim(0, 1.05)
         if title.startswith("cost"):
             axes.set_ylim(bottom=0)

@@ -3,12 +3,13 @@
 Every dataset has two halves that never meet: the *private* one holds the images that are attacked (`--index`), the
 *public* one what an adversary could have collected beforehand.
 
-| spec      | private                                  | public                                   |
-| --------- | ---------------------------------------- | ---------------------------------------- |
-| `digits`  | the last 297 of scikit-learn's 8x8 digits | the first 1500                           |
-| `mnist`   | MNIST's test images under `--data-root`  | its training images                      |
-| `cifar10` | `ROOT/cifar10/test`, a folder a class    | `ROOT/cifar10/train`                     |
-| a FOLDER  | its images (`FOLDER/test` if there)      | `FOLDER/train`, else `../train`, else the same images without the attacked one |
+| spec      | private                                   | public                                      |
+| --------- | ----------------------------------------- | ------------------------------------------- |
+| `digits`  | the last 297 of scikit-learn's 8x8 digits | the first 1500                              |
+| `mnist`   | MNIST's test images under `--data-root`   | its training images                         |
+| `cifar10` | `ROOT/cifar10/test`, a folder a class     | `ROOT/cifar10/train`                        |
+| a FOLDER  | its images (`FOLDER/test` if there)       | `FOLDER/train`, else `../train`, else the   |
+|           |                                           | same images without the attacked one        |
 """
 
 from __future__ import annotations

@@ -186,7 +186,9 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
         BadInput: no sites x, y and g; a g of another size than the observation; an observation with NaN.
     """
     if observed.g.shape != (client.update_size,):
-        raise BadInput(f"the observation has shape {tuple(observed.g.shape)}, the client's update ({client.update_size},)")
+        raise BadInput(
+            f"the observation has shape {tuple(observed.g.shape)}, the client's update ({client.update_size},)"
+        )
     if not observed.g.isfinite().all():
         raise BadInput("the observation holds NaN or infinity")
     with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):

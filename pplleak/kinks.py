@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pplleak.clients import Client
+from pplleak.density import Density
 from pplleak.errors import BadInput
 
 
@@ -204,8 +205,95 @@ def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
             )
         elif isinstance(module, (nn.ReLU, nn.LeakyReLU)) and len(layers) == len(leaks) + 1:
             leaks.append(float(getattr(module, "negative_slope", 0.0)))
-        elif not isinstance(module, (nn.Flatten, nn.Identity, nn.Dropout)) or (layers and isinstance(module, nn.Flatten)):
+        elif not isinstance(module, (nn.Flatten, nn.Identity, nn.Dropout)) or (
+            layers and isinstance(module, nn.Flatten)
+        ):
             raise BadInput(f"{needs}, but this one holds a {type(module).__name__} ('{name}')")
     if not leaks or len(layers) != len(leaks) + 1:
         raise BadInput(f"{needs}, ending in a Linear layer, with at least one of each")
     return Perceptron(tuple(layers), tuple(leaks), label, sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x(z) = offset + slope z, (pixels,) and (pixels, dim);  z ~ Normal(centre, precision⁻¹)."""
+
+    offset: Tensor
+    slope: Tensor
+    centre: Tensor
+    precision: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """c + 2 b·w + wᵀ M w; M is kept as its diagonal (dim,) where it is diagonal, else (dim, dim)."""
+
+    c: Tensor
+    b: Tensor
+    m: Tensor
+
+    @staticmethod
+    def of(factor: Tensor, at: Tensor) -> Quadratic:
+        """‖at + factor w‖² as a quadratic in w."""
+        m = factor.mT @ factor
+        d = m.diagonal()
+        if float((m - d.diag()).abs().max()) <= 1e-12 * float(d.max()):
+            m = d
+        return Quadratic(at.square().sum(), factor.mT @ at, m)
+
+    def times(self, v: Tensor) -> Tensor:
+        """M v for every chain."""
+        return v * self.m if self.m.dim() == 1 else v @ self.m
+
+    def value(self, w: Tensor) -> Tensor:
+        return self.c + (w * (2 * self.b + self.times(w))).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """U(w) = Φ(h₁(w), q(w), ‖x(w)‖²; masks) + ½ (z − centre)ᵀ precision (z − centre) in whitened z = mode + L w.
+
+    h₁ = h0 + H w,  q = q0 + Q w  (width₁,), (width₁, dim);  ‖x‖² = c + 2 b·w + wᵀ M w;  HM = H M, Hb = H b;
+    pushes = H [Hᵀ, Qᵀ, (HM)ᵀ]  (width₁, 3 width₁): what a push along a row of H does to H p, Q p and H M p.
+    """
+
+    net: Perceptron
+    h0: Tensor
+    H: Tensor
+    q0: Tensor
+    Q: Tensor
+    HM: Tensor
+    Hb: Tensor
+    pushes: Tensor
+    sqnorm: Quadratic
+    prior: Quadratic
+
+    def project(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """h₁ and q at w (chains, dim)."""
+        return self.h0 + w @ self.H.mT, self.q0 + w @ self.Q.mT
+
+
+def read_affine(density: Density) -> Affine:
+    """x(z) and the prior, read off the model by evaluating it, and checked at random points."""
+    dim = density.dim
+    zero = torch.zeros(1, dim, dtype=torch.float64, device=density.client.device)
+    points = torch.cat([zero, torch.eye(dim, dtype=zero.dtype, device=zero.device)])
+    x = torch.cat([density.images(part)[0].flatten(1) for part in points.split(256)]).double()
+    offset, slope = x[0], (x[1:] - x[0]).mT
+
+    def prior_slope(z: Tensor) -> Tensor:
+        return torch.cat([density.value_and_grad(part, temperature=0.0)[1] for part in z.split(256)])
+
+    gradients = prior_slope(points)
+    precision = gradients[0] - gradients[1:]
+    z = torch.randn(4, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(zero.device)
+    expected_x, expected_slope = offset + z @ slope.mT, gradients[0] - z @ precision
+    if not torch.allclose(density.images(z)[0].flatten(1), expected_x, rtol=1e-8, atol=1e-8 * float(x.abs().max())):
+        raise BadInput("inference refractive needs images affine in the model's latents, as in models/gaussian.py: "
+                       "use hmc on a smooth network, or a Gaussian prior")  # fmt: skip
+    if not torch.allclose(prior_slope(z), expected_slope, rtol=1e-6, atol=1e-8) or not bool(
+        (torch.linalg.eigvalsh(precision) > 0).all()
+    ):
+        raise BadInput("inference refractive needs a Gaussian prior on the model's latents, as in models/gaussian.py")
+    centre = torch.linalg.solve(precision, gradients[0])
+    return Affine(offset, slope, centre, (precision + precision.mT) / 2)

@@ -7,6 +7,7 @@ A user's own network is the same kind of function in a file: ``--network my_net.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -41,7 +42,7 @@ def mlp(
     """
     sizes = [math.prod(input_shape), *widths]
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
 
@@ -86,9 +87,7 @@ def lenet(
         layers += [nn.Conv2d(fan_in, channels, 5, stride=stride, padding=2), ACTIVATIONS[activation]()]
         fan_in = channels
     features = nn.Sequential(*layers)
-    network = nn.Sequential(
-        *features, nn.Flatten(), nn.Linear(_flat_features(features, input_shape), num_classes)
-    )
+    network = nn.Sequential(*features, nn.Flatten(), nn.Linear(_flat_features(features, input_shape), num_classes))
     for parameter in network.parameters():
         nn.init.uniform_(parameter, -0.5, 0.5)
     return network

@@ -108,8 +108,6 @@ class Cp:
     """A file ending in .py, or a folder."""
 
 
-
-
 def given(argv: Sequence[str], flag: str, default: str) -> str:
     """The value of a flag before the parser exists; the last one wins, as in the parser."""
     value = default

@@ -100,14 +100,16 @@ class Posterior:
         """Worst rank-normalised split R-hat over pixels and log-density (Vehtari et al. 2021, eq. 4 and section 4)."""
         if self.kind != "sampler" or self.x.shape[0] < 2 or self.x.shape[1] < 4:
             return None
-        return float(np.max(arviz.rhat(self._monitored)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved: infinite, and said so
+            return float(np.nan_to_num(arviz.rhat(self._monitored), nan=np.inf).max())
 
     @cached_property
     def ess_min(self) -> float | None:
         """Smallest bulk effective sample size over pixels and log-density."""
         if self.kind != "sampler" or self.x.shape[1] < 4:
             return None
-        return float(np.min(arviz.ess(self._monitored)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.nan_to_num(arviz.ess(self._monitored), nan=0.0).min())
 
     @cached_property
     def khat(self) -> float | None:

@@ -49,7 +49,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
             scores["coverage_90"] = metrics.coverage(posterior.draws[:, order], truth)
     return {
         **scores,
-        "rhat_max": posterior.rhat_max,
+        "rhat_max": None if posterior.rhat_max == math.inf else posterior.rhat_max,  # JSON knows no infinity
         "ess_min": posterior.ess_min,
         "khat": posterior.khat,
         "divergences": posterior.divergences,
@@ -143,9 +143,11 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
         picks = np.linspace(0, len(posterior.draws) - 1, draws + 2).astype(int)[1:-1]
         columns += [(f"posterior draw {k + 1}\n", posterior.draws[i][order]) for k, i in enumerate(picks)]
     width = max(5.0, 1.45 * len(columns) + 0.5)
-    figure = Figure(figsize=(width, 1.75 * shown + 1.75), layout="none")
+    figure = Figure(figsize=(width, 1.75 * shown + 1.75))
     bottom, top = 0.95 / figure.get_figheight(), 1 - 1.0 / figure.get_figheight()
-    grid = figure.add_gridspec(shown, len(columns), left=0.015, right=0.985, bottom=bottom, top=top, wspace=0.08, hspace=0.25)
+    grid = figure.add_gridspec(
+        shown, len(columns), left=0.015, right=0.985, bottom=bottom, top=top, wspace=0.08, hspace=0.25
+    )
     scale = max(float(posterior.sd.max()), 1e-9)
     for row in range(shown):
         for column, (title, images) in enumerate(columns):
@@ -166,7 +168,8 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
     noise = f" + noise σ = {sigma:g}" if sigma else ""
     source = posterior.attrs.get("data") or posterior.attrs.get("observed") or ""
     of = "/".join(Path(str(source)).parts[-2:])
-    said = f"{of}, network {posterior.attrs.get('network', '')}, model {summary['model']}, inference {summary['inference']}"
+    network = posterior.attrs.get("network", "")
+    said = f"{of}, network {network}, model {summary['model']}, inference {summary['inference']}"
     figure.text(0.015, 1 - 0.22 / figure.get_figheight(), f"What one shared gradient{noise} reveals", fontsize=10.5,
                 color=INK, weight="bold", va="center")  # fmt: skip
     figure.text(0.015, 1 - 0.45 / figure.get_figheight(), said, fontsize=8, color=INK, va="center")
@@ -174,10 +177,10 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
     if summary["coverage_90"] is not None:
         lines.append(f"{summary['coverage_90']:.0%} of the true pixels lie inside their 90 % posterior interval.")
     if posterior.kind != "point":
-        lines.append("Bright sd: the gradient leaves this pixel open. Draws: images that explain the gradient as well.")
+        lines.append("Bright sd: the gradient leaves this pixel open. Draws: images that explain it as well.")
     figure.text(0.015, 0.48 / figure.get_figheight(), "  ".join(lines), fontsize=8, color=INK, va="center")
-    figure.text(0.015, 0.22 / figure.get_figheight(), _shorten(verdict(summary), int(width * 13)), fontsize=9, weight="bold",
-                va="center", color=GOOD if summary["converged"] else BAD)  # fmt: skip
+    figure.text(0.015, 0.22 / figure.get_figheight(), _shorten(verdict(summary), int(width * 13)), fontsize=9,
+                weight="bold", va="center", color=GOOD if summary["converged"] else BAD)  # fmt: skip
     return figure
 
 

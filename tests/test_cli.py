@@ -75,7 +75,9 @@ def changed(path: Path, source: Path, metadata: dict[str, object] | None = None,
 
 @pytest.mark.parametrize("inference", sorted(programs.names("inference")))
 def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(inference: str, tmp_path: Path) -> None:
-    done = shell([sys.executable, str(ROOT / "inference" / f"{inference}.py"), "--out", "o", *tiny(inference)], tmp_path)
+    done = shell(
+        [sys.executable, str(ROOT / "inference" / f"{inference}.py"), "--out", "o", *tiny(inference)], tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert inference in done.stdout and "verdict" in done.stdout
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
@@ -115,7 +117,9 @@ def test_an_attack_on_an_observation_file_is_bitwise_the_direct_attack(observati
     assert summary["sd_mean"] > 0
 
 
-def test_a_users_own_network_and_gradient_are_wrapped_and_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_network_and_gradient_are_wrapped_and_attacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(
         "from torch import nn\n"
@@ -350,7 +354,9 @@ class Hostile:
         return (os.system, ("touch executed",))
 
 
-@pytest.mark.parametrize("write", [lambda p: p.write_bytes(pickle.dumps(Hostile())), lambda p: torch.save(Hostile(), p)])
+@pytest.mark.parametrize(
+    "write", [lambda p: p.write_bytes(pickle.dumps(Hostile())), lambda p: torch.save(Hostile(), p)]
+)
 def test_a_pickle_is_refused_and_not_executed(
     write: object, workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

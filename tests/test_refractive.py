@@ -44,7 +44,8 @@ def attack(widths=(8,), activation="relu", sigma=0.3, scale=3.0, network=None): 
     y = torch.tensor([1])
     u = client.update(IMAGES[:1].to(client.dtype), y).materialise().double()
     g = u + sigma * torch.randn(u.shape, generator=generator, dtype=torch.float64)
-    return partial(gaussian.model, sigma=sigma, reference=IMAGES, floor=0.4), Observation(g.to(client.dtype), 1, y), client
+    model = partial(gaussian.model, sigma=sigma, reference=IMAGES, floor=0.4)
+    return model, Observation(g.to(client.dtype), 1, y), client
 
 
 def aimed(widths=(8,), activation="relu", sigma=0.3):  # type: ignore[no-untyped-def]
@@ -170,13 +171,13 @@ def test_moments_equal_importance_sampling_and_a_sampler_without_jumps_is_reject
 ) -> None:
     density, target, laplace = aimed(widths, activation, sigma=1.0)
     assert deviation(density, target, laplace, jumps=True) < 5
-    # wrong twin: every kink is crossed freely and the Metropolis test sees fixed-mask energies only up to the jumps
+    # wrong twin: the jumps are left out of the energy and of the events, consistently
     wrong = replace(target, net=WithoutJumps(*vars(target.net).values()))
     assert deviation(density, wrong, laplace, jumps=True) > 5
 
 
 class WithoutJumps(kinks.Perceptron):
-    """A target whose first-layer masks are all taken for open in δ: the smooth function a careless sampler would use."""
+    """A target that takes every unit for active: the smooth function that a careless sampler would use."""
 
     def energy(self, h: Tensor, q: Tensor, sqnorm: Tensor, masks: Tensor) -> Tensor:
         return super().energy(h, q, sqnorm, torch.ones_like(masks))
@@ -188,8 +189,9 @@ class WithoutJumps(kinks.Perceptron):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_run(dtype: torch.dtype) -> None:
     network = clients.seeded(partial(networks.mlp, SHAPE, 3, widths=(8,), activation="relu"), 0).to(dtype)
-    model, observed, client = attack(network=network, sigma=0.2)
-    found = [refractive.run(model, observed, client, seed=1, chains=16, draws=150, warmup=60, steps=50) for _ in range(2)]
+    model, observed, client = attack(network=network, sigma=0.5)
+    settings = {"seed": 1, "chains": 16, "draws": 150, "warmup": 60, "steps": 50}
+    found = [refractive.run(model, observed, client, **settings) for _ in range(2)]
     assert np.array_equal(found[0].x, found[1].x)
     assert found[0].x.shape == (16, 150, 1, *SHAPE) and found[0].kind == "sampler"
     assert found[0].rhat_max is not None and found[0].rhat_max < 1.05

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import batch_of, own, tiny
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pplleak import clients
 from pplleak.clients import Client
@@ -73,6 +74,20 @@ def parameter() -> nn.Module:
     return net
 
 
+def attention() -> nn.Module:
+    """Softmax attention whose fastest kernels have no second derivative."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        q, k, v = net.a(x).chunk(3, -1)  # type: ignore[operator]
+        return net.b(F.scaled_dot_product_attention(q, k, v).flatten(1))  # type: ignore[operator]
+
+    return Net(forward, a=nn.Linear(4, 12), b=nn.Linear(12, 3))
+
+
+def transformer() -> nn.Module:
+    return head(12, nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, activation="gelu", batch_first=True))
+
+
 V, T, I = (6,), (3, 4), (2, 5, 4)  # vectors, tokens, images
 # name -> (network, input_shape, does it keep its closed form?)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
@@ -106,18 +121,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "residual connection": (residual, V, True),
     "frozen bias": (lambda: frozen("1.bias"), V, True),
     "frozen weight": (lambda: frozen("1.weight"), V, True),
-    "layer without effect": (lambda: Net(lambda n, x: n.a(x), a=nn.Linear(6, 3), b=nn.Linear(2, 2)), V, True),  # type: ignore[operator]
+    "layer without effect": (lambda: Net(lambda n, x: n.a(x), a=nn.Linear(6, 3), b=nn.Linear(2, 2)), V, False),  # type: ignore[operator]
     "layer norm": (lambda: head(6, nn.Linear(6, 6), nn.LayerNorm(6)), V, False),
     "batch norm in eval mode": (lambda: conv(18, 2, 3, 3, then=nn.BatchNorm2d(3)).eval(), I, False),
     "batch norm in train mode": (lambda: conv(18, 2, 3, 3, then=nn.BatchNorm2d(3)), I, False),
     "group norm": (lambda: conv(18, 2, 3, 3, then=nn.GroupNorm(3, 3)), I, False),
     "transposed conv": (lambda: head(84, nn.ConvTranspose2d(2, 2, (3, 3)), nn.Tanh()), I, False),
     "conv in one dimension": (lambda: head(6, nn.Conv1d(3, 2, 2), nn.Tanh()), T, False),
-    "attention": (
-        lambda: Net(lambda n, x: n.b(n.a(x, x, x)[0].flatten(1)), a=nn.MultiheadAttention(4, 2, batch_first=True), b=nn.Linear(12, 3)),  # type: ignore[operator]  # noqa: E501
-        T,
-        False,
-    ),
+    "instance norm": (lambda: conv(18, 2, 3, 3, then=nn.InstanceNorm2d(3, affine=True)), I, False),
+    "attention": (attention, T, True),
+    "transformer": (transformer, T, False),
     "shared layer": (shared, V, False),
     "tied weights": (tied, V, False),
     "parameter of no layer": (parameter, V, False),
@@ -140,7 +153,8 @@ def reference(client: Client, x: Tensor, y: Tensor, *, graph: bool = False) -> T
     try:
         out = []
         for one, label in zip(xs, ys, strict=True):
-            loss = F.cross_entropy(client.network(one), label, reduction="sum") / batch
+            with sdpa_kernel(SDPBackend.MATH):
+                loss = F.cross_entropy(client.network(one), label, reduction="sum") / batch
             grads = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
             filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
             out.append(torch.cat([g.flatten() for g in filled]))
@@ -224,16 +238,14 @@ def test_leading_dimensions_of_labels_broadcast_against_those_of_images(case: st
     assert_quantities(found, expected, some_g(client))
 
 
-def test_the_cases_take_both_forms_of_the_closed_form() -> None:
+def test_the_cases_take_every_form_of_the_closed_form() -> None:
     forms = set()
-    for case in ("linear", "tokens", "wide layer on tokens", "conv", "conv as wide as the image", "conv grouped"):
-        client = client_of(case)
+    for case in ("linear", "mlp", "wide layer on tokens", "conv", "conv as wide as the image"):
         for batch in (1, 4):
-            update = client.update(*batch_of(client, (), batch))
+            update = client_of(case).update(*batch_of(client_of(case), (), batch))
             assert isinstance(update, LazyUpdate)
-            rows = {f.inputs.shape[-4] * f.inputs.shape[-2] > 1 for f in update.factors}
-            forms |= {(f.dense, r) for f in update.factors for r in rows}
-    assert forms == {(True, True), (True, False), (False, True), (False, False)} or forms >= {(True, True), (False, True), (False, False)}
+            forms |= {(f.dense, f.inputs.shape[-4] * f.inputs.shape[-2] > 1) for f in update.factors}
+    assert forms >= {(False, False), (False, True), (True, True)}  # one row, a Gram matrix, ∇W itself
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -344,8 +356,6 @@ KINKED: dict[str, Callable[[Tensor], Tensor]] = {
     "amax": lambda x: x - x.amax(-1, keepdim=True),
     "max pooling": lambda x: x + F.max_pool1d(x[:, None], 3, 1, 1)[:, 0],
     "max pooling 2d": lambda x: F.max_pool2d(x.reshape(-1, 1, 2, 2), 1).flatten(1),
-}
-MISSED: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive max pooling": lambda x: F.adaptive_max_pool2d(x.reshape(-1, 1, 2, 2), 2).flatten(1),
     "selu": F.selu,
     "elu with another slope": lambda x: F.elu(x, 2.0),
@@ -384,12 +394,6 @@ def test_a_kink_is_found_however_it_is_written(name: str) -> None:
     assert activated(KINKED[name]).kinks
 
 
-@pytest.mark.xfail(strict=True, reason="clients._KINKED does not know these operations")
-@pytest.mark.parametrize("name", MISSED)
-def test_a_kink_outside_the_usual_activations_is_found(name: str) -> None:
-    assert activated(MISSED[name]).kinks
-
-
 @pytest.mark.parametrize("name", SMOOTH)
 def test_a_smooth_network_has_no_kinks(name: str) -> None:
     assert activated(SMOOTH[name]).kinks == ()
@@ -403,13 +407,11 @@ def test_only_the_rectifiers_among_the_mlps_activations_have_kinks(activation: s
 # -- networks that build() stumbles over ---------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="two forward passes may agree by chance where little is dropped")
 def test_dropout_is_refused_however_little_it_drops() -> None:
     with pytest.raises(BadInput, match="random"):
         clients.build(head(5, nn.Linear(6, 5), nn.Dropout(1e-9)), V, 3)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="build() runs one example alone, which BatchNorm1d refuses")
 def test_batch_norm_that_needs_two_examples_is_known_to_mix_its_batch() -> None:
     client = own(lambda: head(5, nn.Linear(6, 5), nn.BatchNorm1d(5)), V)
     assert client.mixes_batch
@@ -417,7 +419,6 @@ def test_batch_norm_that_needs_two_examples_is_known_to_mix_its_batch() -> None:
     assert_quantities(client.update(x, y), reference(client, x, y), some_g(client))
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="the hooks look for a layer's input among positional arguments")
 def test_a_layer_called_with_a_keyword_falls_back() -> None:
     client = own(lambda: Net(lambda n, x: n.a(input=x), a=nn.Linear(6, 3)), V)  # type: ignore[operator]
     x, y = batch_of(client, (2,), 4)

@@ -1,0 +1,194 @@
+"""The two promises of every file in models/: it is ordinary Pyro, and it is vectorised over chains.
+
+Nothing here knows the models by name: a new file is tested because it lies in the folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from conftest import batch_of, own, tiny
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal, init_to_median
+from torch import Tensor, nn
+
+from pplleak import programs
+from pplleak.attack import Target, believe
+from pplleak.clients import Client
+from pplleak.observation import Observation
+
+SIGMA = 0.3
+each_model = pytest.mark.parametrize("name", list(programs.names("models")))
+labels = pytest.mark.parametrize("known", [True, False], ids=["known labels", "unknown labels"])
+
+CLIENTS: dict[str, Callable[[], Client]] = {
+    "lazy": tiny,
+    "materialised": lambda: own(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LayerNorm(3)), (1, 2, 2)),
+}
+
+
+def bound(name: str, client: Client) -> Callable[..., Any]:
+    """The model as `attack` would bind it: noise and public images are the target's, the rest stays at its defaults."""
+    public = torch.rand(30, *client.input_shape, generator=torch.Generator().manual_seed(3))
+    target = Target(client, Observation(torch.zeros(client.update_size)), public=public, sigma=SIGMA)
+    return believe(programs.load("models", name), target)
+
+
+def data_for(client: Client, size: int, known: bool) -> dict[str, Tensor]:
+    x, y = batch_of(client, (), size)
+    with torch.no_grad():
+        g = client.update(x, y).materialise() + SIGMA * torch.randn(client.update_size, dtype=client.dtype)
+    return {"g": g} | ({"y": y} if known else {})
+
+
+@each_model
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_it_samples_x_y_and_g_in_their_shapes_and_the_clients_precision(name: str, size: int, dtype: str) -> None:
+    client = tiny(dtype=dtype)
+    nodes = poutine.trace(bound(name, client)).get_trace(client, size).nodes
+    assert nodes["x"]["value"].shape == (size, *client.input_shape)
+    assert nodes["y"]["value"].shape == (size,)
+    assert nodes["g"]["value"].shape == (client.update_size,)
+    assert nodes["g"]["value"].dtype == client.dtype
+    assert not nodes["y"]["value"].is_floating_point()
+
+
+@each_model
+def test_its_beliefs_are_keyword_arguments_with_defaults_and_a_line_of_help(name: str) -> None:
+    model = programs.load("models", name)
+    first, second, *beliefs = inspect.signature(model).parameters.values()
+    assert (first.name, second.name, second.default) == ("client", "batch_size", 1)
+    assert all(b.kind is b.KEYWORD_ONLY and b.default is not b.empty for b in beliefs)
+    assert all(s.help for s in programs.settings(model))
+
+
+@each_model
+@labels
+def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
+    client = tiny()
+    model = pyro.condition(bound(name, client), data=data_for(client, 1, known))
+    kernel = NUTS(model, max_tree_depth=4)
+    mcmc = MCMC(kernel, num_samples=8, warmup_steps=8, disable_progbar=True)
+    mcmc.run(client)
+    samples = mcmc.get_samples()
+    assert samples
+    assert "y" not in samples
+    assert all(v.isfinite().all() for v in samples.values())
+    assert all(len(torch.unique(v.flatten(1), dim=0)) > 1 for v in samples.values()), "the chain never moved"
+
+
+@each_model
+@labels
+def test_stock_svi_with_an_autoguide_runs_on_it_and_gains(name: str, known: bool) -> None:
+    client = tiny()
+    model = config_enumerate(pyro.condition(bound(name, client), data=data_for(client, 1, known)))
+    guide = AutoNormal(poutine.block(model, hide=["y"]), init_loc_fn=init_to_median, init_scale=0.5)
+    loss = Trace_ELBO() if known else TraceEnum_ELBO(max_plate_nesting=0)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss)
+    losses = [svi.step(client) for _ in range(80)]
+    assert all(map(torch.isfinite, torch.tensor(losses)))
+    assert sum(losses[-20:]) < sum(losses[:20])
+
+
+@each_model
+@pytest.mark.parametrize("parallel", [False, True])
+def test_stock_predictive_draws_from_it_one_by_one_and_vectorised(name: str, parallel: bool) -> None:
+    client = tiny()
+    drawn = Predictive(bound(name, client), num_samples=4, parallel=parallel, return_sites=("x", "y", "g"))(client, 2)
+    assert drawn["x"].shape[-4:] == (2, *client.input_shape)
+    assert {n: v.numel() // 4 for n, v in drawn.items()} == {
+        "x": 2 * 4, "y": 2, "g": client.update_size,
+    }  # fmt: skip
+    assert len(torch.unique(drawn["x"].reshape(4, -1), dim=0)) == 4
+    assert len(torch.unique(drawn["g"].reshape(4, -1), dim=0)) == 4
+
+
+@each_model
+@labels
+def test_conditioned_on_data_its_density_is_finite_and_is_the_channels(name: str, known: bool) -> None:
+    client = tiny()
+    data = data_for(client, 2, known)
+    trace = poutine.trace(pyro.condition(bound(name, client), data=data)).get_trace(client, 2)
+    assert trace.log_prob_sum().isfinite()
+    assert trace.nodes["g"]["is_observed"]
+    assert trace.nodes["y"]["is_observed"] is known
+    x, y = trace.nodes["x"]["value"], trace.nodes["y"]["value"]
+    u = client.materialised(x.to(client.dtype), y).materialise()
+    expected = torch.distributions.Normal(u, SIGMA).log_prob(data["g"]).sum()
+    torch.testing.assert_close(trace.nodes["g"]["fn"].log_prob(data["g"]), expected, rtol=1e-9, atol=0)
+
+
+def log_densities(model: Callable[..., Any], client: Client, size: int, data: dict[str, Tensor], chains: int | None) -> dict[str, Tensor]:  # noqa: E501
+    """Every sample site's log-density, under a plate of chains or without one."""
+
+    def program() -> None:
+        if chains is None:
+            model(client, size)
+        else:
+            with pyro.plate("chains", chains, dim=-1):
+                model(client, size)
+
+    nodes = poutine.trace(pyro.condition(program, data=data)).get_trace().nodes
+    return {
+        n: node["fn"].log_prob(node["value"])
+        for n, node in nodes.items()
+        if node["type"] == "sample" and n != "chains"
+    }
+
+
+@each_model
+@labels
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("kind", list(CLIENTS))
+def test_under_a_plate_of_chains_every_density_equals_that_of_separate_runs(
+    name: str, known: bool, size: int, kind: str
+) -> None:
+    client, chains = CLIENTS[kind](), 3
+    model, data = bound(name, client), data_for(client, size, known)
+
+    def plated() -> None:
+        with pyro.plate("chains", chains, dim=-1):
+            model(client, size)
+
+    nodes = poutine.trace(pyro.condition(plated, data=data)).get_trace().nodes
+    latent = {
+        n: node["value"]
+        for n, node in nodes.items()
+        if node["type"] == "sample" and n not in data and n != "chains" and not node["infer"].get("_deterministic")
+    }
+    assert all(v.shape[0] == chains for v in latent.values())
+    together = log_densities(model, client, size, data | latent, chains)
+    assert {"y", "g"} <= set(together)
+    for n, found in together.items():
+        assert found.shape == (chains,), n
+    for k in range(chains):
+        alone = log_densities(model, client, size, data | {n: v[k] for n, v in latent.items()}, None)
+        assert set(alone) == set(together)
+        for n, expected in alone.items():
+            assert expected.shape == ()
+            torch.testing.assert_close(together[n][k], expected, rtol=1e-10, atol=1e-12)
+    assert len(torch.unique(together["g"])) == chains  # the chains really differ
+
+
+def test_a_model_that_mixes_its_chains_would_be_caught() -> None:
+    """The wrong twin of the check above: a prior that sees the mean over all chains."""
+    client = tiny()
+    real = bound(next(iter(programs.names("models"))), client)
+
+    def mixing(client: Client, size: int = 1) -> None:
+        shift = pyro.sample("shift", pyro.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.sample("late", pyro.distributions.Normal(shift.mean(), 1.0))
+        real(client, size)
+
+    data = data_for(client, 1, True) | {"late": torch.zeros((), dtype=torch.float64)}
+    shifts = torch.randn(3, dtype=torch.float64)
+    together = log_densities(mixing, client, 1, data | {"shift": shifts}, 3)["late"]
+    alone = [log_densities(mixing, client, 1, data | {"shift": s}, None)["late"] for s in shifts]
+    assert not torch.allclose(together, torch.stack(alone), rtol=1e-10)
