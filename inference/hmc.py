@@ -110,11 +110,11 @@ def trajectory_steps(step_size: float) -> int:
     return max(1, min(MAX_STEPS, round(TRAJECTORY / step_size)))
 
 
-def whitened(density: Density, laplace: Laplace) -> Potential:
-    """U(w) = −log p(ẑ + L w | g) and its gradient."""
+def whitened(density: Density, laplace: Laplace, temperature: float = 1.0) -> Potential:
+    """U(w) = −log p(ẑ + L w | g) and its gradient; with the likelihood raised to `temperature`."""
 
     def potential(w: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = density.value_and_grad(laplace.decode(w))
+        value, gradient = density.value_and_grad(laplace.decode(w), temperature=temperature)
         return -value, -gradient @ laplace.factor
 
     return potential

@@ -47,13 +47,15 @@ def maximise(
     lr: float = 0.1,
     optimizer: Literal["adam", "lbfgs"] = "adam",
     jacobian: bool = False,
+    begin: Tensor | None = None,
     progress: ProgressBar = silent,
 ) -> Maximum:
-    """Climb log p(z | g) from `starts` prior draws at once; `lr` decays to zero by a cosine.
+    """Climb log p(z | g) from `starts` prior draws at once, or from `begin` (starts, dim); `lr` decays by a cosine.
 
     L-BFGS sees the sum over the starts: one line search serves all of them. Draws the starts by torch's generator.
     """
-    z = density.sample_prior(starts).requires_grad_()
+    z = (density.sample_prior(starts) if begin is None else begin.detach().clone()).requires_grad_()
+    starts = len(z)
     best, best_z = torch.full((starts,), -math.inf, dtype=torch.float64, device=z.device), z.detach().clone()
     curve: list[Tensor] = []
     interrupted = False

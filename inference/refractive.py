@@ -9,8 +9,9 @@ the flow of ½w² + ½p² is a rotation, along which the next kink of every unit
     otherwise:  reflect,  p⊥ → −p⊥
 
 (Mohasel Afshar & Domke, NeurIPS 2015, algorithm 1; the rotation is Pakman & Paninski's, 2014.) Half-kicks with the
-fixed-mask force of R stand at both ends, a Metropolis test on the total energy ends the trajectory; the map keeps volume
-and is its own inverse under p → −p. Needs x affine in Gaussian latents (models/gaussian.py), one example, its label and Gaussian noise.
+fixed-mask force of R stand at both ends, a Metropolis test on the total energy ends the trajectory; the map keeps
+volume and is its own inverse under p → −p. Needs x affine in Gaussian latents (models/gaussian.py), one example, its
+label and Gaussian noise.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def energy_and_force(target: Target, state: State) -> tuple[Tensor, Tensor]:
     """U (chains,) and ∇U (chains, dim) with the masks held fixed."""
     half_slope = target.sqnorm.b + target.sqnorm.times(state.w)
     sqnorm = target.sqnorm.c + (state.w * (target.sqnorm.b + half_slope)).sum(1)
-    seen = [t.detach().requires_grad_() for t in (state.h, state.q, sqnorm)]
+    h, q, s = (t.detach().requires_grad_() for t in (state.h, state.q, sqnorm))
     with torch.enable_grad():
-        phi = target.net.energy(*seen, state.masks)
-        by_h, by_q, by_s = torch.autograd.grad(phi.sum(), seen)
+        phi = target.net.energy(h, q, s, state.masks)
+        by_h, by_q, by_s = torch.autograd.grad(phi.sum(), (h, q, s))
     force = by_h @ target.H + by_q @ target.Q + 2 * by_s[:, None] * half_slope
     pull = target.prior.b + target.prior.times(state.w)
     prior = 0.5 * (target.prior.c + (state.w * (target.prior.b + pull)).sum(1))
@@ -72,7 +73,7 @@ def energy_and_force(target: Target, state: State) -> tuple[Tensor, Tensor]:
 def drift(target: Target, state: State, p: Tensor, time: Tensor, jumps: bool = True) -> tuple[State, Tensor, Tensor]:
     """The exact flow of ½w² + ½p², a rotation by `time` (chains,), refracted or reflected at every kink it meets:
 
-        w(t) = w cos t + p sin t        p(t) = p cos t − w sin t        h(t) = c + (h − c) cos t + ḣ sin t,   c = h at w = 0
+        w(t) = w cos t + p sin t      p(t) = p cos t − w sin t      h(t) = c + (h − c) cos t + ḣ sin t,   c = h at w = 0
 
     A push p(t) += κ n turns the rotation's start, w += −κ sin t n and p += κ cos t n. So between kinks nothing changes,
     and at a kink only what H, Q and H M see of (w, p) does, together with the coefficients of ‖x‖² along the rotation:
@@ -227,7 +228,7 @@ def axes(affine: Affine, laplace: Laplace) -> Laplace:
 
 
 def prepare(model: Model, observed: Observation, client: Client) -> tuple[Density, Perceptron, Affine]:
-    """The posterior in float64, its network and its affine image map; raises BadInput where the sampler does not apply."""
+    """The posterior in float64, its network, its affine image map; raises BadInput where the sampler does not apply."""
     if observed.batch_size != 1:
         raise BadInput(f"inference refractive attacks one example, not a batch of {observed.batch_size}: share one")
     if observed.labels is None:
@@ -348,7 +349,7 @@ def run(
     seed: int = 0,
     progress: ProgressBar = silent,
     chains: int = 64,
-    draws: int = 150,
+    draws: int = 250,
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,

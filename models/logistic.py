@@ -14,6 +14,7 @@ and `exact_posterior` does the one integral on a grid. Every inference is tested
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pyro
@@ -47,7 +48,8 @@ class Exact:
     """The posterior as a finite mixture over cells (y, t), all float64.
 
     weight (cells,), y (cells,), t (cells,), centre (cells, pixels): E[x | t, y, g], width (cells,): λ^(-1/2),
-    direction (pixels,): v̂, spacing: of the grid in t.
+    direction (pixels,): v̂, spacing: of the grid in t, log_evidence: log p(g), or log p(g | y) where the
+    labels are known.
     """
 
     weight: Tensor
@@ -57,6 +59,7 @@ class Exact:
     width: Tensor
     direction: Tensor
     spacing: float
+    log_evidence: float
 
     def mean(self) -> Tensor:
         """E[x | g], (pixels,)."""
@@ -129,12 +132,23 @@ def exact_posterior(
         )  # fmt: skip
         centres.append(t[:, None] * v + across / precision[:, None])
         widths.append(precision.rsqrt())
+    log_joint = torch.cat(log_weight)
+    constant = (
+        -0.5 * observed.g.numel() * math.log(2 * math.pi * sigma**2)
+        - 0.5 * g_weight.square().sum() / sigma**2
+        - 0.5 * len(v) * math.log(2 * math.pi * scale**2)
+        - 0.5 * prior.square().sum() / scale**2
+        + 0.5 * (len(v) - 1) * math.log(2 * math.pi)
+        + (t[1] - t[0]).log()
+        - (math.log(client.num_classes) if observed.labels is None else 0.0)
+    )
     return Exact(
-        torch.cat(log_weight).softmax(0),
+        log_joint.softmax(0),
         torch.tensor(list(classes)).repeat_interleave(cells),
         t.repeat(len(classes)),
         torch.cat(centres),
         torch.cat(widths),
         v,
         float(t[1] - t[0]),
+        float(log_joint.logsumexp(0) + constant),
     )

@@ -67,9 +67,16 @@ class Density:
             temperature: exponent of the likelihood; 0 is the prior, 1 the posterior.
         """
         values, log_det = self.constrain(z)
-        joint = self._joint(values, len(z), temperature)
-        total = joint if joint.dim() == 1 else joint.flatten(0, -2).logsumexp(0)
+        prior, likelihood = self._terms(values, len(z))
+        total = marginal(prior, likelihood, temperature)
         return total + log_det if jacobian else total
+
+    def terms(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(z, y) and log p(g | z, y), each (…, chains) with leading dimensions for the discrete sites; from them
+        `marginal` gives the density at any temperature."""
+        values, log_det = self.constrain(z)
+        prior, likelihood = self._terms(values, len(z))
+        return prior + log_det, likelihood
 
     def value_and_grad(self, z: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
         """log p(z | g) (chains,) and its gradient (chains, dim); the chains do not see each other."""
@@ -113,7 +120,8 @@ class Density:
                 nodes, count
             )
         supports = self._supports()
-        joint = self._joint(values, count, 1.0)
+        joint = sum(self._terms(values, count))
+        assert isinstance(joint, Tensor)
         drawn = torch.distributions.Categorical(logits=joint.flatten(0, -2).mT).sample()
         picks = torch.unravel_index(drawn, joint.shape[:-1])
         chosen = {n: s[i] for (n, s), i in zip(supports.items(), reversed(picks), strict=True)}
@@ -133,15 +141,15 @@ class Density:
             nodes = poutine.trace(self._call).get_trace().nodes
         return {n: nodes[n]["fn"].enumerate_support(expand=False) for n in self.discrete}
 
-    def _joint(self, values: dict[str, Tensor], chains: int, temperature: float | Tensor) -> Tensor:
-        """Σ over sites of log p, shape (..., K₂, K₁, chains): one leading dimension for each discrete site."""
+    def _terms(self, values: dict[str, Tensor], chains: int) -> tuple[Tensor, Tensor]:
+        """Σ over the other sites of log p, and log p of g; (…, K₂, K₁, chains), one dimension a discrete site."""
         extra = {}
         if self.discrete:
             for k, (name, support) in enumerate(self._supports().items()):
                 extra[name] = support.reshape(len(support), *(1,) * (k + 1), *support.shape[1:])
         traced = self._trace({**values, **extra}, chains)
         shape = torch.Size([len(e) for e in reversed(extra.values())] + [chains])
-        total = torch.zeros(shape, dtype=torch.float64, device=self.client.device)
+        prior = likelihood = torch.zeros(shape, dtype=torch.float64, device=self.client.device)
         for name, node in traced.nodes.items():
             if node["type"] != "sample" or isinstance(node["fn"], _PLATE):
                 continue
@@ -155,8 +163,11 @@ class Density:
                     f"the model's site '{name}' has log-density shape {tuple(lp.shape)} for {chains} chains: declare "
                     "the rest of its dimensions as event dimensions, with .to_event()"
                 ) from error
-            total = total + (lp * temperature if name == "g" else lp)
-        return total
+            if name == "g":
+                likelihood = likelihood + lp
+            else:
+                prior = prior + lp
+        return prior, likelihood
 
     def _call(self) -> Any:
         return self.model(self.client, self.observed.batch_size)
@@ -174,6 +185,12 @@ class Density:
             data["y"] = self.observed.labels
         with pyro.validation_enabled(False):
             return poutine.trace(self._plated(chains, data)).get_trace()
+
+
+def marginal(prior: Tensor, likelihood: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """log Σ_y p(z, y) p(g | z, y)^temperature, (chains,), from `Density.terms`."""
+    joint = prior + temperature * likelihood
+    return joint if joint.dim() == 1 else joint.flatten(0, -2).logsumexp(0)
 
 
 _PLATE = pyro.poutine.subsample_messenger._Subsample

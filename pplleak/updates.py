@@ -108,7 +108,9 @@ class Factor:
     def _weight_inner(self, weight: Tensor) -> Tensor:
         if self.dense:
             return _dot(weight, self.weight_gradient, 3)
-        return _dot(self.deltas, self.inputs @ weight.mT, 4)
+        # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
+        projected = self.inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
+        return _dot(self.deltas, projected, 4)
 
     def _weight_sqnorm(self) -> Tensor:
         if self.dense:

@@ -28,6 +28,7 @@ TINY = {
     "svi": ["starts=2", "steps=5", "chains=2", "draws=8", "iterations=3", "particles=2"],
     "hmc": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
     "nuts": ["starts=2", "steps=5", "chains=2", "draws=4", "warmup=2", "max-tree-depth=2"],
+    "smc": ["islands=2", "particles=8", "moves=1", "refresh=2", "steps=5"],
     "refractive": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
 }
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",

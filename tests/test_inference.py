@@ -1,0 +1,376 @@
+"""Every inference against a posterior that is known exactly; tolerances come from the Monte Carlo error alone.
+
+`refractive` has a network, and so tests, of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import LIMIT, assert_frequencies, assert_moments, batch_of, chains_of, disagreement, observe, tiny, wrong_twins
+from torch import Tensor
+
+from pplleak import programs
+from pplleak.clients import Client
+from pplleak.errors import BadInput
+from pplleak.models import gaussian, logistic
+from pplleak.observation import Observation
+from pplleak.posterior import Posterior
+from pplleak.progress import ProgressBar, silent
+
+# What each inference is, and the settings at which it takes a second or two. A new file needs its line here.
+KINDS = {"hmc": "sampler", "nuts": "sampler", "laplace": "approximation", "svi": "approximation", "map": "point"}
+ELSEWHERE = {"refractive"}
+TINY: dict[str, dict[str, Any]] = {
+    "hmc": {"chains": 16, "draws": 100, "warmup": 60, "starts": 4, "steps": 60},
+    "nuts": {"chains": 2, "draws": 220, "warmup": 50, "starts": 2, "steps": 60},
+    "laplace": {"chains": 4, "draws": 150, "starts": 4, "steps": 60},
+    "svi": {"chains": 4, "draws": 150, "starts": 4, "steps": 60, "iterations": 100},
+    "map": {"starts": 4, "steps": 300},
+}
+FEW: dict[str, dict[str, Any]] = {  # enough to see whether two runs are the same
+    "hmc": {"chains": 3, "draws": 6, "warmup": 8, "starts": 2, "steps": 10},
+    "nuts": {"chains": 2, "draws": 4, "warmup": 4, "starts": 2, "steps": 10, "max_tree_depth": 3},
+    "laplace": {"chains": 2, "draws": 6, "starts": 2, "steps": 10},
+    "svi": {"chains": 2, "draws": 6, "starts": 2, "steps": 10, "iterations": 8},
+    "map": {"starts": 2, "steps": 10},
+}
+each_inference = pytest.mark.parametrize("name", list(KINDS))
+
+
+def of_kind(*kinds: str) -> Any:
+    return pytest.mark.parametrize("name", [n for n, k in KINDS.items() if k in kinds])
+
+
+class Case:
+    """A client, what it shared, and how a model that fits is bound."""
+
+    def __init__(self, client: Client, observed: Observation, sigma: float) -> None:
+        self.client, self.observed, self.sigma = client, observed, sigma
+        self.model = functools.partial(logistic.model, sigma=sigma)
+        self.exact = functools.partial(logistic.exact_posterior, client, observed, sigma=sigma)
+
+
+@functools.cache
+def case(name: str) -> Case:
+    if name == "known label":  # skewed: the residual of the softmax depends on x
+        client = tiny("linear", classes=2, zero=False)
+        return Case(client, observe(client, 0.1), 0.1)
+    if name == "float32":
+        client = tiny("linear", classes=2, zero=False, dtype="float32")
+        return Case(client, observe(client, 0.1), 0.1)
+    if name == "gaussian":  # zero weights: exactly Gaussian
+        client = tiny("linear", classes=3)
+        return Case(client, observe(client, 0.3), 0.3)
+    assert name == "open label"  # what is shared lies between what the two labels would share
+    client = tiny("linear", classes=2, zero=False)
+    x, _ = batch_of(client)
+    u = [client.update(x, torch.tensor([k])).materialise() for k in range(2)]
+    return Case(client, Observation(0.45 * u[0] + 0.55 * u[1]), 0.3)
+
+
+def run(name: str, at: Case, progress: ProgressBar = silent, **settings: Any) -> Posterior:
+    return programs.load("inference", name)(at.model, at.observed, at.client, progress=progress, **settings)
+
+
+@functools.cache
+def result(name: str, where: str) -> Posterior:
+    return run(name, case(where), **TINY[name])
+
+
+def pixels(posterior: Posterior) -> np.ndarray:
+    return posterior.x.reshape(*posterior.x.shape[:2], -1).astype(np.float64)
+
+
+def test_every_inference_of_the_folder_is_tested() -> None:
+    assert set(programs.names("inference")) - ELSEWHERE == set(KINDS) == set(TINY) == set(FEW)
+
+
+# -- the exact posterior itself ------------------------------------------------------------------------------------
+
+
+def importance(at: Case, count: int = 100_000) -> tuple[Tensor, Tensor, Tensor]:
+    """x (count, pixels) from the prior with labels y and self-normalised weights p(g | x, y): brute force."""
+    generator = torch.Generator().manual_seed(5)
+    x = 0.5 + 0.3 * torch.randn(count, 4, dtype=torch.float64, generator=generator)
+    if at.observed.labels is None:
+        y = torch.randint(at.client.num_classes, (count, 1), generator=generator)
+    else:
+        y = at.observed.labels.expand(count, 1)
+    with torch.no_grad():
+        sqdist = at.client.update(x.reshape(count, 1, 1, 2, 2), y).sqdist(at.observed.g)
+    return x, y[:, 0], (-0.5 * sqdist / at.sigma**2).softmax(0)
+
+
+def weighted_misfit(values: Tensor, weights: Tensor, expected: Tensor) -> float:
+    """The largest error of weighted means, in their standard errors (delta method)."""
+    assert float(1 / weights.square().sum()) > 1000, "too few effective draws to judge the exact posterior"
+    mean = weights @ values
+    error = (weights.square() @ (values - mean).square()).sqrt()
+    return float(((mean - expected).abs() / error).max())
+
+
+@pytest.mark.parametrize("where", ["known label", "open label", "gaussian"])
+def test_the_exact_posterior_agrees_with_brute_force_importance_sampling(where: str) -> None:
+    at = case(where)
+    x, y, weights = importance(at)
+    exact = at.exact()
+    mean, sd = exact.mean(), exact.sd()
+
+    def worst(mean: Tensor, sd: Tensor) -> float:
+        return weighted_misfit(torch.cat([x, (x - mean).square()], 1), weights, torch.cat([mean, sd.square()]))
+
+    assert worst(mean, sd) <= LIMIT
+    assert worst(mean + sd / 2, sd) > LIMIT
+    assert worst(mean, sd / 2) > LIMIT
+    probabilities = exact.label_probabilities(at.client.num_classes)
+    if at.observed.labels is None:
+        indicators = torch.nn.functional.one_hot(y, at.client.num_classes).double()
+        assert weighted_misfit(indicators, weights, probabilities) <= LIMIT
+        assert weighted_misfit(indicators, weights, probabilities.flip(0)) > LIMIT
+    else:
+        assert float(probabilities[at.observed.labels]) == pytest.approx(1)
+
+
+def test_with_zero_weights_the_exact_posterior_is_the_conjugate_gaussian() -> None:
+    at = case("gaussian")
+    labels = at.observed.labels
+    assert labels is not None
+    delta = torch.full((3,), 1 / 3, dtype=torch.float64) - torch.nn.functional.one_hot(labels[0], 3)
+    g = at.client.split(at.observed.g)["1.weight"]
+    precision = 1 / 0.3**2 + delta.square().sum() / at.sigma**2
+    mean = (0.5 / 0.3**2 + delta @ g / at.sigma**2) / precision
+    torch.testing.assert_close(at.exact().mean(), mean, rtol=1e-8, atol=0)
+    torch.testing.assert_close(at.exact().sd(), precision.rsqrt().expand(4), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("where", ["known label", "open label"])
+def test_independent_draws_of_the_exact_posterior_have_its_moments(where: str) -> None:
+    exact = case(where).exact()
+    draws = exact.sample(4000, torch.Generator().manual_seed(1))
+    assert_moments(chains_of(draws), exact.mean(), exact.sd())
+
+
+@pytest.mark.parametrize(
+    ("client", "size"),
+    [(lambda: tiny("linear", classes=3, zero=False), 1), (tiny, 1), (lambda: tiny("linear"), 2)],
+    ids=["three directions", "hidden layer", "batch"],
+)
+def test_the_exact_posterior_refuses_what_it_does_not_know(client: Callable[[], Client], size: int) -> None:
+    made = client()
+    with pytest.raises(BadInput, match="the exact posterior needs"):
+        logistic.exact_posterior(made, observe(made, 0.1, size=size))
+
+
+# -- samplers ------------------------------------------------------------------------------------------------------
+
+
+@each_inference
+def test_a_result_says_what_it_is(name: str) -> None:
+    at = case("known label")
+    posterior = run(name, at, **FEW[name])
+    assert posterior.kind == KINDS[name]
+    assert posterior.x.shape[2:] == (1, *at.client.input_shape)
+    assert posterior.y.shape == posterior.x.shape[:3]
+    assert posterior.mode.shape == (1, *at.client.input_shape)
+    assert np.all(posterior.y == int(at.observed.labels))  # type: ignore[arg-type]
+    assert np.array_equal(posterior.g, at.observed.g)
+    assert posterior.stats["lp"].shape == posterior.x.shape[:2]
+    assert (posterior.khat is not None) is (KINDS[name] == "approximation")
+
+
+@of_kind("sampler")
+@pytest.mark.parametrize("where", ["known label", "open label"])
+def test_a_sampler_has_the_exact_means_and_sds(name: str, where: str) -> None:
+    exact = case(where).exact()
+    assert_moments(pixels(result(name, where)), exact.mean(), exact.sd())
+
+
+@of_kind("sampler")
+def test_a_sampler_has_the_exact_label_probabilities(name: str) -> None:
+    probabilities = case("open label").exact().label_probabilities(2)
+    assert 0.1 < float(probabilities[0]) < 0.45 or 0.55 < float(probabilities[0]) < 0.9  # open, and not symmetric
+    assert_frequencies(result(name, "open label").y[..., 0], probabilities)
+
+
+def test_hmc_is_exact_on_a_float32_network() -> None:
+    exact = case("float32").exact()
+    posterior = result("hmc", "float32")
+    assert posterior.x.dtype == np.float32
+    assert_moments(pixels(posterior), exact.mean(), exact.sd())
+
+
+def test_hmc_and_nuts_agree_on_a_hidden_layer_and_correlated_pixels() -> None:
+    client = tiny()
+    images = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    images[:, :, 0] = (images[:, :, 0] + 2 * images[:, :, 1]) / 3
+    at = Case(client, observe(client, 0.1), 0.1)
+    at.model = functools.partial(gaussian.model, sigma=0.1, reference=images)
+    hmc, nuts = (pixels(run(n, at, **TINY[n])) for n in ("hmc", "nuts"))
+    assert disagreement(hmc, nuts) <= LIMIT
+    for name, twin in wrong_twins(hmc).items():
+        assert disagreement(twin, nuts) > LIMIT, f"the check has no power: it accepts {name}"
+
+
+@of_kind("sampler", "approximation")
+def test_on_a_network_with_kinks_the_result_doubts_itself(name: str) -> None:
+    client = tiny(activation="relu")
+    doubts = run(name, Case(client, observe(client, 0.1), 0.1), **FEW[name]).doubts
+    assert any("kinks" in d for d in doubts)
+    smooth = run(name, case("known label"), **FEW[name]).doubts
+    assert not any("kinks" in d for d in smooth)
+
+
+# -- approximations ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("laplace", {}), *[("svi", {"guide": g}) for g in ("normal", "low_rank", "full", "flow")]],
+    ids=["laplace", "svi-normal", "svi-low_rank", "svi-full", "svi-flow"],
+)
+def test_an_approximation_is_exact_where_the_posterior_is_gaussian(name: str, settings: dict[str, Any]) -> None:
+    at = case("gaussian")
+    exact = at.exact()
+    posterior = run(name, at, **TINY[name], **settings)
+    assert_moments(pixels(posterior), exact.mean(), exact.sd())
+    assert posterior.converged, posterior.doubts
+
+
+@of_kind("approximation")
+def test_an_approximation_of_another_shape_says_so_by_its_k_hat(name: str) -> None:
+    """Little noise and a label to guess: two modes, of which a Gaussian takes one."""
+    client = tiny("linear", classes=2)
+    x, _ = batch_of(client)
+    u = [client.update(x, torch.tensor([k])).materialise() for k in range(2)]
+    shared = (u[0] + u[1]) / 2
+    shared[:4] = 0.5  # x = 1 where y = 0, −1 where y = 1
+    shared[4:8] = -0.5
+    at = Case(client, Observation(shared), 0.15)
+    assert float(at.exact(loc=0.0).label_probabilities(2).min()) > 0.3
+    at.model = functools.partial(logistic.model, sigma=0.15, loc=0.0)
+    posterior = run(name, at, **TINY[name])
+    exact = at.exact(loc=0.0)
+    far = np.abs(posterior.mean.ravel() - exact.mean().numpy()) > exact.sd().numpy() / 2
+    assert far.all()  # it is wrong, and k-hat cannot see the mode that no draw fell into
+    assert not posterior.converged or posterior.khat is not None
+
+
+# -- the point estimate --------------------------------------------------------------------------------------------
+
+
+def exact_mode(at: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The mode of p(x | g, y) and the posterior sds: the grid's weights without the volume across it."""
+    exact = at.exact(cells=200_001)
+    log_density = exact.weight.log() - (exact.centre.shape[1] - 1) * exact.width.log()
+    return exact.centre[log_density.argmax()].numpy(), exact.sd().numpy()
+
+
+@pytest.mark.parametrize("where", ["known label", "gaussian"])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_map_is_the_exact_mode(where: str, optimizer: str) -> None:
+    at = case(where)
+    mode, sd = exact_mode(at)
+
+    def finds(x: np.ndarray) -> bool:
+        return bool(np.all(np.abs(x.ravel() - mode) < 0.005 * sd))
+
+    posterior = run("map", at, starts=4, steps=400 if optimizer == "adam" else 40, optimizer=optimizer)
+    assert finds(posterior.mode)
+    assert np.array_equal(posterior.x[0, 0], posterior.mode)
+    assert not finds(posterior.mode + 0.01 * sd.reshape(posterior.mode.shape))
+    if where == "known label":
+        assert not finds(at.exact().mean().numpy())  # the mean of a skewed posterior is another decision
+
+
+def test_map_keeps_the_best_iterate_of_the_best_start() -> None:
+    """At a learning rate that overshoots, the last iterate is not the best; the kept one is, and is worth what it says."""
+    posterior = run("map", case("known label"), starts=4, steps=40, lr=2.0)
+    curve = posterior.curves["log_density"]
+    assert posterior.stats["lp"][0, 0] == curve.max()
+    assert curve[-1].max() < curve.max() or curve[-1, 0] == curve.max()
+    from pplleak import density
+
+    at = case("known label")
+    built = density.build(at.model, at.client, at.observed)
+    z = built.unconstrain({"x": torch.as_tensor(posterior.x[0])})
+    assert float(built(z, jacobian=False)) == pytest.approx(float(curve.max()), rel=1e-9)
+
+
+def test_map_says_that_it_was_still_climbing() -> None:
+    doubts = run("map", case("known label"), starts=1, steps=12, lr=0.02).doubts
+    assert any("still climbing" in d for d in doubts)
+    assert run("map", case("known label"), **TINY["map"]).converged
+
+
+# -- seeds and interruptions ---------------------------------------------------------------------------------------
+
+
+def fields(posterior: Posterior) -> dict[str, np.ndarray]:
+    return {"x": posterior.x, "y": posterior.y, "mode": posterior.mode, **posterior.stats, **posterior.curves}
+
+
+@each_inference
+@pytest.mark.parametrize("where", ["known label", "open label"])
+def test_one_seed_gives_one_result_and_another_seed_another(name: str, where: str) -> None:
+    first, again, other = (fields(run(name, case(where), seed=s, **FEW[name])) for s in (3, 3, 4))
+    assert set(first) == set(again)
+    assert all(np.array_equal(first[n], again[n]) for n in first)
+    assert not np.array_equal(first["x"], other["x"])
+
+
+def interrupting(label: str, after: int) -> ProgressBar:
+    """Ctrl-C in the work of that label, after so many steps."""
+
+    def progress(said: str, total: int) -> Iterator[int]:
+        for k in range(total):
+            if said.startswith(label) and k == after:
+                raise KeyboardInterrupt
+            yield k
+
+    return progress
+
+
+@pytest.mark.parametrize(("name", "label", "kept"), [("hmc", "sampling", (3, 3)), ("nuts", "NUTS chain 2", (1, 4))])
+def test_ctrl_c_keeps_the_draws_so_far_bitwise_and_says_so(name: str, label: str, kept: tuple[int, int]) -> None:
+    whole = run(name, case("known label"), **FEW[name])
+    part = run(name, case("known label"), interrupting(label, 3), **FEW[name])
+    assert part.x.shape[:2] == kept
+    assert np.array_equal(part.x, whole.x[: kept[0], : kept[1]])
+    assert any("interrupted" in d for d in part.doubts)
+    assert not any("interrupted" in d for d in whole.doubts)
+
+
+@pytest.mark.parametrize(("name", "label"), [("svi", "SVI"), ("map", "MAP")])
+def test_ctrl_c_keeps_the_optimisation_so_far_and_says_so(name: str, label: str) -> None:
+    part = run(name, case("known label"), interrupting(label, 5), **FEW[name])
+    assert any("interrupted after 5 of" in d for d in part.doubts)
+    assert not part.converged
+
+
+@each_inference
+def test_ctrl_c_before_anything_can_be_kept_is_not_swallowed(name: str) -> None:
+    label = {"map": "MAP", "svi": "SVI", "laplace": "curvature", "hmc": "sampling", "nuts": "NUTS"}[name]
+    with pytest.raises(KeyboardInterrupt):
+        run(name, case("known label"), interrupting(label, 0), **FEW[name])
+
+
+@pytest.mark.parametrize("name", ["laplace", "svi", "hmc", "nuts"])
+def test_ctrl_c_in_the_search_for_the_map_is_not_swallowed(name: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(name, case("known label"), interrupting("MAP", 3), **FEW[name])
+
+
+@each_inference
+def test_its_settings_are_keyword_arguments_with_defaults_and_a_line_of_help(name: str) -> None:
+    function = programs.load("inference", name)
+    positional = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    assert positional == ["model", "observed", "client"]
+    assert {"seed", "progress"} <= set(inspect.signature(function).parameters)
+    assert all(s.help for s in programs.settings(function))
