@@ -1,0 +1,149 @@
+"""The arrows of the design, read off the imports: models/ → pplleak ← inference/, and programs.py the only door."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from pplleak import networks, programs
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = sorted((ROOT / "pplleak").rglob("*.py"))
+MODELS = sorted((ROOT / "models").rglob("*.py"))
+INFERENCE = sorted((ROOT / "inference").rglob("*.py"))
+DOOR = ROOT / "pplleak" / "programs.py"
+CODE_LINES = 320  # of one file, without docstrings, comments and blank lines
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(source: str, package: str) -> set[str]:
+    """Every module that the source of a module of `package` imports, absolutely named; by `importlib`, too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(p for p in (base, node.module) if p)
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("pplleak."):
+            found.add(node.value)  # importlib.import_module("pplleak.models.dlg")
+        elif isinstance(node, ast.JoinedStr) and isinstance(first := node.values[0], ast.Constant):
+            found.add(str(first.value))  # import_module(f"pplleak.{kind}.{name}")
+    return found
+
+
+def reaches(source: str, package: str, *forbidden: str) -> set[str]:
+    """The imports that lead into a forbidden package; a computed name counts as leading anywhere."""
+    return {
+        name
+        for name in imports(source, package)
+        if name == "pplleak." or any(name == f or name.startswith(f"{f}.") for f in forbidden)
+    }
+
+
+@pytest.mark.parametrize("path", MODELS, ids=short)
+def test_a_model_never_imports_an_inference(path: Path) -> None:
+    assert not reaches(path.read_text(), "pplleak.models", "pplleak.inference", "inference")
+
+
+@pytest.mark.parametrize("path", INFERENCE, ids=short)
+def test_an_inference_never_imports_a_model(path: Path) -> None:
+    assert not reaches(path.read_text(), "pplleak.inference", "pplleak.models", "models")
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if p != DOOR], ids=short)
+def test_the_library_imports_neither(path: Path) -> None:
+    forbidden = ("pplleak.models", "pplleak.inference", "models", "inference")
+    assert not reaches(path.read_text(), "pplleak", *forbidden)
+
+
+def test_the_loader_is_the_one_door_and_opens_it_by_a_computed_name_only() -> None:
+    found = reaches(DOOR.read_text(), "pplleak", "pplleak.models", "pplleak.inference")
+    assert found == {"pplleak."}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pplleak.inference.hmc",
+        "from pplleak.inference import hmc",
+        "from pplleak import inference",
+        "from pplleak.inference.hmc import run",
+        "from ..inference import hmc",
+        "def late():\n    from pplleak.inference.hmc import run",
+        "import importlib\nimportlib.import_module('pplleak.inference.hmc')",
+        "import importlib\nimportlib.import_module(f'pplleak.{kind}.hmc')",
+    ],
+)
+def test_the_reader_of_imports_sees_every_way_in(source: str) -> None:
+    assert reaches(source, "pplleak.models", "pplleak.inference")
+
+
+@pytest.mark.parametrize("source", ["import pyro", "from pplleak import channels, priors", "from . import dlg"])
+def test_the_reader_of_imports_accuses_nobody_else(source: str) -> None:
+    assert not reaches(source, "pplleak.models", "pplleak.inference")
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *MODELS, *INFERENCE], ids=short)
+def test_every_file_begins_with_a_docstring(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("path", [ROOT / "models" / "__init__.py", ROOT / "inference" / "__init__.py"], ids=short)
+def test_the_two_folders_hold_programs_and_nothing_else(path: Path) -> None:
+    assert len(ast.parse(path.read_text()).body) == 1
+    assert not [p for p in path.parent.iterdir() if p.is_dir() and p.name != "__pycache__"]
+
+
+def entries() -> list[tuple[programs.Kind, str]]:
+    kinds: list[programs.Kind] = ["models", "inference"]
+    return [(kind, name) for kind in kinds for name in programs.names(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), entries())
+def test_every_program_has_an_entry_with_a_docstring_and_a_help_line_for_each_setting(
+    kind: programs.Kind, name: str
+) -> None:
+    function = programs.load(kind, name)
+    assert function.__doc__
+    found = programs.settings(function)
+    assert found
+    assert [s.name for s in found if not s.help] == []
+
+
+@pytest.mark.parametrize("name", list(networks.ACTIVATIONS))
+def test_every_activation_is_named_in_the_type_that_the_command_line_offers(name: str) -> None:
+    assert name in networks.Activation.__args__  # type: ignore[attr-defined]
+    assert len(networks.Activation.__args__) == len(networks.ACTIVATIONS)  # type: ignore[attr-defined]
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code."""
+    doc: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            doc |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in empty:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - doc)
+
+
+def test_lines_of_code_are_counted_without_docstrings_comments_and_blanks() -> None:
+    assert code_lines('"""Doc.\n\nMore.\n"""\n\n# comment\nx = (\n    1\n)  # here\n') == 3
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *MODELS, *INFERENCE], ids=short)
+def test_no_file_is_too_long_to_read_in_one_sitting(path: Path) -> None:
+    assert code_lines(path.read_text()) <= CODE_LINES
