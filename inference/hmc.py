@@ -15,6 +15,7 @@ jumps, and the result says that it is not to be trusted.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pplleak import density as densities
-from pplleak.clients import Client
+from pplleak.clients import Client, distrust
 from pplleak.density import Density, Model
 from pplleak.errors import require_positive
 from pplleak.inference.laplace import Laplace, Located, locate
@@ -178,11 +179,13 @@ def run(
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
+    reasons = list(distrust(client, "HMC"))
+    for reason in reasons:
+        warnings.warn(reason, stacklevel=2)  # before the work, not only after it
     found = locate(density, starts=starts, steps=steps, progress=progress)
     laplace, state, size = warm_up(density, found.laplace, starting_points(found, chains), warmup, progress)
     potential, leapfrogs = whitened(density, laplace), trajectory_steps(size)
     z, infos, lp = [], [], []
-    reasons = []
     try:
         for _ in progress("sampling", draws):
             jittered = size * float(0.8 + 0.4 * torch.rand(()))
@@ -196,11 +199,6 @@ def run(
             raise
         z, lp, infos = z[:kept], lp[:kept], infos[:kept]
         reasons.append(f"interrupted: {kept} of {draws} draws a chain were kept")
-    if client.kinks:
-        reasons.append(
-            f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, HMC cannot cross the jumps, "
-            "and this result is not to be trusted; attack it with a smooth activation"
-        )
     return collect(
         density,
         torch.stack(z, 1),

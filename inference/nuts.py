@@ -6,6 +6,8 @@ loop that shows its progress. Unknown labels are enumerated by Pyro.
 
 from __future__ import annotations
 
+import warnings
+
 import pyro
 import torch
 from pyro import poutine
@@ -13,7 +15,7 @@ from pyro.infer import NUTS
 from torch import Tensor
 
 from pplleak import density as densities
-from pplleak.clients import Client
+from pplleak.clients import Client, distrust
 from pplleak.density import Model
 from pplleak.errors import require_positive
 from pplleak.inference.map import maximise
@@ -58,7 +60,9 @@ def run(
     conditioned = poutine.condition(model, data=data)
     near = found.z[found.value > found.value[0] - 10]
     kept: list[tuple[Tensor, Tensor]] = []
-    reasons = []
+    reasons = list(distrust(client, "NUTS"))
+    for reason in reasons:
+        warnings.warn(reason, stacklevel=2)  # before the work, not only after it
     try:
         for chain in range(chains):
             kernel = NUTS(conditioned, full_mass=full_mass, max_tree_depth=max_tree_depth)
@@ -68,11 +72,6 @@ def run(
         if not kept:
             raise
         reasons.append(f"interrupted: {len(kept)} of {chains} chains were kept")
-    if client.kinks:
-        reasons.append(
-            f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, NUTS cannot cross the jumps, "
-            "and this result is not to be trusted; attack it with a smooth activation"
-        )
     z, diverging = (torch.stack(parts) for parts in zip(*kept, strict=True))
     with torch.no_grad():
         lp = torch.cat([density(part) for part in z.flatten(0, 1).split(256)])

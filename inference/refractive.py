@@ -79,8 +79,8 @@ def drift(target: Target, state: State, p: Tensor, time: Tensor, jumps: bool = T
     and at a kink only what H, Q and H M see of (w, p) does, together with the coefficients of ‖x‖² along the rotation:
     an event costs a few rows of length width₁, and the pixels are touched once a drift.
 
-    Returns the state, the momentum p (chains, dim) and the number of kinks met. jumps=False takes every ΔU for zero (a
-    wrong sampler, which the tests must reject).
+    Returns the state, the momentum p (chains, dim) and the number of kinks met. jumps=False takes every ΔU for zero:
+    the Metropolis test still keeps the target, but accepts little (the tests use it to show what the jumps do).
     """
     net, full, width = target.net, 2 * math.pi, len(target.h0)
     masks, since = state.masks.clone(), torch.zeros_like(time)
@@ -217,7 +217,7 @@ def aim(net: Perceptron, affine: Affine, laplace: Laplace) -> Target:
 def axes(affine: Affine, laplace: Laplace) -> Laplace:
     """The Laplace fit with its widths along the axes of x alone: L = V diag(ℓ), V the right singular vectors of slope.
 
-    ‖x‖² is then diagonal in w, and so is the prior; that halves the cost, and HMC mixes as well.
+    ‖x‖² is then diagonal in w (and so is a standard normal prior), which keeps the cooling cheap; `refit` follows it.
     """
     gram = affine.slope.mT @ affine.slope
     basis = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)

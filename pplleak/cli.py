@@ -112,7 +112,9 @@ def observe(argv: Sequence[str]) -> int:
         attacks.write_observation(_target(args), args.out)
     else:
         _wrap(args)
-    Console().print(f"written to {args.out}; attack it with: pplleak attack --observed {args.out}", highlight=False)
+    code = f" --network {args.network}" if ":" in args.network else ""  # a file is not let choose code to run
+    said = f"written to {args.out}; attack it with: pplleak attack --observed {args.out}{code}"
+    Console().print(said, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -210,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     A KeyboardInterrupt comes out only where nothing could be kept; `pplleak.__main__` says so.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _note
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(usage())
@@ -220,6 +223,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BadInput as error:
         print(f"pplleak: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Warnings as the command line shows them: one line, without the code they came from."""
+    if issubclass(category, UserWarning):
+        print(f"pplleak: note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def script(file: str) -> None:

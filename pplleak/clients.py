@@ -271,6 +271,16 @@ def _probe(network: nn.Module, x: Tensor) -> tuple[tuple[str, ...], object]:
     return tuple(sorted(kinks)), logits
 
 
+def distrust(client: Client, method: str) -> tuple[str, ...]:
+    """Why a method that follows slopes is not to be trusted on this client; () where the network is smooth."""
+    if not client.kinks:
+        return ()
+    return (
+        f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, {method} cannot cross the jumps, and "
+        "this result is not to be trusted; attack it with a smooth activation",
+    )
+
+
 def seeded(build_network: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Run a network's constructor with torch's generator seeded, and leave the generator as it was."""
     with torch.random.fork_rng(devices=[]):

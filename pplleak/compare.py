@@ -86,8 +86,8 @@ def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_imag
         made.add_column(name, justify="left" if name in ("image", "inference") else "right", no_wrap=True)
     if per_image:
         for r in rows:
-            made.add_row(str(r["index"]), str(r["inference"]), *(_number(r[c], c) for c in SHOWN),
-                         "yes" if r["converged"] else "[red]no[/]")  # fmt: skip
+            cells = [_number(r[c], c) for c in SHOWN]
+            made.add_row(str(r["index"]), str(r["inference"]), *cells, "yes" if r["converged"] else "[red]no[/]")
         return made
     for name in inferences:
         cells = []

@@ -125,7 +125,7 @@ def settings_of(title: str, function: Callable[..., Any], fallback: dict[str, st
     for setting in programs.settings(function):
         kind, default, said = setting.type, setting.default, setting.help
         if fallback and setting.name in fallback:
-            kind, default, said = kind | None, None, f"{said} (default: {fallback[setting.name]})"
+            kind, default, said = kind | None, None, f"{said} None means {fallback[setting.name]}."
         fields.append((setting.name, Annotated[kind, tyro.conf.arg(help=said)], dataclasses.field(default=default)))
     return dataclasses.make_dataclass(title, fields, frozen=True)
 

@@ -163,7 +163,9 @@ class Posterior:
             groups["observed_data"] = {"g": self.g}
         dims = {n: ["example", *event] for n in ("x", "mode", "truth")} | {"y": ["example"], "g": ["entry"],
                                                                            "log_weights": ["weight"]}  # fmt: skip
-        tree = arviz.from_dict(groups, dims=dims)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # more chains than draws is what a batch of chains looks like
+            tree = arviz.from_dict(groups, dims=dims)
         if self.curves:
             tree["curves"] = xarray.DataTree(
                 xarray.Dataset({n: ([f"{n}_{k}" for k in range(c.ndim)], c) for n, c in self.curves.items()})

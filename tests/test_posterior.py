@@ -1,0 +1,365 @@
+"""The result: what goes into the file comes out of it, decisions are the optimal ones, and doubts are said."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+from arviz_stats.base import array_stats
+
+from pplleak.errors import BadInput
+from pplleak.posterior import ESS, KHAT, RHAT, Posterior
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def made(shape: tuple[int, ...] = (1, 3, 2), dtype: Any = np.float32, chains: int = 3, draws: int = 8, **changes: Any) -> Posterior:  # noqa: E501
+    """A posterior with every field filled: batch 2."""
+    r = rng()
+    x = r.random((chains, draws, 2, *shape)).astype(dtype)
+    full = Posterior(
+        x=x,
+        y=r.integers(0, 10, (chains, draws, 2)),
+        mode=x[0, 0],
+        kind="sampler",
+        stats={"lp": r.normal(size=(chains, draws)), "diverging": r.random((chains, draws)) < 0.1},
+        curves={"elbo": r.normal(size=11), "log_density": r.normal(size=(5, 4))},
+        log_weights=r.normal(size=chains * draws),
+        reasons=("the network has kinks (relu)", 'said "twice"'),
+        attrs={"model": "dlg", "seed": 3, "sigma": 0.1, "labels": None, "settings": {"a": [1, 2.5]}, "index": 7},
+        truth=r.random((2, *shape)).astype(dtype),
+        g=r.normal(size=17).astype(dtype),
+    )
+    return full.with_(**changes)
+
+
+def assert_same(a: Posterior, b: Posterior) -> None:
+    for field in dataclasses.fields(Posterior):
+        one, two = getattr(a, field.name), getattr(b, field.name)
+        if field.name in ("stats", "curves"):
+            assert set(one) == set(two)
+            pairs = [(one[n], two[n]) for n in one]
+        else:
+            pairs = [(one, two)]
+        for p, q in pairs:
+            if isinstance(p, np.ndarray):
+                assert isinstance(q, np.ndarray)
+                assert p.dtype == q.dtype, field.name
+                assert p.shape == q.shape, field.name
+                assert p.tobytes() == q.tobytes(), field.name
+            else:
+                assert p == q, field.name
+                assert type(p) is type(q), field.name
+
+
+ROUNDS: dict[str, Callable[[Posterior, Path], Posterior]] = {
+    "ArviZ": lambda p, _: Posterior.from_arviz(p.to_arviz()),
+    "NetCDF": lambda p, folder: (p.save(folder / "p.nc"), Posterior.load(folder / "p.nc"))[1],
+}
+CONTENTS: dict[str, Callable[[], Posterior]] = {
+    "everything": made,
+    "float64": lambda: made(dtype=np.float64),
+    "colour": lambda: made((3, 4, 5)),
+    "a table": lambda: made((5,)),
+    "no truth": lambda: made(truth=None, g=None, log_weights=None),
+    "point": lambda: made(chains=1, draws=1, kind="point", stats={}, curves={}, log_weights=None, reasons=()),
+    "approximation": lambda: made(kind="approximation"),
+    "NaN in a statistic": lambda: made(stats={"lp": np.array([[np.nan, np.inf], [-np.inf, -0.0]]).repeat(4, 1)}, chains=2),
+}
+
+
+@pytest.mark.parametrize("by", ROUNDS)
+@pytest.mark.parametrize("content", CONTENTS)
+def test_everything_comes_back_bitwise(by: str, content: str, tmp_path: Path) -> None:
+    posterior = CONTENTS[content]()
+    assert_same(posterior, ROUNDS[by](posterior, tmp_path))
+    assert_same(posterior, ROUNDS[by](ROUNDS[by](posterior, tmp_path), tmp_path))
+
+
+@pytest.mark.parametrize("by", ROUNDS)
+@pytest.mark.parametrize("value", ["dlg", "7", "1e5", "true", "null", "[1]", "a b", "", 3, 0.5, None, [1, 2], {"a": None}, True], ids=repr)
+def test_an_attribute_comes_back_as_it_was(by: str, value: object, tmp_path: Path) -> None:
+    back = ROUNDS[by](made(attrs={"said": value}), tmp_path).attrs
+    assert back == {"said": value}
+    assert type(back["said"]) is type(value)
+
+
+def test_the_tree_has_arvizs_groups_and_names_its_dimensions(tmp_path: Path) -> None:
+    made().save(tmp_path / "p.nc")
+    with xarray.open_datatree(tmp_path / "p.nc", engine="h5netcdf") as tree:
+        assert set(tree.children) == {"posterior", "sample_stats", "observed_data", "constant_data", "curves"}
+        assert tree["posterior"]["x"].dims == ("chain", "draw", "example", "channel", "row", "col")
+        assert tree["posterior"]["x"].shape == (3, 8, 2, 1, 3, 2)
+        assert tree["posterior"]["y"].dims == ("chain", "draw", "example")
+        assert tree["sample_stats"]["lp"].dims == ("chain", "draw")
+        assert tree["constant_data"]["truth"].dims == tree["constant_data"]["mode"].dims == ("example", "channel", "row", "col")
+        assert tree.attrs["model"] == "dlg"
+
+
+def test_stock_arviz_reads_the_file_and_sees_the_same_diagnostics(tmp_path: Path) -> None:
+    import arviz
+
+    posterior = made(stats={"lp": rng(1).normal(size=(4, 50))}, chains=4, draws=50)
+    posterior.save(tmp_path / "p.nc")
+    tree = arviz.from_netcdf(tmp_path / "p.nc")
+    summary = arviz.rhat(tree["posterior"].dataset[["x"]])
+    worst = max(float(summary["x"].max()), float(arviz.rhat(posterior.stats["lp"])))
+    assert posterior.rhat_max == pytest.approx(worst, rel=1e-6)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.nc"
+    made().save(path)
+    before = path.read_bytes()
+
+    def fail(self: xarray.DataTree, file: Path, **how: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(xarray.DataTree, "to_netcdf", fail)
+    with pytest.raises(BadInput, match="disk full"):
+        made().save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot write"):
+        made().save(tmp_path / "file" / "p.nc")
+
+
+def truncated(path: Path) -> None:
+    made().save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def without(*lost: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        tree = made().to_arviz()
+        for name in lost:
+            group, _, variable = name.partition("/")
+            tree[group] = xarray.DataTree(tree[group].dataset.drop_vars(variable))
+        tree.to_netcdf(path, engine="h5netcdf")
+
+    return write
+
+
+FOREIGN: dict[str, Callable[[Path], None]] = {
+    "missing": lambda path: None,
+    "text": lambda path: (path.write_text("hello"), None)[1],
+    "empty": lambda path: (path.write_bytes(b""), None)[1],
+    "truncated": truncated,
+    "another netcdf": lambda path: (xarray.Dataset({"a": ("b", [1.0])}).to_netcdf(path, engine="h5netcdf"), None)[1],
+    "another posterior": lambda path: (
+        xarray.DataTree.from_dict({"posterior": xarray.Dataset({"mu": ("chain", [1.0])})}).to_netcdf(path, engine="h5netcdf"),
+        None,
+    )[1],
+    "no x": without("posterior/x"),
+    "no y": without("posterior/y"),
+    "no mode": without("constant_data/mode"),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_foreign_file_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.nc"
+    FOREIGN[what](path)
+    with pytest.raises(BadInput, match=r"p\.nc|not written by pplleak") as error:
+        Posterior.load(path)
+    assert "\n" not in str(error.value)
+
+
+# -- decisions -----------------------------------------------------------------------------------------------------
+
+
+def expected_loss(posterior: Posterior, decision: np.ndarray, power: int) -> float:
+    errors = (posterior.draws.astype(np.float64) - decision).reshape(len(posterior.draws), -1)
+    return float((np.linalg.norm(errors, axis=1) ** power).mean())
+
+
+def test_the_mean_has_the_least_expected_squared_error() -> None:
+    posterior = made(dtype=np.float64)
+    best = expected_loss(posterior, posterior.mean, 2)
+    for seed in range(20):
+        step = 0.05 * rng(seed).normal(size=posterior.mean.shape)
+        assert expected_loss(posterior, posterior.mean + step, 2) > best
+    assert all(expected_loss(posterior, d, 2) > best for d in (posterior.mode, posterior.medoid))
+
+
+def test_the_medoid_is_the_draw_with_the_least_expected_error() -> None:
+    posterior = made(dtype=np.float64)
+    losses = [expected_loss(posterior, draw, 1) for draw in posterior.draws]
+    np.testing.assert_array_equal(posterior.medoid, posterior.draws[int(np.argmin(losses))])
+    assert np.argmin(losses) != 0
+
+
+def test_the_medoid_of_many_draws_looks_at_a_thousand_of_them_and_is_one() -> None:
+    posterior = made((1, 2, 2), np.float64, chains=3, draws=633)
+    assert any(np.array_equal(posterior.medoid, draw) for draw in posterior.draws)
+    losses = np.array([expected_loss(posterior, draw, 1) for draw in posterior.draws[:400]])
+    assert expected_loss(posterior, posterior.medoid, 1) < np.quantile(losses, 0.05)
+
+
+def test_the_medoid_is_not_drawn_to_an_outlier_as_the_mean_is() -> None:
+    x = np.concatenate([0.01 * rng().normal(size=(1, 20, 1, 1, 2, 2)), np.full((1, 1, 1, 1, 2, 2), 50.0)], 1)
+    posterior = made().with_(x=x)
+    assert np.abs(posterior.medoid).max() < 0.1
+    assert posterior.mean.min() > 1
+
+
+def test_decisions_and_spreads_run_over_all_chains() -> None:
+    x = np.stack([np.zeros((5, 1, 1, 1, 1)), np.ones((5, 1, 1, 1, 1))])
+    posterior = made().with_(x=x)
+    assert posterior.mean.item() == posterior.sd.item() == 0.5
+    assert posterior.draws.shape == (10, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_the_interval_is_central_and_holds_its_level(level: float) -> None:
+    posterior = made(dtype=np.float64, draws=2000)
+    low, high = posterior.interval(level)
+    inside = ((low <= posterior.draws) & (posterior.draws <= high)).mean(0)
+    np.testing.assert_allclose(inside, level, atol=1e-3)
+    np.testing.assert_allclose((posterior.draws < low).mean(0), (1 - level) / 2, atol=1e-3)
+
+
+def test_a_point_has_no_spread_and_no_diagnostics() -> None:
+    point = CONTENTS["point"]()
+    assert not point.sd.any()
+    assert (point.rhat_max, point.ess_min, point.khat, point.divergences) == (None, None, None, None)
+    assert point.converged
+
+
+# -- diagnostics ---------------------------------------------------------------------------------------------------
+
+
+def log_weights(wide: float, narrow: float, of_narrow: bool, count: int = 4000) -> np.ndarray:
+    """log p − log q for draws of q; one of p, q is Normal(0, wide²), the other Normal(0, narrow²)."""
+    q, p = (narrow, wide) if of_narrow else (wide, narrow)
+    z = q * rng().normal(size=count)
+    return -0.5 * (z / p) ** 2 + 0.5 * (z / q) ** 2 + np.log(q / p)
+
+
+def test_k_hat_condemns_an_approximation_that_is_too_narrow_and_not_one_that_is_too_wide() -> None:
+    """A narrow q has a few draws with huge weights (k = 1 − (narrow/wide)²); a wide one has bounded weights."""
+    narrow = made(kind="approximation", log_weights=log_weights(1.0, 0.3, of_narrow=True))
+    wide = made(kind="approximation", log_weights=log_weights(1.0, 0.3, of_narrow=False))
+    assert narrow.khat is not None
+    assert wide.khat is not None
+    assert narrow.khat > KHAT
+    assert wide.khat < 0.5
+    assert any("k-hat" in d for d in narrow.doubts)
+    assert not any("k-hat" in d for d in wide.doubts)
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+def test_k_hat_is_the_tail_index_of_the_weights_themselves(k: float) -> None:
+    """Weights drawn from a Pareto with shape k have it; their reciprocals, with the sign lost, would have k < 0."""
+    weights = rng().random(20_000) ** -k
+    found = made(kind="approximation", log_weights=np.log(weights)).khat
+    lost = made(kind="approximation", log_weights=-np.log(weights)).khat
+    assert found is not None
+    assert lost is not None
+    # the tail that is fitted holds 3 √N weights, and k-hat's error is (1 + k) over the root of their number
+    error = (1 + k) / np.sqrt(3 * np.sqrt(20_000))
+    assert abs(found - k) < 5 * error
+    assert abs(lost - k) > 5 * error or lost < 0
+    assert found == pytest.approx(float(array_stats.psislw(-np.log(weights))[1]))
+
+
+def test_k_hat_does_not_depend_on_the_constant_that_the_density_leaves_out() -> None:
+    weights = log_weights(1.0, 0.6, of_narrow=True)
+    found = [made(kind="approximation", log_weights=weights + c).khat for c in (0.0, 1000.0, -1000.0)]
+    np.testing.assert_allclose(found, found[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-13])
+def test_weights_that_are_all_equal_are_a_perfect_approximation(rounding: float) -> None:
+    weights = -3.0 + rounding * rng().normal(size=2000)
+    perfect = made(kind="approximation", log_weights=weights, reasons=())
+    assert perfect.converged, perfect.doubts
+
+
+def sampler(chains: int = 4, draws: int = 500, *, spread: float = 0.0, sticky: float = 0.0, **changes: Any) -> Posterior:
+    """Autoregressive chains around means `spread` apart; `sticky` is the correlation from draw to draw."""
+    noise = rng().normal(size=(chains, draws, 1, 1, 2, 2))
+    x = noise.copy()
+    for t in range(1, draws):
+        x[:, t] = sticky * x[:, t - 1] + np.sqrt(1 - sticky**2) * noise[:, t]
+    x += spread * np.arange(chains)[:, None, None, None, None, None]
+    fields = {"kind": "sampler", "stats": {}, "log_weights": None, "reasons": ()} | changes
+    return made().with_(x=x, y=np.zeros(x.shape[:3]), **fields)
+
+
+def test_chains_that_agree_are_believed() -> None:
+    posterior = sampler()
+    assert posterior.rhat_max is not None
+    assert posterior.ess_min is not None
+    assert posterior.rhat_max <= RHAT
+    assert posterior.ess_min >= ESS
+    assert posterior.doubts == ()
+    assert posterior.converged
+
+
+STUCK = np.zeros((4, 500), dtype=bool)
+DIVERGED = STUCK.copy()
+DIVERGED[1, :3] = True
+DOUBTS: dict[str, tuple[Callable[[], Posterior], str]] = {
+    "chains apart": (lambda: sampler(spread=0.5), r"chains disagree: R-hat 1\.\d+"),
+    "one pixel apart": (
+        lambda: (p := sampler()).with_(x=p.x + np.arange(4)[:, None, None, None, None, None] * np.array([[1, 0], [0, 0]])),
+        "chains disagree",
+    ),
+    "log-density apart": (lambda: sampler(stats={"lp": np.arange(4)[:, None] + rng(1).normal(size=(4, 500))}), "chains disagree"),
+    "slow chains": (lambda: sampler(sticky=0.95), r"too few effective draws: ESS \d+ < 400"),
+    "few draws": (lambda: sampler(draws=50), "too few effective draws"),
+    "one chain": (lambda: sampler(chains=1, draws=2000), "too few chains"),
+    "three draws": (lambda: sampler(draws=3), "too few chains or draws"),
+    "divergences": (lambda: sampler(stats={"diverging": DIVERGED}), "^3 divergent"),
+    "never moved": (lambda: (p := sampler()).with_(x=np.zeros_like(p.x)), "disagree|too few effective"),
+    "NaN": (lambda: (p := sampler()).with_(x=np.full_like(p.x, np.nan)), "disagree|too few effective"),
+    "a reason of its own": (lambda: sampler(reasons=("the network has kinks",)), "^the network has kinks$"),
+    "narrow approximation": (
+        lambda: made(kind="approximation", log_weights=log_weights(1, 0.3, of_narrow=True)),
+        r"misses the posterior: k-hat \d\.\d+ > 0\.7",
+    ),
+    "infinite weights": (
+        lambda: made(kind="approximation", log_weights=np.r_[np.inf, log_weights(1, 0.9, of_narrow=True)]),
+        "misses the posterior",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", DOUBTS)
+def test_what_speaks_against_a_result_is_said(why: str) -> None:
+    build, said = DOUBTS[why]
+    posterior = build()
+    assert not posterior.converged
+    assert any(re.search(said, doubt) for doubt in posterior.doubts), posterior.doubts
+    assert all("\n" not in doubt for doubt in posterior.doubts)
+
+
+def test_thresholds_are_those_of_the_literature() -> None:
+    assert (RHAT, ESS, KHAT) == (1.01, 400, 0.7)
+
+
+def test_no_divergence_is_zero_and_not_knowing_is_none() -> None:
+    assert sampler(stats={"diverging": STUCK}).divergences == 0
+    assert sampler().divergences is None
+
+
+def test_a_changed_copy_computes_its_own_decisions() -> None:
+    posterior = made()
+    before = posterior.mean
+    changed = posterior.with_(x=posterior.x + 1)
+    np.testing.assert_allclose(changed.mean, before + 1, rtol=1e-5)
+    assert posterior.mean is before
