@@ -115,7 +115,7 @@ class Density:
         values, _ = self.constrain(z)
         count = len(z)
         if not self.discrete:
-            nodes = self._trace(values, count).nodes
+            nodes = self.trace(values, count).nodes
             return nodes["x"]["value"].expand(count, *nodes["x"]["value"].shape[-self._event :]), self._labels(
                 nodes, count
             )
@@ -125,7 +125,7 @@ class Density:
         drawn = torch.distributions.Categorical(logits=joint.flatten(0, -2).mT).sample()
         picks = torch.unravel_index(drawn, joint.shape[:-1])
         chosen = {n: s[i] for (n, s), i in zip(supports.items(), reversed(picks), strict=True)}
-        nodes = self._trace({**values, **chosen}, count).nodes
+        nodes = self.trace({**values, **chosen}, count).nodes
         return nodes["x"]["value"], self._labels(nodes, count)
 
     @property
@@ -147,7 +147,7 @@ class Density:
         if self.discrete:
             for k, (name, support) in enumerate(self._supports().items()):
                 extra[name] = support.reshape(len(support), *(1,) * (k + 1), *support.shape[1:])
-        traced = self._trace({**values, **extra}, chains)
+        traced = self.trace({**values, **extra}, chains)
         shape = torch.Size([len(e) for e in reversed(extra.values())] + [chains])
         prior = likelihood = torch.zeros(shape, dtype=torch.float64, device=self.client.device)
         for name, node in traced.nodes.items():
@@ -179,7 +179,7 @@ class Density:
 
         return poutine.condition(plated, data=data)
 
-    def _trace(self, values: dict[str, Tensor], chains: int) -> poutine.Trace:
+    def trace(self, values: dict[str, Tensor], chains: int) -> poutine.Trace:
         data = {"g": self.observed.g, **values}
         if self.observed.labels is not None:
             data["y"] = self.observed.labels

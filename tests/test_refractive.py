@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pplleak import channels, clients, kinks, networks, priors
 from pplleak.errors import BadInput
-from pplleak.inference import refractive
+from pplleak.inference import _refraction, refractive
 from pplleak.inference.laplace import Laplace
 from pplleak.models import dlg, gaussian
 from pplleak.observation import Observation
@@ -107,14 +107,14 @@ def test_reversible_and_masks_agree_with_the_position(widths: tuple[int, ...], a
     start, p = refractive.place(target, normal(64, 4, seed=7)), normal(64, 4, seed=8)
     sizes = 0.1 + 0.2 * torch.rand(64, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     _, force = refractive.energy_and_force(target, start)
-    end, _, force, q, events = refractive.trajectory(target, start, force, p, sizes, 6)
+    end, _, force, q, events = _refraction.trajectory(target, start, force, p, sizes, 6)
     assert int(events.sum()) > 100  # kinks were met …
     assert int((end.masks != start.masks).sum()) > 20  # … and crossed
     again = refractive.place(target, end.w)
     assert torch.equal(again.masks, end.masks)
     torch.testing.assert_close(again.h, end.h, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(again.q, end.q, rtol=1e-9, atol=1e-9)
-    back, _, _, r, back_events = refractive.trajectory(target, end, force, -q, sizes, 6)
+    back, _, _, r, back_events = _refraction.trajectory(target, end, force, -q, sizes, 6)
     torch.testing.assert_close(back.w, start.w, rtol=0, atol=1e-8)
     torch.testing.assert_close(-r, p, rtol=0, atol=1e-8)
     assert torch.equal(back.masks, start.masks) and torch.equal(back_events, events)
@@ -128,7 +128,7 @@ def test_short_steps_conserve_energy_across_kinks(widths: tuple[int, ...], activ
 
     def error(steps: int, jumps: bool = True) -> float:
         sizes = torch.full((64,), 1.0 / steps, dtype=torch.float64)
-        _, end, _, q, _ = refractive.trajectory(target, start, force, p, sizes, steps, jumps)
+        _, end, _, q, _ = _refraction.trajectory(target, start, force, p, sizes, steps, jumps)
         return float((end + 0.5 * q.square().sum(1) - energy - 0.5 * p.square().sum(1)).abs().median())
 
     assert error(400) < 0.02
