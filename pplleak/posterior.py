@@ -103,6 +103,11 @@ class Posterior:
         with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved: infinite, and said so
             return float(np.nan_to_num(arviz.rhat(self._monitored), nan=np.inf).max())
 
+    @property
+    def rhat_lp(self) -> float | None:
+        """R-hat of the log-density alone: it sees what no single pixel does."""
+        return None if self.rhat_max is None or "lp" not in self.stats else float(arviz.rhat(self.stats["lp"]))
+
     @cached_property
     def ess_min(self) -> float | None:
         """Smallest bulk effective sample size over pixels and log-density."""

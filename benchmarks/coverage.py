@@ -1,0 +1,86 @@
+"""Do 90 % intervals cover 90 %? Images drawn from the model's own prior, attacked one by one.
+
+    uv run benchmarks/coverage.py --data mnist --data-root DIR --model gaussian --inference hmc --sigma 0.03 --count 30
+
+A row an image is appended to the CSV as soon as it is there; a run with the same CSV goes on where it stopped. The last
+line gives mean ± standard error over images (pixels of one image are not independent), and how many images converged.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pyro
+import torch
+import tyro
+
+from pplleak import attack, metrics, programs
+from pplleak.observation import Observation
+from pplleak.progress import bar
+
+COLUMNS = ["model", "inference", "data", "network", "widths", "activation", "sigma", "draw", "coverage_90", "rhat_max",
+           "rhat_lp", "ess_min", "psnr_mean", "seconds"]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    data: str = "digits"
+    data_root: Path | None = None
+    network: str = "mlp"
+    widths: tuple[int, ...] = (64,)
+    activation: str = "gelu"
+    model: str = "gaussian"
+    inference: str = "hmc"
+    sigma: float = 0.1
+    count: int = 30
+    chains: int = 64
+    draws: int = 60
+    dtype: attack.Precision = "float32"
+    csv: Path = Path("benchmarks/results/coverage.csv")
+
+
+def main(args: Settings) -> None:
+    settings = {"widths": args.widths} if args.network == "mlp" else {}
+    base = attack.from_data(args.data, root=args.data_root, network=args.network, sigma=args.sigma, dtype=args.dtype,
+                            settings={**settings, "activation": args.activation})  # fmt: skip
+    model = attack.believe(programs.load("models", args.model), base)
+    run = programs.load("inference", args.inference)
+    key = {"model": args.model, "inference": args.inference, "data": args.data, "network": args.network,
+           "widths": " ".join(map(str, args.widths)), "activation": args.activation, "sigma": str(args.sigma)}  # fmt: skip
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
+    done = {int(r["draw"]) for r in rows if all(r[k] == v for k, v in key.items())}
+    for draw in bar("images from the prior", args.count):
+        if draw in done:
+            continue
+        pyro.set_rng_seed(1000 + draw)
+        with torch.no_grad(), pyro.poutine.trace() as traced:
+            model(base.client, 1)
+        x, y, g = (traced.trace.nodes[n]["value"] for n in ("x", "y", "g"))
+        start = time.perf_counter()
+        found = run(model, Observation(g, 1, y), base.client, seed=draw, chains=args.chains, draws=args.draws)
+        seconds = time.perf_counter() - start
+        truth = x.numpy()
+        row = {**key, "draw": draw, "coverage_90": metrics.coverage(found.draws, truth), "rhat_max": found.rhat_max,
+               "rhat_lp": found.rhat_lp, "ess_min": found.ess_min,
+               "psnr_mean": float(metrics.psnr(found.mean, truth)[0]), "seconds": seconds}  # fmt: skip
+        rows.append({k: str(v) for k, v in row.items()})
+        with args.csv.open("w", newline="") as f:
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    mine = [r for r in rows if all(r[k] == v for k, v in key.items())]
+    cover = np.array([float(r["coverage_90"]) for r in mine])
+    rhat = np.array([float(r["rhat_max"]) for r in mine])
+    error = cover.std(ddof=1) / math.sqrt(len(cover)) if len(cover) > 1 else math.nan
+    print(f"{len(mine)} images: coverage {cover.mean():.3f} ± {error:.3f}; R-hat max median {np.median(rhat):.4f}, "
+          f"worst {rhat.max():.4f}; {sum(float(r['seconds']) for r in mine) / len(mine):.0f} s an image")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
