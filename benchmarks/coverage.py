@@ -46,8 +46,10 @@ class Settings:
 
 def main(args: Settings) -> None:
     settings = {"widths": args.widths} if args.network == "mlp" else {}
-    base = attack.from_data(args.data, root=args.data_root, network=args.network, sigma=args.sigma, dtype=args.dtype,
-                            settings={**settings, "activation": args.activation})  # fmt: skip
+    base = attack.from_data(
+        args.data, root=args.data_root, network=args.network, sigma=args.sigma, dtype=args.dtype,
+        settings={**settings, "activation": args.activation},
+    )  # fmt: skip
     model = attack.believe(programs.load("models", args.model), base)
     run = programs.load("inference", args.inference)
     key = {"model": args.model, "inference": args.inference, "data": args.data, "network": args.network,

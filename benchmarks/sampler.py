@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import os
 import resource
 import time
@@ -158,9 +159,10 @@ def measure(name: str, chains: int, posterior: str, sampled: Run) -> dict[str, A
 
 
 def main(args: Settings) -> None:
+    believe = functools.partial(attack.believe, programs.load("models", "gaussian"))
     target = attack.from_data(args.data, root=args.data_root, sigma=args.sigma,
                               settings={"widths": args.widths, "activation": args.activation})  # fmt: skip
-    model = attack.believe(programs.load("models", "gaussian"), target)
+    model = believe(target)
     double = attack.from_data(args.data, root=args.data_root, sigma=args.sigma, dtype="float64",
                               settings={"widths": args.widths, "activation": args.activation})  # fmt: skip
     jobs: list[tuple[str, int, Callable[[], Run]]] = []
@@ -168,8 +170,7 @@ def main(args: Settings) -> None:
         if name == "pplleak":
             jobs.append(("pplleak hmc", 64, lambda: pplleak(target, model, args)))
         elif name == "pyro":
-            believed = attack.believe(programs.load("models", "gaussian"), double)
-            jobs.append(("Pyro NUTS", 1, lambda: pyro_nuts(double, believed, args)))
+            jobs.append(("Pyro NUTS", 1, lambda: pyro_nuts(double, believe(double), args)))
         else:
             jobs += [(f"NumPyro NUTS, {c} chains", c, lambda c=c: numpyro_nuts(target, model, args, c))
                      for c in args.numpyro_chains]  # fmt: skip
@@ -188,9 +189,8 @@ def main(args: Settings) -> None:
             writer.writerows(kept + new)
     best = float(new[0]["ess_per_s_median"])
     for row in new[1:]:
-        print(
-            f"{new[0]['sampler']} / {row['sampler']}: {best / float(row['ess_per_s_median']):.1f} times its median ESS/s"
-        )
+        times = best / float(row["ess_per_s_median"])
+        print(f"{new[0]['sampler']} / {row['sampler']}: {times:.1f} times its median ESS/s")
 
 
 if __name__ == "__main__":

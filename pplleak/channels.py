@@ -42,7 +42,8 @@ class Gaussian(TorchDistribution):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         u = self.update.materialise()
-        return u + self.sigma * torch.randn(*sample_shape, *u.shape, dtype=u.dtype, device=u.device)
+        sigma = torch.as_tensor(self.sigma, dtype=u.dtype, device=u.device)[..., None]  # one a chain, or one for all
+        return u + sigma * torch.randn(*sample_shape, *u.shape, dtype=u.dtype, device=u.device)
 
     def log_prob(self, value: Tensor) -> Tensor:
         sigma = torch.as_tensor(self.sigma, dtype=torch.float64, device=value.device)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplleak.errors import BadInput
@@ -27,8 +28,10 @@ from pplleak.updates import DenseUpdate, Factor, LazyUpdate, Update
 
 # Operations whose derivative jumps: a gradient through them is a discontinuous function of the input.
 _KINKED = {
-    "relu", "leaky_relu", "threshold", "hardtanh", "clamp", "abs", "sign", "maximum", "minimum", "amax", "max",
-    "rrelu", "hardsigmoid", "hardswish", "hardshrink", "softshrink",
+    "relu", "leaky_relu", "rrelu_with_noise", "threshold", "hardtanh", "hardsigmoid", "hardswish", "hardshrink",
+    "softshrink", "kinked elu", "clamp", "clamp_min", "clamp_max", "abs", "sign", "heaviside", "round", "floor", "ceil",
+    "trunc", "frac", "maximum", "minimum", "fmax", "fmin", "max", "min", "amax", "amin", "aminmax", "sort", "topk",
+    "kthvalue", "median", "nanmedian", "gt", "ge", "lt", "le",
 }  # fmt: skip
 
 
@@ -110,25 +113,44 @@ class Client:
         return LazyUpdate(tuple(factors), self.update_size)
 
     def materialised(self, x: Tensor, y: Tensor) -> DenseUpdate:
-        """u(x, y) by `vmap(grad)`: the general fallback, and the reference the lazy form is tested against.
+        """u(x, y) one gradient an example: the general fallback, and the reference the lazy form is tested against.
+
+        `vmap` runs the forward pass on one copy of the parameters an example, and plain autograd differentiates it:
+        differentiated once more, `vmap(grad)` would forget how the statistics of a LayerNorm depend on its input.
 
         Args as for `update`, with equal leading dimensions. A batch that its network mixes counts as one example.
         """
         lead, batch = y.shape[:-1], y.shape[-1]
-        frozen = dict(self.network.named_buffers())
-        frozen |= {n: p for n, p in self.network.named_parameters() if n not in self.layers}
+        values = dict(self.network.named_parameters())
+        owner = {id(p): name for name, p in values.items()}
+        # functional_call's own tie_weights puts a wrapped tensor back into a module that is registered twice
+        ties = {
+            f"{prefix}.{leaf}" if prefix else leaf: owner[id(p)]
+            for prefix, module in self.network.named_modules()
+            for leaf, p in module._parameters.items()
+            if p is not None
+        }
+        buffers = dict(self.network.named_buffers())
 
         def loss(parameters: dict[str, Tensor], xs: Tensor, ys: Tensor) -> Tensor:
-            logits = functional_call(self.network, {**frozen, **parameters}, (xs,))
+            given = {name: parameters.get(first, values[first]) for name, first in ties.items()}
+            logits = functional_call(self.network, {**buffers, **given}, (xs,), tie_weights=False)
             return F.cross_entropy(logits, ys, reduction="sum") / batch
 
         rows = 1 if self.mixes_batch else batch
         xs = x.reshape(-1, batch // rows, *self.input_shape)
         ys = y.reshape(-1, batch // rows)
-        # 64 at a time: the vmapped graph holds one whole gradient a row
-        tree = vmap(grad(loss), in_dims=(None, 0, 0), randomness="error", chunk_size=64)(self.parameters, xs, ys)
-        flat = torch.cat([tree[name].flatten(1) for name in self.layers], 1)
-        return DenseUpdate(flat.reshape(*lead, rows, -1))
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        parts = []
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+            for xk, yk in zip(xs.split(64), ys.split(64), strict=True):  # the graph holds one whole gradient a row
+                copies = {n: p.expand(len(xk), *p.shape).requires_grad_() for n, p in self.parameters.items()}
+                total = vmap(loss, randomness="error")(copies, xk, yk).sum()
+                grads = torch.autograd.grad(
+                    total, list(copies.values()), create_graph=differentiable, materialize_grads=True
+                )
+                parts.append(torch.cat([g.flatten(1) for g in grads], 1))
+        return DenseUpdate(torch.cat(parts).reshape(*lead, rows, -1))
 
     def split(self, g: Tensor) -> dict[str, Tensor]:
         """A flat update (*chains, update_size) as named tensors (*chains, *shape)."""
@@ -155,7 +177,7 @@ def _layer_calls(
             handles.append(module.register_forward_hook(hook))
     differentiable = torch.is_grad_enabled() and x.requires_grad
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the other kernels cannot be differentiated twice
             loss = F.cross_entropy(network(x), y, reduction="sum")
             # The graph is kept: the log-density is differentiated in x through δ.
             deltas = torch.autograd.grad(loss, [c[3] for c in calls], create_graph=True)
@@ -215,13 +237,18 @@ def build(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) ->
     p = next(network.parameters())
     x = torch.rand(2, *input_shape, generator=generator).to(p)
     y = torch.arange(2, device=p.device) % num_classes
+    generator_state = torch.get_rng_state()
     kinks, logits = _probe(network, x)
+    drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise BadInput(f"the network must return logits (batch, {num_classes}), but for a batch of 2 it returns {got}")
-    if not torch.equal(logits, network(x)):
+    if drew or not torch.equal(logits, network(x)):
         raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
-    mixes = not torch.allclose(network(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+    try:
+        mixes = not torch.allclose(network(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+    except (RuntimeError, ValueError):  # batch statistics of one example do not exist
+        mixes = True
 
     client = Client(network, tuple(input_shape), num_classes, layers, False, mixes, kinks)
     return Client(network, client.input_shape, num_classes, layers, _closed_form(client, x, y), mixes, kinks)
@@ -239,6 +266,8 @@ def _closed_form(client: Client, x: Tensor, y: Tensor) -> bool:
         return False
     try:
         lazy = client._factored(x, y)
+        if sum(s.stop - s.start for f in lazy.factors for s in (f.weight, f.bias) if s) != client.update_size:
+            return False  # a layer that the loss never saw: its zeros belong to the update, too
         if len(lazy.factors) != len({id(c[1]) for c in _layer_calls(client.network, x, y, client.layers)[0]}):
             return False  # a layer that is called twice would need cross terms between its factors
         reference = client.materialised(x, y).materialise()
@@ -253,8 +282,17 @@ class _Recorder(TorchDispatchMode):
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__.strip("_"))
+        name = func.overloadpacket.__name__.strip("_")
+        if name == "elu" and _kinked_elu(*args[1:]):
+            name = "kinked elu"
+        if isinstance(args[0] if args else None, Tensor) and args[0].is_floating_point():
+            self.names.add(name)  # of whole numbers (positions, masks) nothing is differentiated
         return func(*args, **(kwargs or {}))
+
+
+def _kinked_elu(alpha: float = 1, scale: float = 1, input_scale: float = 1) -> bool:
+    """elu(x) = scale · (x if x > 0 else alpha (exp(input_scale x) − 1)): smooth where the two slopes at 0 agree."""
+    return alpha * input_scale != 1
 
 
 def _probe(network: nn.Module, x: Tensor) -> tuple[tuple[str, ...], object]:

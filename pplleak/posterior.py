@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Posterior:
     def medoid(self) -> np.ndarray:
         """argmin over the draws x̂ of E‖x − x̂‖: the most central draw, over at most 1000 evenly spaced ones."""
         flat = self.draws.reshape(len(self.draws), -1).astype(np.float64)
-        thin = flat[:: max(1, len(flat) // 1000)]
+        thin = flat[:: -(-len(flat) // 1000)]
         square = (thin**2).sum(1)
         distance = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * thin @ thin.T, 0)).sum(1)
         return thin[distance.argmin()].reshape(self.x.shape[2:])
@@ -121,6 +122,8 @@ class Posterior:
         """Pareto k-hat of an approximation's importance weights; above 0.7 it is not the posterior."""
         if self.log_weights is None or len(self.log_weights) < FEW:
             return None
+        if np.ptp(self.log_weights) < 1e-6:  # p = q up to rounding: weights without a tail
+            return 0.0
         return float(array_stats.psislw(-self.log_weights)[1])  # ArviZ smooths the tail of *minus* its argument
 
     @property
@@ -175,7 +178,7 @@ class Posterior:
             tree["curves"] = xarray.DataTree(
                 xarray.Dataset({n: ([f"{n}_{k}" for k in range(c.ndim)], c) for n, c in self.curves.items()})
             )
-        tree.attrs = {n: v if isinstance(v, (str, int, float)) else json.dumps(v) for n, v in self.attrs.items()}
+        tree.attrs = {n: _written(v) for n, v in self.attrs.items()}
         tree.attrs |= {"kind": self.kind, "reasons": json.dumps(self.reasons)}
         return tree
 
@@ -225,7 +228,8 @@ class Posterior:
         except OSError as error:
             raise BadInput(f"cannot write {path}: {error}") from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a place that cannot be written to cannot be cleaned, either
+                part.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | Path) -> Posterior:
@@ -241,6 +245,18 @@ class Posterior:
     def with_(self, **changes: Any) -> Posterior:
         """A copy with fields replaced."""
         return replace(self, **changes)
+
+
+def _written(value: Any) -> Any:
+    """An attribute as NetCDF keeps it: numbers and plain words; anything else, and words that read as JSON, as JSON."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    return json.dumps(value)
 
 
 def collect(

@@ -1,4 +1,4 @@
-"""What several tests need: tiny clients, observations, and the one check that every Monte Carlo estimate has to pass."""
+"""What several tests need: tiny clients, observations, and the one check that Monte Carlo estimates have to pass."""
 
 from __future__ import annotations
 

@@ -105,9 +105,7 @@ def test_each_chain_may_believe_another_sigma() -> None:
     slopes = [torch.autograd.grad(f.sum(), sigmas, retain_graph=True)[0] for f in (channel.log_prob(g), expected)]
     torch.testing.assert_close(*slopes, rtol=1e-10, atol=0)
     draws = channel.sample(torch.Size([4000]))
-    assert_moments(
-        chains_of(draws), update.materialise(), sigmas.detach()[:, None].expand(2, client.update_size)
-    )
+    assert_moments(chains_of(draws), update.materialise(), sigmas.detach()[:, None].expand(2, client.update_size))
 
 
 def test_it_is_a_pyro_site_that_predictive_vectorises() -> None:

@@ -94,7 +94,9 @@ def test_mnist_is_read_from_its_raw_files_and_never_downloaded(tmp_path: Path) -
         header = np.array([0x803, count, 28, 28], dtype=">i4").tobytes()
         (raw / f"{half}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         labels = np.arange(count, dtype=np.uint8)
-        (raw / f"{half}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], dtype=">i4").tobytes() + labels.tobytes())
+        (raw / f"{half}-labels-idx1-ubyte").write_bytes(
+            np.array([0x801, count], dtype=">i4").tobytes() + labels.tobytes()
+        )
     private, public = data.private("mnist", tmp_path), data.public("mnist", tmp_path)
     assert (len(private), len(public)) == (2, 3)
     assert torch.equal(private.x, torch.tensor(pictures(2, 28, 28, seed=2)).unsqueeze(1).float() / 255)
@@ -125,7 +127,12 @@ def test_reference_images_are_the_public_ones_or_a_tensor_of_the_clients_shape()
 
 @pytest.mark.parametrize(
     ("spec", "said"),
-    [("digit", "did you mean digits"), ("cifar", "did you mean cifar10"), ("mnist", "no readable MNIST"), ("cifar10", "no CIFAR-10")],
+    [
+        ("digit", "did you mean digits"),
+        ("cifar", "did you mean cifar10"),
+        ("mnist", "no readable MNIST"),
+        ("cifar10", "no CIFAR-10"),
+    ],
 )
 def test_data_that_are_not_there_are_refused_with_what_to_do(spec: str, said: str, tmp_path: Path) -> None:
     for half in (data.private, data.public):

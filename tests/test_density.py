@@ -229,7 +229,9 @@ def test_scaled_and_masked_sites_count_as_pyro_counts_them(wrap: Callable[..., A
 
     def model(client: Client, size: int = 1) -> None:
         with wrap(scale=0.5) if wrap is poutine.scale else wrap(mask=torch.tensor(False)):
-            x = pyro.sample("x", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).expand([size, 1, 2, 2]).to_event(4))
+            x = pyro.sample(
+                "x", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).expand([size, 1, 2, 2]).to_event(4)
+            )
         y = pyro.sample("y", client.label_prior(size))
         pyro.sample("g", channels.Gaussian(client.update(x, y), SIGMA))
 
@@ -244,7 +246,11 @@ def test_scaled_and_masked_sites_count_as_pyro_counts_them(wrap: Callable[..., A
 
 def without(site: str) -> Callable[..., None]:
     def model(client: Client, size: int = 1) -> None:
-        x = torch.zeros(size, 1, 2, 2) if site == "x" else pyro.sample("x", dist.Normal(0.0, 1.0).expand([size, 1, 2, 2]).to_event(4))  # noqa: E501
+        x = (
+            torch.zeros(size, 1, 2, 2)
+            if site == "x"
+            else pyro.sample("x", dist.Normal(0.0, 1.0).expand([size, 1, 2, 2]).to_event(4))
+        )
         y = torch.zeros(size, dtype=torch.long) if site == "y" else pyro.sample("y", client.label_prior(size))
         if site != "g":
             pyro.sample("g", channels.Gaussian(client.update(x, y), SIGMA))
@@ -287,7 +293,11 @@ def test_undeclared_event_dimensions_are_refused_by_the_sites_name() -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
-    [(lambda g: g[:-1], "shape"), (lambda g: g[None], "shape"), (lambda g: g.index_fill(0, torch.tensor([1]), torch.nan), "NaN")],
+    [
+        (lambda g: g[:-1], "shape"),
+        (lambda g: g[None], "shape"),
+        (lambda g: g.index_fill(0, torch.tensor([1]), torch.nan), "NaN"),
+    ],
     ids=["too short", "two-dimensional", "NaN"],
 )
 def test_an_observation_that_does_not_fit_is_refused(spoil: Callable[[Tensor], Tensor], said: str) -> None:

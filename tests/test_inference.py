@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LIMIT, assert_frequencies, assert_moments, batch_of, chains_of, disagreement, misfit, observe, tiny, wrong_twins
+from conftest import (
+    LIMIT,
+    assert_frequencies,
+    assert_moments,
+    batch_of,
+    chains_of,
+    disagreement,
+    misfit,
+    observe,
+    tiny,
+    wrong_twins,
+)
 from torch import Tensor
 
 from pplleak import density, programs
@@ -220,6 +231,7 @@ def test_hmc_and_nuts_agree_on_a_hidden_layer_and_correlated_pixels() -> None:
         assert disagreement(twin, nuts) > LIMIT, f"the check has no power: it accepts {name}"
 
 
+@pytest.mark.filterwarnings("ignore:the network has kinks")
 @of_kind("sampler", "approximation")
 def test_on_a_network_with_kinks_the_result_doubts_itself(name: str) -> None:
     client = tiny(activation="relu")
@@ -306,11 +318,11 @@ def test_map_is_the_exact_mode(where: str, optimizer: str) -> None:
 
 
 def test_map_keeps_the_best_iterate_of_the_best_start() -> None:
-    """At a learning rate that overshoots, the last iterate is not the best; the kept one is, and is worth what it says."""
+    """At a learning rate that overshoots, the last iterate is not the best; what is kept is, at the value it says."""
     posterior = run("map", case("known label"), starts=4, steps=40, lr=2.0)
     curve = posterior.curves["log_density"]
     assert posterior.stats["lp"][0, 0] == curve.max()
-    assert curve[-1].max() < curve.max() or curve[-1, 0] == curve.max()
+    assert curve[-1].max() < curve.max()
     at = case("known label")
     built = density.build(at.model, at.client, at.observed)
     z = built.unconstrain({"x": torch.as_tensor(posterior.x[0])})

@@ -125,7 +125,9 @@ def test_conditioned_on_data_its_density_is_finite_and_is_the_channels(name: str
     torch.testing.assert_close(trace.nodes["g"]["fn"].log_prob(data["g"]), expected, rtol=1e-9, atol=0)
 
 
-def log_densities(model: Callable[..., Any], client: Client, size: int, data: dict[str, Tensor], chains: int | None) -> dict[str, Tensor]:  # noqa: E501
+def log_densities(
+    model: Callable[..., Any], client: Client, size: int, data: dict[str, Tensor], chains: int | None
+) -> dict[str, Tensor]:
     """Every sample site's log-density, under a plate of chains or without one."""
 
     def program() -> None:
@@ -137,9 +139,7 @@ def log_densities(model: Callable[..., Any], client: Client, size: int, data: di
 
     nodes = poutine.trace(pyro.condition(program, data=data)).get_trace().nodes
     return {
-        n: node["fn"].log_prob(node["value"])
-        for n, node in nodes.items()
-        if node["type"] == "sample" and n != "chains"
+        n: node["fn"].log_prob(node["value"]) for n, node in nodes.items() if node["type"] == "sample" and n != "chains"
     }
 
 

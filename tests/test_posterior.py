@@ -21,7 +21,9 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def made(shape: tuple[int, ...] = (1, 3, 2), dtype: Any = np.float32, chains: int = 3, draws: int = 8, **changes: Any) -> Posterior:  # noqa: E501
+def made(
+    shape: tuple[int, ...] = (1, 3, 2), dtype: Any = np.float32, chains: int = 3, draws: int = 8, **changes: Any
+) -> Posterior:
     """A posterior with every field filled: batch 2."""
     r = rng()
     x = r.random((chains, draws, 2, *shape)).astype(dtype)
@@ -72,7 +74,9 @@ CONTENTS: dict[str, Callable[[], Posterior]] = {
     "no truth": lambda: made(truth=None, g=None, log_weights=None),
     "point": lambda: made(chains=1, draws=1, kind="point", stats={}, curves={}, log_weights=None, reasons=()),
     "approximation": lambda: made(kind="approximation"),
-    "NaN in a statistic": lambda: made(stats={"lp": np.array([[np.nan, np.inf], [-np.inf, -0.0]]).repeat(4, 1)}, chains=2),
+    "NaN in a statistic": lambda: made(
+        stats={"lp": np.array([[np.nan, np.inf], [-np.inf, -0.0]]).repeat(4, 1)}, chains=2
+    ),
 }
 
 
@@ -85,7 +89,9 @@ def test_everything_comes_back_bitwise(by: str, content: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("by", ROUNDS)
-@pytest.mark.parametrize("value", ["dlg", "7", "1e5", "true", "null", "[1]", "a b", "", 3, 0.5, None, [1, 2], {"a": None}, True], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["dlg", "7", "1e5", "true", "null", "[1]", "a b", "", 3, 0.5, None, [1, 2], {"a": None}, True], ids=repr
+)
 def test_an_attribute_comes_back_as_it_was(by: str, value: object, tmp_path: Path) -> None:
     back = ROUNDS[by](made(attrs={"said": value}), tmp_path).attrs
     assert back == {"said": value}
@@ -100,7 +106,11 @@ def test_the_tree_has_arvizs_groups_and_names_its_dimensions(tmp_path: Path) -> 
         assert tree["posterior"]["x"].shape == (3, 8, 2, 1, 3, 2)
         assert tree["posterior"]["y"].dims == ("chain", "draw", "example")
         assert tree["sample_stats"]["lp"].dims == ("chain", "draw")
-        assert tree["constant_data"]["truth"].dims == tree["constant_data"]["mode"].dims == ("example", "channel", "row", "col")
+        assert (
+            tree["constant_data"]["truth"].dims
+            == tree["constant_data"]["mode"].dims
+            == ("example", "channel", "row", "col")
+        )
         assert tree.attrs["model"] == "dlg"
 
 
@@ -160,7 +170,9 @@ FOREIGN: dict[str, Callable[[Path], None]] = {
     "truncated": truncated,
     "another netcdf": lambda path: (xarray.Dataset({"a": ("b", [1.0])}).to_netcdf(path, engine="h5netcdf"), None)[1],
     "another posterior": lambda path: (
-        xarray.DataTree.from_dict({"posterior": xarray.Dataset({"mu": ("chain", [1.0])})}).to_netcdf(path, engine="h5netcdf"),
+        xarray.DataTree.from_dict({"posterior": xarray.Dataset({"mu": ("chain", [1.0])})}).to_netcdf(
+            path, engine="h5netcdf"
+        ),
         None,
     )[1],
     "no x": without("posterior/x"),
@@ -289,7 +301,9 @@ def test_weights_that_are_all_equal_are_a_perfect_approximation(rounding: float)
     assert perfect.converged, perfect.doubts
 
 
-def sampler(chains: int = 4, draws: int = 500, *, spread: float = 0.0, sticky: float = 0.0, **changes: Any) -> Posterior:
+def sampler(
+    chains: int = 4, draws: int = 500, *, spread: float = 0.0, sticky: float = 0.0, **changes: Any
+) -> Posterior:
     """Autoregressive chains around means `spread` apart; `sticky` is the correlation from draw to draw."""
     noise = rng().normal(size=(chains, draws, 1, 1, 2, 2))
     x = noise.copy()
@@ -316,10 +330,15 @@ DIVERGED[1, :3] = True
 DOUBTS: dict[str, tuple[Callable[[], Posterior], str]] = {
     "chains apart": (lambda: sampler(spread=0.5), r"chains disagree: R-hat 1\.\d+"),
     "one pixel apart": (
-        lambda: (p := sampler()).with_(x=p.x + np.arange(4)[:, None, None, None, None, None] * np.array([[1, 0], [0, 0]])),
+        lambda: (p := sampler()).with_(
+            x=p.x + np.arange(4)[:, None, None, None, None, None] * np.array([[1, 0], [0, 0]])
+        ),
         "chains disagree",
     ),
-    "log-density apart": (lambda: sampler(stats={"lp": np.arange(4)[:, None] + rng(1).normal(size=(4, 500))}), "chains disagree"),
+    "log-density apart": (
+        lambda: sampler(stats={"lp": np.arange(4)[:, None] + rng(1).normal(size=(4, 500))}),
+        "chains disagree",
+    ),
     "slow chains": (lambda: sampler(sticky=0.95), r"too few effective draws: ESS \d+ < 400"),
     "few draws": (lambda: sampler(draws=50), "too few effective draws"),
     "one chain": (lambda: sampler(chains=1, draws=2000), "too few chains"),
@@ -339,6 +358,7 @@ DOUBTS: dict[str, tuple[Callable[[], Posterior], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("why", DOUBTS)
 def test_what_speaks_against_a_result_is_said(why: str) -> None:
     build, said = DOUBTS[why]

@@ -27,7 +27,7 @@ def one_line(error: pytest.ExceptionInfo[BadInput]) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_are_the_files_of_the_folder_with_their_first_lines(kind: programs.Kind) -> None:
-    files = {p.stem for p in programs.folder(kind).glob("*.py")} - {"__init__"}
+    files = {p.stem for p in programs.folder(kind).glob("*.py") if not p.name.startswith("_")}
     found = programs.names(kind)
     assert set(found) == files
     assert all(line and "\n" not in line for line in found.values())
@@ -45,7 +45,12 @@ def test_a_name_and_a_path_load_the_same_program(kind: programs.Kind, name: str,
 
 @pytest.mark.parametrize(
     ("kind", "wrong", "near"),
-    [("models", "gausian", "gaussian"), ("models", "dgl", "dlg"), ("inference", "hcm", "hmc"), ("inference", "laplase", "laplace")],
+    [
+        ("models", "gausian", "gaussian"),
+        ("models", "dgl", "dlg"),
+        ("inference", "hcm", "hmc"),
+        ("inference", "laplase", "laplace"),
+    ],
 )
 def test_an_unknown_name_suggests_the_near_ones(kind: programs.Kind, wrong: str, near: str) -> None:
     with pytest.raises(BadInput, match=f"'{wrong}'.*did you mean.*{near}") as error:
@@ -93,7 +98,7 @@ def test_a_model_that_raises_when_it_runs_is_one_line_with_its_place(tmp_path: P
     path.write_text("def model(client, batch_size=1):\n    return [][batch_size]\n")
     client = tiny()
     target = Target(client, observe(client, 0.1))
-    with pytest.raises(BadInput, match="IndexError.*line 2") as error:
+    with pytest.raises(BadInput, match=r"IndexError.*line 2") as error:
         attack(target, str(path), "map", settings={"steps": 2})
     assert "mine.py" in one_line(error)
 
@@ -147,7 +152,7 @@ def test_settings_are_the_keyword_arguments_that_a_command_line_can_write() -> N
 def test_a_setting_without_default_is_refused_by_name() -> None:
     def model(client: Any, *, sigma: float) -> None: ...
 
-    with pytest.raises(BadInput, match="'sigma'.*no default"):
+    with pytest.raises(BadInput, match=r"'sigma'.*no default"):
         programs.settings(model)
 
 
@@ -171,7 +176,8 @@ def test_a_built_in_network_takes_images_and_gives_logits(name: str) -> None:
 def test_a_network_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(
-        "from torch import nn\n\ndef build(input_shape, num_classes, *, width: int = 3):\n    return nn.Linear(width, num_classes)\n"
+        "from torch import nn\n\n"
+        "def build(input_shape, num_classes, *, width: int = 3):\n    return nn.Linear(width, num_classes)\n"
     )
     constructor = programs.network(f"{path}:build")
     assert constructor((3,), 5).out_features == 5
@@ -208,7 +214,11 @@ def test_a_copy_never_overwrites(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "destination", "said"),
-    [("dgl", "mine.py", "did you mean dlg"), ("dlg", "mine.txt", r"must end in \.py"), ("dlg", "file/mine.py", "cannot write")],
+    [
+        ("dgl", "mine.py", "did you mean dlg"),
+        ("dlg", "mine.txt", r"must end in \.py"),
+        ("dlg", "file/mine.py", "cannot write"),
+    ],
 )
 def test_a_copy_that_cannot_be_made_is_refused(name: str, destination: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

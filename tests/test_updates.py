@@ -88,7 +88,7 @@ def transformer() -> nn.Module:
     return head(12, nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, activation="gelu", batch_first=True))
 
 
-V, T, I = (6,), (3, 4), (2, 5, 4)  # vectors, tokens, images
+V, T, P = (6,), (3, 4), (2, 5, 4)  # vectors, tokens, pictures
 # name -> (network, input_shape, does it keep its closed form?)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "linear": (lambda: head(6), V, True),
@@ -96,26 +96,26 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "mlp": (lambda: head(5, nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 5, bias=False), nn.SiLU()), V, True),
     "tokens": (lambda: head(15, nn.Linear(4, 5), nn.Tanh()), T, True),
     "tokens without bias": (lambda: head(6, nn.Linear(4, 2, bias=False), nn.Tanh()), T, True),
-    "tokens in two dimensions": (lambda: head(20, nn.Linear(4, 2), nn.Tanh()), I, True),
+    "tokens in two dimensions": (lambda: head(20, nn.Linear(4, 2), nn.Tanh()), P, True),
     "wide layer on tokens": (lambda: head(120, nn.Linear(4, 40), nn.Tanh()), T, True),
-    "conv": (lambda: conv(18, 2, 3, 3), I, True),
-    "conv without bias": (lambda: conv(18, 2, 3, 3, bias=False), I, True),
-    "conv 1x1": (lambda: conv(60, 2, 3, 1), I, True),
-    "conv as wide as the image": (lambda: conv(30, 2, 30, (5, 4)), I, True),
-    "conv padded and strided": (lambda: conv(6, 2, 3, 3, stride=(3, 2), padding=(1, 0)), I, True),
-    "conv same": (lambda: conv(60, 2, 3, 3, padding="same"), I, True),
-    "conv same, even kernel, dilated": (lambda: conv(60, 2, 3, (2, 3), padding="same", dilation=(2, 1)), I, True),
-    "conv valid": (lambda: conv(18, 2, 3, 3, padding="valid"), I, True),
-    "conv circular": (lambda: conv(60, 2, 3, 3, padding=1, padding_mode="circular"), I, True),
-    "conv reflect": (lambda: conv(60, 2, 3, 3, padding=1, padding_mode="reflect"), I, True),
-    "conv replicate, strided": (lambda: conv(18, 2, 3, 3, padding=1, stride=2, padding_mode="replicate"), I, True),
-    "conv dilated": (lambda: conv(24, 2, 4, 2, dilation=2), I, True),
-    "conv grouped": (lambda: conv(24, 2, 4, 3, groups=2), I, True),
-    "conv depthwise, no bias": (lambda: conv(12, 2, 2, 3, groups=2, bias=False), I, True),
-    "average pooling": (lambda: conv(12, 2, 3, 3, padding=1, then=nn.AvgPool2d(2)), I, True),
-    "max pooling": (lambda: conv(12, 2, 3, 3, padding=1, then=nn.MaxPool2d(2)), I, True),
-    "adaptive pooling": (lambda: conv(3, 2, 3, 3, then=nn.AdaptiveAvgPool2d(1)), I, True),
-    "two convs": (lambda: head(6, nn.Conv2d(2, 4, 3), nn.GELU(), nn.Conv2d(4, 3, 2), nn.Tanh()), I, True),
+    "conv": (lambda: conv(18, 2, 3, 3), P, True),
+    "conv without bias": (lambda: conv(18, 2, 3, 3, bias=False), P, True),
+    "conv 1x1": (lambda: conv(60, 2, 3, 1), P, True),
+    "conv as wide as the image": (lambda: conv(30, 2, 30, (5, 4)), P, True),
+    "conv padded and strided": (lambda: conv(6, 2, 3, 3, stride=(3, 2), padding=(1, 0)), P, True),
+    "conv same": (lambda: conv(60, 2, 3, 3, padding="same"), P, True),
+    "conv same, even kernel, dilated": (lambda: conv(60, 2, 3, (2, 3), padding="same", dilation=(2, 1)), P, True),
+    "conv valid": (lambda: conv(18, 2, 3, 3, padding="valid"), P, True),
+    "conv circular": (lambda: conv(60, 2, 3, 3, padding=1, padding_mode="circular"), P, True),
+    "conv reflect": (lambda: conv(60, 2, 3, 3, padding=1, padding_mode="reflect"), P, True),
+    "conv replicate, strided": (lambda: conv(18, 2, 3, 3, padding=1, stride=2, padding_mode="replicate"), P, True),
+    "conv dilated": (lambda: conv(24, 2, 4, 2, dilation=2), P, True),
+    "conv grouped": (lambda: conv(24, 2, 4, 3, groups=2), P, True),
+    "conv depthwise, no bias": (lambda: conv(12, 2, 2, 3, groups=2, bias=False), P, True),
+    "average pooling": (lambda: conv(12, 2, 3, 3, padding=1, then=nn.AvgPool2d(2)), P, True),
+    "max pooling": (lambda: conv(12, 2, 3, 3, padding=1, then=nn.MaxPool2d(2)), P, True),
+    "adaptive pooling": (lambda: conv(3, 2, 3, 3, then=nn.AdaptiveAvgPool2d(1)), P, True),
+    "two convs": (lambda: head(6, nn.Conv2d(2, 4, 3), nn.GELU(), nn.Conv2d(4, 3, 2), nn.Tanh()), P, True),
     "relu in place": (lambda: head(5, nn.Linear(6, 5), nn.ReLU(inplace=True)), V, True),
     "dropout in eval mode": (lambda: head(5, nn.Linear(6, 5), nn.Dropout(0.5)).eval(), V, True),
     "residual connection": (residual, V, True),
@@ -123,12 +123,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "frozen weight": (lambda: frozen("1.weight"), V, True),
     "layer without effect": (lambda: Net(lambda n, x: n.a(x), a=nn.Linear(6, 3), b=nn.Linear(2, 2)), V, False),  # type: ignore[operator]
     "layer norm": (lambda: head(6, nn.Linear(6, 6), nn.LayerNorm(6)), V, False),
-    "batch norm in eval mode": (lambda: conv(18, 2, 3, 3, then=nn.BatchNorm2d(3)).eval(), I, False),
-    "batch norm in train mode": (lambda: conv(18, 2, 3, 3, then=nn.BatchNorm2d(3)), I, False),
-    "group norm": (lambda: conv(18, 2, 3, 3, then=nn.GroupNorm(3, 3)), I, False),
-    "transposed conv": (lambda: head(84, nn.ConvTranspose2d(2, 2, (3, 3)), nn.Tanh()), I, False),
+    "batch norm in eval mode": (lambda: conv(18, 2, 3, 3, then=nn.BatchNorm2d(3)).eval(), P, False),
+    "batch norm in train mode": (lambda: conv(18, 2, 3, 3, then=nn.BatchNorm2d(3)), P, False),
+    "group norm": (lambda: conv(18, 2, 3, 3, then=nn.GroupNorm(3, 3)), P, False),
+    "transposed conv": (lambda: head(84, nn.ConvTranspose2d(2, 2, (3, 3)), nn.Tanh()), P, False),
     "conv in one dimension": (lambda: head(6, nn.Conv1d(3, 2, 2), nn.Tanh()), T, False),
-    "instance norm": (lambda: conv(18, 2, 3, 3, then=nn.InstanceNorm2d(3, affine=True)), I, False),
+    "instance norm": (lambda: conv(18, 2, 3, 3, then=nn.InstanceNorm2d(3, affine=True)), P, False),
     "attention": (attention, T, True),
     "transformer": (transformer, T, False),
     "shared layer": (shared, V, False),
@@ -294,7 +294,7 @@ def test_weights_with_nan_are_refused_by_name() -> None:
     network = head(6)
     with torch.no_grad():
         network[1].bias[0] = torch.nan
-    with pytest.raises(BadInput, match="1.bias"):
+    with pytest.raises(BadInput, match=r"1\.bias"):
         clients.build(network, V, 3)
 
 
