@@ -52,8 +52,10 @@ def main(args: Settings) -> None:
     )  # fmt: skip
     model = attack.believe(programs.load("models", args.model), base)
     run = programs.load("inference", args.inference)
-    key = {"model": args.model, "inference": args.inference, "data": args.data, "network": args.network,
-           "widths": " ".join(map(str, args.widths)), "activation": args.activation, "sigma": str(args.sigma)}  # fmt: skip
+    key = {
+        "model": args.model, "inference": args.inference, "data": args.data, "network": args.network,
+        "widths": " ".join(map(str, args.widths)), "activation": args.activation, "sigma": str(args.sigma),
+    }  # fmt: skip
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
     done = {int(r["draw"]) for r in rows if all(r[k] == v for k, v in key.items())}
