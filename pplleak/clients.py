@@ -315,7 +315,7 @@ def distrust(client: Client, method: str) -> tuple[str, ...]:
         return ()
     return (
         f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, {method} cannot cross the jumps, and "
-        "this result is not to be trusted; attack it with a smooth activation",
+        "this result is not to be trusted; attack a smooth activation, or a ReLU perceptron by --inference refractive",
     )
 
 
