@@ -18,7 +18,7 @@ Every sum that ends in a scalar runs in float64: at σ/‖g‖ = 1e-3 a float32 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import torch
@@ -60,6 +60,12 @@ class Update(Protocol):
 def _dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
     """Σ a·b over the last `dims` dimensions, in float64."""
     return (a.double() * b.double()).sum(tuple(range(-dims, 0)))
+
+
+@lru_cache(maxsize=64)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
+def _constant_sqnorm(g: Tensor, start: int, stop: int) -> Tensor:
+    """‖g[start:stop]‖² in float64."""
+    return _dot(g[start:stop], g[start:stop], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +133,8 @@ class Factor:
             diff = weight - self.weight_gradient
             total = total + _dot(diff, diff, 3)
         elif weight is not None:
-            total = total + _dot(weight, weight, 3) - 2 * self._weight_inner(weight) + self._weight_sqnorm()
+            constant = _constant_sqnorm(g, self.weight.start, self.weight.stop)  # type: ignore[union-attr]
+            total = total + constant - 2 * self._weight_inner(weight) + self._weight_sqnorm()
         if bias is not None:
             diff = bias - self.bias_gradient
             total = total + _dot(diff, diff, 1)
