@@ -196,7 +196,7 @@ def run(
     seed: int = 0,
     progress: ProgressBar = silent,
     chains: int = 64,
-    draws: int = 250,
+    draws: int = 500,
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
