@@ -151,7 +151,7 @@ def network_of(path: str | Path, metadata: Mapping[str, Any]) -> str:
     return metadata["network"]
 
 
-def write_observation(target: Target, path: str | Path, *, label_known: bool | None = None) -> None:
+def write_observation(target: Target, path: str | Path) -> None:
     """The observation file of a target: what `attack --observed` reads, and nothing of the truth."""
     client, observed = target.client, target.observed
     observation.save(

@@ -13,26 +13,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplleak.errors import BadInput
 from pplleak.priors import Labels
+from pplleak.smoothness import probe
 from pplleak.updates import DenseUpdate, Factor, LazyUpdate, Update
-
-# Operations whose derivative jumps: a gradient through them is a discontinuous function of the input.
-_KINKED = {
-    "relu", "leaky_relu", "rrelu_with_noise", "threshold", "hardtanh", "hardsigmoid", "hardswish", "hardshrink",
-    "softshrink", "kinked elu", "clamp", "clamp_min", "clamp_max", "abs", "sign", "heaviside", "round", "floor", "ceil",
-    "trunc", "frac", "maximum", "minimum", "fmax", "fmin", "max", "min", "amax", "amin", "aminmax", "sort", "topk",
-    "kthvalue", "median", "nanmedian", "gt", "ge", "lt", "le",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +229,7 @@ def build(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) ->
     x = torch.rand(2, *input_shape, generator=generator).to(p)
     y = torch.arange(2, device=p.device) % num_classes
     generator_state = torch.get_rng_state()
-    kinks, logits = _probe(network, x)
+    kinks, logits = probe(network, x)
     drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -274,39 +265,6 @@ def _closed_form(client: Client, x: Tensor, y: Tensor) -> bool:
         return torch.allclose(lazy.materialise(), reference, rtol=1e-3, atol=1e-5 * float(reference.abs().max()))
     except (RuntimeError, AssertionError, IndexError):  # IndexError: a layer called by keyword
         return False
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__.strip("_")
-        if name == "elu" and _kinked_elu(*args[1:]):
-            name = "kinked elu"
-        if isinstance(args[0] if args else None, Tensor) and args[0].is_floating_point():
-            self.names.add(name)  # of whole numbers (positions, masks) nothing is differentiated
-        return func(*args, **(kwargs or {}))
-
-
-def _kinked_elu(alpha: float = 1, scale: float = 1, input_scale: float = 1) -> bool:
-    """elu(x) = scale · (x if x > 0 else alpha (exp(input_scale x) − 1)): smooth where the two slopes at 0 agree."""
-    return alpha * input_scale != 1
-
-
-def _probe(network: nn.Module, x: Tensor) -> tuple[tuple[str, ...], object]:
-    """The kinked operations of one forward pass (functional calls included), and its output."""
-    recorder = _Recorder()
-    try:
-        with recorder, torch.no_grad():
-            logits = network(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise BadInput(
-            f"the network does not take images of shape {tuple(x.shape[1:])}: {str(error).splitlines()[0]}"
-        ) from error
-    kinks = {n for n in recorder.names if n.removesuffix("_") in _KINKED or "max_pool" in n or "prelu" in n}
-    return tuple(sorted(kinks)), logits
 
 
 def distrust(client: Client, method: str) -> tuple[str, ...]:
