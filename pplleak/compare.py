@@ -185,7 +185,7 @@ def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Fig
         if title.startswith("cost"):
             axes.set_ylim(bottom=0)
         if len(series) > 1:
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.07))
         axes.set_xticks(range(len(inferences)), inferences)
         axes.set_xlim(-0.6, len(inferences) - 0.4)
         axes.spines[["top", "right"]].set_visible(False)
