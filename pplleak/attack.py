@@ -128,9 +128,7 @@ def from_file(
                        "--input-shape …`")  # fmt: skip
     name = network or network_of(path, meta)
     settings = meta["settings"] if settings is None else settings
-    unknown = set(settings) - {s.name for s in programs.settings(programs.network(name))}
-    if unknown:
-        raise BadInput(f"{path}: the network '{name}' has no setting '{sorted(unknown)[0]}'")
+    programs.require_settings(programs.network(name), settings, str(path))
     client = build_client(
         name, settings, tuple(meta["input_shape"]), meta["num_classes"],
         seed=seed, dtype=dtype, parameters=shared.parameters, where=str(path),

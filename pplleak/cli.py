@@ -102,7 +102,7 @@ def attack(argv: Sequence[str]) -> int:
         progress=bar,
     )
     report.write(found, out, Console())
-    return 130 if any("interrupted" in doubt for doubt in found.doubts) else 0
+    return 130 if found.interrupted else 0
 
 
 def observe(argv: Sequence[str]) -> int:

@@ -4,8 +4,8 @@
 
 `Client.update` returns u as a lazy `pplleak.updates.Update`: hooks on the Linear and Conv2d layers collect each
 layer's input a and output gradient δ, and never form ∇θ. A network with other parameters (or one that mixes the
-examples of a batch) falls back to `vmap(grad)`; `build` compares the two once, so that a network the closed form
-does not fit is never attacked with a wrong gradient.
+examples of a batch) falls back to one gradient an example; `build` compares the two once, so that a network the
+closed form does not fit is never attacked with a wrong gradient.
 """
 
 from __future__ import annotations
@@ -218,7 +218,8 @@ def build(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) ->
     network.requires_grad_(False)
     for module in network.modules():
         if getattr(module, "inplace", False):
-            setattr(module, "inplace", False)  # noqa: B010 (mypy). An in-place activation would overwrite the outputs the hooks hold
+            # an in-place activation would overwrite the outputs the hooks hold
+            setattr(module, "inplace", False)  # noqa: B010 (mypy knows no such attribute)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             # train mode uses the batch's statistics; vmap cannot update the running ones in place
             module.running_mean = module.running_var = module.num_batches_tracked = None
@@ -246,7 +247,7 @@ def build(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) ->
 
 
 def _closed_form(client: Client, x: Tensor, y: Tensor) -> bool:
-    """True where the hooks' rows give the very gradient that `vmap(grad)` gives, on a probe batch."""
+    """True where the hooks' rows give the very gradient that `materialised` gives, on a probe batch."""
     owned = {
         f"{name}.{leaf}" if name else leaf
         for name, module in client.network.named_modules()

@@ -56,7 +56,7 @@ def compare(
             summary = report.summarise(found)
             rows.append({"index": index, "inference": name, **{c: summary[c] for c in COLUMNS}})
             keep(rows)
-            if any("interrupted" in doubt for doubt in found.doubts):  # Ctrl-C inside an attack ends the comparison
+            if found.interrupted:  # Ctrl-C inside an attack ends the comparison
                 break
     except KeyboardInterrupt:
         if not rows:

@@ -46,7 +46,7 @@ class Density:
     client: Client
     observed: Observation
     sites: tuple[Site, ...]
-    discrete: tuple[str, ...]
+    discrete: dict[str, Tensor]  # name -> every value, (K, *event_shape)
 
     @property
     def dim(self) -> int:
@@ -119,12 +119,11 @@ class Density:
             return nodes["x"]["value"].expand(count, *nodes["x"]["value"].shape[-self._event :]), self._labels(
                 nodes, count
             )
-        supports = self._supports()
         joint = sum(self._terms(values, count))
         assert isinstance(joint, Tensor)
         drawn = torch.distributions.Categorical(logits=joint.flatten(0, -2).mT).sample()
         picks = torch.unravel_index(drawn, joint.shape[:-1])
-        chosen = {n: s[i] for (n, s), i in zip(supports.items(), reversed(picks), strict=True)}
+        chosen = {n: s[i] for (n, s), i in zip(self.discrete.items(), reversed(picks), strict=True)}
         nodes = self.trace({**values, **chosen}, count).nodes
         return nodes["x"]["value"], self._labels(nodes, count)
 
@@ -135,18 +134,11 @@ class Density:
     def _labels(self, nodes: Any, count: int) -> Tensor:
         return nodes["y"]["value"].expand(count, self.observed.batch_size)
 
-    def _supports(self) -> dict[str, Tensor]:
-        """Every discrete site's values, (K, *event_shape)."""
-        with torch.no_grad(), pyro.validation_enabled(False):
-            nodes = poutine.trace(self._call).get_trace().nodes
-        return {n: nodes[n]["fn"].enumerate_support(expand=False) for n in self.discrete}
-
     def _terms(self, values: dict[str, Tensor], chains: int) -> tuple[Tensor, Tensor]:
         """Σ over the other sites of log p, and log p of g; (…, K₂, K₁, chains), one dimension a discrete site."""
         extra = {}
-        if self.discrete:
-            for k, (name, support) in enumerate(self._supports().items()):
-                extra[name] = support.reshape(len(support), *(1,) * (k + 1), *support.shape[1:])
+        for k, (name, support) in enumerate(self.discrete.items()):
+            extra[name] = support.reshape(len(support), *(1,) * (k + 1), *support.shape[1:])
         traced = self.trace({**values, **extra}, chains)
         shape = torch.Size([len(e) for e in reversed(extra.values())] + [chains])
         prior = likelihood = torch.zeros(shape, dtype=torch.float64, device=self.client.device)
@@ -214,12 +206,14 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
         if name not in nodes:
             raise BadInput(f"the model has no site '{name}' ({said}): a model file samples x, y and g")
     given = {"g"} | ({"y"} if observed.labels is not None else set())
-    sites, discrete, start = [], [], 0
+    sites: list[Site] = []
+    discrete: dict[str, Tensor] = {}
+    start = 0
     for name, node in nodes.items():
         if node["type"] != "sample" or node["is_observed"] or name in given or isinstance(node["fn"], _PLATE):
             continue
         if node["fn"].has_enumerate_support:
-            discrete.append(name)
+            discrete[name] = node["fn"].enumerate_support(expand=False)
             continue
         transform = biject_to(node["fn"].support)
         shape = node["value"].shape
@@ -229,4 +223,4 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
         start += size
     if not sites:
         raise BadInput("the model has no continuous latent site: there is nothing to infer")
-    return Density(model, client, observed, tuple(sites), tuple(discrete))
+    return Density(model, client, observed, tuple(sites), discrete)

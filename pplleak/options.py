@@ -18,7 +18,6 @@ import tyro
 
 from pplleak import programs
 from pplleak.attack import Precision
-from pplleak.errors import BadInput
 
 BELIEFS = {"sigma": "the noise of the target's channel, --sigma", "reference": "the public part of --data"}
 
@@ -142,7 +141,7 @@ def _with_groups(base: type, groups: dict[str, type]) -> type:
 
 
 def parse(base: type, command: str, argv: Sequence[str], groups: dict[str, type] | None = None) -> Any:
-    # Only the fields' docstrings count: tyro would show every field's type as a default help otherwise.
+    """The command line as an instance of `base`, with a field `PART_settings` for each group of settings."""
     return tyro.cli(
         _with_groups(base, groups) if groups else base,
         prog=f"pplleak {command}",
@@ -160,9 +159,7 @@ def options(args: Any, part: str) -> dict[str, Any]:
 def with_defaults(function: Callable[..., Any], defaults: dict[str, Any], where: str) -> Callable[..., Any]:
     """The same settings, with the observation's values as their defaults."""
     signature = inspect.signature(function)
-    surplus = set(defaults) - set(signature.parameters)
-    if surplus:
-        raise BadInput(f"{where}: the network has no setting '{sorted(surplus)[0]}'")
+    programs.require_settings(function, defaults, where)
     parameters = [
         p.replace(default=tuple(d) if isinstance(d := defaults[n], list) else d) if n in defaults else p
         for n, p in signature.parameters.items()

@@ -150,6 +150,11 @@ class Posterior:
         return tuple(said)
 
     @property
+    def interrupted(self) -> bool:
+        """True where Ctrl-C ended the work early; what was finished is here."""
+        return any(reason.startswith("interrupted") for reason in self.reasons)
+
+    @property
     def converged(self) -> bool:
         return not self.doubts
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -145,6 +145,13 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> lis
         if kind is not None:
             found.append(Setting(name, kind, parameter.default, " ".join(docs.get(name, "").split())))
     return found
+
+
+def require_settings(network: Callable[..., Any], names: Iterable[str], where: str) -> None:
+    """Raise BadInput for the first name that a network's constructor cannot be set by."""
+    surplus = set(names) - {s.name for s in settings(network)}
+    if surplus:
+        raise BadInput(f"{where}: the network has no setting '{min(surplus)}'")
 
 
 def _writable(kind: Any) -> Any:
