@@ -25,12 +25,13 @@ from torch import Tensor
 
 from pplleak import density as densities
 from pplleak.clients import Client, distrust
-from pplleak.density import Density, Model
+from pplleak.density import Model
 from pplleak.errors import require_positive
 from pplleak.inference.laplace import Laplace, Located, locate
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
+from pplleak.tape import Recorded
 
 Potential = Callable[[Tensor], tuple[Tensor, Tensor]]  # w (chains, dim) -> U (chains,), ∇U (chains, dim)
 
@@ -111,14 +112,30 @@ def trajectory_steps(step_size: float) -> int:
     return max(1, min(MAX_STEPS, round(TRAJECTORY / step_size)))
 
 
-def whitened(density: Density, laplace: Laplace, temperature: float = 1.0) -> Potential:
-    """U(w) = −log p(ẑ + L w | g) and its gradient; with the likelihood raised to `temperature`."""
+def whitened(log_density: Recorded, laplace: Laplace) -> Potential:
+    """U(w) = −log p(ẑ + L w | g) and its gradient, for `density.recorded` or another log-density and its gradient."""
+    inner = log_density.under(laplace.mode, laplace.factor)
 
     def potential(w: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = density.value_and_grad(laplace.decode(w), temperature=temperature)
-        return -value, -gradient @ laplace.factor
+        value, gradient = inner(w)
+        return -value, -gradient
 
     return potential
+
+
+def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:
+    """The diagonal metric diag(H)^−½ where it is about as good as the dense one, else the fit itself.
+
+    In its coordinates the curvature then has eigenvalues within a factor of `spread`, and the step size, which the
+    largest decides, costs little. A diagonal metric leaves products that are sparse in z sparse (`pplleak.tape`).
+    """
+    inverse = torch.linalg.inv(laplace.factor.double())
+    precision = inverse.mT @ inverse
+    sd = precision.diagonal().rsqrt()
+    curvature = torch.linalg.eigvalsh(sd[:, None] * precision * sd)
+    if bool(curvature[-1] > spread * curvature[0]):
+        return laplace
+    return replace(laplace, factor=sd.diag().to(laplace.factor.dtype), log_det=float(sd.log().sum()))
 
 
 def starting_points(found: Located, chains: int, inflate: float = 1.2) -> Tensor:
@@ -134,11 +151,11 @@ def starting_points(found: Located, chains: int, inflate: float = 1.2) -> Tensor
 
 
 def warm_up(
-    density: Density, laplace: Laplace, w: Tensor, iterations: int, progress: ProgressBar = silent
+    log_density: Recorded, laplace: Laplace, w: Tensor, iterations: int, progress: ProgressBar = silent
 ) -> tuple[Laplace, State, float]:
     """Find ε, and correct the widths of the Laplace fit by those that the chains see half-way."""
-    potential = whitened(density, laplace)
-    state, tuner = init(potential, w), DualAveraging.start(1.0 / max(1.0, density.dim**0.25))
+    potential = whitened(log_density, laplace)
+    state, tuner = init(potential, w), DualAveraging.start(1.0 / max(1.0, w.shape[1] ** 0.25))
     seen: list[Tensor] = []
     for t in progress("warm-up", iterations):
         size = math.exp(tuner.log_step)
@@ -149,7 +166,7 @@ def warm_up(
         if t == iterations // 2 and len(seen) * len(w) > 100:
             sd = torch.cat(seen).std(0).clamp(0.1, 10)
             laplace = replace(laplace, factor=laplace.factor * sd, log_det=laplace.log_det + float(sd.log().sum()))
-            potential = whitened(density, laplace)
+            potential = whitened(log_density, laplace)
             state, tuner = init(potential, state.w / sd), DualAveraging.start(size)
     return laplace, state, math.exp(tuner.log_average)
 
@@ -183,8 +200,10 @@ def run(
     for reason in reasons:
         warnings.warn(reason, stacklevel=2)  # before the work, not only after it
     found = locate(density, starts=starts, steps=steps, progress=progress)
-    laplace, state, size = warm_up(density, found.laplace, starting_points(found, chains), warmup, progress)
-    potential, leapfrogs = whitened(density, laplace), trajectory_steps(size)
+    found = replace(found, laplace=cheapest(found.laplace))
+    recorded = density.recorded(chains)
+    laplace, state, size = warm_up(recorded, found.laplace, starting_points(found, chains), warmup, progress)
+    potential, leapfrogs = whitened(recorded, laplace), trajectory_steps(size)
     z, infos, lp = [], [], []
     try:
         for _ in progress("sampling", draws):

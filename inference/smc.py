@@ -12,6 +12,7 @@ next to each other, so the effective sample size sees that too.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -29,6 +30,7 @@ from pplleak.inference.map import maximise
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
+from pplleak.tape import Plain
 
 GRID = 1000  # the progress bar counts thousandths of the way in log β, from FIRST
 FIRST = 1e-6
@@ -85,7 +87,7 @@ def metric(z: Tensor) -> Laplace:
 def move(density: Density, z: Tensor, beta: float, moves: int, size: float) -> tuple[Tensor, Tensor, float]:
     """`moves` HMC trajectories at temperature β; returns z, its energy, and ε adapted towards acceptance 0.8."""
     base = metric(z)
-    potential = whitened(density, base, beta)
+    potential = whitened(Plain(functools.partial(density, temperature=beta)), base)
     w = torch.linalg.solve_triangular(base.factor.double(), (z - base.mode).double().mT, upper=False).mT.to(z.dtype)
     state = init(potential, w)
     for _ in range(moves):

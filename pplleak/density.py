@@ -9,6 +9,7 @@ summed out exactly:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch.distributions import Transform, biject_to
 from pplleak.clients import Client
 from pplleak.errors import BadInput
 from pplleak.observation import Observation
+from pplleak.tape import Plain, Recorded, record
 
 Model = Callable[..., Any]
 
@@ -80,11 +82,12 @@ class Density:
 
     def value_and_grad(self, z: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
         """log p(z | g) (chains,) and its gradient (chains, dim); the chains do not see each other."""
-        z = z.detach().requires_grad_()
-        with torch.enable_grad():
-            value = self(z, **how)
-            (gradient,) = torch.autograd.grad(value.sum(), z)
-        return value.detach(), gradient
+        return Plain(functools.partial(self, **how))(z)
+
+    def recorded(self, chains: int) -> Recorded:
+        """`value_and_grad` for one number of chains, recorded once: what a sampler calls thousands of times."""
+        with pyro.validation_enabled(False):
+            return record(self, torch.zeros(chains, self.dim, dtype=self.client.dtype, device=self.client.device))
 
     def constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """z -> the sites' values (chains, *shape), and log |∂ value / ∂z| (chains,) in float64."""

@@ -111,30 +111,37 @@ class Factor:
         weight = None if self.weight is None else g[self.weight].view(self._blocks)
         return weight, None if self.bias is None else g[self.bias]
 
-    def _weight_inner(self, weight: Tensor) -> Tensor:
-        if self.dense:
-            return _dot(weight, self.weight_gradient, 3)
+    @property
+    def _lazy(self) -> bool:
+        return self.weight is not None and not self.dense
+
+    def _lazy_inner(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Σ_r δ_rᵀ (G a_r + g_b): a bias is a weight whose input is always 1."""
         # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
         projected = self.inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
+        if bias is not None:
+            projected = projected + bias.view(len(weight), 1, -1)
         return _dot(self.deltas, projected, 4)
 
-    def _weight_sqnorm(self) -> Tensor:
-        if self.dense:
-            return _dot(self.weight_gradient, self.weight_gradient, 3)
+    def _lazy_sqnorm(self) -> Tensor:
+        """Σ_{r,s} (δ_r·δ_s)(a_r·a_s + 1), without the 1 where there is no bias."""
+        one = 0 if self.bias is None else 1
+        if self.inputs.shape[-4] * self.inputs.shape[-2] == 1:  # one row: the Gram matrices are numbers
+            a, d = (t.double().square().sum((-4, -2, -1)) for t in (self.inputs, self.deltas))
+            return ((a + one) * d).sum(-1)
         a, d = self._rows(self.inputs).double(), self._rows(self.deltas).double()
-        if a.shape[-2] == 1:  # one row: the Gram matrices are numbers
-            return (a.square().sum((-2, -1)) * d.square().sum((-2, -1))).sum(-1)
-        return _dot(d @ d.mT, a @ a.mT, 3)
+        return _dot(d @ d.mT, a @ a.mT + one, 3)
 
     def sqdist(self, g: Tensor) -> Tensor:
         weight, bias = self._split(g)
+        if self._lazy:
+            slices = [s for s in (self.weight, self.bias) if s is not None]
+            constant = sum(_constant_sqnorm(g, s.start, s.stop) for s in slices)
+            return constant - 2 * self.inner(g) + self._lazy_sqnorm()
         total = torch.zeros((), dtype=torch.float64, device=g.device)
-        if weight is not None and self.dense:
+        if weight is not None:
             diff = weight - self.weight_gradient
             total = total + _dot(diff, diff, 3)
-        elif weight is not None:
-            constant = _constant_sqnorm(g, self.weight.start, self.weight.stop)  # type: ignore[union-attr]
-            total = total + constant - 2 * self._weight_inner(weight) + self._weight_sqnorm()
         if bias is not None:
             diff = bias - self.bias_gradient
             total = total + _dot(diff, diff, 1)
@@ -142,17 +149,21 @@ class Factor:
 
     def inner(self, g: Tensor) -> Tensor:
         weight, bias = self._split(g)
+        if self._lazy and weight is not None:
+            return self._lazy_inner(weight, bias)
         total = torch.zeros((), dtype=torch.float64, device=g.device)
         if weight is not None:
-            total = total + self._weight_inner(weight)
+            total = total + _dot(weight, self.weight_gradient, 3)
         if bias is not None:
             total = total + _dot(bias, self.bias_gradient, 1)
         return total
 
     def sqnorm(self) -> Tensor:
+        if self._lazy:
+            return self._lazy_sqnorm()
         total = torch.zeros((), dtype=torch.float64, device=self.deltas.device)
         if self.weight is not None:
-            total = total + self._weight_sqnorm()
+            total = total + _dot(self.weight_gradient, self.weight_gradient, 3)
         if self.bias is not None:
             total = total + _dot(self.bias_gradient, self.bias_gradient, 1)
         return total

@@ -1,0 +1,244 @@
+"""A log-density recorded once as a flat list of tensor operations, and replayed without Pyro, autograd or Python.
+
+A sampler asks for the same function thousands of times at the same shape. `record` writes down the operations of one
+evaluation and of its gradient, drops what does not depend on z, and multiplies out what is affine or quadratic in z:
+
+    log p(z) = body(A z + a, ½ zᵀH₁z + k₁ᵀz + c₁, …)
+
+For an image x = mean + F z behind a Linear layer with weight W and observed gradient G, the network sees z only through
+W F z, G F z and ‖mean + F z‖²: the image itself is never formed. `Tape.under` changes the coordinates of a tape by
+another affine map, as whitening does, at no further cost a step.
+
+What cannot be recorded (control flow that looks at values, random or in-place operations) or does not replay to the
+same numbers is left as it is: `record` then returns the plain function, which is slower and says the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pplleak import graphs
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """z (chains, dim) -> z A + a, cut into one part a leaf of the body; no matrix means the identity."""
+
+    matrix: Tensor | None
+    offset: Tensor | None
+    shapes: tuple[torch.Size, ...]
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, ...]:
+        out = z if self.matrix is None or self.offset is None else torch.addmm(self.offset, z, self.matrix)
+        parts = out.split([s[1:].numel() for s in self.shapes], 1)
+        return tuple(p.reshape(s) for p, s in zip(parts, self.shapes, strict=True))
+
+    def pull(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """The gradients in the leaves as one in z, (chains, dim)."""
+        flat = gradients[0].flatten(1) if len(gradients) == 1 else torch.cat([g.flatten(1) for g in gradients], 1)
+        return flat if self.matrix is None else flat @ self.matrix.mT
+
+    def under(self, shift: Tensor, factor: Tensor) -> Linear:
+        if self.matrix is None or self.offset is None:
+            return replace(self, matrix=factor.mT.contiguous(), offset=shift)
+        matrix, offset = self.matrix.double(), self.offset.double()
+        made = factor.double().mT @ matrix
+        return replace(self, matrix=made.to(shift.dtype), offset=(offset + shift.double() @ matrix).to(shift.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """z (chains, dim) -> ½ zᵀHz + kᵀz + c, in float64: hessian H (dim, dim), or (dim,) where it is diagonal.
+
+    The product H z runs in z's own precision (`fast`), every sum that follows it in float64. like: the value's shape
+    and type in the graph, a tensor without storage.
+    """
+
+    hessian: Tensor
+    slope: Tensor
+    constant: Tensor
+    like: Tensor
+    fast: Tensor
+
+    @staticmethod
+    def of(hessian: Tensor, slope: Tensor, constant: Tensor, like: Tensor, dtype: torch.dtype) -> Quadratic:
+        diagonal = hessian.diagonal()
+        widths = diagonal.abs().sqrt()
+        rest = (hessian - diagonal.diag()).abs()
+        if bool((rest <= 32 * torch.finfo(dtype).eps * widths[:, None] * widths).all()):
+            hessian = diagonal  # what is left over is the rounding of the matrices that were multiplied out
+        return Quadratic(hessian, slope, constant, like, hessian.to(dtype))
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The value, in its leaf's shape, and its gradient (chains, dim) in float64."""
+        wide = z.double()
+        bent = self.hessian * wide if self.hessian.dim() == 1 else (z @ self.fast).double()
+        value = torch.linalg.vecdot(wide, torch.add(self.slope, bent, alpha=0.5)) + self.constant
+        return value.reshape(self.like.shape).to(self.like.dtype), bent + self.slope
+
+    def under(self, shift: Tensor, factor: Tensor) -> Quadratic:
+        shift, factor = shift.double(), factor.double()
+        bent = self.hessian * shift if self.hessian.dim() == 1 else self.hessian @ shift
+        curved = self.hessian[:, None] * factor if self.hessian.dim() == 1 else self.hessian @ factor
+        constant = self.constant + shift @ (self.slope + 0.5 * bent)
+        slope = (self.slope + bent) @ factor
+        return Quadratic.of(factor.mT @ curved, slope, constant, self.like, self.fast.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """Value (chains,) and gradient (chains, dim) of a log-density at z (chains, dim), for one number of chains.
+
+    body: the leaves -> the value, then the gradient in every leaf.
+    """
+
+    body: Callable[..., tuple[Tensor, ...]]
+    linear: Linear
+    quadratics: tuple[Quadratic, ...]
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        squares = [q(z) for q in self.quadratics]
+        value, *slopes = self.body(*self.linear(z), *(s for s, _ in squares))
+        cut = len(self.linear.shapes)
+        gradient = self.linear.pull(tuple(slopes[:cut]))
+        for slope, (_, direction) in zip(slopes[cut:], squares, strict=True):
+            gradient = gradient + (slope.reshape(-1, 1) * direction).to(gradient.dtype)
+        return value, gradient
+
+    def under(self, shift: Tensor, factor: Tensor) -> Tape:
+        """The same density as a function of w, where z = shift + factor w: shift (dim,), factor (dim, dim)."""
+        quadratics = tuple(q.under(shift, factor) for q in self.quadratics)
+        return Tape(self.body, self.linear.under(shift, factor), quadratics)
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """What `record` returns where it cannot record: the function itself, differentiated at every call."""
+
+    log_density: Callable[[Tensor], Tensor]
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.log_density(z)
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+        return value.detach(), gradient
+
+    def under(self, shift: Tensor, factor: Tensor) -> Plain:
+        return Plain(lambda w: self.log_density(shift + w @ factor.mT))
+
+
+@dataclass(frozen=True, eq=False)
+class Chunked:
+    """A batch of chains that does not fit into memory, `size` of them at a time."""
+
+    part: Recorded
+    size: int
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradients = zip(*(self.part(piece) for piece in z.split(self.size)), strict=True)
+        return torch.cat(values), torch.cat(gradients)
+
+    def under(self, shift: Tensor, factor: Tensor) -> Chunked:
+        return Chunked(self.part.under(shift, factor), self.size)
+
+
+Recorded = Tape | Plain | Chunked
+
+
+def record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Recorded:
+    """A function that gives `log_density` and its gradient at any z of the shape of `example`.
+
+    Args:
+        log_density: z (chains, dim) -> (chains,), chains not seeing each other, no randomness.
+        example: any such z, at which the operations are recorded; the replay is checked at other points.
+    """
+    size = fitting(log_density, example)
+    if size < len(example):
+        return Chunked(record(log_density, example[:size]), size)
+    plain = Plain(log_density)
+    try:
+        tape = _record(log_density, example.detach())
+    except Exception:  # whatever make_fx cannot see through: the plain function will say what is wrong, if anything is
+        return plain
+    return tape if _agree(tape, plain, example) else plain
+
+
+def fitting(log_density: Callable[[Tensor], Tensor], example: Tensor) -> int:
+    """How many chains fit into half of the free memory: all of them, or a divisor of their number."""
+    chains = len(example)
+    if chains < 2:
+        return chains
+    one, two = (_kept_bytes(log_density, example[:k]) for k in (1, 2))
+    room = 0.5 * _free_bytes(example.device)
+    return next((k for k in range(chains, 0, -1) if chains % k == 0 and k * (two - one) <= room), 1)
+
+
+def _kept_bytes(log_density: Callable[[Tensor], Tensor], z: Tensor) -> int:
+    """What one evaluation keeps for its gradient: nearly all that it holds at once."""
+    kept: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        value = log_density(z.detach().requires_grad_())
+    del value
+    return sum(kept.values())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
+    def forward(z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return log_density(z.requires_grad_())
+
+    module = graphs.simplify(make_fx(forward)(example.clone()), (example,))
+    leaves, quadratic = graphs.frontier(module, example)
+    rest = graphs.cut(module, [*leaves, *quadratic])
+    affine = graphs.Evaluated(module, example)
+    if leaves == [graphs.root(module)]:
+        linear = Linear(None, None, (example.shape,))
+    else:
+        matrix, offset = (t.to(example.dtype) for t in affine.linear(leaves))
+        linear = Linear(matrix, offset, tuple(affine.like[n].shape for n in leaves))
+    quadratics = tuple(Quadratic.of(*affine.quadratic(n), affine.like[n], example.dtype) for n in quadratic)
+
+    def value_and_grad(*given: Tensor) -> tuple[Tensor, ...]:
+        given = tuple(t.detach().requires_grad_() for t in given)
+        with torch.enable_grad():
+            value = rest(*given)
+            slopes = torch.autograd.grad(value.sum(), given)
+        return (value.detach(), *slopes)
+
+    at = (*linear(example), *(q(example)[0] for q in quadratics))
+    return Tape(graphs.simplify(make_fx(value_and_grad)(*at), at), linear, quadratics)
+
+
+def _agree(tape: Tape, plain: Plain, example: Tensor) -> bool:
+    """Do they give the same numbers where nothing was recorded? Within what the precision of z resolves."""
+    generator = torch.Generator(example.device).manual_seed(0)
+    roundings = 100 * torch.finfo(example.dtype).eps
+    for scale in (0.3, 1.0):
+        noise = torch.randn(example.shape, generator=generator, dtype=example.dtype, device=example.device)
+        z = example.detach() + scale * noise
+        (value, gradient), (value_, gradient_) = tape(z), plain(z)
+        if not torch.allclose(value, value_, rtol=roundings, atol=roundings):
+            return False
+        off, size = (gradient - gradient_).norm(dim=1), gradient_.norm(dim=1)
+        if not bool((off <= roundings * (size + 1)).all()):
+            return False
+    return True

@@ -1,0 +1,166 @@
+"""The recorded log-density against the plain one: the same numbers; and what must not be recorded."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pplleak import clients, density, priors, tape
+from pplleak.attack import Target, believe, from_data
+from pplleak.models import dlg, gaussian
+from pplleak.tape import Chunked, Plain, Quadratic, Tape
+
+NETWORKS = {
+    "mlp gelu": ("mlp", {"widths": (20,), "activation": "gelu"}),
+    "deep softplus": ("mlp", {"widths": (20, 12), "activation": "softplus"}),
+    "relu": ("mlp", {"widths": (20,), "activation": "relu"}),
+    "linear": ("linear", {}),
+    "lenet": ("lenet", {}),
+}
+
+
+def target_of(name: str, *, batch_size: int = 1, labels_shared: bool = True, sigma: float = 0.1) -> Target:
+    network, settings = NETWORKS[name]
+    return from_data(network=network, settings=settings, dtype="float64", batch_size=batch_size, sigma=sigma,
+                     labels_shared=labels_shared)  # fmt: skip
+
+
+def built(model, target: Target) -> density.Density:
+    return density.build(believe(model, target), target.client, target.observed)
+
+
+def plain(d: density.Density) -> Plain:
+    return Plain(d)
+
+
+def assert_same(fast, slow, z: Tensor, tolerance: float = 1e-9) -> None:
+    (value, gradient), (value_, gradient_) = fast(z), slow(z)
+    torch.testing.assert_close(value, value_, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient, gradient_, rtol=tolerance, atol=tolerance * float(gradient_.abs().max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("model", [gaussian.model, dlg.model], ids=["gaussian", "dlg"])
+@pytest.mark.parametrize(("batch_size", "labels_shared"), [(1, True), (2, True), (1, False)])
+def test_a_tape_replays_the_density(name, model, batch_size, labels_shared) -> None:
+    d = built(model, target_of(name, batch_size=batch_size, labels_shared=labels_shared))
+    recorded = d.recorded(3)
+    assert isinstance(recorded, Tape)
+    torch.manual_seed(1)
+    assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["mlp gelu", "lenet"])
+def test_a_tape_under_an_affine_map(name) -> None:
+    d = built(gaussian.model, target_of(name))
+    torch.manual_seed(1)
+    shift, factor = torch.randn(d.dim, dtype=torch.float64), torch.randn(d.dim, d.dim, dtype=torch.float64) / 8
+    w = torch.randn(4, d.dim, dtype=torch.float64)
+    fast, slow = d.recorded(4).under(shift, factor), plain(d).under(shift, factor)
+    assert_same(fast, slow, w)
+    assert_same(fast.under(-shift, factor.mT), slow.under(-shift, factor.mT), w)
+    assert not torch.allclose(fast(w)[0], d.recorded(4)(w)[0])
+
+
+def test_the_image_is_never_formed() -> None:
+    """Only W x, G x and two quadratic forms of z are left of it: prior and ‖x‖²."""
+    d = built(gaussian.model, target_of("mlp gelu"))
+    recorded = d.recorded(3)
+    assert isinstance(recorded, Tape)
+    assert [s[1:].numel() for s in recorded.linear.shapes] == [20, 20]
+    assert [q.hessian.dim() for q in recorded.quadratics] == [1, 1]  # diagonal: PCA coordinates
+
+
+@pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch) -> None:
+    """Around the posterior at σ/‖g‖ = `ratio`, against the same weights and prior promoted to float64."""
+    sigma = ratio * float(target_of("mlp gelu").observed.g.norm())
+    target = from_data(network="mlp", settings=NETWORKS["mlp gelu"][1], sigma=sigma)
+    assert target.public is not None
+    assert target.truth is not None
+    model = believe(gaussian.model, target)
+    narrow = density.build(model, target.client, target.observed)
+    network = copy.deepcopy(target.client.network).double().requires_grad_(True)
+    client = clients.build(network, target.client.input_shape, 10)
+    observed = density.Observation(target.observed.g.double(), 1, target.observed.labels)
+    fitted = priors.fit_gaussian(target.public, dtype=torch.float32)
+    prior = priors.FittedGaussian(fitted.mean.double(), fitted.factor.double(), fitted.input_shape)
+    at = torch.linalg.solve(prior.factor, target.truth.double().flatten() - prior.mean)
+    torch.manual_seed(0)
+    z = (at + 0.1 * ratio * torch.randn(32, len(at), dtype=torch.float64)).float()
+    rough = [f(z)[0] for f in (plain(narrow), narrow.recorded(32))]
+    monkeypatch.setattr(priors, "fit_gaussian", lambda *args, **kwargs: prior)
+    exact = plain(density.build(model, client, observed))(z.double())[0]
+    error = [float((value - exact).square().mean().sqrt()) for value in rough]
+    assert 0 < error[1] < 1.5 * error[0]
+    if ratio >= 1e-2:
+        assert error[1] < 1e-3
+
+
+def test_quadratic_forms() -> None:
+    torch.manual_seed(0)
+    root = torch.randn(5, 5, dtype=torch.float64)
+    hessian, slope, constant = root @ root.mT, torch.randn(5).double(), torch.tensor(0.7).double()
+    like = torch.empty(6, 1, dtype=torch.float64, device="meta")
+    form = Quadratic.of(hessian, slope, constant, like, torch.float64)
+    z = torch.randn(6, 5, dtype=torch.float64)
+    expected = 0.5 * torch.einsum("ni,ij,nj->n", z, hessian, z) + z @ slope + constant
+    torch.testing.assert_close(form(z)[0], expected[:, None])
+    torch.testing.assert_close(form(z)[1], z @ hessian + slope)
+    assert Quadratic.of(hessian.diagonal().diag(), slope, constant, like, torch.float64).hessian.dim() == 1
+
+
+def test_functions_that_cannot_be_replayed_stay_plain() -> None:
+    def branches(z: Tensor) -> Tensor:
+        return z.sum(1) if bool(z.sum() > 0) else -z.sum(1)
+
+    def noisy(z: Tensor) -> Tensor:
+        return (z * torch.rand_like(z)).sum(1)
+
+    def stopped(z: Tensor) -> Tensor:  # a gradient that is stopped on purpose must stay stopped
+        return (z.detach() * z).sum(1).double()
+
+    z = torch.ones(3, 4)
+    for function in (branches, noisy, stopped):
+        assert isinstance(tape.record(function, z), Plain), function.__name__
+    assert isinstance(tape.record(lambda z: (z * z).sum(1).double(), z), Tape)
+
+
+def test_the_check_sees_a_wrong_tape() -> None:
+    d = built(gaussian.model, target_of("mlp gelu"))
+    good = d.recorded(3)
+    assert isinstance(good, Tape)
+    z = torch.zeros(3, d.dim, dtype=torch.float64)
+    assert tape._agree(good, plain(d), z)
+    twin = good.under(torch.full((d.dim,), 1e-5, dtype=torch.float64), torch.eye(d.dim, dtype=torch.float64))
+    assert not tape._agree(twin, plain(d), z)
+
+
+def test_chains_that_do_not_fit_are_chunked(monkeypatch) -> None:
+    d = built(gaussian.model, target_of("mlp gelu"))
+    z = torch.randn(12, d.dim, dtype=torch.float64)
+    one, two = (tape._kept_bytes(d, z[:k]) for k in (1, 2))
+    monkeypatch.setattr(tape, "_free_bytes", lambda device: 2 * 5 * (two - one))
+    chunked = d.recorded(12)
+    assert isinstance(chunked, Chunked)
+    assert chunked.size == 4  # the largest divisor of 12 that fits where 5 chains do
+    assert_same(chunked, plain(d), z)
+    shift, factor = torch.ones(d.dim, dtype=torch.float64), 2 * torch.eye(d.dim, dtype=torch.float64)
+    assert_same(chunked.under(shift, factor), plain(d).under(shift, factor), z)
+
+
+def test_a_client_that_materialises_is_recorded_or_left_alone() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Softplus(), nn.Linear(8, 10))
+    client = clients.build(network.double(), (1, 8, 8), 10)
+    target = target_of("mlp gelu")
+    with torch.no_grad():
+        assert target.truth is not None
+        g = client.update(target.truth, torch.tensor([3])).materialise()
+    model = functools.partial(gaussian.model, sigma=0.1, reference=target.public)
+    d = density.build(model, client, density.Observation(g, 1, torch.tensor([3])))
+    assert_same(d.recorded(2), plain(d), torch.randn(2, d.dim, dtype=torch.float64))
