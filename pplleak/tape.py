@@ -28,28 +28,37 @@ from pplleak import graphs
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """z (chains, dim) -> z A + a, cut into one part a leaf of the body; no matrix means the identity."""
+    """z (chains, dim) -> A z + a, cut into one part a leaf of the body; no matrix means the identity.
+
+    matrix: Aᵀ (dim, m) in z's own precision. offset: a (m,) in float64, added in each leaf's precision: around a mode,
+    A z is small against a, and so is its rounding. likes: the leaves' shapes and types, tensors without storage.
+    """
 
     matrix: Tensor | None
     offset: Tensor | None
-    shapes: tuple[torch.Size, ...]
+    likes: tuple[Tensor, ...]
 
     def __call__(self, z: Tensor) -> tuple[Tensor, ...]:
-        out = z if self.matrix is None or self.offset is None else torch.addmm(self.offset, z, self.matrix)
-        parts = out.split([s[1:].numel() for s in self.shapes], 1)
-        return tuple(p.reshape(s) for p, s in zip(parts, self.shapes, strict=True))
+        sizes = [like[0].numel() for like in self.likes]
+        if self.matrix is None or self.offset is None:
+            return tuple(p.reshape(like.shape) for p, like in zip(z.split(sizes, 1), self.likes, strict=True))
+        parts, offsets = (z @ self.matrix).split(sizes, 1), self.offset.split(sizes)
+        return tuple(
+            (offset.to(like.dtype) + part).reshape(like.shape)
+            for part, offset, like in zip(parts, offsets, self.likes, strict=True)
+        )
 
-    def pull(self, gradients: tuple[Tensor, ...]) -> Tensor:
+    def pull(self, gradients: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """The gradients in the leaves as one in z, (chains, dim)."""
-        flat = gradients[0].flatten(1) if len(gradients) == 1 else torch.cat([g.flatten(1) for g in gradients], 1)
+        flat = torch.cat([g.flatten(1).to(dtype) for g in gradients], 1)
         return flat if self.matrix is None else flat @ self.matrix.mT
 
     def under(self, shift: Tensor, factor: Tensor) -> Linear:
         if self.matrix is None or self.offset is None:
-            return replace(self, matrix=factor.mT.contiguous(), offset=shift)
-        matrix, offset = self.matrix.double(), self.offset.double()
-        made = factor.double().mT @ matrix
-        return replace(self, matrix=made.to(shift.dtype), offset=(offset + shift.double() @ matrix).to(shift.dtype))
+            return replace(self, matrix=factor.mT.contiguous(), offset=shift.double())
+        matrix = self.matrix.double()
+        offset = self.offset + shift.double() @ matrix
+        return replace(self, matrix=(factor.double().mT @ matrix).to(self.matrix.dtype), offset=offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +115,8 @@ class Tape:
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         squares = [q(z) for q in self.quadratics]
         value, *slopes = self.body(*self.linear(z), *(s for s, _ in squares))
-        cut = len(self.linear.shapes)
-        gradient = self.linear.pull(tuple(slopes[:cut]))
+        cut = len(self.linear.likes)
+        gradient = self.linear.pull(tuple(slopes[:cut]), z.dtype)
         for slope, (_, direction) in zip(slopes[cut:], squares, strict=True):
             gradient = gradient + (slope.reshape(-1, 1) * direction).to(gradient.dtype)
         return value, gradient
@@ -211,10 +220,10 @@ def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
     rest = graphs.cut(module, [*leaves, *quadratic])
     affine = graphs.Evaluated(module, example)
     if leaves == [graphs.root(module)]:
-        linear = Linear(None, None, (example.shape,))
+        linear = Linear(None, None, (example.to("meta"),))
     else:
-        matrix, offset = (t.to(example.dtype) for t in affine.linear(leaves))
-        linear = Linear(matrix, offset, tuple(affine.like[n].shape for n in leaves))
+        matrix, offset = affine.linear(leaves)
+        linear = Linear(matrix.to(example.dtype), offset, tuple(affine.like[n] for n in leaves))
     quadratics = tuple(Quadratic.of(*affine.quadratic(n), affine.like[n], example.dtype) for n in quadratic)
 
     def value_and_grad(*given: Tensor) -> tuple[Tensor, ...]:
