@@ -10,8 +10,9 @@ In coordinates with one width a latent, z = ẑ + s ∘ w, a step of size ε is
 density: a Gaussian of variance σ_i² in w comes out as σ_i² / (1 − ε²/4σ_i²); the result is labelled an approximation.
 
 ε is set by dual averaging to acceptance .574, which is optimal as the dimension grows (Roberts & Rosenthal 1998); ULA
-takes half of it, for a quarter of the error. s starts from the curvature at the MAP and is fitted again to the chains half-way through warm-up.
-`hmc` whitens with the whole Hessian and mixes in fewer gradients, where dim² numbers and dim³ operations can be had.
+takes half of it, for a quarter of the error. s starts from the curvature at the MAP and is fitted again to the chains
+half-way through warm-up. `hmc` whitens with the whole Hessian and mixes in fewer gradients, where dim² numbers and dim³
+operations can be had.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class State:
 def step(log_density: LogDensity, state: State, size: float, *, adjust: bool = True) -> tuple[State, Tensor]:
     """One step of every chain, with its Metropolis test if `adjust`; the new state and the acceptance (chains,)."""
     noise = torch.randn_like(state.w)
-    proposed = State(w := state.w + 0.5 * size**2 * state.gradient + size * noise, *log_density(w))
+    w = state.w + 0.5 * size**2 * state.gradient + size * noise
+    proposed = State(w, *log_density(w))
     back = (state.w - w - 0.5 * size**2 * proposed.gradient) / size
     log_ratio = proposed.lp - state.lp + 0.5 * (noise.double().square() - back.double().square()).sum(1)
     acceptance = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0).exp()
@@ -149,7 +151,7 @@ def run(
     z, lp, accepted = [], [], []
     since: list[Tensor] = []  # acceptance of the steps since the last draw that was kept
     try:
-        for t in progress("sampling", draws * thin):
+        for _ in progress("sampling", draws * thin):
             state, acceptance = step(log_density, state, size, adjust=exact)
             since.append(acceptance)
             if len(since) == thin:

@@ -23,6 +23,7 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 from pyro.optim import ClippedAdam
+from torch import Tensor
 
 from pplleak import density as densities
 from pplleak.clients import Client
