@@ -16,10 +16,9 @@ import torch
 from arviz_stats.base import array_stats
 from torch import Tensor
 
-from pplleak import density as densities
 from pplleak.density import Density
 from pplleak.errors import BadInput
-from pplleak.surrogate import Surrogate
+from pplleak.surrogate import Surrogate, log_ratio
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -271,13 +270,6 @@ def _written(value: Any) -> Any:
     return json.dumps(value)
 
 
-@torch.no_grad()
-def _corrections(density: Density, surrogate: Surrogate, z: Tensor) -> Tensor:
-    """log p(z | g) of the client that a surrogate stands for, less the surrogate's own; z (draws, dim)."""
-    exact = densities.build(density.model, surrogate.exact, density.observed)
-    return torch.cat([exact(part) - density(part) for part in z.split(256)])
-
-
 def collect(
     density: Density,
     z: Tensor,
@@ -304,11 +296,9 @@ def collect(
         return t.detach().cpu().numpy()
 
     if isinstance(density.client, Surrogate):
-        weighable = kind == "sampler" or log_weights is not None
-        if weighable:
-            log_weights = _corrections(density, density.client, z.flatten(0, 1)) + (
-                0 if log_weights is None else log_weights
-            )
+        if kind == "sampler" or log_weights is not None:
+            ratio = log_ratio(density, density.client, z.flatten(0, 1))
+            log_weights = ratio if log_weights is None else ratio + log_weights
         kind = "approximate sampler" if kind == "sampler" else kind
         approximation = "; ".join(filter(None, (density.client.said, approximation)))
     parts = [density.images(part) for part in z.flatten(0, 1).split(256)]

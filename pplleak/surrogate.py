@@ -14,11 +14,14 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, fields
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pplleak import clients
+from pplleak import density as densities
 from pplleak.clients import Client
+from pplleak.density import Density
 from pplleak.errors import BadInput, require_positive
 
 
@@ -75,3 +78,10 @@ def _replaced(module: nn.Module, beta: float) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _replaced(child, beta))
     return module
+
+
+@torch.no_grad()
+def log_ratio(density: Density, surrogate: Surrogate, z: Tensor) -> Tensor:
+    """log p(z | g) of the client that a surrogate stands for, less the surrogate's own; z (draws, dim) -> (draws,)."""
+    exact = densities.build(density.model, surrogate.exact, density.observed)
+    return torch.cat([exact(part) - density(part) for part in z.split(256)])
