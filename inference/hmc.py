@@ -92,20 +92,22 @@ class DualAveraging:
 
     mu: float
     log_step: float
+    target: float = TARGET
     log_average: float = 0.0
     error: float = 0.0
     count: int = 0
 
     @staticmethod
-    def start(step_size: float) -> DualAveraging:
-        return DualAveraging(math.log(10 * step_size), math.log(step_size))
+    def start(step_size: float, target: float = TARGET) -> DualAveraging:
+        return DualAveraging(math.log(10 * step_size), math.log(step_size), target)
 
     def update(self, acceptance: float, gamma: float = 0.05, t0: float = 10, kappa: float = 0.75) -> DualAveraging:
         t = self.count + 1
-        error = (1 - 1 / (t + t0)) * self.error + (TARGET - acceptance) / (t + t0)
+        error = (1 - 1 / (t + t0)) * self.error + (self.target - acceptance) / (t + t0)
         log_step = self.mu - math.sqrt(t) / gamma * error
         weight = t**-kappa
-        return DualAveraging(self.mu, log_step, weight * log_step + (1 - weight) * self.log_average, error, t)
+        average = weight * log_step + (1 - weight) * self.log_average
+        return replace(self, log_step=log_step, log_average=average, error=error, count=t)
 
 
 def trajectory_steps(step_size: float) -> int:

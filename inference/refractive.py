@@ -107,6 +107,18 @@ def check_energy(density: Density, target: Target, laplace: Laplace) -> None:
                        "and g ~ channels.Gaussian(client.update(x, y), sigma), and nothing more")  # fmt: skip
 
 
+def declines(model: Model, observed: Observation, client: Client) -> str:
+    """Why this sampler does not apply, "" where it does: what `pplleak.attack.choose` asks."""
+    try:
+        read(client, observed.g, 0, 1.0)  # the network first: a model may take long to fit its prior
+        density, net, affine = prepare(model, observed, client)
+        plain = Laplace(affine.centre, torch.eye(density.dim).to(affine.centre), 0.0, 0)
+        check_energy(density, aim(net, affine, plain), plain)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
 def warm_up(
     net: Perceptron, affine: Affine, laplace: Laplace, w: Tensor, iterations: int, progress: ProgressBar = silent
 ) -> tuple[Laplace, Target, State, float]:

@@ -2,9 +2,10 @@
 
     q* = argmax over q of E_q [log p(g | x, y) + log p(x, y) − log q]        (Hoffman et al. 2013, eq. 2)
 
-Pyro's SVI on the flat posterior density, unknown labels summed out. Guides start at the Laplace fit. `normal` is
-mean-field (too narrow wherever pixels are correlated), `low_rank` and `full` are Gaussians, `flow` a neural spline
-flow. Pareto k-hat of p/q says how far the guide is from the posterior.
+Pyro's SVI on the flat posterior density, unknown labels summed out. `normal` is mean-field (too narrow wherever pixels
+are correlated), `low_rank` and `full` are Gaussians, `flow` a neural spline flow. Each starts at the member of its
+family that is closest to the Laplace fit; above 2048 latents, where the Hessian is too dear, at the diagonal of the
+curvature alone. Pareto k-hat of p/q says how far the guide is from the posterior.
 """
 
 from __future__ import annotations
@@ -23,18 +24,23 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 from pyro.optim import ClippedAdam
+from torch import Tensor
 
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
-from pplleak.errors import require_positive
+from pplleak.errors import BadInput, require_positive
 from pplleak.flows import Flow, coupling_spline
-from pplleak.inference.laplace import Laplace, locate
+from pplleak.inference import _diagonal, laplace
+from pplleak.inference._diagonal import Diagonal
+from pplleak.inference.laplace import Laplace
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
 Family = Literal["normal", "low_rank", "full", "flow"]
+
+DENSE = 2048  # latents up to which the Laplace fit, dim² numbers from dim³ operations, is worth its price
 
 GAUSSIANS = {
     "normal": AutoDiagonalNormal,
@@ -43,21 +49,63 @@ GAUSSIANS = {
 }
 
 
-def coordinates(family: Family, laplace: Laplace) -> Laplace:
-    """Where the guide's parameters live: z = mode + factor w, with q(w) = Normal(0, I) the start.
+def coordinates(family: Family, fitted: Laplace) -> tuple[Laplace | Diagonal, Tensor | None]:
+    """Where the guide's parameters live: z = mode + factor w, so that the guide's standard form is its start.
 
-    Mean-field and low-rank guides are closed under rescaling but not under rotation, so they get the diagonal of the
-    curvature, diag(H)^(-1/2), which is also the best mean-field fit to a Gaussian.
+    full, flow   Normal(0, I) in w is the Laplace fit itself
+    normal       widths H_ii^(-1/2): the mean-field Gaussian closest to the Laplace fit, in the ELBO's own sense
+    low_rank     the closest of that family; the leading factors of w's covariance are the second value
     """
     if family in ("full", "flow"):
-        return laplace
-    inverse = torch.linalg.inv(laplace.factor.double())
-    width = (inverse.mT @ inverse).diagonal().rsqrt()
-    factor = width.diag().to(laplace.factor.dtype)
-    return Laplace(laplace.mode, factor, float(width.log().sum()), laplace.flat)
+        return fitted, None
+    inverse = torch.linalg.inv(fitted.factor.double())
+    precision = inverse.mT @ inverse
+    dtype = fitted.mode.dtype
+    if family == "normal":
+        return Diagonal(fitted.mode, precision.diagonal().rsqrt().to(dtype)), None
+    widths, factors = low_rank(precision, round(len(precision) ** 0.5))
+    return Diagonal(fitted.mode, widths.to(dtype)), factors.to(dtype)
 
 
-def program(density: Density, base: Laplace) -> None:
+def low_rank(precision: Tensor, rank: int, sweeps: int = 5) -> tuple[Tensor, Tensor]:
+    """argmin over s, F of KL(Normal(0, S(I + F Fᵀ)S) ‖ Normal(0, precision⁻¹)), S = diag(s): factor analysis.
+
+    F given s: V (λ⁻¹ − I)^½, the `rank` lowest eigenpairs of S precision S. s given F: the two precisions have one
+    diagonal, s_i² precision_ii = 1 − Σ_k V_ik² (1 − λ_k). In turns; five are near enough to start from.
+
+    Returns:
+        s (dim,) and F (dim, rank).
+    """
+    s = precision.diagonal().rsqrt()
+    for _ in range(sweeps):
+        values, vectors = torch.linalg.eigh(s[:, None] * precision * s)
+        soft, v = values[:rank].clamp(max=1), vectors[:, :rank]
+        factor = v * (1 / soft - 1).sqrt()
+        s = ((1 - v.square() @ (1 - soft)) / precision.diagonal()).sqrt()
+    return s, factor
+
+
+def begin(
+    family: Family, density: Density, starts: int, steps: int, progress: ProgressBar = silent
+) -> tuple[Tensor, Laplace | Diagonal, Tensor | None]:
+    """The MAP and `coordinates`; above DENSE latents those of `_diagonal`, whose low-rank factors start at random.
+
+    Raises:
+        BadInput: a full guide above DENSE latents.
+    """
+    if density.dim <= DENSE:
+        found = laplace.locate(density, starts=starts, steps=steps, progress=progress)
+        return found.mode, *coordinates(family, found.laplace)
+    if family == "full":
+        raise BadInput(
+            f"a full guide of {density.dim} latents has {density.dim**2} numbers: say --inference.guide low_rank, "
+            "normal or flow"
+        )
+    near = _diagonal.locate(density, starts=starts, steps=steps, progress=progress)
+    return near.mode, near.base, None
+
+
+def program(density: Density, base: Laplace | Diagonal) -> None:
     """The flat posterior as a Pyro program: one real vector w and one factor."""
     zero = torch.zeros(density.dim, dtype=base.mode.dtype, device=base.mode.device)
     w = pyro.sample("w", dist.Normal(zero, 1.0).to_event(1).mask(False))
@@ -74,7 +122,7 @@ def run(
     seed: int = 0,
     progress: ProgressBar = silent,
     guide: Family = "full",
-    iterations: int = 1000,
+    iterations: int = 300,
     particles: int = 16,
     lr: float = 0.01,
     chains: int = 4,
@@ -99,18 +147,17 @@ def run(
     )
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
-    found = locate(density, starts=starts, steps=steps, progress=progress)
-    laplace = found.laplace
-    base, reasons, losses = coordinates(guide, laplace), [], []
+    mode, base, factors = begin(guide, density, starts, steps, progress)
+    reasons, losses = [], []
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         pyro.clear_param_store()
 
         def flat() -> None:
             program(density, base)
 
-        at_zero = init_to_value(values={"w": torch.zeros_like(laplace.mode)})
+        at_zero = init_to_value(values={"w": torch.zeros_like(base.mode)})
         if guide == "flow":
-            flow = coupling_spline(density.dim, dtype=laplace.mode.dtype).to(laplace.mode.device)
+            flow = coupling_spline(density.dim, dtype=base.mode.dtype).to(base.mode.device)
 
             def fitted() -> None:
                 pyro.module("flow", flow)
@@ -121,6 +168,9 @@ def run(
 
         else:
             auto = GAUSSIANS[guide](flat, init_loc_fn=at_zero, init_scale=1.0)
+            if factors is not None:
+                auto()  # makes its parameters
+                auto.scale, auto.cov_factor.data = torch.ones_like(base.mode), factors
             fitted, posterior = auto, auto.get_posterior
         # nesting 1 leaves dimension -1 to the density's own plate of chains
         elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
@@ -145,7 +195,7 @@ def run(
     return collect(
         density,
         z.unflatten(0, (chains, draws)),
-        mode=found.mode,
+        mode=mode,
         kind="approximation",
         stats={"lp": lp.unflatten(0, (chains, draws))},
         curves={"elbo": torch.tensor(losses)},

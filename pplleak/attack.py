@@ -6,8 +6,9 @@ import functools
 import inspect
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,10 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
+from pplleak.surrogate import smoothed
 
 Precision = Literal["float32", "float64"]
+AUTO = "auto"  # the inference that `choose` names
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +190,37 @@ def believe(
     return functools.partial(model, **bound)
 
 
+def with_surrogate(target: Target, beta: float) -> Target:
+    """The same observation, to an adversary who believes in a softplus network: see `pplleak.surrogate`."""
+    return replace(target, client=smoothed(target.client, beta), said={**target.said, "surrogate": beta})
+
+
+def choose(target: Target, model: str = "gaussian", beliefs: Mapping[str, Any] | None = None) -> tuple[str, str]:
+    """The inference for a target where none was named, and why.
+
+    hmc, where the network is smooth. Where it has kinks, the first file of inference/ by name that is exact there: one
+    with a function `declines(model, observed, client)` that returns "", and not a reason. If there is none, hmc, which
+    then warns.
+    """
+    kinks = target.client.kinks
+    if not kinks:
+        return "hmc", "the network is smooth"
+    said = f"the network has kinks ({', '.join(kinks)})"
+    bound = believe(programs.load("models", model), target, beliefs)
+    reasons = []
+    for name, declines in programs.offers("inference", "declines").items():
+        with _blaming(programs.locate("models", model)):
+            reason = declines(bound, target.observed, target.client)
+        if not reason:
+            return name, f"{said}, and this sampler crosses them exactly"
+        reasons.append(reason)
+    return "hmc", f"{said}, and no exact sampler takes them: {'; '.join(reasons)}"
+
+
 def attack(
     target: Target,
     model: str = "gaussian",
-    inference: str = "hmc",
+    inference: str = AUTO,
     *,
     beliefs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -200,28 +230,21 @@ def attack(
     """Attack a target with a model and an inference, each a name or a path.
 
     Args:
+        inference: `auto` leaves it to `choose`.
         beliefs: keyword arguments of the model. settings: keyword arguments of the inference.
         seed: of the inference; one seed, one result.
     """
+    said = target.said
+    if inference == AUTO:
+        inference, why = choose(target, model, beliefs)
+        said = {**said, "chosen": why}
     run = programs.load("inference", inference)
     bound = believe(programs.load("models", model), target, beliefs)
-    file = programs.locate("models", model)
     start = time.perf_counter()
-    try:
+    with _blaming(programs.locate("models", model)):
         posterior: Posterior = run(
             bound, target.observed, target.client, seed=seed, progress=progress, **dict(settings or {})
         )
-    except (BadInput, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        inner: BaseException = error
-        while inner.__cause__ is not None:  # Pyro wraps errors in descriptions of its trace
-            inner = inner.__cause__
-        if isinstance(inner, BadInput):
-            raise inner from error
-        if isinstance(inner, Exception) and _raised_in(inner, file):
-            raise BadInput(f"the model {file} failed: {programs.said(inner, file)}") from error
-        raise
     attrs = {
         "model": model,
         "inference": inference,
@@ -231,10 +254,28 @@ def attack(
         "sigma": target.sigma,
         "seconds": time.perf_counter() - start,
         "versions": versions(),
-        **target.said,
+        **said,
     }
     truth = None if target.truth is None else target.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
+
+
+@contextmanager
+def _blaming(model: Path) -> Iterator[None]:
+    """Errors that a model's file raised, as one line that names the file."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        inner: BaseException = error
+        while inner.__cause__ is not None:  # Pyro wraps errors in descriptions of its trace
+            inner = inner.__cause__
+        if isinstance(inner, BadInput):
+            raise inner from error
+        if isinstance(inner, Exception) and _raised_in(inner, model):
+            raise BadInput(f"the model {model} failed: {programs.said(inner, model)}") from error
+        raise
 
 
 def _raised_in(error: Exception, file: Path) -> bool:

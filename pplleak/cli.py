@@ -6,6 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,8 @@ def _network_defaults(argv: Sequence[str], observed: str) -> tuple[str, dict[str
     return name, metadata["settings"] if name == metadata["network"] else {}
 
 
-def attack(argv: Sequence[str]) -> int:
-    observed = given(argv, "--observed", "")
-    network, defaults = _network_defaults(argv, observed)
-    groups = {
-        "network": settings_of("Network", with_defaults(programs.network(network), defaults, observed)),
-        "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
-        "inference": settings_of("Inference", programs.load("inference", given(argv, "--inference", "hmc"))),
-    }
-    args = parse(Attack, "attack", argv, groups)
-    out = report.prepare(args.out)
+def _attacked(args: Any, network: str) -> attacks.Target:
+    """What `attack` is told to attack: an observation or an image, as its adversary sees it."""
     if args.observed:
         target = attacks.from_file(
             args.observed,
@@ -92,10 +85,35 @@ def attack(argv: Sequence[str]) -> int:
         )
     else:
         target = _target(args)
+    if args.surrogate is not None:
+        target = attacks.with_surrogate(target, args.surrogate)
+    return _spare_threads(target)
+
+
+def attack(argv: Sequence[str]) -> int:
+    observed = given(argv, "--observed", "")
+    network, defaults = _network_defaults(argv, observed)
+    name, target = given(argv, "--inference", attacks.AUTO), None
+    groups = {
+        "network": settings_of("Network", with_defaults(programs.network(network), defaults, observed)),
+        "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
+    }
+    if name == attacks.AUTO and not {"-h", "--help"} & set(argv):  # its settings are known once it is chosen
+        args = parse(Attack, "attack", argv, groups, partly=True)
+        report.prepare(args.out)
+        target = _attacked(args, network)
+        name, why = attacks.choose(target, args.model, options(args, "model"))
+        target = replace(target, said={**target.said, "chosen": why})
+        if target.client.kinks:
+            Console().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
+    shown = "hmc" if name == attacks.AUTO else name
+    groups["inference"] = settings_of("Inference", programs.load("inference", shown))
+    args = parse(Attack, "attack", argv, groups)
+    out = report.prepare(args.out)
     found = attacks.attack(
-        _spare_threads(target),
+        target or _attacked(args, network),
         args.model,
-        args.inference,
+        name,
         beliefs=options(args, "model"),
         settings=options(args, "inference"),
         seed=args.seed,

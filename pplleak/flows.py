@@ -31,5 +31,12 @@ class Flow(TorchDistribution):
 
 
 def coupling_spline(dim: int, *, transforms: int = 3, hidden: int = 64, dtype: torch.dtype) -> zuko.flows.Flow:
-    """A neural spline flow with coupling layers (Durkan et al. 2019): fast both ways; identity outside [-5, 5]."""
-    return zuko.flows.NSF(dim, transforms=transforms, hidden_features=(hidden, hidden), passes=2).to(dtype)
+    """A neural spline flow with coupling layers (Durkan et al. 2019): fast both ways; identity outside [-5, 5].
+
+    It starts as the identity everywhere, so that what it is composed with is where it starts.
+    """
+    flow = zuko.flows.NSF(dim, transforms=transforms, hidden_features=(hidden, hidden), passes=2).to(dtype)
+    for coupling in flow.transform.transforms:
+        torch.nn.init.zeros_(coupling.hyper[-1].weight)
+        torch.nn.init.zeros_(coupling.hyper[-1].bias)
+    return flow

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pplleak import programs
-from pplleak.attack import Precision
+from pplleak.attack import AUTO, Precision
 
 BELIEFS = {"sigma": "the noise of the target's channel, --sigma", "reference": "the public part of --data"}
 
@@ -54,8 +54,11 @@ class Attack(Victim):
 
     model: str = "gaussian"
     """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
-    inference: str = "hmc"
-    """How it computes with that: a name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME."""
+    inference: str = AUTO
+    """How it computes with that: a name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME. auto: hmc on a
+    smooth network, else an exact sampler that takes the network's kinks."""
+    surrogate: float | None = None
+    """Sharpness β of a softplus for the network's (leaky) ReLU in the adversary's model: an approximation."""
     observed: Path | None = None
     """Attack this observation (`pplleak observe`) instead of an image; the data then only serve the prior."""
     out: Path = Path("attack")
@@ -140,15 +143,21 @@ def _with_groups(base: type, groups: dict[str, type]) -> type:
     return made
 
 
-def parse(base: type, command: str, argv: Sequence[str], groups: dict[str, type] | None = None) -> Any:
-    """The command line as an instance of `base`, with a field `PART_settings` for each group of settings."""
-    return tyro.cli(
+def parse(
+    base: type, command: str, argv: Sequence[str], groups: dict[str, type] | None = None, *, partly: bool = False
+) -> Any:
+    """The command line as an instance of `base`, with a field `PART_settings` for each group of settings; `partly`
+    passes over the words that it does not know."""
+    cli: Any = tyro.cli  # its overloads want a literal `return_unknown_args`
+    parsed = cli(
         _with_groups(base, groups) if groups else base,
         prog=f"pplleak {command}",
         description=base.__doc__,
         args=list(argv),
+        return_unknown_args=partly,
         config=(tyro.conf.FlagConversionOff,),
     )
+    return parsed[0] if partly else parsed
 
 
 def options(args: Any, part: str) -> dict[str, Any]:

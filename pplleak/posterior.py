@@ -18,13 +18,15 @@ from torch import Tensor
 
 from pplleak.density import Density
 from pplleak.errors import BadInput
+from pplleak.surrogate import Surrogate, log_ratio
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import arviz
     import xarray
 
-Kind = Literal["sampler", "approximation", "point"]
+Kind = Literal["sampler", "approximate sampler", "approximation", "point"]
+CHAINS: tuple[Kind, ...] = ("sampler", "approximate sampler")
 
 RHAT, ESS, KHAT = 1.01, 400, 0.7  # thresholds: Vehtari et al. 2021, section 4; Vehtari et al. 2024, section 3
 FEW = 25  # draws below which the tail of the weights is too short for a Pareto fit
@@ -37,10 +39,12 @@ class Posterior:
     x            (chain, draw, example, *input_shape)
     y            (chain, draw, example)
     mode         (example, *input_shape), the MAP: the highest density p(x, y | g) that the inference found
-    kind         `sampler`: exact in the limit; `approximation`: a fitted family; `point`: one estimate, no spread
+    kind         `sampler`: exact in the limit; `approximate sampler`: chains of something else, which `approximation`
+                 names; `approximation`: a fitted family; `point`: one estimate, no spread
     stats        per-draw statistics (chain, draw): `lp`, `diverging`, `acceptance_rate`, `energy`, …
     curves       traces of an optimisation: name -> (step,) or (step, restart)
     log_weights  (chain·draw,) log p − log q of an approximation, for its k-hat
+    approximation  what stands in for the posterior, in plain words: a surrogate network, …; "" where nothing does
     reasons      why this result is not to be trusted, in plain words; () where nothing is known against it
     attrs        what was run: model, inference, settings, seed, versions, seconds, …
     """
@@ -52,6 +56,7 @@ class Posterior:
     stats: dict[str, np.ndarray] = field(default_factory=dict)
     curves: dict[str, np.ndarray] = field(default_factory=dict)
     log_weights: np.ndarray | None = None
+    approximation: str = ""
     reasons: tuple[str, ...] = ()
     attrs: dict[str, Any] = field(default_factory=dict)
     truth: np.ndarray | None = None
@@ -99,7 +104,7 @@ class Posterior:
     @cached_property
     def rhat_max(self) -> float | None:
         """Worst rank-normalised split R-hat over pixels and log-density (Vehtari et al. 2021, eq. 4 and section 4)."""
-        if self.kind != "sampler" or self.x.shape[0] < 2 or self.x.shape[1] < 4:
+        if self.kind not in CHAINS or self.x.shape[0] < 2 or self.x.shape[1] < 4:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved: infinite, and said so
             return float(np.nan_to_num(arviz.rhat(self._monitored), nan=np.inf).max())
@@ -112,7 +117,7 @@ class Posterior:
     @cached_property
     def ess_min(self) -> float | None:
         """Smallest bulk effective sample size over pixels and log-density."""
-        if self.kind != "sampler" or self.x.shape[1] < 4:
+        if self.kind not in CHAINS or self.x.shape[1] < 4:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.nan_to_num(arviz.ess(self._monitored), nan=0.0).min())
@@ -134,7 +139,7 @@ class Posterior:
     def doubts(self) -> tuple[str, ...]:
         """Everything that speaks against this result, in plain words."""
         said = list(self.reasons)
-        if self.kind == "sampler":
+        if self.kind in CHAINS:
             if self.rhat_max is None:
                 said.append("too few chains or draws to tell whether they agree")
             elif not self.rhat_max <= RHAT:
@@ -184,7 +189,7 @@ class Posterior:
                 xarray.Dataset({n: ([f"{n}_{k}" for k in range(c.ndim)], c) for n, c in self.curves.items()})
             )
         tree.attrs = {n: _written(v) for n, v in self.attrs.items()}
-        tree.attrs |= {"kind": self.kind, "reasons": json.dumps(self.reasons)}
+        tree.attrs |= {"kind": self.kind, "reasons": json.dumps(self.reasons), "approximation": self.approximation}
         return tree
 
     @staticmethod
@@ -212,6 +217,7 @@ class Posterior:
             stats=values("sample_stats"),
             curves=values("curves"),
             log_weights=constant.get("log_weights"),
+            approximation=attrs.pop("approximation", ""),
             reasons=tuple(attrs.pop("reasons", ())),
             attrs=attrs,
             truth=constant.get("truth"),
@@ -273,10 +279,14 @@ def collect(
     stats: dict[str, Tensor] | None = None,
     curves: dict[str, Tensor] | None = None,
     log_weights: Tensor | None = None,
+    approximation: str = "",
     reasons: Sequence[str] = (),
     attrs: dict[str, Any] | None = None,
 ) -> Posterior:
     """What an inference found, in flat coordinates, as a `Posterior` of images.
+
+    Where the client is a surrogate, the result is labelled an approximation, and the log-weights of its draws include
+    how far the density of the client itself lies from the surrogate's: k-hat then judges the surrogate, too.
 
     Args:
         z: (chain, draw, dim). mode: (dim,). The rest as in `Posterior`, as tensors.
@@ -285,6 +295,12 @@ def collect(
     def array(t: Tensor) -> np.ndarray:
         return t.detach().cpu().numpy()
 
+    if isinstance(density.client, Surrogate):
+        if kind == "sampler" or log_weights is not None:
+            ratio = log_ratio(density, density.client, z.flatten(0, 1))
+            log_weights = ratio if log_weights is None else ratio + log_weights
+        kind = "approximate sampler" if kind == "sampler" else kind
+        approximation = "; ".join(filter(None, (density.client.said, approximation)))
     parts = [density.images(part) for part in z.flatten(0, 1).split(256)]
     x = torch.cat([p[0] for p in parts]).unflatten(0, z.shape[:2])
     y = torch.cat([p[1] for p in parts]).unflatten(0, z.shape[:2])
@@ -296,6 +312,7 @@ def collect(
         stats={n: array(t) for n, t in (stats or {}).items()},
         curves={n: array(t) for n, t in (curves or {}).items()},
         log_weights=None if log_weights is None else array(log_weights),
+        approximation=approximation,
         reasons=tuple(reasons),
         attrs=dict(attrs or {}),
         g=array(density.observed.g),

@@ -74,8 +74,18 @@ def locate(kind: Kind, name: str) -> Path:
 def load(kind: Kind, name: str) -> Callable[..., Any]:
     """The `model` of a model file or the `run` of an inference file."""
     path = locate(kind, name)
+    return _function(_opened(kind, path), ENTRY[kind], path)
+
+
+def offers(kind: Kind, function: str) -> dict[str, Callable[..., Any]]:
+    """The files of a kind that have a function of that name: file -> function."""
+    found = {name: getattr(_opened(kind, locate(kind, name)), function, None) for name in names(kind)}
+    return {name: f for name, f in found.items() if callable(f)}
+
+
+def _opened(kind: Kind, path: Path) -> ModuleType:
     inside = path.resolve().parent == folder(kind).resolve()
-    return _function(_module(path, f"pplleak.{kind}.{path.stem}" if inside else None), ENTRY[kind], path)
+    return _module(path, f"pplleak.{kind}.{path.stem}" if inside else None)
 
 
 def network(name: str) -> Callable[..., torch.nn.Module]:

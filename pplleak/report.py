@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pplleak import metrics
 from pplleak.errors import BadInput
-from pplleak.posterior import Posterior
+from pplleak.posterior import CHAINS, Posterior
 
 matplotlib.use("Agg")
 
@@ -28,7 +28,8 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     psnr_map, psnr_mean (dB) and ssim_map, ssim_mean: of the MAP and of the posterior mean, averaged over the batch,
     each matched to the truth by assignment. sd_mean: posterior sd averaged over pixels. coverage_90: fraction of
     pixels whose truth lies in its 90 % interval. rhat_max, ess_min, khat, divergences: `Posterior`. seconds.
-    converged, and doubts: why not.
+    converged, and doubts: why not. approximation: what stands in for the posterior, or None. chosen: why this
+    inference, where it was not named.
     """
     point = posterior.kind == "point"
     scores: dict[str, float | None] = dict.fromkeys(
@@ -56,8 +57,10 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "converged": posterior.converged,
         "doubts": list(posterior.doubts),
         "kind": posterior.kind,
+        "approximation": posterior.approximation or None,
         "model": posterior.attrs.get("model"),
         "inference": posterior.attrs.get("inference"),
+        "chosen": posterior.attrs.get("chosen"),
     }
 
 
@@ -78,21 +81,31 @@ ROWS = {
 
 def verdict(summary: dict[str, Any]) -> str:
     """One sentence: may this result be believed?"""
+    if summary["approximation"]:
+        return f"approximate, by {summary['approximation']}: {verdict({**summary, 'approximation': None})}"
     if not summary["converged"]:
         return "did not converge: " + "; ".join(summary["doubts"])
-    if summary["kind"] == "sampler":
+    if summary["kind"] in CHAINS:
         return f"converged: chains agree (R-hat {summary['rhat_max']:.3f}, ESS {summary['ess_min']:.0f})"
     if summary["kind"] == "approximation":
         return f"an approximation, close to the posterior (k-hat {summary['khat']:.2f})"
     return "a point estimate: one image, no uncertainty"
 
 
+def _named(label: str, summary: dict[str, Any]) -> str:
+    """A label as this result may wear it: an approximation is never called the posterior, nor its mode the MAP."""
+    if not summary["approximation"]:
+        return label
+    return label.replace("MAP", "approximate MAP").replace("posterior", "approximate")
+
+
 def table(summary: dict[str, Any]) -> Table:
     """The summary as a terminal table."""
-    shown = Table(title=f"{summary['model']} × {summary['inference']}", title_justify="left", show_header=False)
+    said = f"{summary['model']} × {summary['inference']}{', approximate' if summary['approximation'] else ''}"
+    shown = Table(title=said, title_justify="left", show_header=False)
     for key, (label, form) in ROWS.items():
         if summary[key] is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
-            shown.add_row(label, form.format(summary[key]))
+            shown.add_row(_named(label, summary), form.format(summary[key]))
     colour = "green" if summary["converged"] else "bold red"
     shown.add_section()
     shown.add_row("verdict", f"[{colour}]{verdict(summary)}[/]")
@@ -160,19 +173,24 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
                 note = _note(title, images, posterior.truth, row)
                 axes.set_xlabel(note, fontsize=8, color=INK)
             if row == 0:
-                axes.set_title(title, fontsize=9, color=INK)
+                axes.set_title(_named(title, summary), fontsize=9, color=INK)
     sigma = posterior.attrs.get("sigma")
     noise = f" + noise σ = {sigma:g}" if sigma else ""
     source = posterior.attrs.get("data") or posterior.attrs.get("observed") or ""
     of = "/".join(Path(str(source)).parts[-2:])
     network = posterior.attrs.get("network", "")
     said = f"{of}, network {network}, model {summary['model']}, inference {summary['inference']}"
+    said += f", approximate: {summary['approximation']}" if summary["approximation"] else ""
     figure.text(0.015, 1 - 0.22 / figure.get_figheight(), f"What one shared gradient{noise} reveals", fontsize=10.5,
                 color=INK, weight="bold", va="center")  # fmt: skip
     figure.text(0.015, 1 - 0.45 / figure.get_figheight(), said, fontsize=8, color=INK, va="center")
     lines = []
     if summary["coverage_90"] is not None:
-        lines.append(f"{summary['coverage_90']:.0%} of the true pixels lie inside their 90 % posterior interval.")
+        lines.append(
+            _named(
+                f"{summary['coverage_90']:.0%} of the true pixels lie inside their 90 % posterior interval.", summary
+            )
+        )
     if posterior.kind != "point":
         lines.append("Bright sd: the gradient leaves this pixel open. Draws: images that explain it as well.")
     figure.text(0.015, 0.48 / figure.get_figheight(), "  ".join(lines), fontsize=8, color=INK, va="center")

@@ -80,7 +80,7 @@ class Quadratic:
         diagonal = hessian.diagonal()
         widths = diagonal.abs().sqrt()
         rest = (hessian - diagonal.diag()).abs()
-        if bool((rest <= 32 * torch.finfo(dtype).eps * widths[:, None] * widths).all()):
+        if bool((rest <= max(8 * torch.finfo(dtype).eps, 1e-13) * widths[:, None] * widths).all()):
             hessian = diagonal  # what is left over is the rounding of the matrices that were multiplied out
         return Quadratic(hessian, slope, constant, like, hessian.to(dtype))
 

@@ -28,6 +28,7 @@ TINY = {
     "svi": ["starts=2", "steps=5", "chains=2", "draws=8", "iterations=3", "particles=2"],
     "hmc": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
     "nuts": ["starts=2", "steps=5", "chains=2", "draws=4", "warmup=2", "max-tree-depth=2"],
+    "langevin": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4", "thin=1"],
     "smc": ["islands=2", "particles=8", "moves=1", "refresh=2", "steps=5"],
     "refractive": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
 }
@@ -180,7 +181,8 @@ def test_help_shows_every_setting_of_what_was_chosen(capsys: pytest.CaptureFixtu
 
 
 def test_hmc_says_that_a_network_with_kinks_is_not_to_be_trusted(tmp_path: Path) -> None:
-    assert run(["attack", "--network.activation", "relu", "--out", str(tmp_path), *tiny("hmc")]) == 0
+    kinked = ["--network.activation", "relu", "--inference", "hmc"]
+    assert run(["attack", *kinked, "--out", str(tmp_path), *tiny("hmc")]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["converged"] is False
     assert any("kinks" in doubt and "not to be trusted" in doubt for doubt in summary["doubts"])

@@ -1,0 +1,91 @@
+"""Which inference an attack takes where none was named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pplleak import attack, cli, programs
+from pplleak.posterior import Posterior
+
+RELU = {"activation": "relu"}
+TINY = [f"--inference.{s}" for s in ("chains=2", "draws=8", "warmup=4", "starts=2", "steps=5")]
+
+
+def run(*argv: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["attack", *argv])
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "model", "name", "said"),
+    [
+        ({}, "gaussian", "hmc", "smooth"),
+        ({"settings": RELU}, "gaussian", "refractive", "kinks (relu), and this sampler crosses them exactly"),
+        ({"settings": {"activation": "leaky_relu"}}, "gaussian", "refractive", "kinks (leaky_relu)"),
+        ({"settings": RELU}, "dlg", "hmc", "no exact sampler takes them: inference refractive needs images affine"),
+        ({"settings": RELU, "batch_size": 2}, "gaussian", "hmc", "one example, not a batch of 2"),
+    ],
+    ids=["smooth", "relu", "leaky relu", "uniform prior", "batch"],
+)
+def test_the_exact_sampler_that_takes_the_kinks_is_chosen(
+    target: dict[str, Any], model: str, name: str, said: str
+) -> None:
+    chosen, why = attack.choose(attack.from_data(**target), model)
+    assert chosen == name and said in why
+
+
+def test_a_surrogate_is_smooth_and_so_is_its_choice() -> None:
+    target = attack.with_surrogate(attack.from_data(settings=RELU), 100)
+    assert attack.choose(target) == ("hmc", "the network is smooth")
+
+
+def test_whoever_declines_says_so_before_it_runs() -> None:
+    """What is chosen also runs: `declines` and `run` refuse the same."""
+    asked = programs.offers("inference", "declines")
+    assert "refractive" in asked and "hmc" not in asked and "map" not in asked
+    found = attack.attack(
+        attack.from_data(settings=RELU),
+        settings={"chains": 2, "draws": 3, "warmup": 2, "starts": 2, "steps": 5},
+    )
+    assert found.attrs["inference"] == "refractive" and "kinks" in found.attrs["chosen"]
+
+
+def test_the_choice_is_said_on_the_terminal_and_in_the_files_and_takes_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--network.activation", "relu", "--out", str(tmp_path), *TINY) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("inference refractive: the network has kinks (relu)")
+    assert "gaussian × refractive" in shown
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["inference"] == "refractive" and "kinks (relu)" in summary["chosen"]
+    assert Posterior.load(tmp_path / "posterior.nc").x.shape[:2] == (2, 8)
+
+
+def test_nothing_is_said_of_a_smooth_network_and_of_what_was_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--out", str(tmp_path), *TINY) == 0
+    assert not capsys.readouterr().out.startswith("inference")
+    assert json.loads((tmp_path / "summary.json").read_text())["chosen"] == "the network is smooth"
+    assert run("--inference", "hmc", "--network.activation", "relu", "--out", str(tmp_path), *TINY) == 0
+    shown = capsys.readouterr()
+    assert not shown.out.startswith("inference") and "kinks" in shown.err
+    assert json.loads((tmp_path / "summary.json").read_text())["chosen"] is None
+
+
+def test_a_mistake_in_a_setting_of_what_is_chosen_is_still_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--network.activation", "relu", "--inference.moves", "3", "--out", str(tmp_path)) == 2
+    assert "moves" in capsys.readouterr().err
+
+
+def test_help_needs_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert "--inference.chains" in capsys.readouterr().out
