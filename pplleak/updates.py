@@ -83,6 +83,10 @@ class Factor:
     bias: slice | None
 
     @property
+    def shape(self) -> torch.Size:
+        return self.deltas.shape[:-4]
+
+    @property
     def _blocks(self) -> tuple[int, int, int]:
         return self.inputs.shape[-3], self.deltas.shape[-1], self.inputs.shape[-1]
 
@@ -157,6 +161,11 @@ class Factor:
             total = total + _dot(self.bias_gradient, self.bias_gradient, 1)
         return total
 
+    def entries(self) -> list[tuple[slice, Tensor]]:
+        """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
+        found = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
+        return found if self.bias is None else [*found, (self.bias, self.bias_gradient)]
+
     def per_example(self) -> Factor:
         """The same factor with the batch moved into the leading dimensions: one example each."""
         return Factor(self.inputs.unsqueeze(-4), self.deltas.unsqueeze(-4), self.weight, self.bias)
@@ -166,43 +175,6 @@ class Factor:
             return t.expand(*shape, *t.shape[-4:])
 
         return Factor(grow(self.inputs), grow(self.deltas), self.weight, self.bias)
-
-
-@dataclass(frozen=True, eq=False)
-class LazyUpdate:
-    """u as a tuple of factors, one a layer call; see the module's equations."""
-
-    factors: tuple[Factor, ...]
-    size: int
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.factors[0].deltas.shape[:-4]
-
-    def sqdist(self, g: Tensor) -> Tensor:
-        return torch.stack([f.sqdist(g).expand(self.shape) for f in self.factors]).sum(0)
-
-    def inner(self, g: Tensor) -> Tensor:
-        return torch.stack([f.inner(g) for f in self.factors]).sum(0)
-
-    def sqnorm(self) -> Tensor:
-        return torch.stack([f.sqnorm() for f in self.factors]).sum(0)
-
-    def per_example_sqnorm(self) -> Tensor:
-        return torch.stack([f.per_example().sqnorm() for f in self.factors]).sum(0)
-
-    def materialise(self) -> Tensor:
-        deltas = self.factors[0].deltas
-        u = deltas.new_zeros(*self.shape, self.size)
-        for f in self.factors:  # slices of different factors never overlap
-            if f.weight is not None:
-                u[..., f.weight] = f.weight_gradient.flatten(-3)
-            if f.bias is not None:
-                u[..., f.bias] = f.bias_gradient
-        return u
-
-    def expand(self, shape: torch.Size) -> LazyUpdate:
-        return LazyUpdate(tuple(f.expand(shape) for f in self.factors), self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,3 +210,74 @@ class DenseUpdate:
 
     def expand(self, shape: torch.Size) -> DenseUpdate:
         return DenseUpdate(self.examples.expand(*shape, *self.examples.shape[-2:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """A small parameter's share (a normalisation's scale, a class token), example by example, as it is.
+
+    examples  (*shape, batch, n), whose sum over the batch fills the slice `where` of the flat update
+    """
+
+    examples: Tensor
+    where: slice
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.examples.shape[:-2]
+
+    @property
+    def _dense(self) -> DenseUpdate:
+        return DenseUpdate(self.examples)
+
+    def sqdist(self, g: Tensor) -> Tensor:
+        return self._dense.sqdist(g[self.where])
+
+    def inner(self, g: Tensor) -> Tensor:
+        return self._dense.inner(g[self.where])
+
+    def sqnorm(self) -> Tensor:
+        return self._dense.sqnorm()
+
+    def entries(self) -> list[tuple[slice, Tensor]]:
+        return [(self.where, self._dense.materialise())]
+
+    def per_example(self) -> Entries:
+        return Entries(self.examples.unsqueeze(-2), self.where)
+
+    def expand(self, shape: torch.Size) -> Entries:
+        return Entries(self._dense.expand(shape).examples, self.where)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyUpdate:
+    """u as a tuple of factors, one a layer call (see the module's equations) or one a parameter of another kind."""
+
+    factors: tuple[Factor | Entries, ...]
+    size: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.factors[0].shape
+
+    def sqdist(self, g: Tensor) -> Tensor:
+        return torch.stack([f.sqdist(g).expand(self.shape) for f in self.factors]).sum(0)
+
+    def inner(self, g: Tensor) -> Tensor:
+        return torch.stack([f.inner(g) for f in self.factors]).sum(0)
+
+    def sqnorm(self) -> Tensor:
+        return torch.stack([f.sqnorm() for f in self.factors]).sum(0)
+
+    def per_example_sqnorm(self) -> Tensor:
+        return torch.stack([f.per_example().sqnorm() for f in self.factors]).sum(0)
+
+    def materialise(self) -> Tensor:
+        parts = [part for f in self.factors for part in f.entries()]
+        u = parts[0][1].new_zeros(*self.shape, self.size)
+        for where, values in parts:  # slices of different factors never overlap
+            u[..., where] = values
+        return u
+
+    def expand(self, shape: torch.Size) -> LazyUpdate:
+        return LazyUpdate(tuple(f.expand(shape) for f in self.factors), self.size)
