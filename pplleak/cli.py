@@ -176,9 +176,10 @@ def ls(argv: Sequence[str]) -> int:
     parse(Ls, "ls", argv)
     console = Console()
     kinds: list[tuple[str, programs.Kind]] = [("models (--model)", "models"), ("inferences (--inference)", "inference")]
-    for title, kind in kinds:
+    listed = [(title, programs.names(kind)) for title, kind in kinds]
+    for title, names in [*listed, ("networks (--network)", programs.network_names())]:
         console.print(f"[bold]{title}[/]")
-        for name, said in programs.names(kind).items():
+        for name, said in names.items():
             console.print(f"  {name:<12} {said}", highlight=False, soft_wrap=True)
     return 0
 

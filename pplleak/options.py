@@ -39,7 +39,7 @@ class Victim:
     labels: Literal["known", "unknown"] = "known"
     """Did the client share the labels? Unknown ones are summed out exactly."""
     network: str = "mlp"
-    """mlp, linear, lenet, convnet, or FILE.py:FUNCTION; its settings are --network.NAME."""
+    """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
     sigma: float = 0.1
     """Noise of the channel: standard deviation on each entry of the gradient."""
     seed: int = 0
@@ -94,7 +94,7 @@ class Compare(Victim):
 
 @dataclasses.dataclass(frozen=True)
 class Ls:
-    """List the models and inferences with what each one is."""
+    """List the models, inferences and networks with what each one is."""
 
 
 @dataclasses.dataclass(frozen=True)
