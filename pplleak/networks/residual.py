@@ -42,8 +42,7 @@ def resnet20(
     batch_norm: BatchNorm = "eval",
     activation: Activation = "relu",
 ) -> nn.Module:
-    """ResNet-20, the CIFAR-10 network of He et al. 2016 (section 4.2): three stages of three blocks, shortcuts without
-    parameters.
+    """ResNet-20, the CIFAR-10 network of He et al. 2016: three stages of three blocks, shortcuts without parameters.
 
     Args:
         width: channels of the first stage; each further stage doubles them and halves the image.
