@@ -21,8 +21,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from pplleak import kernels
 
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -56,7 +57,7 @@ def read(network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], names:
     Differentiable in x where x requires a gradient; the calls' tensors hold no graph otherwise.
     """
     differentiable = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the other kernels cannot be differentiated twice
+    with torch.enable_grad(), kernels.plain():
         with _Taps(names, len(x)) as taps:
             logits = network(x)
         at = [output for output, _, _, _ in taps.calls] + [copy for copy, _ in taps.copies]
@@ -66,7 +67,7 @@ def read(network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], names:
         inputs, deltas = rows(d)
         found.append(Call(inputs if differentiable else inputs.detach(), deltas, weight, bias))
     for (_, name), d in zip(taps.copies, gradients[len(taps.calls) :], strict=True):
-        found.append(Copies(d.flatten(1), name))
+        found.append(Copies(d.reshape(len(d), -1), name))
     return found
 
 

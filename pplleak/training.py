@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pplleak import kernels
 from pplleak.errors import BadInput, require_positive
 
 CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
@@ -87,7 +87,7 @@ def _copies(parameters: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
 
 
 def _flat(values: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([v.flatten(1) for v in values.values()], 1)
+    return torch.cat([v.reshape(len(v), -1) for v in values.values()], 1)
 
 
 def _gradient(
@@ -110,7 +110,7 @@ def _gradient(
         logits = functional_call(network, {**buffers, **used}, (xs,), tie_weights=False)
         return F.cross_entropy(logits, ys, reduction="sum")
 
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+    with torch.enable_grad(), kernels.plain():
         total = vmap(loss, randomness="error")(dict(copies), x, y).sum()
         found = torch.autograd.grad(total, list(copies.values()), create_graph=differentiable, materialize_grads=True)
     return dict(zip(copies, found, strict=True))
