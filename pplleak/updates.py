@@ -12,7 +12,8 @@ positions: pixels of a convolution's output, tokens of a sequence). What a chann
 Where there are more rows r than the weight has rows or columns (a convolution), ∇W itself is the cheaper
 form, and the layer materialises it. Which of the two a layer takes changes the cost, never the result.
 
-Every sum that ends in a scalar runs in float64: at σ/‖g‖ = 1e-3 a float32 energy is off by tenths of a nat.
+Every sum that ends in a scalar runs in float64, G a_r included: ‖g‖² − 2⟨g, u⟩ + ‖u‖² is a small difference of large
+numbers, and a float32 energy is off by tenths of a nat at σ/‖g‖ = 1e-3.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def _dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
-def _constant_sqnorm(g: Tensor, start: int, stop: int) -> Tensor:
-    """‖g[start:stop]‖² in float64."""
-    return _dot(g[start:stop], g[start:stop], 1)
+def _in_double(g: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """g[start:stop] and its squared norm in float64."""
+    part = g[start:stop].double()
+    return part, part.square().sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +114,14 @@ class Factor:
         return self.deltas.sum((-4, -2)).flatten(-2)
 
     def _split(self, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        weight = None if self.weight is None else g[self.weight].view(self._blocks)
-        return weight, None if self.bias is None else g[self.bias]
+        weight, bias = (None if s is None else _in_double(g, s.start, s.stop)[0] for s in (self.weight, self.bias))
+        return None if weight is None else weight.view(self._blocks), bias
 
     def _weight_inner(self, weight: Tensor) -> Tensor:
         if self.dense:
             return _dot(weight, self.weight_gradient, 3)
         # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
-        projected = self.inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
+        projected = self.inputs.double() @ (weight[0].mT if len(weight) == 1 else weight.mT)
         return _dot(self.deltas, projected, 4)
 
     def _weight_sqnorm(self) -> Tensor:
@@ -137,7 +139,7 @@ class Factor:
             diff = weight - self.weight_gradient
             total = total + _dot(diff, diff, 3)
         elif weight is not None:
-            constant = _constant_sqnorm(g, self.weight.start, self.weight.stop)  # type: ignore[union-attr]
+            constant = _in_double(g, self.weight.start, self.weight.stop)[1]  # type: ignore[union-attr]
             total = total + constant - 2 * self._weight_inner(weight) + self._weight_sqnorm()
         if bias is not None:
             diff = bias - self.bias_gradient
