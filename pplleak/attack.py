@@ -123,6 +123,8 @@ def from_data(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         g = channels.Gaussian(client.update(x, y), sigma).sample()
+    if not g.isfinite().all():
+        raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
     public = data.public(spec, root, without=range(index, index + batch_size)).x
     said = {"data": spec, "index": index, **_said_of_client(network, settings or {}, checkpoint, local)}
     return Target(client, Observation(g, batch_size, y if labels_shared else None), x, public, sigma, said)
