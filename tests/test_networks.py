@@ -96,7 +96,7 @@ def trained(path: Path, **settings: Any) -> tuple[Path, nn.Module]:
     network = networks.resnet20(SHAPE, 10, width=2, **settings)
     with torch.no_grad():
         for t in weights.state(network).values():
-            t.copy_(0.1 + 0.2 * torch.rand_like(t))
+            t.add_(0.05 * torch.rand_like(t))
     save_file(network.state_dict(), path)
     return path, network
 
@@ -176,14 +176,14 @@ def test_an_observation_of_a_trained_client_that_trains_locally_is_attacked_as_s
     monkeypatch.chdir(tmp_path)
     trained(tmp_path / "w.safetensors")
     client = ["--network", "resnet20", "--network.width", "2", "--checkpoint", "w.safetensors"]
-    words = [*client, "--network.activation", "silu", "--local-lr", "1e-4", "--local-steps", "2"]
+    words = [*client, "--network.activation", "silu", "--local-lr", "0.01", "--local-steps", "2"]
     search = ["--inference", "map", "--inference.starts", "1", "--inference.steps", "2"]
     for command in (["observe", *words], ["attack", *search, "--observed", "observation.safetensors"]):
         with pytest.raises(SystemExit) as stopped:
             cli.main(command)
         assert not stopped.value.code
-    assert from_file("observation.safetensors").client.local == LocalTraining(1e-4, 2)
-    assert json.loads(Path("attack/summary.json").read_text())["local"] == {"lr": 1e-4, "steps": 2, "batch_size": None}
+    assert from_file("observation.safetensors").client.local == LocalTraining(0.01, 2)
+    assert json.loads(Path("attack/summary.json").read_text())["local"] == {"lr": 0.01, "steps": 2, "batch_size": None}
 
 
 def test_local_training_that_diverges_is_refused_before_it_is_shared() -> None:
