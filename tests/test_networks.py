@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from pplleak import cli, networks, programs, weights
 from pplleak.attack import build_client, from_data, from_file, write_observation
 from pplleak.errors import BadInput
+from pplleak.posterior import Posterior
 from pplleak.training import LocalTraining
 
 SHAPE = (1, 8, 8)
@@ -183,7 +183,8 @@ def test_an_observation_of_a_trained_client_that_trains_locally_is_attacked_as_s
             cli.main(command)
         assert not stopped.value.code
     assert from_file("observation.safetensors").client.local == LocalTraining(0.01, 2)
-    assert json.loads(Path("attack/summary.json").read_text())["local"] == {"lr": 0.01, "steps": 2, "batch_size": None}
+    said = Posterior.load("attack/posterior.nc").attrs
+    assert said["local"] == {"lr": 0.01, "steps": 2, "batch_size": None}
 
 
 def test_local_training_that_diverges_is_refused_before_it_is_shared() -> None:
