@@ -37,6 +37,7 @@ napoleon_numpy_docstring = False
 HERE = Path(__file__).parent
 PARTS = {
     "library": ("The library", "pplleak", "pplleak"),
+    "networks": ("Networks", "pplleak/networks", "pplleak.networks"),
     "models": ("Models", "models", "pplleak.models"),
     "inference": ("Inferences", "inference", "pplleak.inference"),
 }

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pplleak import channels, clients, data, observation, programs
+from pplleak import channels, clients, data, observation, programs, weights
 from pplleak.clients import Client
 from pplleak.errors import BadInput, require_positive
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
 from pplleak.surrogate import smoothed
+from pplleak.training import LocalTraining
 
 Precision = Literal["float32", "float64"]
 AUTO = "auto"  # the inference that `choose` names
@@ -56,8 +57,15 @@ def build_client(
     dtype: Precision = "float32",
     parameters: Mapping[str, Tensor] | None = None,
     where: str = "the observation",
+    checkpoint: str | Path | None = None,
+    local: LocalTraining | None = None,
 ) -> Client:
-    """The client of a network's name or FILE.py:FUNCTION; weights from `seed`, or as given."""
+    """The client of a network's name or FILE.py:FUNCTION; weights from `seed`, or as given.
+
+    Args:
+        parameters: the weights that an observation (`where`) holds. checkpoint: a safetensors file of weights.
+        local: what the client trains before it shares; None shares the gradient.
+    """
     constructor = programs.network(network)
     try:
         made = clients.seeded(lambda: constructor(input_shape, num_classes, **settings), seed)
@@ -69,9 +77,13 @@ def build_client(
         raise BadInput(f"the network '{network}' cannot be built for images {input_shape}: {said}") from error
     if not isinstance(made, nn.Module):
         raise BadInput(f"the network '{network}' returned a {type(made).__name__}, not a torch.nn.Module")
+    if parameters and checkpoint:
+        raise BadInput(f"{where} holds the client's weights already: leave --checkpoint {checkpoint} out")
+    if checkpoint:
+        made = weights.load(made, weights.read(checkpoint)[0], str(checkpoint))
     if parameters:
-        made = observation.with_parameters(made, parameters, where)
-    return clients.build(made.to(getattr(torch, dtype)), input_shape, num_classes)
+        made = weights.load(made, parameters, where, whole=False)
+    return clients.build(made.to(getattr(torch, dtype)), input_shape, num_classes, local)
 
 
 def from_data(
@@ -84,6 +96,8 @@ def from_data(
     labels_shared: bool = True,
     network: str = "mlp",
     settings: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    local: LocalTraining | None = None,
     sigma: float = 0.1,
     seed: int = 0,
     dtype: Precision = "float32",
@@ -93,7 +107,7 @@ def from_data(
     Args:
         spec, root, index: which images (`pplleak.data`); batch_size: how many from there on.
         label: instead of the image's own (for a folder without classes). labels_shared: False hides the labels.
-        network, settings: as for `build_client`; sigma: the channel's noise per entry.
+        network, settings, checkpoint, local: as for `build_client`; sigma: the channel's noise per entry.
         seed: of the weights and of the noise, each from a generator of its own.
     """
     require_positive(sigma=sigma)
@@ -104,13 +118,18 @@ def from_data(
     classes = max(10, len(images.classes))
     if label is not None:
         y = observation.check_labels([label] * batch_size, classes, batch_size)
-    client = build_client(network, settings or {}, images.input_shape, classes, seed=seed, dtype=dtype)
+    client = build_client(
+        network, settings or {}, images.input_shape, classes,
+        seed=seed, dtype=dtype, checkpoint=checkpoint, local=local,
+    )  # fmt: skip
     x = x.to(client.dtype)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         g = channels.Gaussian(client.update(x, y), sigma).sample()
+    if not g.isfinite().all():
+        raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
     public = data.public(spec, root, without=range(index, index + batch_size)).x
-    said = {"data": spec, "index": index, "network": network, "network_settings": dict(settings or {})}
+    said = {"data": spec, "index": index, **_said_of_client(network, settings or {}, checkpoint, local)}
     return Target(client, Observation(g, batch_size, y if labels_shared else None), x, public, sigma, said)
 
 
@@ -119,11 +138,15 @@ def from_file(
     *,
     network: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
     public: Tensor | None = None,
     seed: int = 0,
     dtype: Precision = "float32",
 ) -> Target:
-    """What an observation file holds; `network` and `settings` override what it says of its network."""
+    """What an observation file holds; `network` and `settings` override what it says of its network.
+
+    `checkpoint` gives the weights where the file holds none.
+    """
     shared = observation.load(path)
     meta = shared.metadata
     if not meta:
@@ -135,13 +158,23 @@ def from_file(
     client = build_client(
         name, settings, tuple(meta["input_shape"]), meta["num_classes"],
         seed=seed, dtype=dtype, parameters=shared.parameters, where=str(path),
+        checkpoint=checkpoint, local=meta["local"],
     )  # fmt: skip
     g = observation.flatten(client, shared.gradient, str(path))
     labels = meta["labels"]
     if labels is not None:
         labels = observation.check_labels(labels, client.num_classes, meta["batch_size"])
-    said = {"observed": str(path), "network": name, "network_settings": dict(settings)}
+    said = {"observed": str(path), **_said_of_client(name, settings, checkpoint, meta["local"])}
     return Target(client, Observation(g, meta["batch_size"], labels), None, public, meta["sigma"], said)
+
+
+def _said_of_client(
+    network: str, settings: Mapping[str, Any], checkpoint: str | Path | None, local: LocalTraining | None
+) -> dict[str, Any]:
+    said: dict[str, Any] = {"network": network, "network_settings": dict(settings)}
+    if checkpoint:
+        said["checkpoint"] = str(checkpoint)
+    return {**said, "local": asdict(local)} if local else said
 
 
 def network_of(path: str | Path, metadata: Mapping[str, Any]) -> str:
@@ -162,10 +195,11 @@ def write_observation(target: Target, path: str | Path) -> None:
         num_classes=client.num_classes,
         network=target.said["network"],
         settings=target.said["network_settings"],
-        parameters=client.parameters,
+        parameters=weights.state(client.network),
         batch_size=observed.batch_size,
         sigma=target.sigma,
         labels=None if observed.labels is None else observed.labels.tolist(),
+        local=client.local,
     )
 
 

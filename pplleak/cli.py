@@ -33,6 +33,7 @@ from pplleak.options import (  # noqa: E402
     with_defaults,
 )  # fmt: skip
 from pplleak.progress import bar  # noqa: E402
+from pplleak.training import LocalTraining  # noqa: E402
 
 # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -42,6 +43,14 @@ def _spare_threads(target: attacks.Target) -> attacks.Target:
     if target.client.update_size < 50_000:
         torch.set_num_threads(1)
     return target
+
+
+def _local(args: Any) -> LocalTraining | None:
+    if args.local_lr is not None:
+        return LocalTraining(args.local_lr, args.local_steps, args.local_batch_size)
+    if args.local_steps != 1 or args.local_batch_size is not None:
+        raise BadInput("local training needs a learning rate: add --local-lr 0.1")
+    return None
 
 
 def _target(args: Any, index: int | None = None) -> attacks.Target:
@@ -54,6 +63,8 @@ def _target(args: Any, index: int | None = None) -> attacks.Target:
         labels_shared=args.labels == "known",
         network=args.network,
         settings=options(args, "network"),
+        checkpoint=args.checkpoint,
+        local=_local(args),
         sigma=args.sigma,
         seed=args.seed,
         dtype=args.dtype,
@@ -79,6 +90,7 @@ def _attacked(args: Any, network: str) -> attacks.Target:
             args.observed,
             network=network,
             settings=options(args, "network"),
+            checkpoint=args.checkpoint,
             seed=args.seed,
             dtype=args.dtype,
             public=data.public(args.data, args.data_root).x,
@@ -144,6 +156,7 @@ def _wrap(args: Any) -> None:
     client = attacks.build_client(
         args.network, options(args, "network"), args.input_shape, args.num_classes,
         seed=args.seed, dtype=args.dtype, parameters=shared.parameters, where=str(args.gradient),
+        checkpoint=args.checkpoint, local=_local(args),
     )  # fmt: skip
     g = observation.flatten(client, shared.gradient, str(args.gradient))
     labels = None
@@ -194,9 +207,10 @@ def ls(argv: Sequence[str]) -> int:
     parse(Ls, "ls", argv)
     console = Console()
     kinds: list[tuple[str, programs.Kind]] = [("models (--model)", "models"), ("inferences (--inference)", "inference")]
-    for title, kind in kinds:
+    listed = [(title, programs.names(kind)) for title, kind in kinds]
+    for title, names in [*listed, ("networks (--network)", programs.network_names())]:
         console.print(f"[bold]{title}[/]")
-        for name, said in programs.names(kind).items():
+        for name, said in names.items():
             console.print(f"  {name:<12} {said}", highlight=False, soft_wrap=True)
     return 0
 

@@ -183,6 +183,8 @@ def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
     """
     chain = [(n, m) for n, m in client.network.named_modules() if not isinstance(m, nn.Sequential)]
     needs = "inference refractive needs a stack of Linear layers with ReLU or LeakyReLU between them"
+    if client.local:
+        raise BadInput("inference refractive needs a client that shares its gradient, and this one trains locally")
     if not isinstance(client.network, nn.Sequential):
         raise BadInput(f"{needs}, but the network is a {type(client.network).__name__}: use hmc on a smooth network")
     shared = client.split(g.to(torch.float64))

@@ -2,24 +2,26 @@
 
 The file is safetensors, so reading it runs no code: ``gradient.NAME`` holds what was shared for parameter NAME,
 ``parameter.NAME`` the network's weights at that moment (the server knows them), and the metadata (JSON strings)
-say the network, the shapes, the batch size, the noise and, where they were shared, the labels.
+say the network, the shapes, the batch size, the local training, the noise and, where they were shared, the labels.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pplleak import weights
 from pplleak.clients import Client
 from pplleak.errors import BadInput
+from pplleak.training import LocalTraining
 
 FORMAT = "pplleak-observation-1"
 
@@ -70,6 +72,7 @@ def save(
     batch_size: int = 1,
     sigma: float | None = None,
     labels: list[int] | None = None,
+    local: LocalTraining | None = None,
 ) -> None:
     """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
 
@@ -79,7 +82,7 @@ def save(
         network: what rebuilds it: ``mlp``, or ``FILE.py:FUNCTION``. settings: its keyword arguments.
         parameters: the weights; without them the network's own construction must give the same ones.
         batch_size: examples behind the gradient. sigma: the channel's noise, where the server knows it.
-        labels: where the client shared them.
+        labels: where the client shared them. local: what it trained, where it shares θ_after − θ_before.
     """
     tensors = {f"gradient.{n}": t.detach().cpu().contiguous() for n, t in gradient.items()}
     tensors |= {f"parameter.{n}": t.detach().cpu().contiguous() for n, t in (parameters or {}).items()}
@@ -92,6 +95,7 @@ def save(
         "batch_size": batch_size,
         "sigma": sigma,
         "labels": labels,
+        "local": None if local is None else asdict(local),
     }
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -107,25 +111,10 @@ def load(path: str | Path) -> SharedFile:
         BadInput: missing, truncated, pickled or otherwise not a safetensors file; NaN; metadata of the wrong kind.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as f:
-            head = f.read(16)
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        raise BadInput(f"{path} is a pickle (torch.save?), which could run code and is refused: write it with "
-                       "`pplleak observe` or safetensors")  # fmt: skip
-    try:
-        with safe_open(path, framework="pt") as f:
-            raw = f.metadata() or {}
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BadInput(f"{path} is not a whole safetensors file (truncated?): {error}") from error
+    tensors, raw = weights.read(path)
     for name, t in tensors.items():
         if not t.is_floating_point():
             raise BadInput(f"{path}: '{name}' holds {t.dtype}, not floating-point numbers")
-        if not t.isfinite().all():
-            raise BadInput(f"{path}: '{name}' holds NaN or infinity, which no client shares: check where it came from")
     gradient = {n.removeprefix("gradient."): t for n, t in tensors.items() if n.startswith("gradient.")}
     parameters = {n.removeprefix("parameter."): t for n, t in tensors.items() if n.startswith("parameter.")}
     if not gradient:
@@ -150,6 +139,11 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
             raise BadInput(f"{path}: its metadata has no readable '{key}'") from error
         if not isinstance(metadata[key], kind):
             raise BadInput(f"{path}: its metadata '{key}' is {metadata[key]!r}, of the wrong kind")
+    try:
+        local = json.loads(raw.get("local", "null"))
+        metadata["local"] = None if local is None else LocalTraining(**local)
+    except (TypeError, BadInput, json.JSONDecodeError) as error:
+        raise BadInput(f"{path}: its metadata has no readable 'local': {error}") from error
     positive = [*metadata["input_shape"], metadata["num_classes"], metadata["batch_size"]]
     if not all(isinstance(n, int) and 0 < n < 1_000_000 for n in positive):
         raise BadInput(f"{path}: its metadata holds impossible sizes: {positive}")
@@ -158,31 +152,7 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
     return metadata
 
 
-def with_parameters(network: torch.nn.Module, parameters: Mapping[str, Tensor], where: str) -> torch.nn.Module:
-    """Load the weights that came with an observation; raises BadInput where they belong to another network."""
-    own = dict(network.named_parameters())
-    _same_layers({n: p.shape for n, p in own.items()}, {n: p.shape for n, p in parameters.items()}, where)
-    with torch.no_grad():
-        for name, p in own.items():
-            p.copy_(parameters[name])
-    return network
-
-
 def flatten(client: Client, gradient: Mapping[str, Tensor], where: str = "the observation") -> Tensor:
     """Named tensors as the flat g (update_size,); raises BadInput where they are those of another network."""
-    _same_layers(client.layers, {n: t.shape for n, t in gradient.items()}, where)
+    weights.same_layers(client.layers, {n: t.shape for n, t in gradient.items()}, where)
     return torch.cat([gradient[n].to(client.device, client.dtype).reshape(-1) for n in client.layers])
-
-
-def _same_layers(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size], where: str) -> None:
-    missing, extra = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
-    if missing or extra:
-        said = [f"lacks {', '.join(missing[:3])}"] if missing else []
-        said += [f"has {', '.join(extra[:3])}, which the network has not"] if extra else []
-        raise BadInput(f"{where} is of another network: it {' and '.join(said)}; name its network with --network")
-    for name, shape in ours.items():
-        if theirs[name] != shape:
-            raise BadInput(
-                f"{where}: '{name}' has shape {tuple(theirs[name])}, the network's has {tuple(shape)}; "
-                "name the network that shared it with --network and its settings"
-            )

@@ -39,7 +39,15 @@ class Victim:
     labels: Literal["known", "unknown"] = "known"
     """Did the client share the labels? Unknown ones are summed out exactly."""
     network: str = "mlp"
-    """mlp, linear, lenet, convnet, or FILE.py:FUNCTION; its settings are --network.NAME."""
+    """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
+    checkpoint: Path | None = None
+    """Trained weights: a safetensors file of the network's state_dict (default: weights drawn from --seed)."""
+    local_lr: float | None = None
+    """Learning rate of local training (FedAvg): the client then shares how its weights moved, not its gradient."""
+    local_steps: int = 1
+    """With --local-lr: steps of SGD that the client takes."""
+    local_batch_size: int | None = None
+    """With --local-lr: examples a step (default: all of them)."""
     sigma: float = 0.1
     """Noise of the channel: standard deviation on each entry of the gradient."""
     seed: int = 0
@@ -97,7 +105,7 @@ class Compare(Victim):
 
 @dataclasses.dataclass(frozen=True)
 class Ls:
-    """List the models and inferences with what each one is."""
+    """List the models, inferences and networks with what each one is."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,9 +88,15 @@ def _opened(kind: Kind, path: Path) -> ModuleType:
     return _module(path, f"pplleak.{kind}.{path.stem}" if inside else None)
 
 
+def network_names() -> dict[str, str]:
+    """Every built-in network with its docstring's first line."""
+    found = {n: getattr(networks, n) for n in networks.__all__}
+    return {n: (f.__doc__ or "").splitlines()[0] for n, f in found.items() if inspect.isfunction(f)}
+
+
 def network(name: str) -> Callable[..., torch.nn.Module]:
     """The network's constructor (input_shape, num_classes, *, settings): a built-in name, or FILE.py:FUNCTION."""
-    known = [n for n, f in vars(networks).items() if inspect.isfunction(f) and not n.startswith("_")]
+    known = network_names()
     if name in known:
         return getattr(networks, name)
     file, colon, function = name.rpartition(":")

@@ -25,7 +25,7 @@ from pplleak.density import Density
 from pplleak.errors import BadInput, require_positive
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Surrogate(Client):
     """A smooth client; `exact` is the one it stands for, `beta` the sharpness of its softplus."""
 
@@ -61,7 +61,7 @@ def smoothed(client: Client, beta: float) -> Surrogate:
     network = _replaced(copy.deepcopy(client.network), beta)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in client.layers)  # `build` reads off this what is shared
-    smooth = clients.build(network, client.input_shape, client.num_classes)
+    smooth = clients.build(network, client.input_shape, client.num_classes, client.local)
     if smooth.kinks:
         raise BadInput(
             f"--surrogate replaces nn.ReLU and nn.LeakyReLU modules only, and the network also has kinks of another "

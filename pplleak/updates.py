@@ -12,7 +12,8 @@ positions: pixels of a convolution's output, tokens of a sequence). What a chann
 Where there are more rows r than the weight has rows or columns (a convolution), ∇W itself is the cheaper
 form, and the layer materialises it. Which of the two a layer takes changes the cost, never the result.
 
-Every sum that ends in a scalar runs in float64: at σ/‖g‖ = 1e-3 a float32 energy is off by tenths of a nat.
+Every sum that ends in a scalar runs in float64, G a_r included: ‖g‖² − 2⟨g, u⟩ + ‖u‖² is a small difference of large
+numbers, and a float32 energy is off by tenths of a nat at σ/‖g‖ = 1e-3.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def _dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
-def _constant_sqnorm(g: Tensor, start: int, stop: int) -> Tensor:
-    """‖g[start:stop]‖² in float64."""
-    return _dot(g[start:stop], g[start:stop], 1)
+def _in_double(g: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """g[start:stop] and its squared norm in float64."""
+    part = g[start:stop].double()
+    return part, part.square().sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +85,22 @@ class Factor:
     bias: slice | None
 
     @property
+    def shape(self) -> torch.Size:
+        return self.deltas.shape[:-4]
+
+    @property
     def _blocks(self) -> tuple[int, int, int]:
         return self.inputs.shape[-3], self.deltas.shape[-1], self.inputs.shape[-1]
 
     @property
     def dense(self) -> bool:
-        """True where ∇W is cheaper than the rows: the Gram form costs r²(m + n), ∇W costs r·m·n."""
+        """True where ∇W is cheaper than the rows. With r rows, the Gram form costs r²(m + n) multiplications, ∇W r·m·n.
+
+        In float32 on a CPU they take the same time at r (m + n) ≈ m·n / 3: the sums over rows run in float64.
+        """
         rows = self.inputs.shape[-4] * self.inputs.shape[-2]
         _, fan_out, fan_in = self._blocks
-        return rows * (fan_out + fan_in) > fan_out * fan_in
+        return 3 * rows * (fan_out + fan_in) > fan_out * fan_in
 
     def _rows(self, t: Tensor) -> Tensor:
         """(*shape, batch, groups, positions, k) -> (*shape, groups, batch·positions, k)."""
@@ -108,8 +117,8 @@ class Factor:
         return self.deltas.sum((-4, -2)).flatten(-2)
 
     def _split(self, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        weight = None if self.weight is None else g[self.weight].view(self._blocks)
-        return weight, None if self.bias is None else g[self.bias]
+        weight, bias = (None if s is None else _in_double(g, s.start, s.stop)[0] for s in (self.weight, self.bias))
+        return None if weight is None else weight.view(self._blocks), bias
 
     @property
     def _lazy(self) -> bool:
@@ -118,7 +127,7 @@ class Factor:
     def _lazy_inner(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Σ_r δ_rᵀ (G a_r + g_b): a bias is a weight whose input is always 1."""
         # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
-        projected = self.inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
+        projected = self.inputs.double() @ (weight[0].mT if len(weight) == 1 else weight.mT)
         if bias is not None:
             projected = projected + bias.view(len(weight), 1, -1)
         return _dot(self.deltas, projected, 4)
@@ -136,7 +145,7 @@ class Factor:
         weight, bias = self._split(g)
         if self._lazy:
             slices = [s for s in (self.weight, self.bias) if s is not None]
-            constant = sum(_constant_sqnorm(g, s.start, s.stop) for s in slices)
+            constant = sum(_in_double(g, s.start, s.stop)[1] for s in slices)
             return constant - 2 * self.inner(g) + self._lazy_sqnorm()
         total = torch.zeros((), dtype=torch.float64, device=g.device)
         if weight is not None:
@@ -168,6 +177,11 @@ class Factor:
             total = total + _dot(self.bias_gradient, self.bias_gradient, 1)
         return total
 
+    def entries(self) -> list[tuple[slice, Tensor]]:
+        """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
+        found = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
+        return found if self.bias is None else [*found, (self.bias, self.bias_gradient)]
+
     def per_example(self) -> Factor:
         """The same factor with the batch moved into the leading dimensions: one example each."""
         return Factor(self.inputs.unsqueeze(-4), self.deltas.unsqueeze(-4), self.weight, self.bias)
@@ -177,43 +191,6 @@ class Factor:
             return t.expand(*shape, *t.shape[-4:])
 
         return Factor(grow(self.inputs), grow(self.deltas), self.weight, self.bias)
-
-
-@dataclass(frozen=True, eq=False)
-class LazyUpdate:
-    """u as a tuple of factors, one a layer call; see the module's equations."""
-
-    factors: tuple[Factor, ...]
-    size: int
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.factors[0].deltas.shape[:-4]
-
-    def sqdist(self, g: Tensor) -> Tensor:
-        return torch.stack([f.sqdist(g).expand(self.shape) for f in self.factors]).sum(0)
-
-    def inner(self, g: Tensor) -> Tensor:
-        return torch.stack([f.inner(g) for f in self.factors]).sum(0)
-
-    def sqnorm(self) -> Tensor:
-        return torch.stack([f.sqnorm() for f in self.factors]).sum(0)
-
-    def per_example_sqnorm(self) -> Tensor:
-        return torch.stack([f.per_example().sqnorm() for f in self.factors]).sum(0)
-
-    def materialise(self) -> Tensor:
-        deltas = self.factors[0].deltas
-        u = deltas.new_zeros(*self.shape, self.size)
-        for f in self.factors:  # slices of different factors never overlap
-            if f.weight is not None:
-                u[..., f.weight] = f.weight_gradient.flatten(-3)
-            if f.bias is not None:
-                u[..., f.bias] = f.bias_gradient
-        return u
-
-    def expand(self, shape: torch.Size) -> LazyUpdate:
-        return LazyUpdate(tuple(f.expand(shape) for f in self.factors), self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,3 +226,74 @@ class DenseUpdate:
 
     def expand(self, shape: torch.Size) -> DenseUpdate:
         return DenseUpdate(self.examples.expand(*shape, *self.examples.shape[-2:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """A small parameter's share (a normalisation's scale, a class token), example by example, as it is.
+
+    examples  (*shape, batch, n), whose sum over the batch fills the slice `where` of the flat update
+    """
+
+    examples: Tensor
+    where: slice
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.examples.shape[:-2]
+
+    @property
+    def _dense(self) -> DenseUpdate:
+        return DenseUpdate(self.examples)
+
+    def sqdist(self, g: Tensor) -> Tensor:
+        return self._dense.sqdist(g[self.where])
+
+    def inner(self, g: Tensor) -> Tensor:
+        return self._dense.inner(g[self.where])
+
+    def sqnorm(self) -> Tensor:
+        return self._dense.sqnorm()
+
+    def entries(self) -> list[tuple[slice, Tensor]]:
+        return [(self.where, self._dense.materialise())]
+
+    def per_example(self) -> Entries:
+        return Entries(self.examples.unsqueeze(-2), self.where)
+
+    def expand(self, shape: torch.Size) -> Entries:
+        return Entries(self._dense.expand(shape).examples, self.where)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyUpdate:
+    """u as a tuple of factors, one a layer call (see the module's equations) or one a parameter of another kind."""
+
+    factors: tuple[Factor | Entries, ...]
+    size: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.factors[0].shape
+
+    def sqdist(self, g: Tensor) -> Tensor:
+        return torch.stack([f.sqdist(g).expand(self.shape) for f in self.factors]).sum(0)
+
+    def inner(self, g: Tensor) -> Tensor:
+        return torch.stack([f.inner(g) for f in self.factors]).sum(0)
+
+    def sqnorm(self) -> Tensor:
+        return torch.stack([f.sqnorm() for f in self.factors]).sum(0)
+
+    def per_example_sqnorm(self) -> Tensor:
+        return torch.stack([f.per_example().sqnorm() for f in self.factors]).sum(0)
+
+    def materialise(self) -> Tensor:
+        parts = [part for f in self.factors for part in f.entries()]
+        u = parts[0][1].new_zeros(*self.shape, self.size)
+        for where, values in parts:  # slices of different factors never overlap
+            u[..., where] = values
+        return u
+
+    def expand(self, shape: torch.Size) -> LazyUpdate:
+        return LazyUpdate(tuple(f.expand(shape) for f in self.factors), self.size)

@@ -166,13 +166,6 @@ def test_every_default_is_of_the_settings_own_type(kind: programs.Kind, name: st
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "linear", "lenet", "convnet"])
-def test_a_built_in_network_takes_images_and_gives_logits(name: str) -> None:
-    network = programs.network(name)((1, 8, 8), 7)
-    assert network(torch.rand(2, 1, 8, 8)).shape == (2, 7)
-    assert all(s.help for s in programs.settings(programs.network(name)))
-
-
 def test_a_network_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(

@@ -1,63 +1,11 @@
-"""The networks under attack, each a function (input_shape, num_classes, *, settings) -> nn.Module.
-
-Widths and activations are settings: ``--network mlp --network.widths 256 128 --network.activation relu``.
-Weights are drawn from torch's global generator with torch's own initialisation; `pplleak.clients.build` seeds it.
-A user's own network is the same kind of function in a file: ``--network my_net.py:build``.
-"""
+"""Plain convolutional networks: the clients of the first attacks, and those of the paper."""
 
 from __future__ import annotations
-
-import itertools
-import math
-from typing import Literal
 
 import torch
 from torch import nn
 
-Activation = Literal["gelu", "softplus", "sigmoid", "tanh", "silu", "relu", "leaky_relu"]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "gelu": nn.GELU,
-    "softplus": nn.Softplus,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-}
-
-
-def mlp(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    *,
-    widths: tuple[int, ...] = (64,),
-    activation: Activation = "gelu",
-) -> nn.Module:
-    """Fully connected layers. The default activation is smooth, so that HMC may sample the posterior.
-
-    Args:
-        widths: units of each hidden layer.
-        activation: the non-linearity; relu and leaky_relu make the posterior discontinuous.
-    """
-    sizes = [math.prod(input_shape), *widths]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
-
-
-def linear(input_shape: tuple[int, ...], num_classes: int, *, zero: bool = True) -> nn.Module:
-    """Softmax regression: one linear layer, at its usual all-zero start.
-
-    Args:
-        zero: start from zero weights, where the posterior under a Gaussian prior is exactly Gaussian.
-    """
-    layer = nn.Linear(math.prod(input_shape), num_classes)
-    if zero:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(nn.Flatten(), layer)
+from pplleak.networks.activations import ACTIVATIONS, Activation
 
 
 def _flat_features(features: nn.Sequential, input_shape: tuple[int, ...]) -> int:
@@ -112,6 +60,36 @@ def convnet(
     fan_in = input_shape[0]
     for fan_out in channels:
         layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), ACTIVATIONS[activation](), nn.AvgPool2d(2)]
+        fan_in = fan_out
+    features = nn.Sequential(*layers)
+    flat = _flat_features(features, input_shape)
+    return nn.Sequential(
+        *features, nn.Flatten(), nn.Linear(flat, width), ACTIVATIONS[activation](), nn.Linear(width, num_classes)
+    )
+
+
+def convbig(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    channels: tuple[int, int, int] = (32, 32, 64),
+    width: int = 512,
+    activation: Activation = "relu",
+) -> nn.Module:
+    """The ConvBig of Balunović et al. 2022: convolutions 3x3, 4x4 by stride 2 and 3x3, Dense512-Dense10.
+
+    As in that paper's code, which leaves out the second strided convolution and one dense layer of the ConvBig that
+    is known from certified training (Mirman et al. 2018).
+
+    Args:
+        channels: channels of the three convolutions; the second one halves the image.
+        width: units of the dense layer.
+        activation: the non-linearity; the paper's is relu, which makes the posterior discontinuous.
+    """
+    layers: list[nn.Module] = []
+    fan_in = input_shape[0]
+    for fan_out, kernel, stride in zip(channels, (3, 4, 3), (1, 2, 1), strict=True):
+        layers += [nn.Conv2d(fan_in, fan_out, kernel, stride=stride, padding=1), ACTIVATIONS[activation]()]
         fan_in = fan_out
     features = nn.Sequential(*layers)
     flat = _flat_features(features, input_shape)
