@@ -1,4 +1,4 @@
-"""How fast is each sampler on one and the same posterior? Ours, stock Pyro's NUTS and NumPyro's NUTS.
+"""How fast is each sampler on one and the same posterior? Ours, and the NUTS of Pyro, NumPyro and BlackJAX.
 
     uv run --group bench benchmarks/sampler.py --data mnist --data-root DIR --sigma 0.03
 
@@ -7,8 +7,9 @@ sampler starts cold: compilation, the search for the MAP and warm-up are in `war
 `seconds_to_rhat_1.01` is warm-up plus the sampling time of the shortest run of draws whose worst rank-normalised R-hat
 (all pixels and the log-density) is below 1.01; empty where no run was.
 
-Writes benchmarks/results/sampler.csv (a row a sampler) and prints the table with the ratios to ours. Precision: ours
-and NumPyro's float32, Pyro's float64 (its mass matrix is).
+Writes benchmarks/results/sampler.csv (a row a sampler) and sampler.png, and prints the ratios to ours. The peers in JAX
+(`peers.py`) sample the Gaussian prior under an MLP only. Precision: ours and theirs float32, Pyro's float64 (its mass
+matrix is).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 import tyro
 
-from pplleak import attack, priors, programs
+from pplleak import attack, programs
 from pplleak.attack import Target
 from pplleak.inference import hmc, nuts
 
@@ -40,13 +41,17 @@ COLUMNS = ["posterior", "sampler", "device", "chains", "warmup_s", "seconds_to_r
 class Settings:
     data: str = "digits"
     data_root: Path | None = None
+    model: str = "gaussian"
+    network: str = "mlp"
     widths: tuple[int, ...] = (256,)
     activation: str = "gelu"
     sigma: float = 0.03
-    samplers: tuple[Literal["pplleak", "numpyro", "pyro"], ...] = ("pplleak", "numpyro", "pyro")
-    draws: int = 250
-    numpyro_chains: tuple[int, ...] = (4, 16)
-    numpyro_warmup: int = 300
+    samplers: tuple[Literal["pplleak", "numpyro", "blackjax", "pyro"], ...] = ("pplleak", "numpyro", "blackjax", "pyro")
+    chains: int = 64
+    draws: int = 150
+    warmup: int = 100
+    peer_chains: tuple[int, ...] = (4, 16)
+    peer_warmup: int = 300
     pyro_warmup: int = 150
     pyro_draws: int = 100
     csv: Path = Path("benchmarks/results/sampler.csv")
@@ -81,7 +86,8 @@ def flat(posterior: Any) -> np.ndarray:
 
 def pplleak(target: Target, model: Any, args: Settings) -> Run:
     clock, start = Clock("sampling"), time.perf_counter()
-    found = hmc.run(model, target.observed, target.client, progress=clock, draws=args.draws)
+    found = hmc.run(model, target.observed, target.client, progress=clock, chains=args.chains, draws=args.draws,
+                    warmup=args.warmup)  # fmt: skip
     end = time.perf_counter()
     return Run(flat(found), clock.began - start, end - clock.began)
 
@@ -95,51 +101,15 @@ def pyro_nuts(target: Target, model: Any, args: Settings) -> Run:
     return Run(flat(found), clock.began - start, end - clock.began)
 
 
-def numpyro_nuts(target: Target, model: Any, args: Settings, chains: int) -> Run:
-    """The same posterior written in NumPyro, its gradient materialised by jax.grad; chains vectorised."""
-    import jax
-    import jax.numpy as jnp
-    import numpyro
-    import numpyro.distributions as dist
+def by_peer(
+    name: Literal["numpyro", "blackjax"], target: Target, model: Any, args: Settings, chains: int, lazy: bool
+) -> Run:
+    """The same posterior written by hand in JAX (`peers.py`), float32, chains vectorised."""
+    import peers
 
-    prior = priors.fit_gaussian(model.keywords["reference"])
-    mean, factor = jnp.array(prior.mean.numpy(), jnp.float32), jnp.array(prior.factor.numpy(), jnp.float32)
-    parameters = [jnp.array(p.numpy()) for p in target.client.parameters.values()]
-    g = jnp.array(target.observed.g.numpy())
-    label, sigma = int(target.observed.labels[0]), model.keywords["sigma"]  # type: ignore[index]
-    activation = {"gelu": lambda a: jax.nn.gelu(a, approximate=False), "softplus": jax.nn.softplus,
-                  "sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "silu": jax.nn.silu}[args.activation]  # fmt: skip
-
-    def loss(parameters: list, x: Any) -> Any:
-        for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
-            x = activation(weight @ x + bias)
-        return -jax.nn.log_softmax(parameters[-2] @ x + parameters[-1])[label]
-
-    def program() -> None:
-        z = numpyro.sample("z", dist.Normal(0, 1).expand([len(mean)]).to_event(1))
-        x = mean + factor @ z
-        update = jnp.concatenate([u.ravel() for u in jax.grad(loss)(parameters, x)])
-        numpyro.sample("g", dist.Normal(update, sigma).to_event(1), obs=g)
-
-    start = time.perf_counter()
-    sampler = numpyro.infer.MCMC(
-        numpyro.infer.NUTS(program), num_warmup=args.numpyro_warmup, num_samples=args.draws, num_chains=chains,
-        chain_method="vectorized", progress_bar=False,
-    )  # fmt: skip
-    sampler.warmup(jax.random.PRNGKey(0), extra_fields=("potential_energy",))
-    jax.block_until_ready(sampler.post_warmup_state.z)
-    warm = time.perf_counter()
-    seconds = []
-    for _ in range(2):  # the first run compiles: what it takes longer is counted as warm-up
-        began = time.perf_counter()
-        sampler.run(sampler.post_warmup_state.rng_key, extra_fields=("potential_energy",))
-        jax.block_until_ready(sampler.get_samples()["z"])
-        seconds.append(time.perf_counter() - began)
-    z = np.asarray(sampler.get_samples(group_by_chain=True)["z"])
-    lp = -np.asarray(sampler.get_extra_fields(group_by_chain=True)["potential_energy"])
-    x = np.asarray(mean) + z @ np.asarray(factor).T
-    draws = np.concatenate([x, lp[..., None]], -1).astype(np.float64)
-    return Run(draws, warm - start + max(0.0, seconds[0] - seconds[1]), seconds[1])
+    posterior = peers.build(target, model.keywords, args.activation, lazy)
+    nuts = peers.numpyro_nuts if name == "numpyro" else peers.blackjax_nuts
+    return Run(*nuts(posterior, chains, args.peer_warmup, args.draws))
 
 
 def measure(name: str, chains: int, posterior: str, sampled: Run) -> dict[str, Any]:
@@ -158,26 +128,68 @@ def measure(name: str, chains: int, posterior: str, sampled: Run) -> dict[str, A
     ], strict=True))  # fmt: skip
 
 
-def main(args: Settings) -> None:
-    believe = functools.partial(attack.believe, programs.load("models", "gaussian"))
-    target = attack.from_data(args.data, root=args.data_root, sigma=args.sigma,
-                              settings={"widths": args.widths, "activation": args.activation})  # fmt: skip
+def jobs(args: Settings) -> list[tuple[str, int, Callable[[], Run]]]:
+    settings: dict[str, Any] = {"activation": args.activation}
+    if args.network == "mlp":
+        settings["widths"] = args.widths
+    given = functools.partial(attack.from_data, args.data, root=args.data_root, sigma=args.sigma, network=args.network,
+                              settings=settings)  # fmt: skip
+    believe = functools.partial(attack.believe, programs.load("models", args.model))
+    target, found = given(), []
     model = believe(target)
-    double = attack.from_data(args.data, root=args.data_root, sigma=args.sigma, dtype="float64",
-                              settings={"widths": args.widths, "activation": args.activation})  # fmt: skip
-    jobs: list[tuple[str, int, Callable[[], Run]]] = []
+    jax_posterior = (args.model, args.network) == ("gaussian", "mlp")
     for name in args.samplers:
         if name == "pplleak":
-            jobs.append(("pplleak hmc", 64, lambda: pplleak(target, model, args)))
+            found.append(("pplleak hmc", args.chains, lambda: pplleak(target, model, args)))
         elif name == "pyro":
-            jobs.append(("Pyro NUTS", 1, lambda: pyro_nuts(double, believe(double), args)))
-        else:
-            jobs += [(f"NumPyro NUTS, {c} chains", c, lambda c=c: numpyro_nuts(target, model, args, c))
-                     for c in args.numpyro_chains]  # fmt: skip
-    posterior = f"{args.data} gaussian mlp{args.widths} {args.activation} sigma {args.sigma:g}"
+            double = given(dtype="float64")
+            found.append(("Pyro NUTS", 1, lambda double=double: pyro_nuts(double, believe(double), args)))
+        elif jax_posterior:
+            title = "NumPyro" if name == "numpyro" else "BlackJAX"
+            for lazy in (False, True) if name == "numpyro" else (True,):
+                for chains in args.peer_chains:
+                    job = functools.partial(by_peer, name, target, model, args, chains, lazy)
+                    form = "lazy by hand" if lazy else "materialised"
+                    found.append((f"{title} NUTS, {form}, {chains} chains", chains, job))
+    return found
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Median effective draws a second of every sampler, a panel a posterior."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    posteriors = list(dict.fromkeys(r["posterior"] for r in rows))
+    heights = [sum(r["posterior"] == p for r in rows) for p in posteriors]
+    figure, grid = plt.subplots(len(posteriors), 1, sharex=True, squeeze=False, height_ratios=heights,
+                                figsize=(8, 0.34 * sum(heights) + 0.55 * len(posteriors) + 0.8))  # fmt: skip
+    for axes, posterior in zip(grid[:, 0], posteriors, strict=True):
+        chosen = sorted((r for r in rows if r["posterior"] == posterior), key=lambda r: float(r["ess_per_s_median"]))
+        speeds = [float(r["ess_per_s_median"]) for r in chosen]
+        names = [r["sampler"] for r in chosen]
+        axes.barh(names, speeds, color=["#c8553d" if n.startswith("pplleak") else "#8d99ae" for n in names], height=0.7)
+        for k, (row, speed) in enumerate(zip(chosen, speeds, strict=True)):
+            reached = row["seconds_to_rhat_1.01"]
+            note = f"{speed:.3g}/s" + (f", R-hat < 1.01 after {float(reached):.0f} s" if reached else "")
+            axes.text(speed * 1.06, k, note, va="center", fontsize=7.5)
+        axes.set_title(posterior, fontsize=8.5, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[-1, 0].set_xscale("log")
+    grid[-1, 0].set_xlim(right=grid[-1, 0].get_xlim()[1] * 12)
+    grid[-1, 0].set_xlabel("effective draws a second (median over pixels), log scale", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main(args: Settings) -> None:
+    network = f"{args.network}{args.widths if args.network == 'mlp' else ''}"
+    posterior = f"{args.data} {args.model} {network} {args.activation} sigma {args.sigma:g}"
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
     new: list[dict[str, Any]] = []
-    for name, chains, job in jobs:
+    for name, chains, job in jobs(args):
         torch.manual_seed(0)
         new.append(measure(name, chains, posterior, job()))
         print(new[-1], flush=True)
@@ -187,6 +199,7 @@ def main(args: Settings) -> None:
             writer = csv.DictWriter(f, COLUMNS)
             writer.writeheader()
             writer.writerows(kept + new)
+        picture(kept + new, args.csv.with_suffix(".png"))
     best = float(new[0]["ess_per_s_median"])
     for row in new[1:]:
         times = best / float(row["ess_per_s_median"])

@@ -21,6 +21,7 @@ RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default
 SHAPED = RESHAPES | {aten.permute.default, aten.transpose.int, aten.expand.default, aten.slice.Tensor,
                      aten.select.int}  # fmt: skip
 CAST = aten._to_copy.default
+SLOPES = {aten.gelu_backward.default, aten.silu_backward.default, aten.softplus_backward.default}
 
 
 def simplify(module: fx.GraphModule, example: Sequence[Tensor]) -> fx.GraphModule:
@@ -31,7 +32,7 @@ def simplify(module: fx.GraphModule, example: Sequence[Tensor]) -> fx.GraphModul
         ValueError: the graph draws random numbers or changes a tensor in place.
     """
     like = _Shapes(module).record(example)
-    graph, env, constants = fx.Graph(), {}, _Constants(module)
+    graph, env, constants = fx.Graph(), {}, _Constants(module, example)
     seen: dict[Any, fx.Node] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
@@ -55,6 +56,7 @@ def simplify(module: fx.GraphModule, example: Sequence[Tensor]) -> fx.GraphModul
             env[node] = seen.setdefault(_key(made), made)
             if env[node] is not made:
                 graph.erase_node(made)
+    _share_slopes(graph, constants, {made: like[node] for node, made in env.items() if node in like})
     graph.eliminate_dead_code()
     return fx.GraphModule(constants.holder, graph)
 
@@ -170,25 +172,28 @@ class _Shapes(fx.Interpreter):
 class _Constants:
     """Values of nodes that do not depend on the input; those that the rest asks for end up in the new module."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, example: Sequence[Tensor]) -> None:
         self.module, self.holder = module, torch.nn.Module()
         self.values: dict[fx.Node, Any] = {}
-        self.devices = {t.device for t in [*module.parameters(), *module.buffers()]}
+        self.device = example[0].device
 
     def compute(self, node: fx.Node, like: dict[fx.Node, Tensor]) -> None:
         env = dict(self.values)
         for n in node.all_input_nodes:  # zeros_like of something that is not constant needs its shape only
             if n not in env:
-                env[n] = torch.zeros(like[n].shape, dtype=like[n].dtype)
+                env[n] = torch.zeros(like[n].shape, dtype=like[n].dtype, device=self.device)
         with torch.no_grad():
             self.values[node] = _call(node, env)
 
     def emit(self, nodes: Sequence[fx.Node], graph: fx.Graph, env: dict[fx.Node, fx.Node]) -> None:
         for node in nodes:
             if node in self.values and node not in env:
-                name = f"constant_{len(self.holder._buffers)}"
-                self.holder.register_buffer(name, self.values[node])
-                env[node] = graph.get_attr(name)
+                env[node] = self.add(self.values[node], graph)
+
+    def add(self, value: Tensor, graph: fx.Graph) -> fx.Node:
+        name = f"constant_{len(self.holder._buffers)}"
+        self.holder.register_buffer(name, value)
+        return graph.get_attr(name)
 
 
 def _attribute(module: fx.GraphModule, path: str) -> Tensor:
@@ -248,6 +253,25 @@ def _merged(node: fx.Node, like: dict[fx.Node, Tensor], env: dict[fx.Node, fx.No
     made = graph.call_function(aten.view.default, (first, list(like[node].shape)))
     made.meta["in_order"] = first
     return made
+
+
+def _share_slopes(graph: fx.Graph, constants: _Constants, like: dict[fx.Node, Tensor]) -> None:
+    """An activation's slope at one point, asked for several times, is computed once: gradient · slope."""
+    groups: dict[Any, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.target in SLOPES:
+            groups.setdefault((node.target, repr(node.args[1:]), repr(node.kwargs)), []).append(node)
+    for first, *others in groups.values():
+        if not others:
+            continue
+        with graph.inserting_before(first):
+            ones = constants.add(torch.ones_like(like[first], device=constants.device), graph)
+            slope = graph.call_function(first.target, (ones, *first.args[1:]), first.kwargs)  # type: ignore[arg-type]
+        for node in (first, *others):
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.mul.Tensor, (node.args[0], slope))
+            node.replace_all_uses_with(product)
+            graph.erase_node(node)
 
 
 def _moves_ones_only(node: fx.Node, source: Tensor) -> bool:

@@ -1,0 +1,87 @@
+"""What does one posterior gradient cost, in training steps of the same network on a batch of as many images?
+
+    uv run benchmarks/cost.py --data mnist --data-root DIR --network mlp --activation gelu
+
+The posterior gradient is the one that `hmc` takes: all chains in one batch, recorded, in its whitened coordinates. The
+training step is one forward and one backward pass. The two are timed in turns; the ratio is that of their medians.
+Adds a row to benchmarks/results/cost.csv.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+
+from pplleak import attack, density, programs
+from pplleak.inference import hmc
+from pplleak.inference.laplace import Laplace
+
+COLUMNS = ["posterior", "device", "threads", "chains", "gradient_ms", "training_step_ms", "ratio"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    data: str = "digits"
+    data_root: Path | None = None
+    model: str = "gaussian"
+    network: str = "mlp"
+    widths: tuple[int, ...] = (256,)
+    activation: str = "gelu"
+    sigma: float = 0.03
+    chains: int = 64
+    rounds: int = 60
+    csv: Path = Path("benchmarks/results/cost.csv")
+
+
+def seconds(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def main(args: Settings) -> None:
+    settings = {"activation": args.activation, **({"widths": args.widths} if args.network == "mlp" else {})}
+    target = attack.from_data(args.data, root=args.data_root, sigma=args.sigma, network=args.network, settings=settings)
+    model = attack.believe(programs.load("models", args.model), target)
+    d = density.build(model, target.client, target.observed)
+    torch.manual_seed(0)
+    widths = 0.1 * torch.rand(d.dim) + 0.05
+    metric = Laplace(torch.zeros(d.dim), widths.diag(), float(widths.log().sum()), 0)
+    potential = hmc.whitened(d.recorded(args.chains), metric)
+    w = torch.randn(args.chains, d.dim)
+    network = copy.deepcopy(target.client.network).requires_grad_(True)
+    x, y = torch.rand(args.chains, *target.client.input_shape), torch.randint(10, (args.chains,))
+
+    def train() -> None:
+        network.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+
+    jobs = [lambda: potential(w), train]
+    for job in jobs * 3:
+        job()
+    times = [[seconds(job) for job in jobs] for _ in range(args.rounds)]
+    gradient, step = (1e3 * statistics.median(t) for t in zip(*times, strict=True))
+    name = f"{args.data} {args.model} {args.network}{args.widths if args.network == 'mlp' else ''} {args.activation}"
+    row = dict(zip(COLUMNS, [name, "cpu", torch.get_num_threads(), args.chains, f"{gradient:.2f}", f"{step:.2f}",
+                             f"{gradient / step:.2f}"], strict=True))  # fmt: skip
+    print(row)
+    rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
+    rows = [r for r in rows if any(r[k] != str(row[k]) for k in COLUMNS[:4])]
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    with args.csv.open("w", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows([*rows, row])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
