@@ -75,8 +75,10 @@ def step(log_density: LogDensity, state: State, size: float, *, adjust: bool = T
 def whitened(recorded: Recorded, base: Diagonal) -> LogDensity:
     """log p(ẑ + s ∘ w | g) and its gradient in w, from `density.recorded`."""
 
+    around = recorded.under(base.mode, None)
+
     def log_density(w: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = recorded(base.decode(w))
+        value, gradient = around(base.widths * w)
         return value, gradient * base.widths
 
     return log_density

@@ -40,9 +40,10 @@ class Linear:
 
     def __call__(self, z: Tensor) -> tuple[Tensor, ...]:
         sizes = [like[0].numel() for like in self.likes]
-        if self.matrix is None or self.offset is None:
-            return tuple(p.reshape(like.shape) for p, like in zip(z.split(sizes, 1), self.likes, strict=True))
-        parts, offsets = (z @ self.matrix).split(sizes, 1), self.offset.split(sizes)
+        parts = (z if self.matrix is None else z @ self.matrix).split(sizes, 1)
+        if self.offset is None:
+            return tuple(p.reshape(like.shape) for p, like in zip(parts, self.likes, strict=True))
+        offsets = self.offset.split(sizes)
         return tuple(
             (offset.to(like.dtype) + part).reshape(like.shape)
             for part, offset, like in zip(parts, offsets, self.likes, strict=True)
@@ -53,12 +54,16 @@ class Linear:
         flat = torch.cat([g.flatten(1).to(dtype) for g in gradients], 1)
         return flat if self.matrix is None else flat @ self.matrix.mT
 
-    def under(self, shift: Tensor, factor: Tensor) -> Linear:
-        if self.matrix is None or self.offset is None:
-            return replace(self, matrix=factor.mT.contiguous(), offset=shift.double())
-        matrix = self.matrix.double()
-        offset = self.offset + shift.double() @ matrix
-        return replace(self, matrix=(factor.double().mT @ matrix).to(self.matrix.dtype), offset=offset)
+    def under(self, shift: Tensor, factor: Tensor | None) -> Linear:
+        matrix = None if self.matrix is None else self.matrix.double()
+        moved = shift.double() if matrix is None else shift.double() @ matrix
+        if factor is not None:
+            matrix = factor.double().mT if matrix is None else factor.double().mT @ matrix
+        return replace(
+            self,
+            matrix=None if matrix is None else matrix.to(shift.dtype).contiguous(),
+            offset=moved if self.offset is None else self.offset + moved,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +96,16 @@ class Quadratic:
         value = torch.linalg.vecdot(wide, torch.add(self.slope, bent, alpha=0.5)) + self.constant
         return value.reshape(self.like.shape).to(self.like.dtype), bent + self.slope
 
-    def under(self, shift: Tensor, factor: Tensor) -> Quadratic:
-        shift, factor = shift.double(), factor.double()
-        bent = self.hessian * shift if self.hessian.dim() == 1 else self.hessian @ shift
-        curved = self.hessian[:, None] * factor if self.hessian.dim() == 1 else self.hessian @ factor
+    def under(self, shift: Tensor, factor: Tensor | None) -> Quadratic:
+        shift, diagonal = shift.double(), self.hessian.dim() == 1
+        bent = self.hessian * shift if diagonal else self.hessian @ shift
         constant = self.constant + shift @ (self.slope + 0.5 * bent)
-        slope = (self.slope + bent) @ factor
-        return Quadratic.of(factor.mT @ curved, slope, constant, self.like, self.fast.dtype)
+        slope = self.slope + bent
+        if factor is None:
+            return replace(self, slope=slope, constant=constant)
+        factor = factor.double()
+        curved = self.hessian[:, None] * factor if diagonal else self.hessian @ factor
+        return Quadratic.of(factor.mT @ curved, slope @ factor, constant, self.like, self.fast.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +129,9 @@ class Tape:
             gradient = gradient + (slope.reshape(-1, 1) * direction).to(gradient.dtype)
         return value, gradient
 
-    def under(self, shift: Tensor, factor: Tensor) -> Tape:
-        """The same density as a function of w, where z = shift + factor w: shift (dim,), factor (dim, dim)."""
+    def under(self, shift: Tensor, factor: Tensor | None) -> Tape:
+        """The same density as a function of w, where z = shift + factor w: shift (dim,), factor (dim, dim), or None for
+        the identity."""
         quadratics = tuple(q.under(shift, factor) for q in self.quadratics)
         return Tape(self.body, self.linear.under(shift, factor), quadratics)
 
@@ -140,8 +149,8 @@ class Plain:
             (gradient,) = torch.autograd.grad(value.sum(), z)
         return value.detach(), gradient
 
-    def under(self, shift: Tensor, factor: Tensor) -> Plain:
-        return Plain(lambda w: self.log_density(shift + w @ factor.mT))
+    def under(self, shift: Tensor, factor: Tensor | None) -> Plain:
+        return Plain(lambda w: self.log_density(shift + (w if factor is None else w @ factor.mT)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +164,7 @@ class Chunked:
         values, gradients = zip(*(self.part(piece) for piece in z.split(self.size)), strict=True)
         return torch.cat(values), torch.cat(gradients)
 
-    def under(self, shift: Tensor, factor: Tensor) -> Chunked:
+    def under(self, shift: Tensor, factor: Tensor | None) -> Chunked:
         return Chunked(self.part.under(shift, factor), self.size)
 
 
