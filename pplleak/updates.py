@@ -9,6 +9,8 @@ positions: pixels of a convolution's output, tokens of a sequence). What a chann
 
     ⟨G, ∇W⟩ = Σ_r δ_rᵀ G a_r        ‖∇W‖² = Σ_{r,s} (δ_r·δ_s)(a_r·a_s)
 
+So does a distance with a precision λ per entry, for one row: Σ_ij λ_ij (δ_i a_j)² = (δ²)ᵀ λ (a²).
+
 Where there are more rows r than the weight has rows or columns (a convolution), ∇W itself is the cheaper
 form, and the layer materialises it. Which of the two a layer takes changes the cost, never the result.
 
@@ -32,8 +34,8 @@ class Update(Protocol):
     def shape(self) -> torch.Size: ...
     @property
     def size(self) -> int: ...
-    def sqdist(self, g: Tensor) -> Tensor:
-        """‖g − u‖² for g (size,), float64, shape `shape`."""
+    def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
+        """Σ_i λ_i (g_i − u_i)² for g and λ (size,), float64, shape `shape`; without a precision λ, ‖g − u‖²."""
         ...
 
     def inner(self, g: Tensor) -> Tensor:
@@ -52,6 +54,10 @@ class Update(Protocol):
         """u itself, shape (*shape, size)."""
         ...
 
+    def scaled(self, weights: Tensor) -> Update:
+        """Σ_b w_b u_b for weights (*shape, batch): what clipping every example makes of u."""
+        ...
+
     def expand(self, shape: torch.Size) -> Update:
         """The same update seen under more leading dimensions (no copy)."""
         ...
@@ -66,6 +72,13 @@ def _dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
 def _constant_sqnorm(g: Tensor, start: int, stop: int) -> Tensor:
     """‖g[start:stop]‖² in float64."""
     return _dot(g[start:stop], g[start:stop], 1)
+
+
+def _bilinear(deltas: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
+    """Σ_r δ_rᵀ W a_r for W (groups, fan_out / groups, fan_in), in float64."""
+    # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
+    projected = inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
+    return _dot(deltas, projected, 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +100,14 @@ class Factor:
         return self.inputs.shape[-3], self.deltas.shape[-1], self.inputs.shape[-1]
 
     @property
+    def _row_count(self) -> int:
+        return self.inputs.shape[-4] * self.inputs.shape[-2]
+
+    @property
     def dense(self) -> bool:
         """True where ∇W is cheaper than the rows: the Gram form costs r²(m + n), ∇W costs r·m·n."""
-        rows = self.inputs.shape[-4] * self.inputs.shape[-2]
         _, fan_out, fan_in = self._blocks
-        return rows * (fan_out + fan_in) > fan_out * fan_in
+        return self._row_count * (fan_out + fan_in) > fan_out * fan_in
 
     def _rows(self, t: Tensor) -> Tensor:
         """(*shape, batch, groups, positions, k) -> (*shape, groups, batch·positions, k)."""
@@ -114,9 +130,7 @@ class Factor:
     def _weight_inner(self, weight: Tensor) -> Tensor:
         if self.dense:
             return _dot(weight, self.weight_gradient, 3)
-        # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
-        projected = self.inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
-        return _dot(self.deltas, projected, 4)
+        return _bilinear(self.deltas, weight, self.inputs)
 
     def _weight_sqnorm(self) -> Tensor:
         if self.dense:
@@ -126,19 +140,31 @@ class Factor:
             return (a.square().sum((-2, -1)) * d.square().sum((-2, -1))).sum(-1)
         return _dot(d @ d.mT, a @ a.mT, 3)
 
-    def sqdist(self, g: Tensor) -> Tensor:
-        weight, bias = self._split(g)
+    def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
+        _, bias = self._split(g)
+        weight_by, bias_by = (None, None) if precision is None else self._split(precision)
         total = torch.zeros((), dtype=torch.float64, device=g.device)
-        if weight is not None and self.dense:
-            diff = weight - self.weight_gradient
-            total = total + _dot(diff, diff, 3)
-        elif weight is not None:
-            constant = _constant_sqnorm(g, self.weight.start, self.weight.stop)  # type: ignore[union-attr]
-            total = total + constant - 2 * self._weight_inner(weight) + self._weight_sqnorm()
+        if self.weight is not None:
+            total = total + self._weight_sqdist(g, weight_by)
         if bias is not None:
             diff = bias - self.bias_gradient
-            total = total + _dot(diff, diff, 1)
+            total = total + _dot(diff, diff if bias_by is None else bias_by * diff, 1)
         return total
+
+    def _weight_sqdist(self, g: Tensor, precision: Tensor | None) -> Tensor:
+        weight, _ = self._split(g)
+        assert weight is not None and self.weight is not None
+        if precision is not None and bool((precision == precision[0, 0, 0]).all()):  # one σ for the whole layer
+            return precision[0, 0, 0] * self._weight_sqdist(g, None)
+        if self.dense or (precision is not None and self._row_count > 1):
+            diff = weight - self.weight_gradient
+            return _dot(diff, diff if precision is None else precision * diff, 3)
+        if precision is None:
+            constant = _constant_sqnorm(g, self.weight.start, self.weight.stop)
+            return constant - 2 * self._weight_inner(weight) + self._weight_sqnorm()
+        by = precision.to(self.inputs.dtype)
+        square = _bilinear(self.deltas.square(), by, self.inputs.square())
+        return _dot(by * weight, weight, 3) - 2 * self._weight_inner(by * weight) + square
 
     def inner(self, g: Tensor) -> Tensor:
         weight, bias = self._split(g)
@@ -161,6 +187,10 @@ class Factor:
         """The same factor with the batch moved into the leading dimensions: one example each."""
         return Factor(self.inputs.unsqueeze(-4), self.deltas.unsqueeze(-4), self.weight, self.bias)
 
+    def scaled(self, weights: Tensor) -> Factor:
+        deltas = self.deltas * weights.to(self.deltas.dtype)[..., None, None, None]
+        return Factor(self.inputs, deltas, self.weight, self.bias)
+
     def expand(self, shape: torch.Size) -> Factor:
         def grow(t: Tensor) -> Tensor:
             return t.expand(*shape, *t.shape[-4:])
@@ -179,8 +209,8 @@ class LazyUpdate:
     def shape(self) -> torch.Size:
         return self.factors[0].deltas.shape[:-4]
 
-    def sqdist(self, g: Tensor) -> Tensor:
-        return torch.stack([f.sqdist(g).expand(self.shape) for f in self.factors]).sum(0)
+    def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
+        return torch.stack([f.sqdist(g, precision).expand(self.shape) for f in self.factors]).sum(0)
 
     def inner(self, g: Tensor) -> Tensor:
         return torch.stack([f.inner(g) for f in self.factors]).sum(0)
@@ -201,6 +231,9 @@ class LazyUpdate:
                 u[..., f.bias] = f.bias_gradient
         return u
 
+    def scaled(self, weights: Tensor) -> LazyUpdate:
+        return LazyUpdate(tuple(f.scaled(weights) for f in self.factors), self.size)
+
     def expand(self, shape: torch.Size) -> LazyUpdate:
         return LazyUpdate(tuple(f.expand(shape) for f in self.factors), self.size)
 
@@ -219,9 +252,9 @@ class DenseUpdate:
     def size(self) -> int:
         return self.examples.shape[-1]
 
-    def sqdist(self, g: Tensor) -> Tensor:
+    def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
         diff = g - self.materialise()
-        return _dot(diff, diff, 1)
+        return _dot(diff, diff if precision is None else precision * diff, 1)
 
     def inner(self, g: Tensor) -> Tensor:
         return _dot(g, self.materialise(), 1)
@@ -235,6 +268,9 @@ class DenseUpdate:
 
     def materialise(self) -> Tensor:
         return self.examples.sum(-2)
+
+    def scaled(self, weights: Tensor) -> DenseUpdate:
+        return DenseUpdate(self.examples * weights.to(self.examples.dtype)[..., None])
 
     def expand(self, shape: torch.Size) -> DenseUpdate:
         return DenseUpdate(self.examples.expand(*shape, *self.examples.shape[-2:]))
