@@ -7,7 +7,7 @@ from pplleak.channels.directional import Directional
 from pplleak.channels.dpsgd import DPSGD, require_examples
 from pplleak.channels.gaussian import Gaussian, Weighted, by_layer
 from pplleak.channels.laplace import Laplace
-from pplleak.channels.pruned import Masked, Pruned
+from pplleak.channels.pruned import Masked, Order, Pruned
 from pplleak.channels.quantised import Quantised, Sign
 from pplleak.channels.topk import TopK
 
@@ -20,6 +20,7 @@ __all__ = [
     "Laplace",
     "Masked",
     "Noise",
+    "Order",
     "Pruned",
     "Quantised",
     "Sign",

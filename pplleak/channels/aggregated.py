@@ -48,18 +48,18 @@ class Aggregated(Channel):
         factor = mean.new_zeros(update.size, 0) if factor is None else factor
         # all in units of K g, where u itself is the mean: r = K g − (K−1) m − u
         self.shift = others * mean.double()
-        self.variance = others * variance.double() + (clients * sigma) ** 2
+        self.spread = others * variance.double() + (clients * sigma) ** 2
         self.factor = math.sqrt(others) * factor.double()
         super().__init__(update, sigma=sigma, clients=clients, mean=mean, variance=variance, factor=factor)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         u = self._mean(sample_shape)
         wide = torch.randn(*u.shape[:-1], self.factor.shape[-1], dtype=torch.float64, device=u.device)
-        noise = self.variance.sqrt() * torch.randn_like(u, dtype=torch.float64) + wide @ self.factor.mT
+        noise = self.spread.sqrt() * torch.randn_like(u, dtype=torch.float64) + wide @ self.factor.mT
         return (u + (self.shift + noise).to(u.dtype)) / self.clients
 
     def log_prob(self, value: Tensor) -> Tensor:
-        precision = 1 / self.variance
+        precision = 1 / self.spread
         centred = self.clients * value.double() - self.shift
         weighted = precision[:, None] * self.factor  # Λ F
         capacitance = torch.eye(weighted.shape[-1], dtype=torch.float64, device=value.device) + self.factor.mT @ weighted
@@ -69,7 +69,7 @@ class Aggregated(Channel):
             projected = self._project(centred, weighted, value.dtype)[..., None]
             seen = torch.linalg.solve_triangular(cholesky, projected, upper=False)
             square = square - seen.square().sum((-2, -1))
-        log_det = self.variance.log().sum() + 2 * cholesky.diagonal().log().sum()
+        log_det = self.spread.log().sum() + 2 * cholesky.diagonal().log().sum()
         scale = self.update.size * math.log(self.clients)  # the density of g, not of K g
         return scale - 0.5 * (square + log_det + self.update.size * math.log(2 * math.pi))
 
