@@ -1,12 +1,12 @@
-"""Bayes-optimal behind aggregation: the server sees a mean over clients, and knows how the others' updates are spread.
+"""Bayes-optimal behind aggregation: a mean over clients, and the others' updates are noise of a known shape.
 
 z ~ Normal(0, I)                                                        (batch, rank)
 x = mean + factor z                                                     (batch, *input_shape)
 y ~ client's label prior                                                (batch,)
 g | x, y ~ Normal((u(x, y) + (K−1) m) / K, (K−1)/K² S + sigma² I)       (update_size,)
 
-K = clients. The other clients' updates have mean m and covariance S: of updates that are simulated on public images with
-labels from the label prior, in batches as large as the attacked one. To an adversary the others are noise of a known shape.
+K = clients. The other clients' updates have mean m and covariance S: of updates that are simulated on public images
+with labels from the label prior, in batches as large as the attacked one.
 """
 
 from __future__ import annotations

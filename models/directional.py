@@ -5,8 +5,8 @@ x = mean + factor z                                             (batch, *input_s
 y ~ client's label prior                                        (batch,)
 g / ‖g‖ | x, y ~ von Mises-Fisher(u(x, y) / ‖u(x, y)‖, kappa)   (update_size,)
 
-The likelihood behind cosine matching (Geiping et al. 2020), under the prior of `gaussian`. The norm of g says nothing: an
-adversary who trusts the direction alone, or to whom the client sends no more.
+The likelihood behind cosine matching (Geiping et al. 2020), under the prior of `gaussian`. The norm of g says nothing:
+an adversary who trusts the direction alone, or to whom the client sends no more.
 """
 
 from __future__ import annotations

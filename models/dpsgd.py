@@ -5,8 +5,8 @@ x = mean + factor z                                                       (batch
 y ~ client's label prior                                                  (batch,)
 g | x, y ~ Normal((1/B) Σ_b clip(∇ℓ_b), (noise_multiplier clip / B)² I)   (update_size,)
 
-Abadi et al. 2016, algorithm 1, B = batch. An adversary who forgets the clipping (`gaussian`) believes in a gradient that is
-too long; this one knows that norms above `clip` carry nothing.
+Abadi et al. 2016, algorithm 1, B = batch. An adversary who forgets the clipping (`gaussian`) believes in a gradient
+that is too long; this one knows that norms above `clip` carry nothing.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ x = mean + factor z                                             (batch, *input_s
 y ~ client's label prior                                        (batch,)
 g | x, y ~ mask ⊙ u(x, y) + noise of standard deviation sigma   (update_size,)
 
-mask_i ~ Bernoulli(1 − rate), drawn from a seed that the server knows. This is the pruning defence of Balunović et al. 2022
-(in their code: soft pruning with Laplace or Gaussian noise, the mask known to the adversary).
+mask_i ~ Bernoulli(1 − rate), drawn from a seed that the server knows. This is the pruning defence of Balunović et al.
+2022 (in their code: soft pruning with Laplace or Gaussian noise, the mask known to the adversary).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pplleak import programs
 from pplleak.attack import Precision
 
 BELIEFS = {
-    **{s.name: "that of the target's channel" for c in programs.named_channels().values() for s in programs.settings(c)},
+    **{s.name: "the true channel's" for c in programs.named_channels().values() for s in programs.settings(c)},
     "sigma": "the noise of the target's channel, --sigma",
     "reference": "the public part of --data",
 }

@@ -103,12 +103,13 @@ def channel(name: str) -> type[channels.Channel]:
 def named_channels() -> dict[str, type[channels.Channel]]:
     """Every channel that its settings say in full; the others need tensors, and are left to Python users."""
 
-    def plain(kind: type) -> bool:
+    def plain(kind: Any) -> bool:
+        if not inspect.isclass(kind) or not issubclass(kind, channels.Channel) or kind is channels.Channel:
+            return False
         parameters = inspect.signature(kind).parameters.values()
         return all(p.name in GIVEN or p.default is not p.empty for p in parameters)
 
-    classes = {n.lower(): c for n, c in vars(channels).items() if inspect.isclass(c) and issubclass(c, channels.Channel)}
-    return {n: c for n, c in classes.items() if c is not channels.Channel and plain(c)}
+    return {n.lower(): c for n, c in vars(channels).items() if plain(c)}
 
 
 def _module(path: Path, name: str | None) -> ModuleType:

@@ -222,14 +222,13 @@ class LazyUpdate:
         return torch.stack([f.per_example().sqnorm() for f in self.factors]).sum(0)
 
     def materialise(self) -> Tensor:
-        deltas = self.factors[0].deltas
-        u = deltas.new_zeros(*self.shape, self.size)
-        for f in self.factors:  # slices of different factors never overlap
+        parts = {}
+        for f in self.factors:  # their slices never overlap, and leave no gap
             if f.weight is not None:
-                u[..., f.weight] = f.weight_gradient.flatten(-3)
+                parts[f.weight.start] = f.weight_gradient.flatten(-3)
             if f.bias is not None:
-                u[..., f.bias] = f.bias_gradient
-        return u
+                parts[f.bias.start] = f.bias_gradient
+        return torch.cat([parts[start] for start in sorted(parts)], -1)
 
     def scaled(self, weights: Tensor) -> LazyUpdate:
         return LazyUpdate(tuple(f.scaled(weights) for f in self.factors), self.size)

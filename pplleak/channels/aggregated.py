@@ -33,7 +33,14 @@ class Aggregated(Channel):
     has_rsample = True
 
     def __init__(
-        self, update: Update, sigma: float, *, clients: int, mean: Tensor, variance: Tensor, factor: Tensor | None = None
+        self,
+        update: Update,
+        sigma: float,
+        *,
+        clients: int,
+        mean: Tensor,
+        variance: Tensor,
+        factor: Tensor | None = None,
     ) -> None:
         require_positive(sigma=sigma)
         if clients < 1:
@@ -62,7 +69,8 @@ class Aggregated(Channel):
         precision = 1 / self.spread
         centred = self.clients * value.double() - self.shift
         weighted = precision[:, None] * self.factor  # Λ F
-        capacitance = torch.eye(weighted.shape[-1], dtype=torch.float64, device=value.device) + self.factor.mT @ weighted
+        capacitance = self.factor.mT @ weighted
+        capacitance.diagonal().add_(1)
         cholesky = torch.linalg.cholesky(capacitance)
         square = self._sqdist(centred.to(value.dtype), precision)
         if weighted.shape[-1]:

@@ -20,11 +20,11 @@ class Directional(Channel):
         log p(g | u) = log C_D(κ) + κ ⟨g, u⟩ / (‖g‖ ‖u‖)
         log C_D(κ) = (D/2 − 1) log κ − (D/2) log 2π − log I_{D/2−1}(κ)
 
-    (Mardia and Jupp 2000, section 9.3.2), a density with respect to the sphere's surface measure. The norm of g carries
-    nothing about u: `sample` shares unit vectors, and `log_prob` takes a g of any norm for its direction. (Were a norm of
-    any law r independent of u shared with it, the density of g on R^D would be this one times p(r) / r^(D−1), a constant
-    to the adversary.) Cosine matching (Geiping et al. 2020) maximises this log-density. As κ/D grows the cosine of g
-    and u concentrates at I_{D/2}(κ) / I_{D/2−1}(κ), roughly κ / (D/2 + √(D²/4 + κ²)). Lazy: an inner product and a norm.
+    (Mardia and Jupp 2000, section 9.3.2), a density with respect to the sphere's surface measure. The norm of g says
+    nothing of u: `sample` shares unit vectors, and `log_prob` takes a g of any norm for its direction. (With a norm r of
+    any law p(r) that does not depend on u, the density of g on R^D would be this one times p(r) / r^(D−1): a constant
+    to the adversary.) Cosine matching (Geiping et al. 2020) maximises this log-density. The cosine of g and u
+    has mean I_{D/2}(κ) / I_{D/2−1}(κ), roughly κ / (D/2 + √(D²/4 + κ²)). Lazy: an inner product and a norm.
 
     Args:
         update: u(x, y), as `client.update` returns it.

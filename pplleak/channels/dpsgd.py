@@ -50,5 +50,7 @@ class DPSGD(Channel):
 def require_examples(client: Client, batch_size: int) -> None:
     """Raise BadInput where an example has no gradient of its own, which DP-SGD could clip."""
     if client.mixes_batch and batch_size > 1:
-        raise BadInput("channel dpsgd clips the gradient of each example, but the network mixes its batch (BatchNorm in "
-                       "train mode): use batch size 1, or freeze the statistics with .eval()")  # fmt: skip
+        raise BadInput(
+            "channel dpsgd clips each example's gradient, but the network mixes its batch (BatchNorm in train mode): "
+            "use batch size 1, or freeze the statistics with .eval()"
+        )

@@ -1,7 +1,7 @@
 """Random pruning: entries of the update are dropped whatever they hold. Is it known which ones?
 
-The soft pruning of Balunović et al. 2022 (their code) fixes the mask, lets the adversary know it and adds the noise after
-pruning: `Masked`. `Pruned` is the channel of an adversary who knows no more than the rate.
+The soft pruning of Balunović et al. 2022 (their code) fixes the mask, lets the adversary know it and adds the noise
+after pruning: `Masked`. `Pruned` is the channel of an adversary who knows no more than the rate.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Pruned(Channel):
 
         g_i = m_i u_i + σ ε_i      p(g_i | u_i) = rate p_σ(g_i) + (1 − rate) p_σ(g_i − u_i)
 
-    With the noise before pruning (`noise_first`) a pruned entry is exactly 0 and gives its mask away; the density is with
-    respect to Lebesgue measure plus a unit point mass at 0 in every entry:
+    With the noise before pruning (`noise_first`) a pruned entry is exactly 0 and gives its mask away; the density is
+    with respect to Lebesgue measure plus a unit point mass at 0 in every entry:
 
         g_i = m_i (u_i + σ ε_i)    p(g_i | u_i) = rate if g_i = 0, else (1 − rate) p_σ(g_i − u_i)
 

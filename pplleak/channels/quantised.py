@@ -38,8 +38,8 @@ class Quantised(Channel):
         g, u = self._entries(value)
         levels = torch.round(g / self.step)
         if ((g / self.step - levels).abs() > 1e-3 * levels.abs().clamp(min=1)).any():
-            raise BadInput(f"the observation does not lie on multiples of step = {self.step:g}: set the step, or believe "
-                           "in another channel")  # fmt: skip
+            raise BadInput(f"the observation does not lie on multiples of step = {self.step:g}: set the step, or "
+                           "believe in another channel")  # fmt: skip
         sigma = per_chain(self.sigma, value)[..., None]
         # edges from whole levels: the next interval begins where this one ends, in float32 observations, too
         low, high = (levels - 0.5) * self.step, (levels + 0.5) * self.step
