@@ -21,6 +21,7 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
+from pplleak.updates import DenseUpdate
 
 Precision = Literal["float32", "float64"]
 
@@ -128,16 +129,21 @@ def resolve_channel(
     """A channel's class, its sigma (0.1 unless given; None where it has none), and all its other settings.
 
     Raises:
-        BadInput: an unknown name or setting; a sigma for a channel without one.
+        BadInput: an unknown name or setting, or a value that the channel refuses; a sigma for a channel without one.
     """
     kind = programs.channel(name)
     programs.require_settings(kind, settings or {}, where, f"the channel {name}")
     chosen = {s.name: s.default for s in programs.settings(kind)} | dict(settings or {})
     if "sigma" in inspect.signature(kind).parameters:
-        return kind, 0.1 if sigma is None else sigma, chosen
-    if sigma is not None:
+        sigma = 0.1 if sigma is None else sigma
+    elif sigma is not None:
         raise BadInput(f"{where}: the channel {name} has no sigma: set {' and '.join(chosen)}")
-    return kind, None, chosen
+    noise = {} if sigma is None else {"sigma": sigma}
+    try:
+        kind(DenseUpdate(torch.zeros(1, 1)), **noise, **chosen)  # one entry is enough to check them all
+    except TypeError as error:
+        raise BadInput(f"{where}: the channel {name} cannot be set to {chosen}: {error}") from error
+    return kind, sigma, chosen
 
 
 def from_file(
@@ -166,8 +172,8 @@ def from_file(
     labels = meta["labels"]
     if labels is not None:
         labels = observation.check_labels(labels, client.num_classes, meta["batch_size"])
-    channel, channel_settings = meta["channel"]["name"], meta["channel"]["settings"]
-    programs.require_settings(programs.channel(channel), channel_settings, str(path), f"the channel {channel}")
+    channel = meta["channel"]["name"]
+    *_, channel_settings = resolve_channel(channel, meta["sigma"], meta["channel"]["settings"], str(path))
     said = {"observed": str(path), "network": name, "network_settings": dict(settings)}
     observed = Observation(g, meta["batch_size"], labels)
     return Target(client, observed, None, public, meta["sigma"], channel, channel_settings, said)

@@ -129,6 +129,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: channels.Quantised(U, SIGMA, step=0.1).log_prob(torch.full((3,), 0.15)), "multiples of step"
     ),
     "support of another rate": (lambda: channels.TopK(U, SIGMA, rate=0.7).log_prob(torch.ones(3)), "sends 1 of 3"),
+    "unknown order": (lambda: channels.Pruned(U, SIGMA, order="never"), "unknown order 'never'"),  # type: ignore
+    "unknown noise": (lambda: channels.Masked(U, SIGMA, noise="pink"), "unknown noise 'pink'"),  # type: ignore
     "moments of one update": (lambda: channels.moments(torch.zeros(1, 3)), "at least 2 simulated updates"),
 }  # fmt: skip
 

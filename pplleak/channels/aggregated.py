@@ -60,7 +60,7 @@ class Aggregated(Channel):
         super().__init__(update, sigma=sigma, clients=clients, mean=mean, variance=variance, factor=factor)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         wide = torch.randn(*u.shape[:-1], self.factor.shape[-1], dtype=torch.float64, device=u.device)
         noise = self.spread.sqrt() * torch.randn_like(u, dtype=torch.float64) + wide @ self.factor.mT
         return (u + (self.shift + noise).to(u.dtype)) / self.clients
@@ -72,7 +72,7 @@ class Aggregated(Channel):
         capacitance = self.factor.mT @ weighted
         capacitance.diagonal().add_(1)
         cholesky = torch.linalg.cholesky(capacitance)
-        square = self._sqdist(centred.to(value.dtype), precision)
+        square = self.sqdist(centred.to(value.dtype), precision)
         if weighted.shape[-1]:
             projected = self._project(centred, weighted, value.dtype)[..., None]
             seen = torch.linalg.solve_triangular(cholesky, projected, upper=False)

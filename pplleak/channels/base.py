@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplleak.errors import BadInput, require_positive
+from pplleak.errors import BadInput, require_positive, unknown
 from pplleak.updates import Update
 
 Noise = Literal["gaussian", "laplace"]
@@ -37,19 +37,19 @@ class Channel(TorchDistribution):
     def expand(self, batch_shape: torch.Size, _instance: Channel | None = None) -> Channel:
         return type(self)(self.update.expand(torch.Size(batch_shape)), **self.settings)
 
-    def _mean(self, sample_shape: torch.Size) -> Tensor:
+    def updates(self, sample_shape: torch.Size) -> Tensor:
         """u as many times as there are draws, (*sample_shape, *batch_shape, D)."""
         u = self.update.materialise()
         return u.expand(*sample_shape, *u.shape)
 
-    def _sqdist(self, value: Tensor, precision: Tensor | None = None) -> Tensor:
+    def sqdist(self, value: Tensor, precision: Tensor | None = None) -> Tensor:
         """Σ_i λ_i (g_i − u_i)², lazily for one observation; one a chain (`Predictive` under a plate) needs entries."""
         if value.dim() == 1:
             return self.update.sqdist(value, precision)
         residual = value.double() - self.update.materialise().double()
         return (residual.square() if precision is None else precision * residual.square()).sum(-1)
 
-    def _entries(self, value: Tensor) -> tuple[Tensor, Tensor]:
+    def entries(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """g and u in float64, for the densities that no sum over layers gives."""
         return value.double(), self.update.materialise().double()
 
@@ -64,6 +64,12 @@ def require_rate(rate: float) -> None:
     """Raise BadInput for a share of pruned entries outside [0, 1)."""
     if not 0 <= rate < 1:
         raise BadInput(f"rate must be at least 0 and below 1 (the share of entries that are pruned), not {rate}")
+
+
+def require_choice(name: str, value: str, choices: Any) -> None:
+    """Raise BadInput for a value that is not one of a Literal's."""
+    if value not in get_args(choices):
+        raise unknown(name, value, get_args(choices))
 
 
 def per_chain(sigma: Sigma, like: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ class Directional(Channel):
         log C_D(κ) = (D/2 − 1) log κ − (D/2) log 2π − log I_{D/2−1}(κ)
 
     (Mardia and Jupp 2000, section 9.3.2), a density with respect to the sphere's surface measure. The norm of g says
-    nothing of u: `sample` shares unit vectors, and `log_prob` takes a g of any norm for its direction. (With a norm r of
-    any law p(r) that does not depend on u, the density of g on R^D would be this one times p(r) / r^(D−1): a constant
-    to the adversary.) Cosine matching (Geiping et al. 2020) maximises this log-density. The cosine of g and u
+    nothing of u: `sample` shares unit vectors, and `log_prob` takes a g of any norm for its direction. (With a norm
+    r of any law p(r) that does not depend on u, the density of g on R^D would be this one times p(r) / r^(D−1): a
+    constant to the adversary.) Cosine matching (Geiping et al. 2020) maximises this log-density. The cosine of g and u
     has mean I_{D/2}(κ) / I_{D/2−1}(κ), roughly κ / (D/2 + √(D²/4 + κ²)). Lazy: an inner product and a norm.
 
     Args:
@@ -38,7 +38,7 @@ class Directional(Channel):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         axis = u.double() / u.double().norm(dim=-1, keepdim=True)
         one_minus = _one_minus_cosines(self.update.size, self.kappa, u[..., :1])
         across = torch.randn_like(axis)
@@ -50,7 +50,7 @@ class Directional(Channel):
         if value.dim() == 1:
             inner = self.update.inner(value)
         else:  # one observation a chain (`Predictive` under a plate): entries are needed
-            g, u = self._entries(value)
+            g, u = self.entries(value)
             inner = (g * u).sum(-1)
         smallest = torch.finfo(torch.float64).tiny  # a zero update has no direction: its cosine is 0
         norms = (value.double().square().sum(-1) * self.update.sqnorm()).clamp(min=smallest).sqrt()

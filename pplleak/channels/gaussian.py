@@ -34,12 +34,12 @@ class Gaussian(Channel):
         super().__init__(update, sigma=sigma)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         return u + per_entry(self.sigma, u) * torch.randn_like(u)
 
     def log_prob(self, value: Tensor) -> Tensor:
         sigma = per_chain(self.sigma, value)
-        return -0.5 * self._sqdist(value) / sigma**2 - self.update.size * (sigma.log() + 0.5 * math.log(2 * math.pi))
+        return -0.5 * self.sqdist(value) / sigma**2 - self.update.size * (sigma.log() + 0.5 * math.log(2 * math.pi))
 
 
 class Weighted(Channel):
@@ -67,12 +67,12 @@ class Weighted(Channel):
         super().__init__(update, sigmas=sigmas)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         return u + self.sigmas.to(u.dtype) * torch.randn_like(u)
 
     def log_prob(self, value: Tensor) -> Tensor:
         constant = self.sigmas.log().sum() + 0.5 * self.update.size * math.log(2 * math.pi)
-        return -0.5 * self._sqdist(value, self.sigmas**-2) - constant
+        return -0.5 * self.sqdist(value, self.sigmas**-2) - constant
 
 
 def by_layer(client: Client, sigmas: list[float] | tuple[float, ...]) -> Tensor:

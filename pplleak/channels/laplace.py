@@ -30,9 +30,9 @@ class Laplace(Channel):
         super().__init__(update, sigma=sigma)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         return u + noise("laplace", u, self.sigma)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        g, u = self._entries(value)
+        g, u = self.entries(value)
         return noise_log_prob("laplace", g - u, per_chain(self.sigma, value)[..., None]).sum(-1)

@@ -13,7 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pplleak.channels.base import Channel, Noise, Sigma, noise, noise_log_prob, per_chain, require_rate, require_sigma
+from pplleak.channels.base import (
+    Channel,
+    Noise,
+    Sigma,
+    noise,
+    noise_log_prob,
+    per_chain,
+    require_choice,
+    require_rate,
+    require_sigma,
+)
 from pplleak.updates import Update
 
 Order = Literal["prune_first", "noise_first"]
@@ -50,21 +60,22 @@ class Masked(Channel):
     ) -> None:
         require_sigma(sigma)
         require_rate(rate)
+        require_choice("noise", noise, Noise)
         self.sigma, self.noise = sigma, noise
         self.mask = random_mask(update.size, rate, mask_seed)
         super().__init__(update, sigma=sigma, rate=rate, noise=noise, mask_seed=mask_seed)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         return self.mask.to(u) * u + noise(self.noise, u, self.sigma)
 
     def log_prob(self, value: Tensor) -> Tensor:
         sigma, mask = per_chain(self.sigma, value), self.mask.to(value.device)
         if self.noise == "gaussian":
             dropped = ((1 - mask) * value.double().square()).sum(-1)
-            square = self._sqdist(value, mask) + dropped
+            square = self.sqdist(value, mask) + dropped
             return -0.5 * square / sigma**2 - self.update.size * (sigma.log() + 0.5 * math.log(2 * math.pi))
-        g, u = self._entries(value)
+        g, u = self.entries(value)
         return noise_log_prob(self.noise, g - mask * u, sigma[..., None]).sum(-1)
 
 
@@ -101,12 +112,14 @@ class Pruned(Channel):
     ) -> None:
         require_sigma(sigma)
         require_rate(rate)
+        require_choice("order", order, Order)
+        require_choice("noise", noise, Noise)
         self.sigma, self.rate, self.order, self.noise = sigma, rate, order, noise
         super().__init__(update, sigma=sigma, rate=rate, order=order, noise=noise)
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         mask = (torch.rand_like(u, dtype=torch.float64) >= self.rate).to(u)
         drawn = noise(self.noise, u, self.sigma)
         return mask * u + drawn if self.order == "prune_first" else mask * (u + drawn)
@@ -116,7 +129,7 @@ class Pruned(Channel):
         log_rate = math.log(self.rate) if self.rate else -math.inf
         if self.order == "noise_first":
             return self._point_masses(value, sigma, log_rate)
-        g, u = self._entries(value)
+        g, u = self.entries(value)
         slab = math.log1p(-self.rate) + noise_log_prob(self.noise, g - u, sigma)
         spike = log_rate + noise_log_prob(self.noise, g, sigma)
         return torch.logaddexp(slab, spike.expand_as(slab)).sum(-1)
@@ -128,6 +141,6 @@ class Pruned(Channel):
         masks = count * math.log1p(-self.rate) + torch.where(dropped > 0, dropped * log_rate, torch.zeros_like(count))
         if self.noise == "gaussian":
             constant = sigma[..., 0].log() + 0.5 * math.log(2 * math.pi)
-            return masks - 0.5 * self._sqdist(value, kept) / sigma[..., 0] ** 2 - count * constant
-        g, u = self._entries(value)
+            return masks - 0.5 * self.sqdist(value, kept) / sigma[..., 0] ** 2 - count * constant
+        g, u = self.entries(value)
         return masks + (kept * noise_log_prob(self.noise, g - u, sigma)).sum(-1)

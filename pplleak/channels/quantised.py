@@ -31,11 +31,11 @@ class Quantised(Channel):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         return self.step * torch.round((u + noise("gaussian", u, self.sigma)) / self.step)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        g, u = self._entries(value)
+        g, u = self.entries(value)
         levels = torch.round(g / self.step)
         if ((g / self.step - levels).abs() > 1e-3 * levels.abs().clamp(min=1)).any():
             raise BadInput(f"the observation does not lie on multiples of step = {self.step:g}: set the step, or "
@@ -65,11 +65,11 @@ class Sign(Channel):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         return torch.where(u + noise("gaussian", u, self.sigma) < 0, -torch.ones_like(u), torch.ones_like(u))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if not (value.abs() == 1).all():
             raise BadInput("the observation does not consist of signs (−1 and 1): believe in another channel")
-        g, u = self._entries(value)
+        g, u = self.entries(value)
         return torch.special.log_ndtr(g * u / per_chain(self.sigma, value)[..., None]).sum(-1)

@@ -37,7 +37,7 @@ class TopK(Channel):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self._mean(sample_shape)
+        u = self.updates(sample_shape)
         v = u + per_chain(self.sigma, u).to(u.dtype)[..., None] * torch.randn_like(u)
         sent = v.abs().topk(self.k, -1).indices
         return torch.zeros_like(v).scatter(-1, sent, v.gather(-1, sent))
@@ -48,7 +48,7 @@ class TopK(Channel):
             raise BadInput(f"the observation has {int(sent.sum(-1).flatten()[0])} entries that are not 0, but rate "
                            f"{self.settings['rate']:g} sends {self.k} of {self.update.size}: set the rate, or believe "
                            "in another channel")  # fmt: skip
-        g, u = self._entries(value)
+        g, u = self.entries(value)
         sigma = per_chain(self.sigma, value)[..., None]
         t = torch.where(sent, g.abs(), math.inf).amin(-1, keepdim=True)
         unsent = log_interval((-t - u) / sigma, (t - u) / sigma)
