@@ -276,6 +276,19 @@ def test_expanding_repeats_the_density(case: Case) -> None:
 
 
 @each_channel
+def test_a_client_in_single_precision_has_the_density_of_one_in_double(case: Case) -> None:
+    single, double = tiny(dtype="float32"), tiny()
+    x, y = batch_of(single, (3,))
+    g = case.make(single.update(*batch_of(single, (), seed=1))).sample()
+    assert g.dtype == torch.float32
+    found = case.make(single.update(x, y)).log_prob(g)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(
+        found, case.make(double.update(x.double(), y)).log_prob(g.double()), rtol=1e-5, atol=1e-4
+    )
+
+
+@each_channel
 def test_it_has_a_curvature(case: Case) -> None:
     """Second derivatives in x are finite: the Laplace approximation and the samplers' metric need them."""
     client = tiny()

@@ -277,7 +277,7 @@ MISTAKES = {
     "belief in another channel": (["--model", "sign"], "does not consist of signs"),
     "no draws": (["--inference.draws", "0"], "draws must be a positive number"),
     "empty batch": (["--batch-size", "0"], "at least 1"),
-    "unknown model": (["--model", "gausian"], "did you mean gaussian?"),
+    "unknown model": (["--model", "gausian"], "did you mean gaussian"),
     "unknown inference": (["--inference", "hcm"], "did you mean hmc?"),
     "unknown network": (["--network", "mpl"], "did you mean mlp?"),
     "unknown data": (["--data", "digts"], "did you mean digits?"),
