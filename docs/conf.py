@@ -46,7 +46,8 @@ PARTS = {
 def write_api_pages() -> None:
     (HERE / "api").mkdir(exist_ok=True)
     for page, (title, folder, package) in PARTS.items():
-        names = sorted(p.stem for p in (HERE.parent / folder).glob("*.py") if not p.name.startswith("_"))
+        files = (p for p in (HERE.parent / folder).rglob("*.py") if not p.name.startswith("_"))
+        names = sorted(".".join(p.relative_to(HERE.parent / folder).with_suffix("").parts) for p in files)
         sections = [f"## {package}.{n}\n\n```{{eval-rst}}\n.. automodule:: {package}.{n}\n```\n" for n in names]
         text = f"# {title}\n\n" + "\n".join(sections)
         path = HERE / "api" / f"{page}.md"

@@ -24,6 +24,7 @@ from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
 from pplleak.surrogate import smoothed
 from pplleak.training import LocalTraining
+from pplleak.updates import DenseUpdate
 
 Precision = Literal["float32", "float64"]
 AUTO = "auto"  # the inference that `choose` names
@@ -35,7 +36,8 @@ class Target:
 
     truth      (batch, *input_shape) or None
     public     public images of the same kind, (N, *input_shape), or None: what a prior may be fitted to
-    sigma      the channel's noise, where it is known
+    sigma      the channel's noise, where it has one and it is known
+    channel    the channel's name and its other settings, where they are known
     said       where all this came from, for the record: data, index, network, settings, …
     """
 
@@ -44,6 +46,8 @@ class Target:
     truth: Tensor | None = None
     public: Tensor | None = None
     sigma: float | None = None
+    channel: str = "gaussian"
+    channel_settings: dict[str, Any] = field(default_factory=dict)
     said: dict[str, Any] = field(default_factory=dict)
 
 
@@ -98,19 +102,23 @@ def from_data(
     settings: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
     local: LocalTraining | None = None,
-    sigma: float = 0.1,
+    sigma: float | None = None,
+    channel: str = "gaussian",
+    channel_settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     dtype: Precision = "float32",
 ) -> Target:
-    """A client that shares the gradient of real images, through a Gaussian channel.
+    """A client that shares the gradient of real images, through a channel.
 
     Args:
         spec, root, index: which images (`pplleak.data`); batch_size: how many from there on.
         label: instead of the image's own (for a folder without classes). labels_shared: False hides the labels.
-        network, settings, checkpoint, local: as for `build_client`; sigma: the channel's noise per entry.
+        network, settings, checkpoint, local: as for `build_client`.
+        channel, channel_settings: a name of `pplleak.channels`, and its keyword arguments; sigma: its noise per entry
+            (None: 0.1, where the channel has one).
         seed: of the weights and of the noise, each from a generator of its own.
     """
-    require_positive(sigma=sigma)
+    kind, sigma, channel_settings = resolve_channel(channel, sigma, channel_settings)
     if batch_size < 1:
         raise BadInput(f"the batch size must be at least 1, not {batch_size}")
     images = data.private(spec, root)
@@ -123,14 +131,41 @@ def from_data(
         seed=seed, dtype=dtype, checkpoint=checkpoint, local=local,
     )  # fmt: skip
     x = x.to(client.dtype)
+    if kind is channels.DPSGD:
+        channels.require_examples(client, batch_size)
+    noise = {} if sigma is None else {"sigma": sigma}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        g = channels.Gaussian(client.update(x, y), sigma).sample()
+        g = kind(client.update(x, y), **noise, **channel_settings).sample()
     if not g.isfinite().all():
         raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
     public = data.public(spec, root, without=range(index, index + batch_size)).x
     said = {"data": spec, "index": index, **_said_of_client(network, settings or {}, checkpoint, local)}
-    return Target(client, Observation(g, batch_size, y if labels_shared else None), x, public, sigma, said)
+    observed = Observation(g, batch_size, y if labels_shared else None)
+    return Target(client, observed, x, public, sigma, channel, channel_settings, said)
+
+
+def resolve_channel(
+    name: str, sigma: float | None = None, settings: Mapping[str, Any] | None = None, where: str = "--channel"
+) -> tuple[type[channels.Channel], float | None, dict[str, Any]]:
+    """A channel's class, its sigma (0.1 unless given; None where it has none), and all its other settings.
+
+    Raises:
+        BadInput: an unknown name or setting, or a value that the channel refuses; a sigma for a channel without one.
+    """
+    kind = programs.channel(name)
+    programs.require_settings(kind, settings or {}, where, f"the channel {name}")
+    chosen = {s.name: s.default for s in programs.settings(kind)} | dict(settings or {})
+    if "sigma" in inspect.signature(kind).parameters:
+        sigma = 0.1 if sigma is None else sigma
+    elif sigma is not None:
+        raise BadInput(f"{where}: the channel {name} has no sigma: set {' and '.join(chosen)}")
+    noise = {} if sigma is None else {"sigma": sigma}
+    try:
+        kind(DenseUpdate(torch.zeros(1, 1)), **noise, **chosen)  # one entry is enough to check them all
+    except TypeError as error:
+        raise BadInput(f"{where}: the channel {name} cannot be set to {chosen}: {error}") from error
+    return kind, sigma, chosen
 
 
 def from_file(
@@ -164,8 +199,11 @@ def from_file(
     labels = meta["labels"]
     if labels is not None:
         labels = observation.check_labels(labels, client.num_classes, meta["batch_size"])
+    channel = meta["channel"]["name"]
+    *_, channel_settings = resolve_channel(channel, meta["sigma"], meta["channel"]["settings"], str(path))
     said = {"observed": str(path), **_said_of_client(name, settings, checkpoint, meta["local"])}
-    return Target(client, Observation(g, meta["batch_size"], labels), None, public, meta["sigma"], said)
+    observed = Observation(g, meta["batch_size"], labels)
+    return Target(client, observed, None, public, meta["sigma"], channel, channel_settings, said)
 
 
 def _said_of_client(
@@ -198,6 +236,8 @@ def write_observation(target: Target, path: str | Path) -> None:
         parameters=weights.state(client.network),
         batch_size=observed.batch_size,
         sigma=target.sigma,
+        channel=target.channel,
+        channel_settings=target.channel_settings,
         labels=None if observed.labels is None else observed.labels.tolist(),
         local=client.local,
     )
@@ -208,7 +248,8 @@ def believe(
 ) -> functools.partial[Any]:
     """The model with its beliefs bound.
 
-    What is not set falls to what is known of the target: `sigma` to the channel's, `reference` to public images.
+    What is not set falls to what is known of the target: `sigma` and any other setting of the true channel (`rate`,
+    `clip`, …) to the channel's, `reference` to public images.
     """
     parameters = inspect.signature(model).parameters
     bound = {n: v for n, v in (beliefs or {}).items() if v is not None}
@@ -217,10 +258,9 @@ def believe(
         raise BadInput(f"the model has no belief '{sorted(unknown)[0]}'")
     if isinstance(bound.get("sigma"), (int, float)):
         require_positive(sigma=bound["sigma"])
-    if "sigma" in parameters and "sigma" not in bound and target.sigma is not None:
-        bound["sigma"] = target.sigma
-    if "reference" in parameters and "reference" not in bound and target.public is not None:
-        bound["reference"] = target.public
+    known = {"sigma": target.sigma, "reference": target.public, **target.channel_settings}
+    for name in [n for n, value in known.items() if n in parameters and n not in bound and value is not None]:
+        bound[name] = known[name]
     return functools.partial(model, **bound)
 
 
@@ -286,6 +326,8 @@ def attack(
         "settings": _plain(dict(settings or {})),
         "seed": seed,
         "sigma": target.sigma,
+        "channel": target.channel,
+        "channel_settings": dict(target.channel_settings),
         "seconds": time.perf_counter() - start,
         "versions": versions(),
         **said,

@@ -66,6 +66,8 @@ def _target(args: Any, index: int | None = None) -> attacks.Target:
         checkpoint=args.checkpoint,
         local=_local(args),
         sigma=args.sigma,
+        channel=args.channel,
+        channel_settings=options(args, "channel"),
         seed=args.seed,
         dtype=args.dtype,
     )
@@ -108,6 +110,7 @@ def attack(argv: Sequence[str]) -> int:
     name, target = given(argv, "--inference", attacks.AUTO), None
     groups = {
         "network": settings_of("Network", with_defaults(programs.network(network), defaults, observed)),
+        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
     }
     if name == attacks.AUTO and not {"-h", "--help"} & set(argv):  # its settings are known once it is chosen
@@ -136,8 +139,11 @@ def attack(argv: Sequence[str]) -> int:
 
 
 def observe(argv: Sequence[str]) -> int:
-    network = programs.network(given(argv, "--network", "mlp"))
-    args = parse(Observe, "observe", argv, {"network": settings_of("Network", network)})
+    groups = {
+        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+    }
+    args = parse(Observe, "observe", argv, groups)
     if args.gradient is None:
         attacks.write_observation(_target(args), args.out)
     else:
@@ -164,7 +170,9 @@ def _wrap(args: Any) -> None:
         labels = observation.check_labels(list(args.shared_labels), args.num_classes, args.batch_size)
     said = {"network": args.network, "network_settings": options(args, "network")}
     observed = observation.Observation(g, args.batch_size, labels)
-    attacks.write_observation(attacks.Target(client, observed, sigma=args.sigma, said=said), args.out)
+    _, sigma, settings = attacks.resolve_channel(args.channel, args.sigma, options(args, "channel"))
+    target = attacks.Target(client, observed, None, None, sigma, args.channel, settings, said)
+    attacks.write_observation(target, args.out)
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -174,6 +182,7 @@ def compare(argv: Sequence[str]) -> int:
     prefixes = {n: Path(n).stem for n in names}
     groups = {
         "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
         **{prefixes[n]: settings_of(prefixes[n].title(), programs.load("inference", n)) for n in names},
     }

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from pplleak import kernels, taps, training
 from pplleak.errors import BadInput
+from pplleak.factors import Entries, Factor
 from pplleak.priors import Labels
 from pplleak.smoothness import probe
 from pplleak.training import LocalTraining
-from pplleak.updates import DenseUpdate, Entries, Factor, LazyUpdate, Update
+from pplleak.updates import DenseUpdate, LazyUpdate, Update
 
 
 @dataclass(frozen=True, eq=False)

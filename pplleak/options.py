@@ -1,8 +1,8 @@
 """What the command line can be told, and the parsers for it.
 
 Settings of the chosen network, model and inference are read off their signatures, so ``--network``, ``--model`` and
-``--inference`` are looked up first (`given`), and the parser is built for what they name: ``--model.sigma``,
-``--inference.chains``, ``--network.widths``.
+``--inference`` are looked up first (`given`), as ``--channel`` is, and the parser is built for what they name:
+``--model.sigma``, ``--inference.chains``, ``--network.widths``, ``--channel.rate``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import tyro
 from pplleak import programs
 from pplleak.attack import AUTO, Precision
 
-BELIEFS = {"sigma": "the noise of the target's channel, --sigma", "reference": "the public part of --data"}
+BELIEFS = {
+    **{s.name: "the true channel's" for c in programs.named_channels().values() for s in programs.settings(c)},
+    "sigma": "the noise of the target's channel, --sigma",
+    "reference": "the public part of --data",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +52,11 @@ class Victim:
     """With --local-lr: steps of SGD that the client takes."""
     local_batch_size: int | None = None
     """With --local-lr: examples a step (default: all of them)."""
-    sigma: float = 0.1
-    """Noise of the channel: standard deviation on each entry of the gradient."""
+    channel: str = "gaussian"
+    """What the gradient goes through before it is shared: gaussian, laplace, directional, masked, pruned, topk, dpsgd,
+    quantised, sign; its settings are --channel.NAME."""
+    sigma: float | None = None
+    """Noise of the channel: standard deviation on each entry of the gradient. None means 0.1, if it has noise."""
     seed: int = 0
     """Of the weights, the noise and the inference: one seed, one result."""
     dtype: Precision = "float32"
@@ -135,7 +142,7 @@ def settings_of(title: str, function: Callable[..., Any], fallback: dict[str, st
     for setting in programs.settings(function):
         kind, default, said = setting.type, setting.default, setting.help
         if fallback and setting.name in fallback:
-            kind, default, said = kind | None, None, f"{said} None means {fallback[setting.name]}."
+            kind, default, said = kind | None, None, f"{said} None means {fallback[setting.name]}, else {default}."
         fields.append((setting.name, Annotated[kind, tyro.conf.arg(help=said)], dataclasses.field(default=default)))
     return dataclasses.make_dataclass(title, fields, frozen=True)
 

@@ -24,12 +24,13 @@ from typing import Any, Literal
 import docstring_parser
 import torch
 
-from pplleak import networks
+from pplleak import channels, networks
 from pplleak.errors import BadInput, unknown
 
 Kind = Literal["models", "inference"]
 ENTRY: dict[Kind, str] = {"models": "model", "inference": "run"}
 RESERVED = {"seed", "progress"}  # of an inference: the command line's own
+GIVEN = {"update", "sigma"}  # of a channel: the client's, and the command line's own
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,26 @@ def network(name: str) -> Callable[..., torch.nn.Module]:
     return _function(_module(Path(file), None), function, Path(file))
 
 
+def channel(name: str) -> type[channels.Channel]:
+    """The channel of a name, which is that of a class of `pplleak.channels` in lower case."""
+    known = named_channels()
+    if name not in known:
+        raise unknown("channel", name, known)
+    return known[name]
+
+
+def named_channels() -> dict[str, type[channels.Channel]]:
+    """Every channel that its settings say in full; the others need tensors, and are left to Python users."""
+
+    def plain(kind: Any) -> bool:
+        if not inspect.isclass(kind) or not issubclass(kind, channels.Channel) or kind is channels.Channel:
+            return False
+        parameters = inspect.signature(kind).parameters.values()
+        return all(p.name in GIVEN or p.default is not p.empty for p in parameters)
+
+    return {n.lower(): c for n, c in vars(channels).items() if plain(c)}
+
+
 def _module(path: Path, name: str | None) -> ModuleType:
     """Run a file once; its own errors become one line that names the file and the line."""
     key = name or f"pplleak_user_{path.stem}_{abs(hash(path.resolve()))}"
@@ -142,12 +163,12 @@ def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
 
 
 def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> list[Setting]:
-    """The keyword-only arguments of a model, an inference or a network, in order.
+    """The keyword-only arguments of a model, an inference, a network or a channel, in order.
 
     Types the command line cannot write (tensors, functions) are left to Python users.
     """
     try:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except (NameError, TypeError):
         hints = {}
     docs = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
@@ -163,11 +184,13 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> lis
     return found
 
 
-def require_settings(network: Callable[..., Any], names: Iterable[str], where: str) -> None:
-    """Raise BadInput for the first name that a network's constructor cannot be set by."""
-    surplus = set(names) - {s.name for s in settings(network)}
+def require_settings(
+    constructor: Callable[..., Any], names: Iterable[str], where: str, what: str = "the network"
+) -> None:
+    """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by."""
+    surplus = set(names) - {s.name for s in settings(constructor)}
     if surplus:
-        raise BadInput(f"{where}: the network has no setting '{min(surplus)}'")
+        raise BadInput(f"{where}: {what} has no setting '{min(surplus)}'")
 
 
 def _writable(kind: Any) -> Any:

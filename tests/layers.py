@@ -246,6 +246,10 @@ def assert_quantities(update: Update, examples: Tensor, g: Tensor) -> None:
     assert_close(update.inner(g), (g * u).sum(-1))
     assert_close(update.sqnorm(), u.square().sum(-1))
     assert_close(update.per_example_sqnorm(), examples.square().sum(-1))
+    precision = 0.1 + g.square()
+    assert_close(update.sqdist(g, precision), (precision * (g - u).square()).sum(-1))
+    weights = torch.linspace(0.2, 1.4, examples[..., 0].numel(), dtype=examples.dtype).reshape(examples.shape[:-1])
+    assert_close(update.scaled(weights).materialise(), (weights[..., None] * examples).sum(-2))
 
 
 def some_g(client: Client) -> Tensor:

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyro import poutine
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pplleak import cli, programs
+from pplleak.attack import build_client
 from pplleak.posterior import Posterior
 
 ROOT = Path(__file__).parents[1]
@@ -91,10 +93,19 @@ def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(infer
     assert set(posterior.attrs["versions"]) >= {"pplleak", "torch", "pyro-ppl"}
 
 
+def true_channel(model: str) -> str:
+    """The name of the channel that a model believes in, or gaussian where it takes more than settings."""
+    client = build_client("linear", {}, (1, 8, 8), 10)
+    believed = poutine.trace(programs.load("models", model)).get_trace(client).nodes["g"]["fn"]
+    name = type(believed).__name__.lower()
+    return name if name in programs.named_channels() else "gaussian"
+
+
 @pytest.mark.parametrize("model", sorted(programs.names("models")))
 @pytest.mark.parametrize("labels", ["known", "unknown"])
 def test_every_model_is_attacked_with_known_and_unknown_labels(model: str, labels: str, tmp_path: Path) -> None:
-    assert run(["attack", "--model", model, "--labels", labels, "--out", str(tmp_path), *tiny("hmc")]) == 0
+    channel = ["--channel", true_channel(model)]
+    assert run(["attack", "--model", model, *channel, "--labels", labels, "--out", str(tmp_path), *tiny("hmc")]) == 0
     posterior = Posterior.load(tmp_path / "posterior.nc")
     assert posterior.to_arviz()["posterior"]["x"].dims == ("chain", "draw", "example", "channel", "row", "col")
     assert posterior.truth is not None and np.isfinite(posterior.x).all()
@@ -257,9 +268,18 @@ MISTAKES = {
     "label out of range": (["--label", "12"], "classes 0 to 9"),
     "negative sigma": (["--sigma", "-1"], "sigma must be a positive number"),
     "belief of zero noise": (["--model.sigma", "0"], "sigma must be a positive number"),
+    "unknown channel": (["--channel", "prund"], "did you mean pruned?"),
+    "rate of one": (["--channel", "pruned", "--channel.rate", "1"], "rate must be at least 0 and below 1"),
+    "clip of zero": (["--channel", "dpsgd", "--channel.clip", "0"], "clip must be a positive number"),
+    "noise of a channel without": (
+        ["--channel", "dpsgd", "--sigma", "1"],
+        "has no sigma: set noise_multiplier and clip",
+    ),
+    "belief of a negative rate": (["--model", "masked", "--model.rate", "-1"], "rate must be at least 0 and below 1"),
+    "belief in another channel": (["--model", "sign"], "does not consist of signs"),
     "no draws": (["--inference.draws", "0"], "draws must be a positive number"),
     "empty batch": (["--batch-size", "0"], "at least 1"),
-    "unknown model": (["--model", "gausian"], "did you mean gaussian?"),
+    "unknown model": (["--model", "gausian"], "did you mean gaussian"),
     "unknown inference": (["--inference", "hcm"], "did you mean hmc?"),
     "unknown network": (["--network", "mpl"], "did you mean mlp?"),
     "unknown data": (["--data", "digts"], "did you mean digits?"),
@@ -334,12 +354,23 @@ BROKEN = {
     "two labels": (lambda o, p: changed(p, o, {"labels": [1, 2]}), "2 labels for a batch of 1"),
     "network that is code": (lambda o, p: changed(p, o, {"network": "evil.py:build"}), "which is code"),
     "unknown setting": (lambda o, p: changed(p, o, {"settings": {"depth": 3}}), "no setting 'depth'"),
+    "unknown channel": (lambda o, p: changed(p, o, {"channel": {"name": "fog", "settings": {}}}), "unknown channel"),
+    "channel without settings": (lambda o, p: changed(p, o, {"channel": {"name": "sign"}}), "not a name with settings"),
+    "unknown channel setting": (
+        lambda o, p: changed(p, o, {"channel": {"name": "pruned", "settings": {"clip": 1}}}), "no setting 'clip'"
+    ),
+    "impossible channel setting": (
+        lambda o, p: changed(p, o, {"channel": {"name": "pruned", "settings": {"rate": 2}}}), "rate must be at least 0"
+    ),
+    "channel setting of another kind": (
+        lambda o, p: changed(p, o, {"channel": {"name": "pruned", "settings": {"rate": "half"}}}), "cannot be set to"
+    ),
     "impossible size": (lambda o, p: changed(p, o, {"input_shape": [1, -8, 8]}), "impossible sizes"),
     "metadata of another kind": (lambda o, p: changed(p, o, {"batch_size": "two"}), "of the wrong kind"),
     "truncated": (lambda o, p: p.write_bytes(o.read_bytes()[: o.stat().st_size // 2]), "truncated"),
     "empty": (lambda o, p: p.write_bytes(b""), "not a whole safetensors file"),
     "no metadata": (lambda o, p: save_file({"w": torch.ones(2)}, p), "no pplleak metadata"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("breakage", BROKEN)

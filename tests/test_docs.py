@@ -35,6 +35,10 @@ def test_the_example_model_is_attacked(workshop: Path) -> None:
     assert run("attack", "--model", "./smooth_dlg.py", *MAP) == 0
 
 
+def test_the_example_channel_is_believed_in(workshop: Path) -> None:
+    assert run("attack", "--model", "./relative_noise.py", *MAP) == 0
+
+
 def test_the_example_inference_attacks(workshop: Path) -> None:
     settings = ["--inference.chains", "4", "--inference.draws", "5", "--inference.warmup", "2"]
     assert run("attack", "--inference", "./mala.py", *settings) == 0

@@ -1,0 +1,110 @@
+"""What all channels share: shapes, expansion over chains, and the sums that end in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pplleak.errors import BadInput, require_positive, unknown
+from pplleak.updates import Update
+
+Noise = Literal["gaussian", "laplace"]
+Sigma = float | Tensor
+
+
+class Channel(TorchDistribution):
+    """p(g | u) as a Pyro distribution. A channel adds `log_prob`, and `rsample` or `sample`.
+
+    Batch shape: the update's leading dimensions. Event shape: (D,), D = update_size.
+
+    Args:
+        update: u(x, y), as `client.update` returns it.
+        settings: what else the constructor takes, by name: an expanded channel is built from them.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+
+    def __init__(self, update: Update, **settings: Any) -> None:
+        self.update, self.settings = update, settings
+        super().__init__(update.shape, torch.Size([update.size]))
+
+    def expand(self, batch_shape: torch.Size, _instance: Channel | None = None) -> Channel:
+        return type(self)(self.update.expand(torch.Size(batch_shape)), **self.settings)
+
+    def updates(self, sample_shape: torch.Size) -> Tensor:
+        """u as many times as there are draws, (*sample_shape, *batch_shape, D)."""
+        u = self.update.materialise()
+        return u.expand(*sample_shape, *u.shape)
+
+    def sqdist(self, value: Tensor, precision: Tensor | None = None) -> Tensor:
+        """Σ_i λ_i (g_i − u_i)², lazily for one observation; one a chain (`Predictive` under a plate) needs entries."""
+        if value.dim() == 1:
+            return self.update.sqdist(value, precision)
+        residual = value.double() - self.update.materialise().double()
+        return (residual.square() if precision is None else precision * residual.square()).sum(-1)
+
+    def entries(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """g and u in float64, for the densities that no sum over layers gives."""
+        return value.double(), self.update.materialise().double()
+
+
+def require_sigma(sigma: Sigma) -> None:
+    """Raise BadInput for a σ that is not positive; a tensor of them is a model's own latent, and left to it."""
+    if not isinstance(sigma, Tensor):
+        require_positive(sigma=sigma)
+
+
+def require_rate(rate: float) -> None:
+    """Raise BadInput for a share of pruned entries outside [0, 1)."""
+    if not 0 <= rate < 1:
+        raise BadInput(f"rate must be at least 0 and below 1 (the share of entries that are pruned), not {rate}")
+
+
+def require_choice(name: str, value: str, choices: Any) -> None:
+    """Raise BadInput for a value that is not one of a Literal's."""
+    if value not in get_args(choices):
+        raise unknown(name, value, get_args(choices))
+
+
+def per_chain(sigma: Sigma, like: Tensor) -> Tensor:
+    """σ in float64, one number or one a chain."""
+    return torch.as_tensor(sigma, dtype=torch.float64, device=like.device)
+
+
+def per_entry(sigma: Sigma, like: Tensor) -> Tensor:
+    """σ in the precision of `like`, shaped to multiply entries (*chains, D)."""
+    return torch.as_tensor(sigma, dtype=like.dtype, device=like.device)[..., None]
+
+
+def noise(kind: Noise, u: Tensor, sigma: Sigma) -> Tensor:
+    """Independent draws of mean 0 and standard deviation σ, in the shape of u."""
+    if kind == "gaussian":
+        return per_entry(sigma, u) * torch.randn_like(u)
+    uniform = 1 - 2 * torch.rand_like(u, dtype=torch.float64)  # in (-1, 1]: the far side is one in 2⁵³
+    standard = -uniform.sign() * torch.log1p(-uniform.abs().clamp(max=1 - 2**-53)) / math.sqrt(2)
+    return per_entry(sigma, u) * standard.to(u.dtype)
+
+
+def noise_log_prob(kind: Noise, residual: Tensor, sigma: Tensor) -> Tensor:
+    """log p(g_i − u_i) per entry, float64; `noise` draws from it. σ is the standard deviation of both kinds."""
+    if kind == "gaussian":
+        return -0.5 * (residual / sigma).square() - (sigma.log() + 0.5 * math.log(2 * math.pi))
+    return -math.sqrt(2) * residual.abs() / sigma - (sigma.log() + 0.5 * math.log(2))
+
+
+def log_interval(low: Tensor, high: Tensor) -> Tensor:
+    """log [Φ(high) − Φ(low)] for low < high, accurate however far out in a tail the interval lies.
+
+    Mirrored so that the end nearer to the middle is the upper one; then
+    log Φ(high) + log(1 − Φ(low) / Φ(high)), with both cdfs as logarithms.
+    """
+    mirrored = low + high > 0
+    low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
+    below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    return above + torch.log(-torch.expm1(below - above))

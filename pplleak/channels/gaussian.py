@@ -1,0 +1,84 @@
+"""Gaussian noise: of one width for all entries, or of a width for each."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pplleak.channels.base import Channel, Sigma, per_chain, per_entry, require_sigma
+from pplleak.clients import Client
+from pplleak.errors import BadInput, require_positive
+from pplleak.updates import Update
+
+
+class Gaussian(Channel):
+    """g = u + σ ε,  ε ~ Normal(0, I).
+
+        log p(g | u) = −‖g − u‖² / 2σ² − (D/2) log 2πσ²
+
+    Batch shape: the update's leading dimensions. Event shape: (D,), D = update_size. `log_prob` asks the update for
+    a squared distance, in float64, and never for its entries; `sample` materialises it.
+
+    Args:
+        update: u(x, y), as `client.update` returns it.
+        sigma: σ, the noise's standard deviation per entry, in the gradient's own units. Positive.
+    """
+
+    has_rsample = True
+
+    def __init__(self, update: Update, sigma: Sigma) -> None:
+        require_sigma(sigma)
+        self.sigma = sigma
+        super().__init__(update, sigma=sigma)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        u = self.updates(sample_shape)
+        return u + per_entry(self.sigma, u) * torch.randn_like(u)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        sigma = per_chain(self.sigma, value)
+        return -0.5 * self.sqdist(value) / sigma**2 - self.update.size * (sigma.log() + 0.5 * math.log(2 * math.pi))
+
+
+class Weighted(Channel):
+    """g_i = u_i + σ_i ε_i: Gaussian noise of another width for each layer, or for each entry.
+
+        log p(g | u) = −Σ_i (g_i − u_i)² / 2σ_i² − Σ_i log σ_i − (D/2) log 2π
+
+    Matching gradients with layer weights w_l is this likelihood with σ_l = w_l^(-1/2). Lazy in every layer whose
+    entries share one σ, and in every linear layer of a single example.
+
+    Args:
+        update: u(x, y), as `client.update` returns it.
+        sigmas: σ_i, (D,); `by_layer` makes them from one number a layer.
+    """
+
+    has_rsample = True
+
+    def __init__(self, update: Update, sigmas: Tensor) -> None:
+        if sigmas.shape != (update.size,):
+            raise BadInput(f"sigmas must have one entry for each of the update, ({update.size},), not "
+                           f"{tuple(sigmas.shape)}; channels.by_layer spreads one a layer")  # fmt: skip
+        if not (sigmas.isfinite() & (sigmas > 0)).all():
+            raise BadInput("sigmas must all be positive numbers")
+        self.sigmas = sigmas.double()
+        super().__init__(update, sigmas=sigmas)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        u = self.updates(sample_shape)
+        return u + self.sigmas.to(u.dtype) * torch.randn_like(u)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        constant = self.sigmas.log().sum() + 0.5 * self.update.size * math.log(2 * math.pi)
+        return -0.5 * self.sqdist(value, self.sigmas**-2) - constant
+
+
+def by_layer(client: Client, sigmas: list[float] | tuple[float, ...]) -> Tensor:
+    """One σ for each of the client's parameter tensors, in the order of `client.layers`, spread to (D,) in float64."""
+    if len(sigmas) != len(client.layers):
+        raise BadInput(f"{len(sigmas)} sigmas for {len(client.layers)} layers: {', '.join(client.layers)}")
+    require_positive(**{f"the sigma of {name}": s for name, s in zip(client.layers, sigmas, strict=True)})
+    sizes = torch.tensor([shape.numel() for shape in client.layers.values()], device=client.device)
+    return torch.tensor(sigmas, dtype=torch.float64, device=client.device).repeat_interleave(sizes)

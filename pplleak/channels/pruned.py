@@ -1,0 +1,146 @@
+"""Random pruning: entries of the update are dropped whatever they hold. Is it known which ones?
+
+The soft pruning of Balunović et al. 2022 (their code) fixes the mask, lets the adversary know it and adds the noise
+after pruning: `Masked`. `Pruned` is the channel of an adversary who knows no more than the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pplleak.channels.base import (
+    Channel,
+    Noise,
+    Sigma,
+    noise,
+    noise_log_prob,
+    per_chain,
+    require_choice,
+    require_rate,
+    require_sigma,
+)
+from pplleak.updates import Update
+
+Order = Literal["prune_first", "noise_first"]
+
+
+@lru_cache(maxsize=8)  # a model builds the same channel at every step
+def random_mask(size: int, rate: float, mask_seed: int) -> Tensor:
+    """m (size,), float64: independent entries, 1 with probability 1 − rate; the same for the same seed."""
+    generator = torch.Generator().manual_seed(mask_seed)
+    return (torch.rand(size, dtype=torch.float64, generator=generator) >= rate).double()
+
+
+class Masked(Channel):
+    """g = m ⊙ u + σ ε with a mask m ∈ {0, 1}^D that the adversary knows, m_i ~ Bernoulli(1 − rate) at first.
+
+        log p(g | u) = Σ_i log p_ε((g_i − m_i u_i) / σ) − D log σ
+
+    The mask is drawn from a seed, which client and server share in place of the mask (Konečný et al. 2016, random
+    masks); so a setting of one number carries it, in an observation file, too. With Gaussian noise `log_prob` is lazy
+    for linear layers and a single example: Σ_i m_i (g_i − u_i)² + Σ_i (1 − m_i) g_i².
+
+    Args:
+        update: u(x, y), as `client.update` returns it.
+        sigma: σ, the noise's standard deviation per entry, in the gradient's own units. Positive.
+        rate: the share of entries that are pruned, in [0, 1).
+        noise: gaussian or laplace; σ is its standard deviation in both.
+        mask_seed: of the mask's generator.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self, update: Update, sigma: Sigma, *, rate: float = 0.5, noise: Noise = "gaussian", mask_seed: int = 0
+    ) -> None:
+        require_sigma(sigma)
+        require_rate(rate)
+        require_choice("noise", noise, Noise)
+        self.sigma, self.noise = sigma, noise
+        self.mask = random_mask(update.size, rate, mask_seed)
+        super().__init__(update, sigma=sigma, rate=rate, noise=noise, mask_seed=mask_seed)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        u = self.updates(sample_shape)
+        return self.mask.to(u) * u + noise(self.noise, u, self.sigma)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        sigma, mask = per_chain(self.sigma, value), self.mask.to(value.device)
+        if self.noise == "gaussian":
+            dropped = ((1 - mask) * value.double().square()).sum(-1)
+            square = self.sqdist(value, mask) + dropped
+            return -0.5 * square / sigma**2 - self.update.size * (sigma.log() + 0.5 * math.log(2 * math.pi))
+        g, u = self.entries(value)
+        return noise_log_prob(self.noise, g - mask * u, sigma[..., None]).sum(-1)
+
+
+class Pruned(Channel):
+    """Each entry is pruned with probability `rate`, and nobody says which: the mask is summed out.
+
+    With the noise after pruning (`prune_first`), every entry is a mixture of a slab around u_i and a spike at 0:
+
+        g_i = m_i u_i + σ ε_i      p(g_i | u_i) = rate p_σ(g_i) + (1 − rate) p_σ(g_i − u_i)
+
+    With the noise before pruning (`noise_first`) a pruned entry is exactly 0 and gives its mask away; the density is
+    with respect to Lebesgue measure plus a unit point mass at 0 in every entry:
+
+        g_i = m_i (u_i + σ ε_i)    p(g_i | u_i) = rate if g_i = 0, else (1 − rate) p_σ(g_i − u_i)
+
+    `prune_first` needs entries; `noise_first` with Gaussian noise is as lazy as `Masked`.
+
+    Args:
+        update: u(x, y), as `client.update` returns it.
+        sigma: σ, the noise's standard deviation per entry, in the gradient's own units. Positive.
+        rate: the probability that an entry is pruned, in [0, 1).
+        order: prune_first (the noise hides the zeros) or noise_first (pruned entries are exactly 0).
+        noise: gaussian or laplace; σ is its standard deviation in both.
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        sigma: Sigma,
+        *,
+        rate: float = 0.5,
+        order: Order = "prune_first",
+        noise: Noise = "gaussian",
+    ) -> None:
+        require_sigma(sigma)
+        require_rate(rate)
+        require_choice("order", order, Order)
+        require_choice("noise", noise, Noise)
+        self.sigma, self.rate, self.order, self.noise = sigma, rate, order, noise
+        super().__init__(update, sigma=sigma, rate=rate, order=order, noise=noise)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        u = self.updates(sample_shape)
+        mask = (torch.rand_like(u, dtype=torch.float64) >= self.rate).to(u)
+        drawn = noise(self.noise, u, self.sigma)
+        return mask * u + drawn if self.order == "prune_first" else mask * (u + drawn)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        sigma = per_chain(self.sigma, value)[..., None]
+        log_rate = math.log(self.rate) if self.rate else -math.inf
+        if self.order == "noise_first":
+            return self._point_masses(value, sigma, log_rate)
+        g, u = self.entries(value)
+        slab = math.log1p(-self.rate) + noise_log_prob(self.noise, g - u, sigma)
+        spike = log_rate + noise_log_prob(self.noise, g, sigma)
+        return torch.logaddexp(slab, spike.expand_as(slab)).sum(-1)
+
+    def _point_masses(self, value: Tensor, sigma: Tensor, log_rate: float) -> Tensor:
+        kept = (value != 0).double()
+        count = kept.sum(-1)
+        dropped = self.update.size - count
+        masks = count * math.log1p(-self.rate) + torch.where(dropped > 0, dropped * log_rate, torch.zeros_like(count))
+        if self.noise == "gaussian":
+            constant = sigma[..., 0].log() + 0.5 * math.log(2 * math.pi)
+            return masks - 0.5 * self.sqdist(value, kept) / sigma[..., 0] ** 2 - count * constant
+        g, u = self.entries(value)
+        return masks + (kept * noise_log_prob(self.noise, g - u, sigma)).sum(-1)

@@ -1,0 +1,220 @@
+"""One layer's share of an update: rows of outer products, or a small parameter's own entries.
+
+    ∇W = Σ_r δ_r a_rᵀ        ∇b = Σ_r δ_r        ⟨G, ∇W⟩ = Σ_r δ_rᵀ G a_r        ‖∇W‖² = Σ_{r,s} (δ_r·δ_s)(a_r·a_s)
+
+Where there are more rows r than the weight has rows or columns (a convolution), ∇W itself is the cheaper form, and the
+layer materialises it. Which of the two a layer takes changes the cost, never the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+
+def dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
+    """Σ a·b over the last `dims` dimensions, in float64."""
+    return (a.double() * b.double()).sum(tuple(range(-dims, 0)))
+
+
+@lru_cache(maxsize=64)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
+def _in_double(g: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """g[start:stop] and its squared norm in float64."""
+    part = g[start:stop].double()
+    return part, part.square().sum()
+
+
+def _bilinear(deltas: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Σ_r δ_rᵀ (W a_r + b) for W (groups, fan_out / groups, fan_in), in float64."""
+    # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
+    projected = inputs.double() @ (weight[0].mT if len(weight) == 1 else weight.mT)
+    if bias is not None:
+        projected = projected + bias.view(len(weight), 1, -1)
+    return dot(deltas, projected, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """One layer's share: rows a_r and δ_r whose outer products sum to the weight's gradient.
+
+    inputs   a (*shape, batch, groups, positions, fan_in)
+    deltas   δ (*shape, batch, groups, positions, fan_out / groups)
+    weight, bias: the slices of the flat update that hold ∇W (groups, fan_out / groups, fan_in) and ∇b
+    """
+
+    inputs: Tensor
+    deltas: Tensor
+    weight: slice | None
+    bias: slice | None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.deltas.shape[:-4]
+
+    @property
+    def _blocks(self) -> tuple[int, int, int]:
+        return self.inputs.shape[-3], self.deltas.shape[-1], self.inputs.shape[-1]
+
+    @property
+    def _row_count(self) -> int:
+        return self.inputs.shape[-4] * self.inputs.shape[-2]
+
+    @property
+    def dense(self) -> bool:
+        """True where ∇W is cheaper than the rows. With r rows, the Gram form costs r²(m + n) multiplications, ∇W r·m·n.
+
+        In float32 on a CPU they take the same time at r (m + n) ≈ m·n / 3: the sums over rows run in float64.
+        """
+        _, fan_out, fan_in = self._blocks
+        return 3 * self._row_count * (fan_out + fan_in) > fan_out * fan_in
+
+    def _rows(self, t: Tensor) -> Tensor:
+        """(*shape, batch, groups, positions, k) -> (*shape, groups, batch·positions, k)."""
+        return t.movedim(-4, -3).flatten(-3, -2)
+
+    @cached_property
+    def weight_gradient(self) -> Tensor:
+        """∇W, shape (*shape, groups, fan_out / groups, fan_in)."""
+        return self._rows(self.deltas).mT @ self._rows(self.inputs)
+
+    @cached_property
+    def bias_gradient(self) -> Tensor:
+        """∇b, shape (*shape, fan_out)."""
+        return self.deltas.sum((-4, -2)).flatten(-2)
+
+    def _split(self, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = (None if s is None else _in_double(g, s.start, s.stop)[0] for s in (self.weight, self.bias))
+        return None if weight is None else weight.view(self._blocks), bias
+
+    @property
+    def _lazy(self) -> bool:
+        return self.weight is not None and not self.dense
+
+    def _gram(self, one: int) -> Tensor:
+        """Σ_{r,s} (δ_r·δ_s)(a_r·a_s + one): ‖∇W‖², and with one = 1 also ‖∇b‖², a weight whose input is always 1."""
+        if self._row_count == 1:  # the Gram matrices are numbers
+            a, d = (t.double().square().sum((-4, -2, -1)) for t in (self.inputs, self.deltas))
+            return ((a + one) * d).sum(-1)
+        a, d = self._rows(self.inputs).double(), self._rows(self.deltas).double()
+        return dot(d @ d.mT, a @ a.mT + one, 3)
+
+    def _lazy_sqnorm(self) -> Tensor:
+        return self._gram(0 if self.bias is None else 1)
+
+    def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
+        if precision is not None:
+            return self._weighted_sqdist(g, precision)
+        if self._lazy:
+            constant = sum(_in_double(g, s.start, s.stop)[1] for s in (self.weight, self.bias) if s is not None)
+            return constant - 2 * self.inner(g) + self._lazy_sqnorm()
+        diffs = [part - own for part, own in self._beside(g)]
+        return sum((dot(d, d, d.dim() - len(self.shape)) for d in diffs), self._zero)
+
+    def _weighted_sqdist(self, g: Tensor, precision: Tensor) -> Tensor:
+        """Σ_i precision_i (g_i − u_i)²."""
+        weight, bias = self._split(g)
+        by, bias_by = self._split(precision)
+        total = self._zero
+        if weight is not None and by is not None:
+            total = total + self._weighted_by(weight, by)
+        if bias is not None and bias_by is not None:
+            diff = bias - self.bias_gradient
+            total = total + dot(diff, bias_by * diff, 1)
+        return total
+
+    def _weighted_by(self, weight: Tensor, by: Tensor) -> Tensor:
+        """The weight's share of it: lazy for one row, and where the weight has one precision throughout."""
+        one = bool((by == by[0, 0, 0]).all())
+        if self.dense or not (one or self._row_count == 1):
+            diff = weight - self.weight_gradient
+            return dot(diff, by * diff, 3)
+        if one:
+            return by[0, 0, 0] * (
+                dot(weight, weight, 3) - 2 * _bilinear(self.deltas, weight, self.inputs) + self._gram(0)
+            )
+        square = _bilinear(self.deltas.double().square(), by, self.inputs.double().square())
+        return dot(by * weight, weight, 3) - 2 * _bilinear(self.deltas, by * weight, self.inputs) + square
+
+    @property
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.deltas.device)
+
+    def _beside(self, g: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The parts of g that lie beside ∇W and ∇b, with them; those that the layer has."""
+        weight, bias = self._split(g)
+        found = [] if weight is None else [(weight, self.weight_gradient)]
+        return found if bias is None else [*found, (bias, self.bias_gradient)]
+
+    def inner(self, g: Tensor) -> Tensor:
+        weight, bias = self._split(g)
+        if self._lazy and weight is not None:
+            return _bilinear(self.deltas, weight, self.inputs, bias)
+        return sum((dot(part, own, part.dim()) for part, own in self._beside(g)), self._zero)
+
+    def sqnorm(self) -> Tensor:
+        if self._lazy:
+            return self._lazy_sqnorm()
+        return sum((dot(part, part, 1) for _, part in self.entries()), self._zero)
+
+    def entries(self) -> list[tuple[slice, Tensor]]:
+        """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
+        found = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
+        return found if self.bias is None else [*found, (self.bias, self.bias_gradient)]
+
+    def per_example(self) -> Factor:
+        """The same factor with the batch moved into the leading dimensions: one example each."""
+        return Factor(self.inputs.unsqueeze(-4), self.deltas.unsqueeze(-4), self.weight, self.bias)
+
+    def scaled(self, weights: Tensor) -> Factor:
+        deltas = self.deltas * weights.to(self.deltas.dtype)[..., None, None, None]
+        return Factor(self.inputs, deltas, self.weight, self.bias)
+
+    def expand(self, shape: torch.Size) -> Factor:
+        def grow(t: Tensor) -> Tensor:
+            return t.expand(*shape, *t.shape[-4:])
+
+        return Factor(grow(self.inputs), grow(self.deltas), self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """A small parameter's share (a normalisation's scale, a class token), example by example, as it is.
+
+    examples  (*shape, batch, n), whose sum over the batch fills the slice `where` of the flat update
+    """
+
+    examples: Tensor
+    where: slice
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.examples.shape[:-2]
+
+    @property
+    def _total(self) -> Tensor:
+        return self.examples.sum(-2)
+
+    def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
+        diff = g[self.where] - self._total
+        return dot(diff, diff if precision is None else precision[self.where] * diff, 1)
+
+    def inner(self, g: Tensor) -> Tensor:
+        return dot(g[self.where], self._total, 1)
+
+    def sqnorm(self) -> Tensor:
+        return dot(self._total, self._total, 1)
+
+    def entries(self) -> list[tuple[slice, Tensor]]:
+        return [(self.where, self._total)]
+
+    def per_example(self) -> Entries:
+        return Entries(self.examples.unsqueeze(-2), self.where)
+
+    def scaled(self, weights: Tensor) -> Entries:
+        return Entries(self.examples * weights.to(self.examples.dtype)[..., None], self.where)
+
+    def expand(self, shape: torch.Size) -> Entries:
+        return Entries(self.examples.expand(*shape, *self.examples.shape[-2:]), self.where)
