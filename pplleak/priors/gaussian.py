@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +41,46 @@ class FittedGaussian:
         """
         x = self.mean + z.to(self.factor.dtype) @ self.factor.mT
         return x.unflatten(-1, self.input_shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x (N, *input_shape) -> z (N, rank), float64: the inverse of `decode`, for a factor of full rank."""
+        factor = self.factor.double()
+        return (x.flatten(1).double() - self.mean.double()) @ factor / factor.square().sum(0)
+
+    @property
+    def log_det(self) -> Tensor:
+        """log |∂x/∂z|, float64."""
+        return 0.5 * self.factor.double().square().sum(0).log().sum()
+
+    def draw(self, count: int) -> Tensor:
+        """x ~ p(x), (count, *input_shape), by torch's generator."""
+        return self.decode(self.coefficients(count).sample())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log Normal(x; mean, factor factorᵀ) for x (N, *input_shape); (N,), float64."""
+        return standard_normal_log_prob(self.encode(x)) - self.log_det
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it."""
+        return {"mean": self.mean, "factor": self.factor}
+
+
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    """log Normal(z; 0, I) over the last dimension."""
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+
+
+def restore_gaussian(
+    tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype, prefix: str = ""
+) -> FittedGaussian:
+    """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no Gaussian's."""
+    pixels = math.prod(input_shape)
+    mean, factor = tensors[f"{prefix}mean"], tensors[f"{prefix}factor"]
+    if mean.shape != (pixels,) or factor.shape != (pixels, pixels):
+        raise BadInput("the tensors of its Gaussian have other shapes")
+    if not bool((factor.square().sum(0) > 0).all()):
+        raise BadInput("the covariance of its Gaussian is singular")
+    return FittedGaussian(mean.to(dtype), factor.to(dtype), tuple(input_shape))
 
 
 @lru_cache(maxsize=8)  # models call this at every trace; a tensor's hash is its identity

@@ -32,7 +32,7 @@ from pplleak.errors import BadInput, unknown
 from pplleak.progress import ProgressBar, bar
 
 FORMAT = "pplleak-prior-1"
-KINDS = ("flow", "gmrf", "mixture", "ppca", "vae")  # pplleak/priors/KIND.py: fit_KIND and restore_KIND
+KINDS = ("flow", "mixture", "vae")  # pplleak/priors/KIND.py: fit_KIND and restore_KIND
 FOLDER = Path("priors")
 
 

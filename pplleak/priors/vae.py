@@ -58,7 +58,7 @@ class VAE:
     def log_prob(self, x: Tensor, particles: int = 200) -> Tensor:
         """A bound from below on log p(x), tight as the particles K grow, for x (N, *input_shape); (N,), float64.
 
-            log (1/K) Σ_k p(x | z_k) p(z_k) / q(z_k | x),   z_k ~ q(z | x)     (Burda et al. 2016, eq. 8)
+        log (1/K) Σ_k p(x | z_k) p(z_k) / q(z_k | x),   z_k ~ q(z | x)     (Burda et al. 2016, eq. 8)
         """
         rows = []
         for part in x.flatten(1).to(self.sd.dtype).split(100):
