@@ -26,7 +26,7 @@ def model(
 
     Args:
         sigma: standard deviation of the noise on each entry of the gradient, as the adversary believes it.
-        prior: a mixture of `pplleak prior fit mixture`, by name or path; none: one is fitted to the reference, and kept.
+        prior: one of `pplleak prior fit mixture`, by name or path; none: one is fitted to the reference, and kept.
         reference: the public images for that: digits, mnist, cifar10 or a FOLDER (or a tensor).
     """
     fitted = priors.trained("mixture", prior, reference, client.input_shape, client.dtype)

@@ -15,11 +15,12 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True, eq=False)
 class BatchNormStatistics:
-    """p(x) ∝ exp(−weight Σ over layers ‖μ_l(x) − μ_BN‖² + ‖σ²_l(x) − σ²_BN‖²)     (after Yin et al. 2020, DeepInversion)
+    """p(x) ∝ exp(−weight Σ over layers l of ‖μ_l(x) − μ_BN‖² + ‖σ²_l(x) − σ²_BN‖²)   (after Yin et al. 2020)
 
-    with the mean μ_l(x) and variance σ²_l(x) of each channel at the input of BatchNorm layer l, over the batch's examples
-    and positions, and the running statistics μ_BN and σ²_BN that the network shares with its weights. The paper's
-    regulariser sums the norms; their squares are smooth where the statistics agree, and Hamiltonian samplers need that.
+    with the mean μ_l(x) and variance σ²_l(x) of each channel at the input of BatchNorm layer l, over the batch's
+    examples and positions, and the running statistics μ_BN and σ²_BN that the network shares with its weights. The
+    regulariser of the paper (DeepInversion) sums the norms; their squares are smooth where the statistics agree, which
+    Hamiltonian samplers need.
 
     It is known only up to its normaliser: multiply it onto a proper prior, by
     ``pyro.factor("bn", -statistics.energy(x))``.
@@ -41,10 +42,9 @@ class BatchNormStatistics:
             off = (a.mean(1) - layer.running_mean).square() + (a.var(1, correction=0) - layer.running_var).square()
             total = total + off.double().sum(1)
 
-        layers = [m for m in self.network.modules() if _remembers(m)]
-        handles = [m.register_forward_pre_hook(look) for m in layers]
+        handles = [m.register_forward_pre_hook(look) for m in self.network.modules() if _remembers(m)]
         try:
-            self.network(x.flatten(0, -4).to(layers[0].running_mean.dtype))
+            self.network(x.flatten(0, -4).to(next(self.network.parameters()).dtype))
         finally:
             for handle in handles:
                 handle.remove()

@@ -41,10 +41,10 @@ def apart(seed: int) -> Iterator[None]:
 
 
 def flat(images: Tensor, kind: str) -> Tensor:
-    """Images (N, *input_shape) as float32 rows (N, pixels); raises BadInput where there are too few to fit."""
+    """Images (N, *input_shape) as rows (N, pixels); raises BadInput where there are too few to fit."""
     if images.shape[0] < 2:
         raise BadInput(f"a {kind} prior needs at least 2 images to be fitted to, got {images.shape[0]}")
-    return images.detach().flatten(1).float()
+    return images.detach().flatten(1)
 
 
 def epochs_of(count: int, batch: int, epochs: int, most: int) -> tuple[int, int]:

@@ -116,7 +116,7 @@ def fit_flow(
         schedule = torch.optim.lr_scheduler.OneCycleLR(adam, lr, total_steps=each * epochs + 1, pct_start=0.1)
         done = 0
         try:
-            for done in progress("flow", epochs):  # noqa: B007 (how far it came)
+            for _ in progress("flow", epochs):
                 for part in torch.randperm(len(z)).split(batch):
                     adam.zero_grad()
                     seen = z[part] + noise * torch.randn(len(part), rank)
@@ -124,6 +124,7 @@ def fit_flow(
                     nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
                     adam.step()
                     schedule.step()
+                done += 1
         except KeyboardInterrupt:
             if not done:
                 raise

@@ -78,5 +78,5 @@ def fit_ppca(images: Tensor, *, rank: int = 32, floor: float = 0.02, dtype: torc
     covariance = (x - mean).mT @ (x - mean) / len(x) + floor**2 * torch.eye(x.shape[1], dtype=x.dtype)
     values, vectors = torch.linalg.eigh(covariance)
     scales = values[-rank:].flip(0).sqrt()
-    parts = mean, vectors[:, -rank:].flip(1), scales, values[:-rank].mean().sqrt()
-    return PPCA(*(t.to(dtype) for t in parts), tuple(images.shape[1:]))
+    directions, sd = vectors[:, -rank:].flip(1), values[:-rank].mean().sqrt()
+    return PPCA(mean.to(dtype), directions.to(dtype), scales.to(dtype), sd.to(dtype), tuple(images.shape[1:]))

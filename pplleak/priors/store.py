@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pplleak import data
 from pplleak.errors import BadInput, unknown
-from pplleak.progress import ProgressBar, bar
+from pplleak.progress import bar
 
 FORMAT = "pplleak-prior-1"
 KINDS = ("flow", "mixture", "vae")  # pplleak/priors/KIND.py: fit_KIND and restore_KIND
@@ -166,11 +166,8 @@ def fingerprint(images: Tensor, settings: dict[str, Any]) -> str:
     return said.hexdigest()[:12]
 
 
-def fit(
-    kind: str, images: Tensor, settings: dict[str, Any], *, seed: int = 0, progress: ProgressBar
-) -> tuple[Any, Tensor]:
-    """Fit a prior to nine tenths of the images, and return it with the rest (at most 1000), drawn by `seed`."""
+def split(images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Nine tenths of the images to fit to, and the rest (at most 1000) to hold out, drawn by `seed`."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    held_out = max(1, min(1000, len(images) // 10))
-    fitted = fitter(kind)(images[order[held_out:]], **settings, progress=progress)
-    return fitted, images[order[:held_out]]
+    held_out = min(1000, max(1, len(images) // 10))
+    return images[order[held_out:]], images[order[:held_out]]

@@ -34,7 +34,7 @@ class VAE:
 
     @property
     def latents(self) -> int:
-        return self.decoder[0].in_features
+        return self.encoder[-1].out_features // 2  # type: ignore[operator, return-value]
 
     def latent(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, latents)."""
@@ -127,7 +127,7 @@ def fit_vae(
         Interrupted: Ctrl-C, with the networks as they are; a plain KeyboardInterrupt before the first epoch's end.
     """
     require_positive(latents=latents, hidden=hidden, floor=floor, epochs=epochs, steps=steps, batch=batch, lr=lr)
-    x = flat(images, "vae")
+    x = flat(images, "vae").float()
     with apart(seed):
         encoder, decoder = _perceptrons(x.shape[1], latents, hidden)
         excess = nn.Parameter((x.std(0) / 2 + 0.01).log())  # sd = floor + exp(excess)
@@ -156,12 +156,13 @@ def fit_vae(
 
         done = 0
         try:
-            for done in progress("VAE", epochs):  # noqa: B007 (how far it came)
+            for _ in progress("VAE", epochs):
                 for part in torch.randperm(len(x)).split(batch):
                     adam.zero_grad()
                     (loss(program, guide, x[part]) / len(part)).backward()
                     adam.step()
                     schedule.step()
+                done += 1
         except KeyboardInterrupt:
             if not done:
                 raise
