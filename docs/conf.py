@@ -45,7 +45,9 @@ PARTS = {
 def write_api_pages() -> None:
     (HERE / "api").mkdir(exist_ok=True)
     for page, (title, folder, package) in PARTS.items():
-        names = sorted(p.stem for p in (HERE.parent / folder).glob("*.py") if not p.name.startswith("_"))
+        base = HERE.parent / folder
+        paths = [p.relative_to(base).with_suffix("") for p in base.rglob("*.py") if not p.name.startswith("_")]
+        names = sorted(".".join(p.parts) for p in paths)
         sections = [f"## {package}.{n}\n\n```{{eval-rst}}\n.. automodule:: {package}.{n}\n```\n" for n in names]
         text = f"# {title}\n\n" + "\n".join(sections)
         path = HERE / "api" / f"{page}.md"

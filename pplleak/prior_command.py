@@ -108,7 +108,7 @@ def fit(argv: Sequence[str]) -> int:
     }
     store.save(path, kind, fitted, about)
     torch.manual_seed(args.seed)
-    picture(kind, {"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)}).savefig(
+    picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)}).savefig(
         path.with_suffix(".png"), dpi=110
     )
     console = Console()
@@ -174,7 +174,7 @@ def show(argv: Sequence[str]) -> int:
     return 0
 
 
-def picture(title: str, rows: dict[str, Tensor]) -> Figure:
+def picture(rows: dict[str, Tensor]) -> Figure:
     """One row of images a label: (N, channels, rows, columns) each, clipped to [0, 1] for the eye."""
     count = max(len(images) for images in rows.values())
     figure = Figure(figsize=(0.55 * count + 0.2, 0.8 * len(rows) + 0.1))

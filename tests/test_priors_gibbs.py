@@ -91,7 +91,7 @@ def normed() -> nn.Module:
 
 
 def test_batchnorm_energy_equals_the_loop_over_chains_and_layers() -> None:
-    network = own(normed, (2, 3, 3)).network
+    network = own(lambda: normed().eval(), (2, 3, 3)).network
     x = torch.rand(4, 5, 2, 3, 3, dtype=torch.float64)
     found = priors.batchnorm(network, 1.3).energy(x)
     network = network.eval()

@@ -21,14 +21,14 @@ LEARNT = ("mixture", "flow", "vae")
 BUDGET: dict[str, dict[str, Any]] = {
     "mixture": {"rank": 2, "components": 8},
     "flow": {"rank": 2, "hidden": 16, "epochs": 15, "lr": 1e-2},
-    "vae": {"latents": 2, "hidden": 32, "epochs": 80, "lr": 2e-2},
+    "vae": {"latents": 1, "hidden": 32, "epochs": 100, "lr": 1e-2},
 }
 
 
-def ring(count: int = 1000, seed: int = 0) -> Tensor:
-    """Images (count, 1, 1, 3) around a circle in their first two pixels: as far from Gaussian as two pixels can be."""
+def arc(count: int = 1000, seed: int = 0) -> Tensor:
+    """Images (count, 1, 1, 3) along three quarters of a circle in their first two pixels: far from Gaussian."""
     generator = torch.Generator().manual_seed(seed)
-    angle = 2 * math.pi * torch.rand(count, generator=generator)
+    angle = 1.5 * math.pi * torch.rand(count, generator=generator)
     x = torch.stack([0.5 + 0.3 * angle.cos(), 0.5 + 0.3 * angle.sin(), torch.full((count,), 0.5)], 1)
     noise = torch.randn(count, 3, generator=generator)
     return (x + 0.04 * noise).clamp(0, 1).reshape(count, 1, 1, 3)
@@ -36,7 +36,7 @@ def ring(count: int = 1000, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, Any]:
-    images = ring()
+    images = arc()
     return {
         name: getattr(priors, f"fit_{name}")(images, **BUDGET.get(name, {})) for name in dict.fromkeys(FITTED + LEARNT)
     }
@@ -64,13 +64,12 @@ def test_the_density_integrates_to_one_and_the_draws_have_its_moments(fitted: di
 
 def test_the_vaes_bound_is_just_below_the_integral_over_its_latent(fitted: dict[str, Any]) -> None:
     vae = fitted["vae"]
-    x = ring(20, seed=5)
-    edges = torch.linspace(-5, 5, 301)
-    z = torch.cartesian_prod(edges, edges)
+    x = arc(20, seed=5)
+    z = torch.linspace(-6, 6, 4001)[:, None]
     centre = vae.decoder(z).double()
     each = torch.distributions.Normal(centre, vae.sd.double()).log_prob(x.flatten(1).double()[:, None]).sum(-1)
-    standard = torch.distributions.Normal(0.0, 1.0).log_prob(z).double().sum(-1)
-    exact = (each + standard).logsumexp(1) + 2 * math.log(10 / 300)
+    standard = torch.distributions.Normal(0.0, 1.0).log_prob(z[:, 0]).double()
+    exact = (each + standard).logsumexp(1) + math.log(12 / 4000)
     torch.manual_seed(0)
     bound = vae.log_prob(x, particles=2000)
     assert float((bound - exact).abs().max()) < 0.2
@@ -90,14 +89,15 @@ def test_the_vaes_images_leave_the_decoders_image_by_its_sd(fitted: dict[str, An
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_a_learnt_prior_predicts_unseen_images_better_than_a_gaussian(fitted: dict[str, Any], name: str) -> None:
-    unseen = ring(500, seed=9)
+    unseen = arc(500, seed=9)
 
     def errors_above(other: Any) -> float:
-        gain = other.log_prob(unseen) - fitted["gaussian"].log_prob(unseen)
+        """Standard errors by which `other` gains more than a fifth of a nat an image."""
+        gain = other.log_prob(unseen) - fitted["gaussian"].log_prob(unseen) - 0.2
         return float(gain.mean() / gain.std()) * math.sqrt(len(unseen))
 
     assert errors_above(fitted[name]) > 5
-    assert errors_above(fitted["ppca"]) < 5  # Gaussian itself: the check asks for more than a fit
+    assert errors_above(fitted["ppca"]) < 5  # Gaussian itself
 
 
 def dense_gmrf(prior: priors.GMRF) -> torch.distributions.MultivariateNormal:
@@ -161,7 +161,7 @@ def test_ppca_is_the_normal_of_its_covariance_and_fits_what_scikit_learn_fits() 
 
 
 def test_logit_normal_images_stay_in_the_box_and_none_outside_has_density() -> None:
-    prior = priors.fit_logit_normal(ring())
+    prior = priors.fit_logit_normal(arc())
     assert float(prior.draw(1000).min()) > 0 and float(prior.draw(1000).max()) < 1
     x = torch.tensor([[0.5, 0.5, 0.5], [0.5, 1.0, 0.5], [-0.1, 0.5, 0.5]]).reshape(3, 1, 1, 3)
     assert prior.log_prob(x).isfinite().tolist() == [True, False, False]
@@ -178,7 +178,7 @@ def test_the_mixtures_sites_have_the_density_that_it_claims(fitted: dict[str, An
 @pytest.mark.parametrize("name", [*FITTED, "vae"])
 def test_one_image_is_too_few(name: str) -> None:
     with pytest.raises(BadInput, match="at least 2 images"):
-        getattr(priors, f"fit_{name}")(ring(1))
+        getattr(priors, f"fit_{name}")(arc(1))
 
 
 def test_pixels_without_neighbours_have_no_gmrf() -> None:

@@ -25,7 +25,8 @@ class BatchNormStatistics:
     It is known only up to its normaliser: multiply it onto a proper prior, by
     ``pyro.factor("bn", -statistics.energy(x))``.
 
-    network: a copy in eval mode, so that its layers pass on what the running statistics make of the batch.
+    network: a copy in eval mode, so that its layers pass on what the running statistics make of the batch. A client in
+    train mode has dropped the statistics from its own copy: give the network that it was built from.
     """
 
     network: nn.Module

@@ -47,7 +47,8 @@ class Stored:
 
     def prior(self, dtype: torch.dtype = torch.float32) -> Any:
         """The prior itself, in precision `dtype`."""
-        return _function("restore", self.kind)(self.tensors, self.input_shape, dtype)
+        with torch.random.fork_rng(devices=[]):  # networks are built at random before they are filled
+            return _function("restore", self.kind)(self.tensors, self.input_shape, dtype)
 
 
 def _function(verb: str, kind: str) -> Any:
