@@ -1,4 +1,4 @@
-"""The command line: attack, observe, compare, ls, cp."""
+"""The command line: attack, observe, compare, prior, ls, cp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.console import Console  # noqa: E402
 
 from pplleak import attack as attacks  # noqa: E402
 from pplleak import compare as comparing  # noqa: E402
-from pplleak import data, observation, programs, report  # noqa: E402
+from pplleak import data, observation, prior_command, programs, report  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.options import (  # noqa: E402
     BELIEFS,
@@ -235,6 +235,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "attack": (attack, Attack),
     "observe": (observe, Observe),
     "compare": (compare, Compare),
+    "prior": (prior_command.run, prior_command.Prior),
     "ls": (ls, Ls),
     "cp": (cp, Cp),
 }

@@ -18,6 +18,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
@@ -106,7 +107,8 @@ class Density:
         return torch.cat(parts, 1).to(self.client.dtype)
 
     def sample_prior(self, count: int) -> Tensor:
-        """`count` draws of z from the prior, by torch's generator."""
+        """`count` draws of z from the prior, by torch's generator; where the model has a `pyro.factor`, from what it
+        is multiplied onto: a place to start from, not the prior."""
         with torch.no_grad(), pyro.validation_enabled(False):
             traced = poutine.trace(self._plated(count, {})).get_trace()
             return self.unconstrain({s.name: traced.nodes[s.name]["value"] for s in self.sites})
@@ -138,7 +140,10 @@ class Density:
         return nodes["y"]["value"].expand(count, self.observed.batch_size)
 
     def _terms(self, values: dict[str, Tensor], chains: int) -> tuple[Tensor, Tensor]:
-        """Σ over the other sites of log p, and log p of g; (…, K₂, K₁, chains), one dimension a discrete site."""
+        """Σ over the other sites of log p, and log p of g; (…, K₂, K₁, chains), one dimension a discrete site.
+
+        A `pyro.factor` counts with g: `sample_prior` draws from the other sites, and knows nothing of it.
+        """
         extra = {}
         for k, (name, support) in enumerate(self.discrete.items()):
             extra[name] = support.reshape(len(support), *(1,) * (k + 1), *support.shape[1:])
@@ -158,7 +163,7 @@ class Density:
                     f"the model's site '{name}' has log-density shape {tuple(lp.shape)} for {chains} chains: declare "
                     "the rest of its dimensions as event dimensions, with .to_event()"
                 ) from error
-            if name == "g":
+            if name == "g" or isinstance(node["fn"], Unit):
                 likelihood = likelihood + lp
             else:
                 prior = prior + lp

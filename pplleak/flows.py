@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import zuko
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 
@@ -30,13 +32,20 @@ class Flow(TorchDistribution):
         return self.base.log_prob(value)
 
 
-def coupling_spline(dim: int, *, transforms: int = 3, hidden: int = 64, dtype: torch.dtype) -> zuko.flows.Flow:
+def coupling_spline(
+    dim: int,
+    *,
+    transforms: int = 3,
+    hidden: int = 64,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    dtype: torch.dtype,
+) -> zuko.flows.Flow:
     """A neural spline flow with coupling layers (Durkan et al. 2019): fast both ways; identity outside [-5, 5].
 
     It starts as the identity everywhere, so that what it is composed with is where it starts.
     """
-    flow = zuko.flows.NSF(dim, transforms=transforms, hidden_features=(hidden, hidden), passes=2).to(dtype)
+    flow = zuko.flows.NSF(dim, transforms=transforms, hidden_features=(hidden, hidden), activation=activation, passes=2)
     for coupling in flow.transform.transforms:
-        torch.nn.init.zeros_(coupling.hyper[-1].weight)
-        torch.nn.init.zeros_(coupling.hyper[-1].bias)
-    return flow
+        nn.init.zeros_(coupling.hyper[-1].weight)
+        nn.init.zeros_(coupling.hyper[-1].bias)
+    return flow.to(dtype)

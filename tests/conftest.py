@@ -20,6 +20,14 @@ from pplleak.observation import Observation
 torch.set_num_threads(1)  # two cores are shared by xdist's workers; and one thread sums in one order
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Priors fitted on the fly are kept with the tests, not with the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PPLLEAK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Every test starts from the same generator and an empty parameter store, whatever ran before it."""

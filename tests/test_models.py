@@ -90,7 +90,7 @@ def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
 def test_stock_svi_with_an_autoguide_runs_on_it_and_gains(name: str, known: bool) -> None:
     client = tiny()
     model = config_enumerate(pyro.condition(bound(name, client), data=data_for(name, client, 1, known)))
-    guide = AutoNormal(poutine.block(model, hide=["y"]), init_loc_fn=init_to_median, init_scale=0.5)
+    guide = AutoNormal(poutine.block(model, hide=["y"]), init_loc_fn=init_to_median, init_scale=0.1)
     loss = Trace_ELBO() if known else TraceEnum_ELBO(max_plate_nesting=0)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss)
     losses = [svi.step(client) for _ in range(80)]

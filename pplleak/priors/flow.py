@@ -1,0 +1,146 @@
+"""A normalising flow on the leading principal components: images as curved as the data, with an exact density."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import zuko
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pplleak.errors import BadInput, require_positive
+from pplleak.flows import Flow, coupling_spline
+from pplleak.priors.fitting import Interrupted, apart, epochs_of, flat
+from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
+from pplleak.priors.mixture import rest
+from pplleak.progress import ProgressBar, silent
+
+TRANSFORMS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPrior:
+    """x = mean + factor (w, z),   z ~ flow,   w ~ Normal(0, I)
+
+    base  the Gaussian whose principal components are the coordinates: (w, z) in order of growing variance
+    flow  a neural spline flow with coupling layers (Durkan et al. 2019) over the `rank` leading coefficients z
+    """
+
+    base: FittedGaussian
+    flow: zuko.flows.Flow
+    rank: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.base.input_shape
+
+    def leading(self, batch_size: int = 1) -> TorchDistribution:
+        """z ~ flow, event shape (batch_size, rank)."""
+        return Flow(self.flow()).expand(torch.Size([batch_size])).to_event(1)
+
+    def rest(self, batch_size: int = 1) -> TorchDistribution:
+        """w ~ Normal(0, I), event shape (batch_size, pixels − rank)."""
+        return rest(self.base, self.rank, batch_size)
+
+    def decode(self, z: Tensor, w: Tensor) -> Tensor:
+        """z (*chains, batch, rank), w (*chains, batch, pixels − rank) -> x (*chains, batch, *input_shape)."""
+        return self.base.decode(torch.cat([w.to(z.dtype), z], -1))
+
+    def draw(self, count: int) -> Tensor:
+        """x ~ p(x), (count, *input_shape), by torch's generator."""
+        with torch.no_grad():
+            return self.decode(self.leading(count).sample(), self.rest(count).sample())
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) for x (N, *input_shape); (N,), float64."""
+        coefficients = self.base.encode(x)
+        w, z = coefficients[:, : -self.rank], coefficients[:, -self.rank :]
+        head = self.flow().log_prob(z.to(self.base.mean.dtype)).double()
+        return head + standard_normal_log_prob(w) - self.base.log_det
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it; numbers of the flow that are not fitted (masks, orders) follow from its sizes."""
+        base = {f"base.{n}": t for n, t in self.base.tensors().items()}
+        return base | {f"flow.{n}": t for n, t in self.flow.named_parameters()}
+
+
+def _spline(rank: int, hidden: int, dtype: torch.dtype) -> zuko.flows.Flow:
+    return coupling_spline(rank, transforms=TRANSFORMS, hidden=hidden, activation=nn.SiLU, dtype=dtype)
+
+
+def fit_flow(
+    images: Tensor,
+    *,
+    rank: int = 16,
+    hidden: int = 64,
+    floor: float = 0.02,
+    epochs: int = 60,
+    steps: int = 3000,
+    batch: int = 128,
+    lr: float = 2e-3,
+    decay: float = 1e-2,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+) -> FlowPrior:
+    """Principal components in closed form, then the flow by maximum likelihood (AdamW, one-cycle rate).
+
+    Args:
+        images: (N, *input_shape), pixels in [0, 1].
+        rank: leading principal components that the flow describes; the others stay one Gaussian.
+        hidden: width of the flow's networks.
+        floor: standard deviation of the noise that the images are seen through, in pixel units.
+        epochs: passes over the images,
+        steps: or so many optimisation steps, whichever ends first.
+        batch: images a step.
+        lr: the highest learning rate.
+        decay: AdamW's weight decay.
+
+    Raises:
+        Interrupted: Ctrl-C, with the flow as it is; a plain KeyboardInterrupt before the first epoch's end.
+    """
+    require_positive(rank=rank, hidden=hidden, floor=floor, epochs=epochs, steps=steps, batch=batch, lr=lr)
+    flat(images, "flow")
+    base = fit_gaussian(images, floor=floor, dtype=torch.float32)
+    rank = min(rank, base.rank - 1)
+    if rank < 2:
+        raise BadInput("a flow prior needs images of at least 3 pixels")
+    z = base.encode(images)[:, -rank:].float()
+    noise = floor / base.factor[:, -rank:].norm(dim=0)
+    with apart(seed):
+        flow = _spline(rank, hidden, torch.float32)
+        each, epochs = epochs_of(len(z), batch, epochs, steps)
+        adam = torch.optim.AdamW(flow.parameters(), lr=lr, weight_decay=decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(adam, lr, total_steps=each * epochs + 1, pct_start=0.1)
+        done = 0
+        try:
+            for _ in progress("flow", epochs):
+                for part in torch.randperm(len(z)).split(batch):
+                    adam.zero_grad()
+                    seen = z[part] + noise * torch.randn(len(part), rank)
+                    (-flow().log_prob(seen).mean()).backward()
+                    nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
+                    adam.step()
+                    schedule.step()
+                done += 1
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            raise Interrupted(FlowPrior(base, flow.requires_grad_(False), rank), done, epochs) from None
+        return FlowPrior(base, flow.requires_grad_(False), rank)
+
+
+def restore_flow(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> FlowPrior:
+    """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no flow's."""
+    base = restore_gaussian(tensors, input_shape, dtype, prefix="base.")
+    own = {n.removeprefix("flow."): t for n, t in tensors.items() if n.startswith("flow.")}
+    first = [t for n, t in own.items() if n.endswith("hyper.0.weight")]
+    if len(first) != TRANSFORMS or not 1 < first[0].shape[1] < math.prod(input_shape):
+        raise BadInput("the tensors of its flow are not those of a spline flow")
+    flow = _spline(first[0].shape[1], first[0].shape[0], dtype)
+    flow.load_state_dict(own, strict=False)
+    if {n for n, _ in flow.named_parameters()} != set(own):
+        raise BadInput("the tensors of its flow are not those of a spline flow")
+    return FlowPrior(base, flow.requires_grad_(False), first[0].shape[1])

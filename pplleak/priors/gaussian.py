@@ -1,0 +1,104 @@
+"""Gaussian images: every pixel's mean, and how the pixels go together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pplleak.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class FittedGaussian:
+    """x = mean + factor z,  z ~ Normal(0, I): a Gaussian fitted to images, non-centred in PCA coordinates.
+
+    mean (pixels,), factor (pixels, rank): eigenvectors of the covariance times the root of their eigenvalues.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    input_shape: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return self.factor.shape[1]
+
+    def coefficients(self, batch_size: int = 1) -> TorchDistribution:
+        """z ~ Normal(0, I), event shape (batch_size, rank)."""
+        one = torch.ones((), dtype=self.mean.dtype, device=self.mean.device)
+        return dist.Normal(0 * one, one).expand([batch_size, self.rank]).to_event(2)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (*chains, batch, rank) -> x (*chains, batch, *input_shape).
+
+        Samplers that keep their positions in the log-density's float64 (Pyro's NUTS) may pass such a z.
+        """
+        x = self.mean + z.to(self.factor.dtype) @ self.factor.mT
+        return x.unflatten(-1, self.input_shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x (N, *input_shape) -> z (N, rank), float64: the inverse of `decode`, for a factor of full rank."""
+        factor = self.factor.double()
+        return (x.flatten(1).double() - self.mean.double()) @ factor / factor.square().sum(0)
+
+    @property
+    def log_det(self) -> Tensor:
+        """log |∂x/∂z|, float64."""
+        return 0.5 * self.factor.double().square().sum(0).log().sum()
+
+    def draw(self, count: int) -> Tensor:
+        """x ~ p(x), (count, *input_shape), by torch's generator."""
+        return self.decode(self.coefficients(count).sample())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log Normal(x; mean, factor factorᵀ) for x (N, *input_shape); (N,), float64."""
+        return standard_normal_log_prob(self.encode(x)) - self.log_det
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it."""
+        return {"mean": self.mean, "factor": self.factor}
+
+
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    """log Normal(z; 0, I) over the last dimension."""
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+
+
+def restore_gaussian(
+    tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype, prefix: str = ""
+) -> FittedGaussian:
+    """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no Gaussian's."""
+    pixels = math.prod(input_shape)
+    mean, factor = tensors[f"{prefix}mean"], tensors[f"{prefix}factor"]
+    if mean.shape != (pixels,) or factor.shape != (pixels, pixels):
+        raise BadInput("the tensors of its Gaussian have other shapes")
+    if not bool((factor.square().sum(0) > 0).all()):
+        raise BadInput("the covariance of its Gaussian is singular")
+    return FittedGaussian(mean.to(dtype), factor.to(dtype), tuple(input_shape))
+
+
+@lru_cache(maxsize=8)  # models call this at every trace; a tensor's hash is its identity
+def fit_gaussian(images: Tensor, *, floor: float = 0.02, dtype: torch.dtype = torch.float64) -> FittedGaussian:
+    """The maximum-likelihood Gaussian of `images`, with a noise floor so that every pixel keeps some freedom.
+
+        mean = (1/N) Σ xₙ,   Σ = (1/N) Σ (xₙ − mean)(xₙ − mean)ᵀ + floor² I = Q diag(s²) Qᵀ,   factor = Q diag(s)
+
+    Args:
+        images: (N, *input_shape), pixels in [0, 1].
+        floor: standard deviation, in pixel units, added to each pixel's own (constant pixels exist: borders).
+        dtype: of the result. The fit itself runs in float64.
+    """
+    if images.shape[0] < 2:
+        raise BadInput(f"a Gaussian prior needs at least 2 images to be fitted to, got {images.shape[0]}")
+    flat = images.flatten(1).double()
+    mean = flat.mean(0)
+    centred = flat - mean
+    covariance = centred.mT @ centred / len(flat) + floor**2 * torch.eye(flat.shape[1], dtype=flat.dtype)
+    values, vectors = torch.linalg.eigh(covariance)
+    return FittedGaussian(mean.to(dtype), (vectors * values.sqrt()).to(dtype), tuple(images.shape[1:]))

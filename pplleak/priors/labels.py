@@ -1,0 +1,63 @@
+"""p(y): what the adversary knows of the labels before."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pplleak.errors import BadInput
+
+
+class Labels(TorchDistribution):
+    """y_b ~ Categorical(logits), independently for each example; event shape (batch_size,).
+
+    The batch is one event, so that enumeration runs over whole label vectors: num_classes ** batch_size of them.
+
+    Args:
+        logits: (num_classes,)
+        batch_size: examples.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_enumerate_support = True
+    MAX_ENUMERATED = 10_000
+
+    def __init__(
+        self,
+        logits: Tensor,
+        batch_size: int = 1,
+        batch_shape: torch.Size = torch.Size(),
+        validate_args: bool | None = None,
+    ) -> None:
+        self.logits, self.batch_size = logits, batch_size
+        super().__init__(torch.Size(batch_shape), torch.Size([batch_size]), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.integer_interval(0, len(self.logits) - 1), 1)
+
+    def expand(self, batch_shape: torch.Size, _instance: Labels | None = None) -> Labels:
+        return Labels(self.logits, self.batch_size, torch.Size(batch_shape))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        return torch.distributions.Categorical(logits=self.logits).sample(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        lp = self.logits.log_softmax(-1)[value].sum(-1)
+        return lp.expand(torch.broadcast_shapes(lp.shape, self.batch_shape))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        count = len(self.logits) ** self.batch_size
+        if count > self.MAX_ENUMERATED:
+            raise BadInput(
+                f"{len(self.logits)} classes and batch size {self.batch_size} make {count} label vectors, too many "
+                "to enumerate: give the labels (--labels known) or a smaller batch"
+            )
+        grid = torch.tensor(list(itertools.product(range(len(self.logits)), repeat=self.batch_size)))
+        grid = grid.to(self.logits.device).reshape(count, *(1 for _ in self.batch_shape), self.batch_size)
+        return grid.expand(count, *self.batch_shape, self.batch_size) if expand else grid

@@ -1,0 +1,82 @@
+"""Probabilistic principal components: a Gaussian with a few directions of its own and one variance for the rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pplleak.errors import BadInput, require_positive
+from pplleak.priors.fitting import flat
+
+
+@dataclass(frozen=True, eq=False)
+class PPCA:
+    """x ~ Normal(mean, W Wᵀ + sd² I),   W = directions diag(√(scales² − sd²))    (Tipping & Bishop 1999)
+
+    mean (pixels,); directions (pixels, rank), orthonormal; scales (rank,): standard deviations along them;
+    sd (): of the rest. No matrix of pixels × pixels is formed.
+    """
+
+    mean: Tensor
+    directions: Tensor
+    scales: Tensor
+    sd: Tensor
+    input_shape: tuple[int, ...]
+
+    def noise(self, batch_size: int = 1) -> TorchDistribution:
+        """ε ~ Normal(0, I), event shape (batch_size, pixels)."""
+        one = torch.ones((), dtype=self.mean.dtype, device=self.mean.device)
+        return dist.Normal(0 * one, one).expand([batch_size, len(self.mean)]).to_event(2)
+
+    def decode(self, e: Tensor) -> Tensor:
+        """x = mean + C^½ ε, with the symmetric root of C = W Wᵀ + sd² I; (*chains, batch, pixels) -> x."""
+        e = e.to(self.mean.dtype)
+        along = (e @ self.directions) * (self.scales - self.sd)
+        return (self.mean + self.sd * e + along @ self.directions.mT).unflatten(-1, self.input_shape)
+
+    def draw(self, count: int) -> Tensor:
+        """x ~ p(x), (count, *input_shape), by torch's generator."""
+        return self.decode(self.noise(count).sample())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log Normal(x; mean, C) for x (N, *input_shape); (N,), float64."""
+        centred = x.flatten(1).double() - self.mean.double()
+        directions, scales, sd = self.directions.double(), self.scales.double(), self.sd.double()
+        along = centred @ directions
+        rest = centred.square().sum(1) - along.square().sum(1)
+        pixels, rank = directions.shape
+        log_det = 2 * scales.log().sum() + 2 * (pixels - rank) * sd.log()
+        square = (along / scales).square().sum(1) + rest / sd**2
+        return -0.5 * (square + log_det + pixels * math.log(2 * math.pi))
+
+
+@lru_cache(maxsize=8)  # models call this at every trace
+def fit_ppca(images: Tensor, *, rank: int = 32, floor: float = 0.02, dtype: torch.dtype = torch.float64) -> PPCA:
+    """Maximum likelihood in closed form, from the eigenvalues λ of the images' covariance + floor² I:
+
+        scales² = λ_1 … λ_rank,   sd² = mean of λ_{rank+1} … λ_pixels      (Tipping & Bishop 1999, eqs. 7 and 8)
+
+    Args:
+        images: (N, *input_shape), pixels in [0, 1].
+        rank: directions with a variance of their own.
+        floor: standard deviation, in pixel units, that even a constant direction keeps.
+        dtype: of the result. The fit itself runs in float64.
+    """
+    require_positive(rank=rank, floor=floor)
+    x = flat(images, "ppca").double()
+    if rank >= x.shape[1]:
+        rank = x.shape[1] - 1  # one direction at least is left for sd
+    if rank < 1:
+        raise BadInput("a ppca prior needs images of at least 2 pixels")
+    mean = x.mean(0)
+    covariance = (x - mean).mT @ (x - mean) / len(x) + floor**2 * torch.eye(x.shape[1], dtype=x.dtype)
+    values, vectors = torch.linalg.eigh(covariance)
+    scales = values[-rank:].flip(0).sqrt()
+    directions, sd = vectors[:, -rank:].flip(1), values[:-rank].mean().sqrt()
+    return PPCA(mean.to(dtype), directions.to(dtype), scales.to(dtype), sd.to(dtype), tuple(images.shape[1:]))

@@ -1,0 +1,174 @@
+"""Fitted priors as files: written by `pplleak prior fit`, found again by name.
+
+A file is safetensors, so reading it runs no code: the prior's tensors, and metadata (JSON strings) that say its kind,
+the images' shape, the settings of the fit, the data and the held-out log-likelihood.
+
+NAME means ./priors/NAME.safetensors; anything that ends in .safetensors is a path. Where a model names no prior, one
+is fitted to the reference images with the default settings, once: it is kept under their fingerprint in
+$PPLLEAK_CACHE (default ~/.cache/pplleak).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pplleak import data
+from pplleak.errors import BadInput, unknown
+from pplleak.progress import bar
+
+FORMAT = "pplleak-prior-1"
+KINDS = ("flow", "mixture", "vae")  # pplleak/priors/KIND.py: fit_KIND and restore_KIND
+FOLDER = Path("priors")
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A prior file as read; `about` holds the settings, the data and the held-out log-likelihood."""
+
+    kind: str
+    input_shape: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def prior(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The prior itself, in precision `dtype`."""
+        with torch.random.fork_rng(devices=[]):  # networks are built at random before they are filled
+            return _function("restore", self.kind)(self.tensors, self.input_shape, dtype)
+
+
+def _function(verb: str, kind: str) -> Any:
+    if kind not in KINDS:
+        raise unknown("prior", kind, KINDS)
+    return getattr(importlib.import_module(f"{__package__}.{kind}"), f"{verb}_{kind}")
+
+
+def fitter(kind: str) -> Any:
+    """`fit_KIND(images, *, …settings)`; raises BadInput for a kind that is not there."""
+    return _function("fit", kind)
+
+
+def save(path: Path, kind: str, fitted: Any, about: dict[str, Any]) -> None:
+    """Write a fitted prior, whole or not at all."""
+    metadata = {"format": FORMAT, "kind": kind, "input_shape": list(fitted.input_shape), "about": about}
+    tensors = {n: t.detach().float().contiguous() for n, t in fitted.tensors().items()}
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, metadata={k: json.dumps(v) for k, v in metadata.items()})
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"cannot write {path}: {error}") from error
+
+
+def load(path: str | Path) -> Stored:
+    """Read a prior file without running anything in it.
+
+    Raises:
+        BadInput: not a readable safetensors file, no prior in it, NaN, or tensors that do not fit their kind.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as f:
+            raw = f.metadata() or {}
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise BadInput(f"no file {path}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInput(f"{path} is not a whole safetensors file (a pickle is refused): {error}") from error
+    try:
+        said = {k: json.loads(raw[k]) for k in ("format", "kind", "input_shape", "about")}
+        shape = tuple(said["input_shape"])
+        sane = said["format"] == FORMAT and said["kind"] in KINDS and isinstance(said["about"], dict)
+        sane = sane and len(shape) > 0 and all(type(n) is int and 0 < n < 100_000 for n in shape)
+    except (KeyError, TypeError, ValueError):
+        sane = False
+    if not sane or math.prod(shape) > 10_000_000:
+        raise BadInput(f"{path} holds no prior: write one with `pplleak prior fit`")
+    if not all(t.is_floating_point() and bool(t.isfinite().all()) for t in tensors.values()):
+        raise BadInput(f"{path}: its tensors hold something other than finite numbers")
+    stored = Stored(said["kind"], shape, tensors, said["about"])
+    try:
+        stored.prior()
+    except (BadInput, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise BadInput(f"{path} is no {stored.kind} prior for images of shape {shape}: {error}") from error
+    return stored
+
+
+def locate(name: str) -> Path:
+    """The file behind a name or a path; raises BadInput with the near names where there is none."""
+    if name.endswith(".safetensors"):
+        return Path(name)
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        known = [p.stem for p in FOLDER.glob("*.safetensors")]
+        if not known:
+            raise BadInput(f"no prior '{name}': {FOLDER}/ holds none; fit one with `pplleak prior fit`")
+        raise unknown("prior", name, known, "Or give a path ending in .safetensors, or fit one: `pplleak prior fit`.")
+    return path
+
+
+@lru_cache(maxsize=8)  # models call this at every trace
+def trained(
+    kind: str, name: str, reference: str | Tensor, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> Any:
+    """The prior that a model asks for: the file `name`, or, where it is empty, one fitted to the reference images.
+
+    Raises:
+        BadInput: the file is another kind's, or for images of another shape.
+    """
+    if name:
+        path = locate(name)
+        stored = load(path)
+        if stored.kind != kind:
+            raise BadInput(f"{path} holds a {stored.kind} prior, and this model needs a {kind} prior")
+        if stored.input_shape != tuple(input_shape):
+            raise BadInput(f"the prior {path} was fitted to images of shape {stored.input_shape}, the client's images "
+                           f"have {tuple(input_shape)}: fit one with `pplleak prior fit {kind} --data …`")  # fmt: skip
+        return stored.prior(dtype)
+    images = data.reference(reference, input_shape)
+    settings = {n: p.default for n, p in inspect.signature(fitter(kind)).parameters.items() if n in _written(kind)}
+    path = cache() / f"{kind}-{fingerprint(images, settings)}.safetensors"
+    if not path.is_file():
+        print(f"pplleak: fitting a {kind} prior to {len(images)} images, once: kept as {path}", file=sys.stderr)
+        fitted = fitter(kind)(images, progress=bar)
+        save(path, kind, fitted, {"settings": settings, "images": len(images)})
+    return load(path).prior(dtype)
+
+
+def _written(kind: str) -> set[str]:
+    parameters = inspect.signature(fitter(kind)).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "progress"}
+
+
+def cache() -> Path:
+    """Where priors are kept that were fitted on the fly."""
+    return Path(os.environ.get("PPLLEAK_CACHE", "~/.cache/pplleak")).expanduser()
+
+
+def fingerprint(images: Tensor, settings: dict[str, Any]) -> str:
+    """Of what a fit depends on."""
+    said = hashlib.sha256(json.dumps([FORMAT, list(images.shape), settings], sort_keys=True).encode())
+    said.update(images.detach().float().contiguous().numpy().tobytes())
+    return said.hexdigest()[:12]
+
+
+def split(images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Nine tenths of the images to fit to, and the rest (at most 1000) to hold out, drawn by `seed`."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    held_out = min(1000, max(1, len(images) // 10))
+    return images[order[held_out:]], images[order[:held_out]]

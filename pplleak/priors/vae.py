@@ -1,0 +1,190 @@
+"""A variational autoencoder with a pixel residual: images near a learnt manifold, and not only on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pplleak.errors import BadInput, require_positive
+from pplleak.priors.fitting import Interrupted, apart, epochs_of, flat
+from pplleak.progress import ProgressBar, silent
+
+
+@dataclass(frozen=True, eq=False)
+class VAE:
+    """x = decoder(z) + sd ∘ ε,   z ~ Normal(0, I),   ε ~ Normal(0, I)    (Kingma & Welling 2014)
+
+    encoder      x (…, pixels) -> mean and log sd of q(z | x), (…, 2 latents)
+    decoder      z (…, latents) -> (…, pixels), inside (0, 1); smooth, so that samplers can follow its gradient
+    sd           (pixels,): how far an image may be from the decoder's
+    input_shape  of x
+    """
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+    sd: Tensor
+    input_shape: tuple[int, ...]
+
+    @property
+    def latents(self) -> int:
+        return self.encoder[-1].out_features // 2  # type: ignore[operator, return-value]
+
+    def latent(self, batch_size: int = 1) -> TorchDistribution:
+        """z ~ Normal(0, I), event shape (batch_size, latents)."""
+        return _standard_normal(self.sd, (batch_size, self.latents))
+
+    def noise(self, batch_size: int = 1) -> TorchDistribution:
+        """ε ~ Normal(0, I), event shape (batch_size, pixels)."""
+        return _standard_normal(self.sd, (batch_size, len(self.sd)))
+
+    def decode(self, z: Tensor, e: Tensor) -> Tensor:
+        """z (*chains, batch, latents), ε (*chains, batch, pixels) -> x (*chains, batch, *input_shape)."""
+        x = self.decoder(z.to(self.sd.dtype)) + self.sd * e.to(self.sd.dtype)
+        return x.unflatten(-1, self.input_shape)
+
+    def draw(self, count: int) -> Tensor:
+        """x ~ p(x), (count, *input_shape), by torch's generator."""
+        with torch.no_grad():
+            return self.decode(self.latent(count).sample(), self.noise(count).sample())
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, particles: int = 200) -> Tensor:
+        """A bound from below on log p(x), tight as the particles K grow, for x (N, *input_shape); (N,), float64.
+
+        log (1/K) Σ_k p(x | z_k) p(z_k) / q(z_k | x),   z_k ~ q(z | x)     (Burda et al. 2016, eq. 8)
+        """
+        rows = []
+        for part in x.flatten(1).to(self.sd.dtype).split(100):
+            q = _normal(self.encoder(part))
+            z = q.sample((particles,))
+            p = dist.Normal(self.decoder(z), self.sd).log_prob(part).double().sum(-1)
+            prior = dist.Normal(torch.zeros_like(z), 1.0).log_prob(z).double().sum(-1)
+            rows.append((p + prior - q.log_prob(z).double().sum(-1)).logsumexp(0) - math.log(particles))
+        return torch.cat(rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it."""
+        encoder = {f"encoder.{n}": t for n, t in self.encoder.state_dict().items()}
+        return encoder | {f"decoder.{n}": t for n, t in self.decoder.state_dict().items()} | {"sd": self.sd}
+
+
+def _standard_normal(like: Tensor, shape: tuple[int, ...]) -> TorchDistribution:
+    one = torch.ones((), dtype=like.dtype, device=like.device)
+    return dist.Normal(0 * one, one).expand(shape).to_event(len(shape))
+
+
+def _normal(code: Tensor) -> dist.Normal:
+    mean, log_sd = code.chunk(2, -1)
+    return dist.Normal(mean, log_sd.clamp(-10, 4).exp())
+
+
+def _perceptrons(pixels: int, latents: int, hidden: int) -> tuple[nn.Sequential, nn.Sequential]:
+    encoder = nn.Sequential(
+        nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latents)
+    )
+    decoder = nn.Sequential(
+        nn.Linear(latents, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, pixels),
+        nn.Sigmoid(),
+    )  # fmt: skip
+    return encoder, decoder
+
+
+def fit_vae(
+    images: Tensor,
+    *,
+    latents: int = 16,
+    hidden: int = 256,
+    floor: float = 0.02,
+    epochs: int = 250,
+    steps: int = 8000,
+    batch: int = 128,
+    lr: float = 5e-3,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+) -> VAE:
+    """Maximise the evidence lower bound by Pyro's SVI:
+
+        Σ_n E_q(z | x_n) [log Normal(x_n; decoder(z), diag(sd²))] − KL(q(z | x_n) ‖ Normal(0, I))
+
+    Args:
+        images: (N, *input_shape), pixels in [0, 1].
+        latents: dimensions of z.
+        hidden: width of the two hidden layers of encoder and decoder.
+        floor: the least sd of a pixel, in pixel units (constant pixels exist: borders).
+        epochs: passes over the images,
+        steps: or so many optimisation steps, whichever ends first.
+        batch: images a step.
+        lr: Adam's highest learning rate, reached after a tenth of the steps; it decays to zero by a cosine.
+
+    Raises:
+        Interrupted: Ctrl-C, with the networks as they are; a plain KeyboardInterrupt before the first epoch's end.
+    """
+    require_positive(latents=latents, hidden=hidden, floor=floor, epochs=epochs, steps=steps, batch=batch, lr=lr)
+    x = flat(images, "vae").float()
+    with apart(seed):
+        encoder, decoder = _perceptrons(x.shape[1], latents, hidden)
+        excess = nn.Parameter((x.std(0) / 2 + 0.01).log())  # sd = floor + exp(excess)
+        networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+        networks.register_parameter("excess", excess)
+
+        def program(part: Tensor) -> None:
+            pyro.module("vae", networks)
+            with pyro.plate("images", len(part)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(part), latents), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(decoder(z), floor + excess.exp()).to_event(1), obs=part)
+
+        def guide(part: Tensor) -> None:
+            pyro.module("vae", networks)
+            with pyro.plate("images", len(part)):
+                pyro.sample("z", _normal(encoder(part)).to_event(1))
+
+        each, epochs = epochs_of(len(x), batch, epochs, steps)
+        loss = TraceMeanField_ELBO().differentiable_loss
+        # Pyro's own optimisers keep one Adam a parameter, at several times the cost of a step this small
+        adam = torch.optim.Adam(networks.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(adam, lr, total_steps=each * epochs + 1, pct_start=0.1)
+
+        def fitted() -> VAE:
+            return VAE(encoder.eval(), decoder.eval(), (floor + excess.exp()).detach(), tuple(images.shape[1:]))
+
+        done = 0
+        try:
+            for _ in progress("VAE", epochs):
+                for part in torch.randperm(len(x)).split(batch):
+                    adam.zero_grad()
+                    (loss(program, guide, x[part]) / len(part)).backward()
+                    adam.step()
+                    schedule.step()
+                done += 1
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            raise Interrupted(_frozen(fitted()), done, epochs) from None
+        return _frozen(fitted())
+
+
+def _frozen(vae: VAE) -> VAE:
+    vae.encoder.requires_grad_(False)
+    vae.decoder.requires_grad_(False)
+    return vae
+
+
+def restore_vae(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> VAE:
+    """The VAE that `tensors()` came from, in precision `dtype`; raises BadInput where the tensors are no VAE's."""
+    try:
+        hidden, latents = tensors["decoder.0.weight"].shape
+        encoder, decoder = _perceptrons(math.prod(input_shape), latents, hidden)
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            own = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
+            network.load_state_dict(own)
+        sd = tensors["sd"].reshape(math.prod(input_shape))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise BadInput(f"its tensors are not those of a VAE for images {input_shape}") from error
+    return _frozen(VAE(encoder.to(dtype), decoder.to(dtype), sd.to(dtype), input_shape))

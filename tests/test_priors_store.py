@@ -1,0 +1,213 @@
+"""Fitted priors as files: written, found again by name, and refused where they are not what was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from conftest import tiny
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pplleak import cli, data, prior_command, priors, programs
+from pplleak.errors import BadInput
+from pplleak.priors import store
+from pplleak.priors.fitting import Interrupted
+
+SHAPE = (1, 2, 2)
+QUICK: dict[str, dict[str, Any]] = {
+    "flow": {"rank": 2, "hidden": 8, "epochs": 2},
+    "mixture": {"rank": 2, "components": 3},
+    "vae": {"latents": 2, "hidden": 8, "epochs": 2},
+}
+MAP = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "5"]
+
+
+def images(count: int = 40) -> Tensor:
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture()
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    store.trained.cache_clear()
+    return tmp_path
+
+
+def saved(kind: str, name: str = "mine") -> tuple[Any, Path]:
+    fitted = store.fitter(kind)(images(), **QUICK[kind])
+    path = store.FOLDER / f"{name}.safetensors"
+    store.save(path, kind, fitted, {"data": "random"})
+    return fitted, path
+
+
+def run(*argv: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(argv))
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("kind", store.KINDS)
+def test_a_prior_comes_back_from_its_file_by_name_and_by_path(workshop: Path, kind: str) -> None:
+    fitted, path = saved(kind)
+    for name in ("mine", str(path)):
+        found = priors.trained(kind, name, "digits", SHAPE, torch.float32)
+        torch.manual_seed(0)
+        before = fitted.log_prob(images(5))
+        torch.manual_seed(0)
+        torch.testing.assert_close(found.log_prob(images(5)), before, rtol=1e-4, atol=1e-3)
+    exact = priors.trained(kind, "mine", "digits", SHAPE, torch.float64)
+    assert exact.draw(2).dtype == torch.float64
+    assert exact.draw(2).shape == (2, *SHAPE)
+
+
+@pytest.mark.parametrize("kind", store.KINDS)
+def test_a_model_without_a_name_fits_once_and_keeps_it(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.setenv("PPLLEAK_CACHE", str(workshop / "cache"))
+    state = torch.get_rng_state()
+    pyro.param("bystander", torch.zeros(1))
+    first = priors.trained(kind, "", images(20), SHAPE)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(pyro.get_param_store().keys()) == ["bystander"]
+    assert "once: kept as" in capsys.readouterr().err
+    store.trained.cache_clear()
+    monkeypatch.setattr(store, "fitter", _refuse(store.fitter))
+    torch.manual_seed(0)
+    again = priors.trained(kind, "", images(20), SHAPE)
+    torch.testing.assert_close(again.draw(1).shape, first.draw(1).shape)
+    assert len(list((workshop / "cache").iterdir())) == 1
+
+
+def _refuse(real: Any) -> Any:
+    """`fitter` for reading signatures, whose fit fails the test when it is called."""
+    import functools
+
+    def fitter(kind: str) -> Any:
+        @functools.wraps(real(kind))
+        def fit(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("fitted again")
+
+        return fit
+
+    return fitter
+
+
+def test_a_prior_for_another_shape_or_another_model_is_refused(workshop: Path) -> None:
+    saved("mixture")
+    with pytest.raises(BadInput, match=r"images of shape \(1, 2, 2\), the client's images have \(1, 8, 8\)"):
+        priors.trained("mixture", "mine", "digits", (1, 8, 8))
+    with pytest.raises(BadInput, match="holds a mixture prior, and this model needs a vae prior"):
+        priors.trained("vae", "mine", "digits", SHAPE)
+    with pytest.raises(BadInput, match="did you mean mine"):
+        priors.trained("mixture", "mime", "digits", SHAPE)
+    with pytest.raises(BadInput, match="no file"):
+        priors.trained("mixture", "mime.safetensors", "digits", SHAPE)
+
+
+def _broken(path: Path, how: str) -> None:
+    with safe_open(path, framework="pt") as f:
+        raw, tensors = f.metadata(), {n: f.get_tensor(n).clone() for n in f.keys()}  # noqa: SIM118 (not a dict)
+    if how == "pickle":
+        torch.save(tensors, path)
+        return
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-50])
+        return
+    if how == "another kind":
+        raw["kind"] = json.dumps("os")
+    elif how == "another shape":
+        raw["input_shape"] = json.dumps([1, 3, 3])
+    elif how == "a shape of words":
+        raw["input_shape"] = json.dumps(["a"])
+    elif how == "no metadata":
+        raw = {}
+    elif how == "a tensor missing":
+        tensors.pop(sorted(tensors)[-1])
+    elif how == "NaN":
+        tensors[sorted(tensors)[0]].fill_(float("nan"))
+    save_file(tensors, path, metadata=raw)
+
+
+BROKEN = ["pickle", "truncated", "another kind", "another shape", "a shape of words", "no metadata", "a tensor missing",
+          "NaN"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", store.KINDS)
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_file_is_refused_in_one_line(workshop: Path, kind: str, how: str) -> None:
+    _, path = saved(kind)
+    store.load(path)
+    _broken(path, how)
+    with pytest.raises(BadInput, match=r"mine\.safetensors"):
+        store.load(path)
+
+
+def test_the_command_line_fits_lists_shows_and_attacks(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prior", "fit", "mixture", "--prior.components", "2") == 0
+    assert "held-out log-likelihood" in capsys.readouterr().out
+    assert (workshop / "priors" / "mixture-digits.png").stat().st_size > 1000
+    assert run("prior", "ls") == 0
+    assert "mixture-digits" in capsys.readouterr().out
+    assert run("prior", "show", "mixture-digits") == 0
+    assert "components 2" in capsys.readouterr().out
+    assert run("attack", "--model", "mixture", "--model.prior", "mixture-digits", *MAP) == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("prior", "fit", "unheard-of"),
+        ("prior", "forget"),
+        ("prior", "show", "unheard-of"),
+        ("prior", "fit", "vae", "--prior.latents", "0"),
+        ("prior", "fit", "vae", "--out", "prior.pt"),
+        ("attack", "--model", "vae", "--model.prior", "unheard-of", *MAP),
+        ("attack", "--model", "mixture", "--model.prior", "mine", *MAP),
+    ],
+    ids=lambda argv: " ".join(argv[:4]),
+)
+def test_what_a_user_can_get_wrong_is_one_line_and_exit_code_2(
+    workshop: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
+) -> None:
+    saved("mixture")
+    assert run(*argv) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("pplleak: ")
+
+
+@pytest.mark.parametrize("kind", ["flow", "vae"])
+def test_ctrl_c_keeps_what_is_fitted(workshop: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def stopped(label: str, total: int) -> Iterator[int]:
+        yield from range(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="after 3 of") as stop:
+        store.fitter(kind)(images(), progress=stopped)
+    assert stop.value.fitted.draw(1).shape == (1, *SHAPE)
+    monkeypatch.setattr(prior_command, "bar", stopped)
+    assert run("prior", "fit", kind) == 130
+    assert "after 3 of" in store.load(workshop / "priors" / f"{kind}-digits.safetensors").about["interrupted"]
+
+
+def test_what_is_held_out_is_not_fitted_to() -> None:
+    x = torch.arange(50.0).reshape(50, 1, 1, 1)
+    train, held_out = store.split(x)
+    assert sorted([*train.flatten().tolist(), *held_out.flatten().tolist()]) == list(range(50))
+    assert len(held_out) == 5
+
+
+def test_a_named_prior_serves_a_model_whatever_the_reference(workshop: Path) -> None:
+    saved("vae")
+    client = tiny()
+    with pytest.raises(BadInput):
+        data.reference("digits", client.input_shape)
+    model = programs.load("models", "vae")
+    assert model(client, prior="mine").shape == (client.update_size,)
