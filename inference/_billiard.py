@@ -74,14 +74,16 @@ class Field:
         return n, h.detach()
 
     def soft_energy(self, w: Tensor, pattern: Tensor, power: float) -> Tensor:
+        """V (chains,)."""
         self.gates.hold(pattern)
         with torch.no_grad():
             return -self.soft(self.laplace.decode(w), temperature=power)
 
-    def force(self, w: Tensor, pattern: Tensor, power: float) -> Tensor:
-        """∇V (chains, dim)."""
+    def soft_energy_and_force(self, w: Tensor, pattern: Tensor, power: float) -> tuple[Tensor, Tensor]:
+        """V (chains,) and ∇V (chains, dim)."""
         self.gates.hold(pattern)
-        return -self.soft.value_and_grad(self.laplace.decode(w), temperature=power)[1] @ self.laplace.factor
+        value, gradient = self.soft.value_and_grad(self.laplace.decode(w), temperature=power)
+        return -value, -gradient @ self.laplace.factor
 
     def energy(self, w: Tensor, power: float) -> Tensor:
         """U (chains,)."""
@@ -91,10 +93,11 @@ class Field:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Where the chains are: w and ∇V (chains, dim), U (chains,), h and the pattern (chains, units)."""
+    """Where the chains are: w (chains, dim), U and V (chains,), ∇V (chains, dim), h and pattern (chains, units)."""
 
     w: Tensor
     energy: Tensor
+    soft: Tensor
     force: Tensor
     h: Tensor
     pattern: Tensor
@@ -104,7 +107,7 @@ def place(field: Field, w: Tensor, power: float = 1.0) -> State:
     """The state at w, with the pattern read off the position. power: exponent of the likelihood."""
     with torch.no_grad():
         h = field.walls(w)
-    return State(w, field.energy(w, power), field.force(w, h > 0, power), h, h > 0)
+    return State(w, field.energy(w, power), *field.soft_energy_and_force(w, h > 0, power), h, h > 0)
 
 
 def rounding(h: Tensor) -> Tensor:
@@ -210,30 +213,44 @@ def drift(
     return Drift(w, p, h, pattern, met, lost)
 
 
-def step(
-    field: Field, state: State, size: float, steps: int, power: float = 1.0, jumps: bool = True
-) -> tuple[State, Info, Tensor]:
-    """One trajectory of every chain and its Metropolis test; returns the state, what happened and the walls met."""
-    start = torch.randn_like(state.w)
-    p, force, now = start, state.force, Drift(state.w, start, state.h, state.pattern, *2 * (torch.zeros(()),))
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What a trajectory met, each (chains,): walls; and the acceptance that V in the place of U would have given it.
+
+    The latter tells ε from β: a smaller step brings it to one, and leaves to `acceptance` what the gates miss.
+    """
+
+    walls: Tensor
+    soft_acceptance: Tensor
+
+
+def step(field: Field, state: State, size: float, steps: int, power: float = 1.0) -> tuple[State, Info, Walk]:
+    """One trajectory of every chain and its Metropolis test; returns the state and what happened."""
+    start, force, w, h, pattern = torch.randn_like(state.w), state.force, state.w, state.h, state.pattern
+    p, soft = start, state.soft
     met = torch.zeros(len(p), dtype=torch.long, device=p.device)
     lost = torch.zeros(len(p), dtype=torch.bool, device=p.device)
     for _ in range(steps):
-        now = drift(field, now.w, p - 0.5 * size * force, now.h, now.pattern, size, power, jumps)
-        force = field.force(now.w, now.pattern, power)
+        now = drift(field, w, p - 0.5 * size * force, h, pattern, size, power)
+        w, h, pattern = now.w, now.h, now.pattern
+        soft, force = field.soft_energy_and_force(w, pattern, power)
         p, met, lost = now.p - 0.5 * size * force, met + now.met, lost | now.lost
-    energy = field.energy(now.w, power)
+    new = State(w, field.energy(w, power), soft, force, h, pattern)
     kinetic = 0.5 * start.double().square().sum(1)
-    change = energy + 0.5 * p.double().square().sum(1) - state.energy - kinetic
-    change = torch.where(lost, math.inf, torch.nan_to_num(change, nan=math.inf))
-    acceptance = (-change).clamp(max=0).exp()
+    gained = 0.5 * p.double().square().sum(1) - kinetic
+
+    def acceptance_of(change: Tensor) -> Tensor:
+        change = torch.where(lost, math.inf, torch.nan_to_num(change, nan=math.inf))
+        return (-change).clamp(max=0).exp()
+
+    acceptance = acceptance_of(new.energy - state.energy + gained)
     accept = torch.rand_like(acceptance) < acceptance
-    new = State(now.w, energy, force, now.h, now.pattern)
     kept = State(
         *(
             torch.where(accept.reshape(-1, *(1,) * (a.dim() - 1)), a, b)
             for a, b in zip(vars(new).values(), vars(state).values(), strict=True)
         )
     )
-    total = kinetic + state.energy + torch.where(accept, change, 0.0)
-    return kept, Info(acceptance, total, (change > DIVERGED) & ~lost), met
+    error = new.soft - state.soft + gained
+    info = Info(acceptance, kept.energy + kinetic + torch.where(accept, gained, 0.0), (error > DIVERGED) & ~lost)
+    return kept, info, Walk(met, acceptance_of(error))

@@ -18,7 +18,7 @@ the trajectory: what the gates leave out costs acceptance, never exactness.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyro
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pplleak import density as densities
 from pplleak.clients import Client
-from pplleak.density import Density, Model
+from pplleak.density import Density, Model, marginal
 from pplleak.errors import BadInput, require_positive
 from pplleak.gates import Gated, Idle, gated
 from pplleak.inference._billiard import Field, State, place, step
@@ -48,9 +48,7 @@ def build(density: Density, gates: Gated, laplace: Laplace) -> Field:
                  gates, laplace).with_images()  # fmt: skip
 
 
-def warm_up(
-    field: Field, w: Tensor, iterations: int, progress: ProgressBar = silent
-) -> tuple[Field, State, float]:
+def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = silent) -> tuple[Field, State, float]:
     """Cool the chains onto the target, correct the widths of the Laplace fit by those that they see, and find ε.
 
     The search for the MAP ends in one cell of many, and leaves units on the wrong side of walls that are tens of nats
@@ -66,13 +64,14 @@ def warm_up(
         if t < cool:
             cooler = HOT ** (1 - (t + 1) / cool)
             with torch.no_grad():
-                likelihood = field.exact.terms(field.laplace.decode(state.w))[1].flatten(0, -2).logsumexp(0) if field.exact.discrete else field.exact.terms(field.laplace.decode(state.w))[1]
-            picks = resample((cooler**-2 - heat**-2) * likelihood[None])[0]
+                prior, likelihood = field.exact.terms(field.laplace.decode(state.w))
+            gain = marginal(prior, likelihood, cooler**-2) - marginal(prior, likelihood, heat**-2)
+            picks = resample(gain[None])[0]
             heat = cooler
             state = place(field, state.w[picks], heat**-2)
         steps = min(trajectory_steps(size), COOLING_STEPS) if t < cool else trajectory_steps(size)
-        state, info, _ = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), steps, heat**-2)
-        tuner = tuner.update(float(info.acceptance.mean()))
+        state, _, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), steps, heat**-2)
+        tuner = tuner.update(float(walk.soft_acceptance.mean()))
         if cool <= t < tune:
             seen.append(state.w)
         if t == tune and len(seen) * len(w) > 100:
@@ -97,7 +96,7 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
-    beta: float = 100.0,
+    beta: float = 200.0,
 ) -> Posterior:
     """Draws from p(x, y | g), exact for clients with ReLU, leaky ReLU and max pooling. Ctrl-C keeps what was drawn.
 
@@ -125,9 +124,9 @@ def run(
     reasons = []
     try:
         for _ in progress("sampling", draws):
-            state, info, events = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), leapfrogs)
+            state, info, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), leapfrogs)
             found_now = (field.laplace.decode(state.w), -state.energy, info.acceptance, info.energy, info.diverging)
-            for name, value in zip(out, (*found_now, events), strict=True):
+            for name, value in zip(out, (*found_now, walk.walls), strict=True):
                 out[name].append(value)
     except KeyboardInterrupt:
         kept = min(len(v) for v in out.values())

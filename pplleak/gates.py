@@ -82,7 +82,9 @@ class SoftMaxPool(nn.Module):
         padded = F.pad(x, (horizontal, horizontal, vertical, vertical), value=-1e9)  # never the largest of a window
         windows = F.unfold(padded, p.kernel_size, stride=p.stride)  # (rows, channels · window, positions)
         largest = _Largest.apply(windows.unflatten(1, (x.shape[1], -1)).mT, self.beta)
-        height = (padded.shape[-2] - nn.modules.utils._pair(p.kernel_size)[0]) // nn.modules.utils._pair(p.stride)[0] + 1
+        height = (padded.shape[-2] - nn.modules.utils._pair(p.kernel_size)[0]) // nn.modules.utils._pair(p.stride)[
+            0
+        ] + 1
         return largest.unflatten(-1, (height, -1))
 
 

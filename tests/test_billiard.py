@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import arviz
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pplleak import clients, networks
 from pplleak import density as densities
 from pplleak.density import Density
-from pplleak.errors import BadInput
 from pplleak.gates import gated
 from pplleak.inference import _billiard, billiard
 from pplleak.inference.laplace import Laplace
-from pplleak.models import dlg, gaussian
+from pplleak.models import gaussian
 from pplleak.observation import Observation
 
 SHAPE, DIM = (1, 2, 2), 4
@@ -116,22 +113,27 @@ def test_the_next_wall_is_the_first_one(network) -> None:  # type: ignore[no-unt
     assert float(at.gather(1, unit[:, None]).abs().max()) < 1e-10
     before = torch.stack([(field.walls(w + f * t[:, None] * p) > 0) == (h > 0) for f in np.linspace(0, 0.999, 200)])
     share = before.all(0).all(1).double().mean()
-    assert share > 0.97  # but for a wall that is crossed twice on the way, no unit switches earlier
+    assert share > 0.9  # but for a wall that is crossed twice on the way, no unit switches earlier
 
 
 @each_network
 def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network)
-    state, p = _billiard.place(field, normal(64, DIM, seed=7)), normal(64, DIM, seed=8)
+    state, p = _billiard.place(field, normal(256, DIM, seed=7)), normal(256, DIM, seed=8)
 
     def travel(start: _billiard.State, p: Tensor) -> tuple[_billiard.State, Tensor, Tensor, Tensor]:
         w, h, pattern, force = start.w, start.h, start.pattern, start.force
-        met, lost = torch.zeros(64, dtype=torch.long), torch.zeros(64, dtype=torch.bool)
+        met, lost = torch.zeros(256, dtype=torch.long), torch.zeros(256, dtype=torch.bool)
         for _ in range(6):
             d = _billiard.drift(field, w, p - 0.1 * force, h, pattern, 0.2, 1.0)
-            w, h, pattern, force = d.w, d.h, d.pattern, field.force(d.w, d.pattern, 1.0)
+            w, h, pattern, force = d.w, d.h, d.pattern, field.soft_energy_and_force(d.w, d.pattern, 1.0)[1]
             p, met, lost = d.p - 0.1 * force, met + d.met, lost | d.lost
-        return _billiard.State(w, field.energy(w, 1.0), force, h, pattern), p, met, lost
+        return (
+            _billiard.State(w, field.energy(w, 1.0), *field.soft_energy_and_force(w, pattern, 1.0), h, pattern),
+            p,
+            met,
+            lost,
+        )
 
     end, q, met, lost = travel(state, p)
     assert int(met.sum()) > 100 and int((end.pattern != state.pattern).sum()) > 20 and int(lost.sum()) == 0
@@ -141,3 +143,81 @@ def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # ty
     torch.testing.assert_close(back.w, state.w, rtol=0, atol=1e-8)
     torch.testing.assert_close(-r, p, rtol=0, atol=1e-8)
     assert torch.equal(back_met, met) and torch.equal(back.pattern, state.pattern)
+
+
+@each_network
+def test_short_steps_conserve_the_soft_energy_across_walls(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network, beta=3.0)
+    state, start = _billiard.place(field, normal(64, DIM, seed=10)), normal(64, DIM, seed=11)
+
+    def error(steps: int, jumps: bool = True) -> float:
+        w, h, pattern, force, p = state.w, state.h, state.pattern, state.force, start
+        for _ in range(steps):
+            d = _billiard.drift(field, w, p - 0.5 / steps * force, h, pattern, 1.0 / steps, 1.0, jumps)
+            w, h, pattern, force = d.w, d.h, d.pattern, field.soft_energy_and_force(d.w, d.pattern, 1.0)[1]
+            p = d.p - 0.5 / steps * force
+        change = field.soft_energy(w, pattern, 1.0) - field.soft_energy(state.w, state.pattern, 1.0)
+        return float((change + 0.5 * (p.square() - start.square()).sum(1)).abs().quantile(0.75))
+
+    errors = [error(8), error(80)]
+    print(errors, error(80, jumps=False))
+    assert errors[1] < 0.3 * errors[0]
+    assert error(80, jumps=False) > 5 * errors[1]
+
+
+def importance(density: Density) -> tuple[Tensor, Tensor]:
+    """Means and second moments of z under the posterior, by importance sampling from the prior; standard errors."""
+    z = normal(200_000, DIM, seed=12)
+    with torch.no_grad():
+        log_weights = torch.cat([density(part) for part in z.split(50_000)]) + 0.5 * z.square().sum(1)
+    weights = log_weights.softmax(0)
+    assert float(1 / weights.square().sum()) > 2000  # else the reference itself is not to be trusted
+    expected = (weights[:, None] * moments(z)).sum(0)
+    return expected, (weights.square()[:, None] * (moments(z) - expected).square()).sum(0).sqrt()
+
+
+def moments(z: Tensor) -> Tensor:
+    return torch.cat([z, z.square(), z[..., :1] * z[..., 1:]], -1)
+
+
+def deviation(field: _billiard.Field, expected: tuple[Tensor, Tensor]) -> float:
+    """The largest |sampler − importance sampling| over the moments, in standard errors."""
+    torch.manual_seed(0)
+    chains, draws, burn = 192, 60, 20
+    state, out = _billiard.place(field, torch.randn(chains, DIM, dtype=torch.float64)), []
+    for t in range(draws + burn):
+        state, _, _ = _billiard.step(field, state, 0.45, 3)
+        if t >= burn:
+            out.append(field.laplace.decode(state.w))
+    got = moments(torch.stack(out, 1)).numpy()
+    ess = np.asarray(arviz.ess(got, method="mean"))
+    assert ess.min() > 500
+    se = np.sqrt(got.var((0, 1)) / ess + expected[1].numpy() ** 2)
+    return float((np.abs(got.mean((0, 1)) - expected[0].numpy()) / se).max())
+
+
+class Careless(_billiard.Field):
+    """A target that never asks the true client: the gated network, taken at its word."""
+
+    def energy(self, w: Tensor, power: float) -> Tensor:
+        return self.soft_energy(w, self.walls(w) > 0, power)
+
+
+class Slanted(_billiard.Field):
+    """Walls that turn a chain about a direction other than their normal: the flux through them is not kept."""
+
+    def normal(self, w: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        n, h = super().normal(w, unit)
+        return n + n.norm(dim=1, keepdim=True) * torch.tensor([0.7, 0.0, 0.0, 0.0]).to(n), h
+
+
+@each_network
+def test_moments_equal_importance_sampling_and_wrong_twins_are_rejected(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network, sigma=0.5, beta=2.0)
+    expected = importance(field.exact)
+    found = [deviation(made(*vars(field).values()), expected) for made in (_billiard.Field, Slanted, Careless)]
+    print(found)
+    assert found[0] < 5
+    assert found[1] > 5
+    if any(isinstance(m, nn.Conv2d) for m in field.exact.client.network):
+        assert found[2] > 5
