@@ -127,18 +127,20 @@ def next_wall(
     """The earliest wall on the rays w + t p, 0 < t < time: t, the unit, and where the search failed, all (chains,).
 
     h and h_end (chains, units) are the walls' at both ends, and at h_end some unit is beyond its wall. Between the two
-    h is almost a line: the bracket's end moves to the earliest crossing of the chords, until a unit is on its wall
-    there, and none is beyond its own.
+    h is almost a line: one end of the bracket moves to the earliest crossing of the chords, until a unit is on its wall
+    there and none is beyond its own. An end that stays while the other moves twice counts half (the Illinois rule).
     """
     low, high = torch.zeros_like(time), time.clone()
     h_low, h_high = h.clone(), h_end.clone()
     found, unit = time.clone(), torch.zeros_like(time, dtype=torch.long)
+    weight, side = torch.ones_like(time), torch.zeros_like(unit)  # of the end that stayed; which one moved last
     todo = torch.arange(len(w), device=w.device)
     for _ in range(MAX_BRACKETS):
         before, after = h_low[todo], h_high[todo]
         # a chain that has just left this wall comes back to it later: look half-way, not at once
         leaving = (before.abs() <= rounding(before)) | (before * after > 0)
-        share = torch.where(leaving, 0.5, before / (before - after))
+        tilt = torch.where(side[todo] < 0, 1 / weight[todo], weight[todo])[:, None]
+        share = torch.where(leaving, 0.5, tilt * before / (tilt * before - after))
         share, first = torch.where(beyond(after, pattern[todo]), share, math.inf).min(1)
         t = low[todo] + share * (high[todo] - low[todo])
         here = field.walls(w[todo] + t[:, None] * p[todo])
@@ -148,6 +150,9 @@ def next_wall(
         high[todo], low[todo] = torch.where(over, t, high[todo]), torch.where(over, low[todo], t)
         h_high[todo] = torch.where(over[:, None], here, after)
         h_low[todo] = torch.where(over[:, None], before, here)
+        moved = torch.where(over, 1, -1)
+        weight[todo] = torch.where(side[todo] == moved, 0.5 * weight[todo], 1.0)
+        side[todo] = moved
         todo = todo[over | ~on]
         if not len(todo):
             break
@@ -170,6 +175,26 @@ class Drift:
 
 def drift(
     field: Field, w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float, power: float, jumps: bool = True
+) -> Drift:
+    """`fly`, and back again: lost where the way back is another one.
+
+    A wall that is crossed twice between two looks at it was not seen, and need not be missed from the other side. The
+    way there may only be taken where the way back is its inverse (Zappa, Holmes-Cerfon & Goodman 2018).
+    """
+    there = fly(field, w, p, h, pattern, size, power, jumps)
+    met = there.met > 0
+    if not bool(met.any()):
+        return there
+    back = fly(field, there.w[met], -there.p[met], there.h[met], there.pattern[met], size, power, jumps)
+    gap = (back.w - w[met]).abs().amax(1)
+    returned = (gap < 100 * math.sqrt(torch.finfo(w.dtype).eps)) & (back.pattern == pattern[met]).all(1)
+    lost = there.lost.clone()
+    lost[met] |= back.lost | ~returned
+    return replace(there, lost=lost)
+
+
+def fly(
+    field: Field, w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float, power: float, jumps: bool
 ) -> Drift:
     """w + size p, refracted or reflected at every wall on the way.
 

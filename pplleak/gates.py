@@ -158,8 +158,8 @@ def gated(client: Client, beta: float) -> Gated:
     left, _ = probe(smooth, torch.zeros(2, *client.input_shape, dtype=client.dtype, device=client.device))
     if left:
         raise BadInput(
-            "inference billiard knows the kinks of nn.ReLU, nn.LeakyReLU and nn.MaxPool2d modules, but this network has "
-            f"others ({', '.join(left)}): use a smooth activation"
+            "inference billiard knows the kinks of nn.ReLU, nn.LeakyReLU and nn.MaxPool2d modules, but this network "
+            f"has others ({', '.join(left)}): use a smooth activation"
         )
     return Gated(replace(client, network=network), tuple(taps))
 

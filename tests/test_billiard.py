@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import arviz
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from pplleak import clients, networks
 from pplleak import density as densities
 from pplleak.density import Density
-from pplleak.gates import gated
+from pplleak.errors import BadInput
+from pplleak.gates import SoftMaxPool, gated
 from pplleak.inference import _billiard, billiard
 from pplleak.inference.laplace import Laplace
-from pplleak.models import gaussian
+from pplleak.models import dlg, gaussian
 from pplleak.observation import Observation
 
 SHAPE, DIM = (1, 2, 2), 4
@@ -27,7 +29,7 @@ def convolutional(*, activation: str = "relu", pool: str = "avg") -> nn.Module:
     """The paper's CNN in small: convolution, pooling, a dense layer; weights large enough for kinks to matter."""
     act = {"relu": nn.ReLU, "leaky_relu": partial(nn.LeakyReLU, 0.3)}[activation]
     pooling = {"avg": nn.AvgPool2d(2), "max": nn.MaxPool2d(2)}[pool]
-    layers = (nn.Conv2d(1, 4, 3, padding=1), act(), pooling, nn.Flatten(), nn.Linear(4, 6), act(), nn.Linear(6, 3))
+    layers = (nn.Conv2d(1, 4, 3, padding=1), act(), pooling, nn.Flatten(), nn.Linear(4, 12), act(), nn.Linear(12, 3))
     network = nn.Sequential(*layers).double()
     with torch.no_grad():
         for p in network.parameters():
@@ -35,12 +37,21 @@ def convolutional(*, activation: str = "relu", pool: str = "avg") -> nn.Module:
     return network
 
 
-NETWORKS = [
-    partial(convolutional),
-    partial(convolutional, activation="leaky_relu", pool="max"),
-    lambda: networks.mlp(SHAPE, 3, widths=(6, 5), activation="relu").double(),
-]
-each_network = pytest.mark.parametrize("network", NETWORKS, ids=["conv", "leaky conv, max pooling", "two dense"])
+def curved() -> nn.Module:
+    """Smooth before the dense layer, whose walls are then smooth and curved, and no gate blurs the energy."""
+    network = convolutional()
+    network[1] = nn.GELU()
+    return network
+
+
+NETWORKS = {
+    "conv": convolutional,
+    "leaky conv, max pooling": partial(convolutional, activation="leaky_relu", pool="max"),
+    "curved walls": curved,
+    "two dense": lambda: networks.mlp(SHAPE, 3, widths=(6, 5), activation="relu").double(),
+}
+each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+ungated = pytest.mark.parametrize("network", [NETWORKS["curved walls"], NETWORKS["two dense"]])
 
 
 def attack(network, sigma=0.3):  # type: ignore[no-untyped-def]
@@ -57,7 +68,7 @@ def aimed(network, sigma=0.3, beta=20.0):  # type: ignore[no-untyped-def]
     """The field in some whitened coordinates with a dense factor."""
     model, observed, client = attack(network, sigma)
     generator = torch.Generator().manual_seed(3)
-    factor = 0.5 * torch.eye(DIM) + 0.1 * torch.randn(DIM, DIM, generator=generator)
+    factor = 0.8 * torch.eye(DIM) + 0.1 * torch.randn(DIM, DIM, generator=generator)
     laplace = Laplace(torch.randn(DIM, generator=generator).double(), factor.double(), 0.0, 0)
     return billiard.build(densities.build(model, client, observed), gated(client, beta), laplace)
 
@@ -79,7 +90,7 @@ def test_gates_keep_the_value_and_tend_to_the_true_update(network) -> None:  # t
         gap = gates.client.update(x, y).materialise() - client.update(x, y).materialise()
         errors.append(float(gap.square().mean().sqrt()))
     assert errors[2] < 1e-6
-    if any(isinstance(m, nn.Conv2d) for m in client.network):
+    if len(gates.taps) < sum(isinstance(m, nn.ReLU | nn.LeakyReLU) for m in client.network):  # some are gates
         assert errors[0] > errors[1] > errors[2]
     gates.hold(~(h > 0))  # wrong twin: the other side of every wall
     assert not torch.allclose(gates.client.update(x, y).materialise(), client.update(x, y).materialise(), atol=0.1)
@@ -87,8 +98,6 @@ def test_gates_keep_the_value_and_tend_to_the_true_update(network) -> None:  # t
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 3), (1, 2), (1, 0))])
 def test_soft_max_pooling_has_the_pools_value_and_in_the_limit_its_slope(pool: nn.MaxPool2d) -> None:
-    from pplleak.gates import SoftMaxPool
-
     x = normal(2, 3, 7, 6, seed=5).requires_grad_()
     v = torch.randn_like(pool(x))
     (expected,) = torch.autograd.grad((pool(x) * v).sum(), x)
@@ -136,18 +145,21 @@ def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # ty
         )
 
     end, q, met, lost = travel(state, p)
-    assert int(met.sum()) > 100 and int((end.pattern != state.pattern).sum()) > 20 and int(lost.sum()) == 0
+    assert int(met.sum()) > 100 and int((end.pattern != state.pattern).sum()) > 20
+    kept = ~lost
+    assert float(kept.double().mean()) > 0.8
     again = _billiard.place(field, end.w)
-    assert torch.equal(again.pattern, end.pattern)
-    back, r, back_met, _ = travel(again, -q)
-    torch.testing.assert_close(back.w, state.w, rtol=0, atol=1e-8)
-    torch.testing.assert_close(-r, p, rtol=0, atol=1e-8)
-    assert torch.equal(back_met, met) and torch.equal(back.pattern, state.pattern)
+    assert torch.equal(again.pattern[kept], end.pattern[kept])
+    back, r, back_met, back_lost = travel(again, -q)
+    assert not bool((back_lost & kept).any())
+    torch.testing.assert_close(back.w[kept], state.w[kept], rtol=0, atol=1e-5)
+    torch.testing.assert_close(-r[kept], p[kept], rtol=0, atol=1e-5)
+    assert torch.equal(back_met[kept], met[kept]) and torch.equal(back.pattern[kept], state.pattern[kept])
 
 
-@each_network
-def test_short_steps_conserve_the_soft_energy_across_walls(network) -> None:  # type: ignore[no-untyped-def]
-    field = aimed(network, beta=3.0)
+@ungated
+def test_short_steps_conserve_energy_across_walls(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network)
     state, start = _billiard.place(field, normal(64, DIM, seed=10)), normal(64, DIM, seed=11)
 
     def error(steps: int, jumps: bool = True) -> float:
@@ -159,10 +171,8 @@ def test_short_steps_conserve_the_soft_energy_across_walls(network) -> None:  # 
         change = field.soft_energy(w, pattern, 1.0) - field.soft_energy(state.w, state.pattern, 1.0)
         return float((change + 0.5 * (p.square() - start.square()).sum(1)).abs().quantile(0.75))
 
-    errors = [error(8), error(80)]
-    print(errors, error(80, jumps=False))
-    assert errors[1] < 0.3 * errors[0]
-    assert error(80, jumps=False) > 5 * errors[1]
+    assert error(80) < 0.3 * error(8)
+    assert error(80, jumps=False) > 5 * error(80)
 
 
 def importance(density: Density) -> tuple[Tensor, Tensor]:
@@ -183,7 +193,7 @@ def moments(z: Tensor) -> Tensor:
 def deviation(field: _billiard.Field, expected: tuple[Tensor, Tensor]) -> float:
     """The largest |sampler − importance sampling| over the moments, in standard errors."""
     torch.manual_seed(0)
-    chains, draws, burn = 192, 60, 20
+    chains, draws, burn = 512, 25, 15
     state, out = _billiard.place(field, torch.randn(chains, DIM, dtype=torch.float64)), []
     for t in range(draws + burn):
         state, _, _ = _billiard.step(field, state, 0.45, 3)
@@ -212,12 +222,70 @@ class Slanted(_billiard.Field):
 
 
 @each_network
-def test_moments_equal_importance_sampling_and_wrong_twins_are_rejected(network) -> None:  # type: ignore[no-untyped-def]
-    field = aimed(network, sigma=0.5, beta=2.0)
-    expected = importance(field.exact)
-    found = [deviation(made(*vars(field).values()), expected) for made in (_billiard.Field, Slanted, Careless)]
-    print(found)
-    assert found[0] < 5
-    assert found[1] > 5
-    if any(isinstance(m, nn.Conv2d) for m in field.exact.client.network):
-        assert found[2] > 5
+def test_moments_equal_importance_sampling(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network, sigma=0.5, beta=5.0)
+    assert deviation(field, importance(field.exact)) < 5
+
+
+@pytest.mark.parametrize("twin", [Slanted, Careless])
+def test_a_wrong_twin_is_rejected(twin: type[_billiard.Field]) -> None:
+    field = aimed(convolutional, sigma=0.5, beta=5.0)
+    assert deviation(twin(*vars(field).values()), importance(field.exact)) > 5
+
+
+def test_run() -> None:
+    network = clients.seeded(convolutional, 0).float()
+    model, observed, client = attack(lambda: network, sigma=0.5)
+    settings = {"seed": 1, "chains": 16, "draws": 60, "warmup": 30, "starts": 2, "steps": 50}
+    found = [billiard.run(model, observed, client, **settings) for _ in range(2)]
+    assert np.array_equal(found[0].x, found[1].x)
+    assert found[0].x.shape == (16, 60, 1, *SHAPE) and found[0].kind == "sampler"
+    assert found[0].rhat_max is not None and found[0].rhat_max < 1.1
+    assert found[0].stats["kinks"].sum() > 100
+
+
+def test_batches_and_unknown_labels() -> None:
+    """Two examples, labels summed out: the walls' pattern is that of every example, repeated for every label."""
+    model, observed, client = attack(convolutional)
+    density = densities.build(model, client, replace(observed, batch_size=2, labels=None))
+    laplace = Laplace(torch.zeros(2 * DIM).double(), torch.eye(2 * DIM).double(), 0.0, 0)
+    field = billiard.build(density, gated(client, 1e5), laplace)
+    w = normal(10, 2 * DIM, seed=13)
+    h = field.walls(w)
+    assert h.shape == (10, 2 * 12)
+    torch.testing.assert_close(field.soft_energy(w, h > 0, 1.0), field.energy(w, 1.0))
+    assert not torch.allclose(field.soft_energy(w, h < 0, 1.0), field.energy(w, 1.0))
+    state, _, walk = _billiard.step(field, _billiard.place(field, w), 0.2, 3)
+    assert int(walk.walls.sum()) > 0 and bool(state.energy.isfinite().all())
+
+
+def test_images_that_are_not_affine_in_the_latents() -> None:
+    _, observed, client = attack(convolutional)
+    density = densities.build(partial(dlg.model, sigma=0.3), client, observed)
+    laplace = Laplace(torch.zeros(DIM).double(), torch.eye(DIM).double(), 0.0, 0)
+    field = billiard.build(density, gated(client, 20.0), laplace)
+    w = normal(10, DIM, seed=14)
+    assert field.affine is None
+    torch.testing.assert_close(field.images(w), density.images(w)[0])
+    affine = aimed(convolutional)
+    assert affine.affine is not None
+    torch.testing.assert_close(affine.images(w), affine.exact.images(affine.laplace.decode(w))[0])
+
+
+class Clamped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0.1)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)), "smooth"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 5), Clamped(), nn.Linear(5, 3)), "clamp"),
+    ],
+)
+def test_says_where_it_does_not_apply(network: nn.Module, said: str) -> None:
+    model, observed, client = attack(lambda: network.double())
+    with pytest.raises(BadInput, match=said) as caught:
+        billiard.run(model, observed, client, chains=4, draws=2, warmup=2, steps=2)
+    assert "\n" not in str(caught.value)
