@@ -234,6 +234,8 @@ def fly(
         p[live] += (turned - rate)[:, None] * n
         pattern[live] = torch.where(cross[:, None], other, here)
         live = live[~failed]
+        if not len(live):
+            break
     lost[live] = True
     return Drift(w, p, h, pattern, met, lost)
 

@@ -11,8 +11,11 @@ A trajectory sees V(w; m), U with the walls' pattern m held and the gates soften
 
 (Mohasel Afshar & Domke, NeurIPS 2015, algorithm 1.) Behind a convolution h_j is curved along the ray, so the next wall
 is found by bracketing, to rounding. Flux |p⊥| dp⊥ through a wall is kept, curved or not, so the map keeps volume; it is
-its own inverse under p → −p, which every drift that met a wall is checked for. A Metropolis test on the exact U ends
-the trajectory: what the gates leave out costs acceptance, never exactness.
+its own inverse under p → −p, which every drift that met a wall is checked for. "∇V" runs through softened derivatives
+alone, and need not be V's own slope: any force that depends on (w, m) only keeps both properties. A Metropolis test on
+the exact U ends the trajectory: what the gates leave out costs acceptance, never exactness.
+
+ε is tuned on V: no smaller step brings back what U and V differ by, so the acceptance itself may settle below the target.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ def run(
     *,
     seed: int = 0,
     progress: ProgressBar = silent,
-    chains: int = 32,
+    chains: int = 16,
     draws: int = 250,
     warmup: int = 100,
     starts: int = 8,

@@ -9,8 +9,8 @@ of a nat, but there are tens of thousands of them. So
     gate    any other rectifier, and max pooling: its value stays exact, its derivative is smoothed,
                 relu'(h) → sigmoid(βh)        argmax of a window → softmax(β window)
 
-With the walls' pattern fixed, the gated network's log-density is continuous, its gradient is a useful force, and it
-tends to the exact one as β → ∞. Values are those of the true network at every β: softplus would shift them by log 2/β
+With the walls' pattern fixed, the gated network's log-density is continuous, its derivative by the same softened rules
+is a useful force (not exactly its slope), and it tends to the exact one as β → ∞. Values are those of the true network at every β: softplus would shift them by log 2/β
 a unit.
 """
 
