@@ -15,7 +15,7 @@ its own inverse under p → −p, which every drift that met a wall is checked f
 alone, and need not be V's own slope: any force that depends on (w, m) only keeps both properties. A Metropolis test on
 the exact U ends the trajectory: what the gates leave out costs acceptance, never exactness.
 
-ε is tuned on V: no smaller step brings back what U and V differ by, so the acceptance itself may settle below the target.
+ε is tuned on V: no smaller step brings back what U and V differ by, so acceptance may settle below the target.
 """
 
 from __future__ import annotations

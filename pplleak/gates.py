@@ -10,8 +10,8 @@ of a nat, but there are tens of thousands of them. So
                 relu'(h) → sigmoid(βh)        argmax of a window → softmax(β window)
 
 With the walls' pattern fixed, the gated network's log-density is continuous, its derivative by the same softened rules
-is a useful force (not exactly its slope), and it tends to the exact one as β → ∞. Values are those of the true network at every β: softplus would shift them by log 2/β
-a unit.
+is a useful force (not exactly its slope), and it tends to the exact one as β → ∞. Values are those
+of the true network at every β: softplus would shift them by log 2/β a unit.
 """
 
 from __future__ import annotations
