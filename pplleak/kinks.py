@@ -210,7 +210,8 @@ def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
         elif not isinstance(module, (nn.Flatten, nn.Identity, nn.Dropout)) or (
             layers and isinstance(module, nn.Flatten)
         ):
-            raise BadInput(f"{needs}, but this one holds a {type(module).__name__} ('{name}')")
+            raise BadInput(f"{needs}, but this one holds a {type(module).__name__} ('{name}'): inference billiard "
+                           "takes ReLU, leaky ReLU and max pooling in any network")  # fmt: skip
     if not leaks or len(layers) != len(leaks) + 1:
         raise BadInput(f"{needs}, ending in a Linear layer, with at least one of each")
     return Perceptron(tuple(layers), tuple(leaks), label, sigma)

@@ -7,12 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from pplleak import attack, cli, programs
 from pplleak.posterior import Posterior
 
 RELU = {"activation": "relu"}
 TINY = [f"--inference.{s}" for s in ("chains=2", "draws=8", "warmup=4", "starts=2", "steps=5")]
+
+
+FUNCTIONAL = f"{__file__}:functional"
+
+
+class Functional(nn.Module):
+    """A kink that is no module, and so cannot be taken out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 5), nn.Linear(5, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.flatten(1)).relu())
+
+
+def functional(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Functional()
 
 
 def run(*argv: str) -> int:
@@ -27,10 +46,12 @@ def run(*argv: str) -> int:
         ({}, "gaussian", "hmc", "smooth"),
         ({"settings": RELU}, "gaussian", "refractive", "kinks (relu), and this sampler crosses them exactly"),
         ({"settings": {"activation": "leaky_relu"}}, "gaussian", "refractive", "kinks (leaky_relu)"),
-        ({"settings": RELU}, "dlg", "hmc", "no exact sampler takes them: inference refractive needs images affine"),
-        ({"settings": RELU, "batch_size": 2}, "gaussian", "hmc", "one example, not a batch of 2"),
+        ({"settings": RELU}, "dlg", "billiard", "crosses them exactly"),
+        ({"settings": RELU, "batch_size": 2}, "gaussian", "billiard", "crosses them exactly"),
+        ({"network": "convnet", "settings": RELU}, "gaussian", "billiard", "crosses them exactly"),
+        ({"network": FUNCTIONAL}, "gaussian", "hmc", "no exact sampler takes them"),
     ],
-    ids=["smooth", "relu", "leaky relu", "uniform prior", "batch"],
+    ids=["smooth", "relu", "leaky relu", "uniform prior", "batch", "convolutions", "functional relu"],
 )
 def test_the_exact_sampler_that_takes_the_kinks_is_chosen(
     target: dict[str, Any], model: str, name: str, said: str

@@ -33,6 +33,7 @@ TINY = {
     "langevin": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4", "thin=1"],
     "smc": ["islands=2", "particles=8", "moves=1", "refresh=2", "steps=5"],
     "refractive": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
+    "billiard": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
 }
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",
         "divergences", "seconds", "converged"}  # fmt: skip
@@ -42,7 +43,7 @@ def tiny(inference: str, prefix: str = "inference") -> list[str]:
     known = {s.name.replace("_", "-") for s in programs.settings(programs.load("inference", inference))}
     pairs = [s.split("=") for s in TINY.get(inference, [])]
     words = [w for n, v in pairs if n in known for w in (f"--{prefix}.{n}", v)]
-    if prefix == "inference" and inference == "refractive":
+    if prefix == "inference" and inference in ("refractive", "billiard"):
         words += ["--network.activation", "relu"]
     return words
 

@@ -1,0 +1,166 @@
+"""Billiard Hamiltonian Monte Carlo: exact draws from the posterior of a ReLU convolutional client.
+
+U(w) = −log p(z(w) | g) jumps wherever a rectifier switches. `pplleak.gates` divides the kinks: the jumps at the dense
+layers' units are large and few (walls), those at the convolutions' units and in max pooling tiny and many (gates).
+A trajectory sees V(w; m), U with the walls' pattern m held and the gates softened, and leapfrog steps in w:
+
+    p ← p − ε/2 ∇V;     drift w ← w + ε p, meeting the walls h_j(w) = 0 on the way;     p ← p − ε/2 ∇V
+    at a wall, n = ∇h_j / ‖∇h_j‖, p⊥ = p·n, ΔV the jump of V when m_j switches there:
+        p⊥² > 2ΔV:  cross,    p⊥ → sign(p⊥) √(p⊥² − 2ΔV),  m_j switches
+        otherwise:  reflect,  p⊥ → −p⊥
+
+(Mohasel Afshar & Domke, NeurIPS 2015, algorithm 1.) Behind a convolution h_j is curved along the ray, so the next wall
+is found by bracketing, to rounding. Flux |p⊥| dp⊥ through a wall is kept, curved or not, so the map keeps volume; it is
+its own inverse under p → −p, which every drift that met a wall is checked for. "∇V" runs through softened derivatives
+alone, and need not be V's own slope: any force that depends on (w, m) only keeps both properties. A Metropolis test on
+the exact U ends the trajectory: what the gates leave out costs acceptance, never exactness.
+
+ε is tuned on V: no smaller step brings back what U and V differ by, so acceptance may settle below the target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pyro
+import torch
+from torch import Tensor
+
+from pplleak import density as densities
+from pplleak.clients import Client
+from pplleak.density import Density, Model, marginal
+from pplleak.errors import BadInput, require_positive
+from pplleak.gates import Gated, Idle, gated
+from pplleak.inference import refractive
+from pplleak.inference._billiard import Field, State, place, step
+from pplleak.inference.hmc import DualAveraging, starting_points, trajectory_steps
+from pplleak.inference.laplace import Laplace, locate
+from pplleak.inference.smc import resample
+from pplleak.observation import Observation
+from pplleak.posterior import Posterior, collect
+from pplleak.progress import ProgressBar, silent
+
+HOT = 5.0  # the noise that warm-up begins with, in units of σ
+LONGEST = 0.5  # step size, while dual averaging still guesses
+COOLING_STEPS = 4  # leapfrog steps of a trajectory while the chains cool
+
+
+def build(density: Density, gates: Gated, laplace: Laplace) -> Field:
+    """The target in the coordinates z = mode + L w of a Laplace fit."""
+    return Field(density, replace(density, client=gates.client), replace(density, client=Idle.of(density.client)),
+                 gates, laplace).with_images()  # fmt: skip
+
+
+def declines(model: Model, observed: Observation, client: Client) -> str:
+    """Why this sampler does not apply, "" where it does: what `pplleak.attack.choose` asks. Where `refractive` applies,
+    it is much faster."""
+    try:
+        gated(client, 1.0)
+    except BadInput as error:
+        return str(error)
+    return "" if refractive.declines(model, observed, client) else "billiard leaves it to refractive, which is faster"
+
+
+def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = silent) -> tuple[Field, State, float]:
+    """Cool the chains onto the target, correct the widths of the Laplace fit by those that they see, and find ε.
+
+    The search for the MAP ends in one cell of many, and leaves units on the wrong side of walls that are tens of nats
+    high: so the first two fifths of the trajectories cool from HOT σ to σ, and the chains are resampled on the way by
+    their annealed importance weights (sequential Monte Carlo, Del Moral et al. 2006).
+    """
+    cool, tune = int(0.4 * iterations), int(0.6 * iterations)
+    heat = HOT if cool else 1.0
+    state, tuner = place(field, w, heat**-2), DualAveraging.start(0.2)
+    seen: list[Tensor] = []
+    for t in progress("warm-up", iterations):
+        size = min(LONGEST, math.exp(tuner.log_step))
+        if t < cool:
+            cooler = HOT ** (1 - (t + 1) / cool)
+            with torch.no_grad():
+                prior, likelihood = field.exact.terms(field.laplace.decode(state.w))
+            gain = marginal(prior, likelihood, cooler**-2) - marginal(prior, likelihood, heat**-2)
+            picks = resample(gain[None])[0]
+            heat = cooler
+            state = place(field, state.w[picks], heat**-2)
+        steps = min(trajectory_steps(size), COOLING_STEPS) if t < cool else trajectory_steps(size)
+        state, _, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), steps, heat**-2)
+        tuner = tuner.update(float(walk.soft_acceptance.mean()))
+        if cool <= t < tune:
+            seen.append(state.w)
+        if t == tune and len(seen) * len(w) > 100:
+            sd = torch.cat(seen).std(0).clamp(0.1, 10)
+            laplace = field.laplace
+            field = field.whitened(
+                replace(laplace, factor=laplace.factor * sd, log_det=laplace.log_det + float(sd.log().sum()))
+            )
+            state, tuner = place(field, state.w / sd), DualAveraging.start(size)
+    return field, state, math.exp(tuner.log_average)
+
+
+def run(
+    model: Model,
+    observed: Observation,
+    client: Client,
+    *,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    chains: int = 16,
+    draws: int = 250,
+    warmup: int = 100,
+    starts: int = 8,
+    steps: int = 400,
+    beta: float = 200.0,
+) -> Posterior:
+    """Draws from p(x, y | g), exact for clients with ReLU, leaky ReLU and max pooling. Ctrl-C keeps what was drawn.
+
+    Args:
+        chains: Markov chains, all advanced in one batch.
+        draws: draws a chain, after warm-up.
+        warmup: trajectories that tune the step size and are thrown away.
+        starts: prior draws the search for the MAP starts from.
+        steps: its Adam steps.
+        beta: sharpness of the gates, per unit of a pre-activation; sharper is closer, and needs smaller steps.
+    """
+    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps, beta=beta)
+    if not client.kinks:
+        raise BadInput("inference billiard is for networks with kinks, and this one is smooth: use hmc")
+    pyro.set_rng_seed(seed)
+    gates = gated(client, beta)
+    density = densities.build(model, client, observed)
+    found = locate(density, starts=starts, steps=steps, progress=progress)
+    field = build(density, gates, found.laplace)
+    field, state, size = warm_up(field, starting_points(found, chains), warmup, progress)
+    leapfrogs = trajectory_steps(size)
+    out: dict[str, list[Tensor]] = {
+        "z": [], "lp": [], "acceptance_rate": [], "energy": [], "diverging": [], "kinks": [],
+    }  # fmt: skip
+    reasons = []
+    try:
+        for _ in progress("sampling", draws):
+            state, info, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), leapfrogs)
+            found_now = (field.laplace.decode(state.w), -state.energy, info.acceptance, info.energy, info.diverging)
+            for name, value in zip(out, (*found_now, walk.walls), strict=True):
+                out[name].append(value)
+    except KeyboardInterrupt:
+        kept = min(len(v) for v in out.values())
+        if kept == 0:
+            raise
+        out = {n: v[:kept] for n, v in out.items()}
+        reasons.append(f"interrupted: {kept} of {draws} draws a chain were kept")
+    stats = {n: torch.stack(v, 1) for n, v in out.items()}
+    return collect(
+        density,
+        stats.pop("z"),
+        mode=found.mode,
+        kind="sampler",
+        stats=stats,
+        reasons=reasons,
+        attrs={"step_size": size, "leapfrog_steps": leapfrogs, "beta": beta},
+    )
+
+
+if __name__ == "__main__":
+    from pplleak.cli import script
+
+    script(__file__)

@@ -1,0 +1,278 @@
+"""Billiard HMC: gates are exact in value, walls are met and crossed reversibly, draws are those of the posterior."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pplleak import clients, networks
+from pplleak import density as densities
+from pplleak.errors import BadInput
+from pplleak.gates import SoftMaxPool, gated
+from pplleak.inference import _billiard, billiard
+from pplleak.inference.laplace import Laplace
+from pplleak.models import dlg, gaussian
+from pplleak.observation import Observation
+
+SHAPE, DIM = (1, 2, 2), 4
+IMAGES = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(1))  # one tensor: cached by identity
+
+
+def convolutional(*, activation: str = "relu", pool: str = "avg") -> nn.Module:
+    """The paper's CNN in small: convolution, pooling, a dense layer; weights large enough for kinks to matter."""
+    act = {"relu": nn.ReLU, "leaky_relu": partial(nn.LeakyReLU, 0.3)}[activation]
+    pooling = {"avg": nn.AvgPool2d(2), "max": nn.MaxPool2d(2)}[pool]
+    layers = (nn.Conv2d(1, 4, 3, padding=1), act(), pooling, nn.Flatten(), nn.Linear(4, 12), act(), nn.Linear(12, 3))
+    network = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.mul_(2.5)
+    return network
+
+
+def curved() -> nn.Module:
+    """Smooth before the dense layer, whose walls are then smooth and curved, and no gate blurs the energy."""
+    network = convolutional()
+    network[1] = nn.GELU()
+    return network
+
+
+NETWORKS = {
+    "conv": convolutional,
+    "leaky conv, max pooling": partial(convolutional, activation="leaky_relu", pool="max"),
+    "curved walls": curved,
+    "two dense": lambda: networks.mlp(SHAPE, 3, widths=(6, 5), activation="relu").double(),
+}
+each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+ungated = pytest.mark.parametrize("network", [NETWORKS["curved walls"], NETWORKS["two dense"]])
+
+
+def attack(network, sigma=0.3):  # type: ignore[no-untyped-def]
+    client = clients.build(clients.seeded(network, 0), SHAPE, 3)
+    generator = torch.Generator().manual_seed(2)
+    y = torch.tensor([1])
+    u = client.update(IMAGES[:1].to(client.dtype), y).materialise().double()
+    g = u + sigma * torch.randn(u.shape, generator=generator, dtype=torch.float64)
+    model = partial(gaussian.model, sigma=sigma, reference=IMAGES, floor=0.4)
+    return model, Observation(g.to(client.dtype), 1, y), client
+
+
+def aimed(network, sigma=0.3, beta=20.0):  # type: ignore[no-untyped-def]
+    """The field in some whitened coordinates with a dense factor."""
+    model, observed, client = attack(network, sigma)
+    generator = torch.Generator().manual_seed(3)
+    factor = 0.8 * torch.eye(DIM) + 0.1 * torch.randn(DIM, DIM, generator=generator)
+    laplace = Laplace(torch.randn(DIM, generator=generator).double(), factor.double(), 0.0, 0)
+    return billiard.build(densities.build(model, client, observed), gated(client, beta), laplace)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@each_network
+def test_gates_keep_the_value_and_tend_to_the_true_update(network) -> None:  # type: ignore[no-untyped-def]
+    _, _, client = attack(network)
+    x, y = normal(20, 1, *SHAPE, seed=4), torch.tensor([1])
+    errors = []
+    for beta in (20.0, 200.0, 1e5):
+        gates = gated(client, beta)
+        h = gates.preactivations(client.network, x)
+        gates.hold(h > 0)
+        torch.testing.assert_close(gates.client.network(x[:, 0]), client.network(x[:, 0]))
+        gap = gates.client.update(x, y).materialise() - client.update(x, y).materialise()
+        errors.append(float(gap.square().mean().sqrt()))
+    assert errors[2] < 1e-6
+    if len(gates.taps) < sum(isinstance(m, nn.ReLU | nn.LeakyReLU) for m in client.network):  # some are gates
+        assert errors[0] > errors[1] > errors[2]
+    gates.hold(~(h > 0))  # wrong twin: the other side of every wall
+    assert not torch.allclose(gates.client.update(x, y).materialise(), client.update(x, y).materialise(), atol=0.1)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 3), (1, 2), (1, 0))])
+def test_soft_max_pooling_has_the_pools_value_and_in_the_limit_its_slope(pool: nn.MaxPool2d) -> None:
+    x = normal(2, 3, 7, 6, seed=5).requires_grad_()
+    v = torch.randn_like(pool(x))
+    (expected,) = torch.autograd.grad((pool(x) * v).sum(), x)
+    soft = SoftMaxPool(pool, 1e6)
+    torch.testing.assert_close(soft(x), pool(x))
+    torch.testing.assert_close(torch.autograd.grad((soft(x) * v).sum(), x)[0], expected)
+    (soft_slope,) = torch.autograd.grad((SoftMaxPool(pool, 1.0)(x) * v).sum(), x)
+    assert not torch.allclose(soft_slope, expected, atol=0.1)
+
+
+@each_network
+def test_the_next_wall_is_the_first_one(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network)
+    w, p = normal(64, DIM, seed=6), normal(64, DIM, seed=7)
+    h, h_end = field.walls(w), field.walls(w + p)
+    hit = _billiard.beyond(h_end, h > 0).any(1)
+    assert int(hit.sum()) > 20
+    w, p, h, h_end = w[hit], p[hit], h[hit], h_end[hit]
+    t, unit, failed = _billiard.next_wall(field, w, p, torch.ones(len(w)).double(), h > 0, h, h_end)
+    assert not failed.any()
+    at = field.walls(w + t[:, None] * p)
+    assert float(at.gather(1, unit[:, None]).abs().max()) < 1e-10
+    before = torch.stack([(field.walls(w + f * t[:, None] * p) > 0) == (h > 0) for f in np.linspace(0, 0.999, 200)])
+    share = before.all(0).all(1).double().mean()
+    assert share > 0.9  # but for a wall that is crossed twice on the way, no unit switches earlier
+
+
+@each_network
+def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network)
+    state, p = _billiard.place(field, normal(256, DIM, seed=7)), normal(256, DIM, seed=8)
+
+    def travel(start: _billiard.State, p: Tensor) -> tuple[_billiard.State, Tensor, Tensor, Tensor]:
+        w, h, pattern, force = start.w, start.h, start.pattern, start.force
+        met, lost = torch.zeros(256, dtype=torch.long), torch.zeros(256, dtype=torch.bool)
+        for _ in range(6):
+            d = _billiard.drift(field, w, p - 0.1 * force, h, pattern, 0.2, 1.0)
+            w, h, pattern, force = d.w, d.h, d.pattern, field.soft_energy_and_force(d.w, d.pattern, 1.0)[1]
+            p, met, lost = d.p - 0.1 * force, met + d.met, lost | d.lost
+        return (
+            _billiard.State(w, field.energy(w, 1.0), *field.soft_energy_and_force(w, pattern, 1.0), h, pattern),
+            p,
+            met,
+            lost,
+        )
+
+    end, q, met, lost = travel(state, p)
+    assert int(met.sum()) > 100 and int((end.pattern != state.pattern).sum()) > 20
+    kept = ~lost
+    assert float(kept.double().mean()) > 0.8
+    again = _billiard.place(field, end.w)
+    assert torch.equal(again.pattern[kept], end.pattern[kept])
+    back, r, back_met, back_lost = travel(again, -q)
+    assert not bool((back_lost & kept).any())
+    torch.testing.assert_close(back.w[kept], state.w[kept], rtol=0, atol=1e-5)
+    torch.testing.assert_close(-r[kept], p[kept], rtol=0, atol=1e-5)
+    assert torch.equal(back_met[kept], met[kept]) and torch.equal(back.pattern[kept], state.pattern[kept])
+
+
+@ungated
+def test_short_steps_conserve_energy_across_walls(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network)
+    state, start = _billiard.place(field, normal(64, DIM, seed=10)), normal(64, DIM, seed=11)
+
+    def error(steps: int, jumps: bool = True) -> float:
+        w, h, pattern, force, p = state.w, state.h, state.pattern, state.force, start
+        for _ in range(steps):
+            d = _billiard.drift(field, w, p - 0.5 / steps * force, h, pattern, 1.0 / steps, 1.0, jumps)
+            w, h, pattern, force = d.w, d.h, d.pattern, field.soft_energy_and_force(d.w, d.pattern, 1.0)[1]
+            p = d.p - 0.5 / steps * force
+        change = field.soft_energy(w, pattern, 1.0) - field.soft_energy(state.w, state.pattern, 1.0)
+        return float((change + 0.5 * (p.square() - start.square()).sum(1)).abs().quantile(0.75))
+
+    assert error(80) < 0.3 * error(8)
+    assert error(80, jumps=False) > 5 * error(80)
+
+
+def moments(z: Tensor) -> Tensor:
+    return torch.cat([z, z.square(), z[..., :1] * z[..., 1:]], -1)
+
+
+def deviation(field: _billiard.Field, chains: int = 1000, draws: int = 12) -> float:
+    """Chains that start at the posterior must stay there: the largest change of a moment of z, in standard errors.
+
+    The reference is importance sampling from the prior; chains start at its draws, picked by their weights.
+    """
+    z = normal(60_000, DIM, seed=12)
+    with torch.no_grad():
+        log_weights = torch.cat([field.exact(part) for part in z.split(20_000)]) + 0.5 * z.square().sum(1)
+    weights = log_weights.softmax(0)
+    assert float(1 / weights.square().sum()) > 500  # else the reference itself is not to be trusted
+    expected = (weights[:, None] * moments(z)).sum(0)
+    expected_se = (weights.square()[:, None] * (moments(z) - expected).square()).sum(0).sqrt()
+
+    torch.manual_seed(0)
+    picks = torch.multinomial(weights, chains, replacement=True)
+    w = torch.linalg.solve(field.laplace.factor, (z[picks] - field.laplace.mode).mT).mT
+    state, seen = _billiard.place(field, w), []
+    for _ in range(draws):
+        state, _, _ = _billiard.step(field, state, 0.45, 2)
+        seen.append(moments(field.laplace.decode(state.w)))
+    late = torch.stack(seen[draws // 2 :]).mean(0)  # chains are independent, the draws of one are not
+    se = (late.var(0) / chains + expected_se.square()).sqrt()
+    return float(((late.mean(0) - expected).abs() / se).max())
+
+
+class Careless(_billiard.Field):
+    """A target that never asks the true client: the gated network, taken at its word."""
+
+    def energy(self, w: Tensor, power: float) -> Tensor:
+        return self.soft_energy(w, self.walls(w) > 0, power)
+
+
+@each_network
+def test_moments_equal_importance_sampling(network) -> None:  # type: ignore[no-untyped-def]
+    field = aimed(network, sigma=0.5, beta=5.0)
+    assert deviation(field) < 5
+
+
+def test_a_sampler_that_never_asks_the_true_client_is_rejected() -> None:
+    field = aimed(convolutional, sigma=0.5, beta=1.0)
+    assert deviation(Careless(*vars(field).values())) > 5
+
+
+def test_run() -> None:
+    network = clients.seeded(convolutional, 0).float()
+    model, observed, client = attack(lambda: network, sigma=0.5)
+    settings = {"seed": 1, "chains": 8, "draws": 16, "warmup": 12, "starts": 2, "steps": 20}
+    found = [billiard.run(model, observed, client, **settings) for _ in range(2)]
+    assert np.array_equal(found[0].x, found[1].x)
+    assert found[0].x.shape == (8, 16, 1, *SHAPE) and found[0].kind == "sampler"
+    assert found[0].stats["acceptance_rate"].mean() > 0.3
+    assert found[0].stats["kinks"].sum() > 20
+
+
+def test_batches_and_unknown_labels() -> None:
+    """Two examples, labels summed out: the walls' pattern is that of every example, repeated for every label."""
+    model, observed, client = attack(convolutional)
+    density = densities.build(model, client, replace(observed, batch_size=2, labels=None))
+    laplace = Laplace(torch.zeros(2 * DIM).double(), torch.eye(2 * DIM).double(), 0.0, 0)
+    field = billiard.build(density, gated(client, 1e5), laplace)
+    w = normal(10, 2 * DIM, seed=13)
+    h = field.walls(w)
+    assert h.shape == (10, 2 * 12)
+    torch.testing.assert_close(field.soft_energy(w, h > 0, 1.0), field.energy(w, 1.0))
+    assert not torch.allclose(field.soft_energy(w, h < 0, 1.0), field.energy(w, 1.0))
+    state, _, walk = _billiard.step(field, _billiard.place(field, w), 0.2, 3)
+    assert int(walk.walls.sum()) > 0 and bool(state.energy.isfinite().all())
+
+
+def test_images_that_are_not_affine_in_the_latents() -> None:
+    _, observed, client = attack(convolutional)
+    density = densities.build(partial(dlg.model, sigma=0.3), client, observed)
+    laplace = Laplace(torch.zeros(DIM).double(), torch.eye(DIM).double(), 0.0, 0)
+    field = billiard.build(density, gated(client, 20.0), laplace)
+    w = normal(10, DIM, seed=14)
+    assert field.affine is None
+    torch.testing.assert_close(field.images(w), density.images(w)[0])
+    affine = aimed(convolutional)
+    assert affine.affine is not None
+    torch.testing.assert_close(affine.images(w), affine.exact.images(affine.laplace.decode(w))[0])
+
+
+class Clamped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0.1)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)), "smooth"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 5), Clamped(), nn.Linear(5, 3)), "clamp"),
+    ],
+)
+def test_says_where_it_does_not_apply(network: nn.Module, said: str) -> None:
+    model, observed, client = attack(lambda: network.double())
+    with pytest.raises(BadInput, match=said) as caught:
+        billiard.run(model, observed, client, chains=4, draws=2, warmup=2, steps=2)
+    assert "\n" not in str(caught.value)
