@@ -16,8 +16,9 @@ same numbers is left as it is: `record` then returns the plain function, which i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,45 +68,76 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
-class Quadratic:
-    """z (chains, dim) -> ½ zᵀHz + kᵀz + c, in float64: hessian H (dim, dim), or (dim,) where it is diagonal.
+class Quadratics:
+    """z (chains, dim) -> ½ zᵀH_j z + k_jᵀz + c_j for every j, in float64.
 
-    The product H z runs in z's own precision (`fast`), every sum that follows it in float64. like: the value's shape
-    and type in the graph, a tensor without storage.
+    hessians: H_j, (dim, dim) each, or (dim,) where it is diagonal. slopes (q, dim), constants (q,). likes: the values'
+    shapes and types in the graph, tensors without storage. The products H_j z run in z's own precision unless H_j is
+    diagonal, every sum that follows in float64.
     """
 
-    hessian: Tensor
-    slope: Tensor
-    constant: Tensor
-    like: Tensor
-    fast: Tensor
+    hessians: tuple[Tensor, ...]
+    slopes: Tensor
+    constants: Tensor
+    likes: tuple[Tensor, ...]
 
     @staticmethod
-    def of(hessian: Tensor, slope: Tensor, constant: Tensor, like: Tensor, dtype: torch.dtype) -> Quadratic:
-        diagonal = hessian.diagonal()
-        widths = diagonal.abs().sqrt()
-        rest = (hessian - diagonal.diag()).abs()
-        if bool((rest <= max(8 * torch.finfo(dtype).eps, 1e-13) * widths[:, None] * widths).all()):
-            hessian = diagonal  # what is left over is the rounding of the matrices that were multiplied out
-        return Quadratic(hessian, slope, constant, like, hessian.to(dtype))
+    def of(
+        hessians: Sequence[Tensor], slopes: Tensor, constants: Tensor, likes: Sequence[Tensor], dtype: torch.dtype
+    ) -> Quadratics:
+        kept = tuple(_diagonal(h, 8 * torch.finfo(dtype).eps) for h in hessians)
+        return Quadratics(kept, slopes, constants, tuple(likes))
 
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The value, in its leaf's shape, and its gradient (chains, dim) in float64."""
+    @cached_property
+    def diagonals(self) -> Tensor:
+        """(q, dim); zero where H_j is not diagonal."""
+        return torch.stack([h if h.dim() == 1 else torch.zeros_like(h[0]) for h in self.hessians])
+
+    @cached_property
+    def dense(self) -> dict[int, Tensor]:
+        return {j: h for j, h in enumerate(self.hessians) if h.dim() == 2}
+
+    def __call__(self, z: Tensor) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
+        """The values, each in its leaf's shape and type, and H_j z (chains, dim) for the dense ones."""
+        if not self.hessians:
+            return (), {}
         wide = z.double()
-        bent = self.hessian * wide if self.hessian.dim() == 1 else (z @ self.fast).double()
-        value = torch.linalg.vecdot(wide, torch.add(self.slope, bent, alpha=0.5)) + self.constant
-        return value.reshape(self.like.shape).to(self.like.dtype), bent + self.slope
+        bent = {j: z @ h.to(z.dtype) for j, h in self.dense.items()}
+        values = wide.square() @ (0.5 * self.diagonals).mT + wide @ self.slopes.mT + self.constants
+        for j, product in bent.items():
+            values[:, j] += 0.5 * torch.linalg.vecdot(wide, product.double())
+        shaped = (v.reshape(like.shape).to(like.dtype) for v, like in zip(values.unbind(1), self.likes, strict=True))
+        return tuple(shaped), bent
 
-    def under(self, shift: Tensor, factor: Tensor | None) -> Quadratic:
-        shift, diagonal = shift.double(), self.hessian.dim() == 1
-        bent = self.hessian * shift if diagonal else self.hessian @ shift
-        constant = self.constant + shift @ (self.slope + 0.5 * bent)
-        slope = self.slope + bent
+    def pull(self, gradients: Sequence[Tensor], z: Tensor, bent: dict[int, Tensor]) -> Tensor:
+        """The gradients in the values as one in z, (chains, dim)."""
+        g = torch.stack([g.reshape(-1) for g in gradients], 1).to(z.dtype)
+        found = torch.addcmul(g @ self.slopes.to(z.dtype), g @ self.diagonals.to(z.dtype), z)
+        for j, product in bent.items():
+            found = torch.addcmul(found, g[:, j, None], product)
+        return found
+
+    def under(self, shift: Tensor, factor: Tensor | None) -> Quadratics:
+        if not self.hessians:
+            return self
+        dtype, shift = shift.dtype, shift.double()
+        bent = torch.stack([h * shift if h.dim() == 1 else h @ shift for h in self.hessians])
+        constants = self.constants + (self.slopes + 0.5 * bent) @ shift
+        slopes = self.slopes + bent
         if factor is None:
-            return replace(self, slope=slope, constant=constant)
-        factor = factor.double()
-        curved = self.hessian[:, None] * factor if diagonal else self.hessian @ factor
-        return Quadratic.of(factor.mT @ curved, slope @ factor, constant, self.like, self.fast.dtype)
+            return replace(self, slopes=slopes, constants=constants)
+        f = factor.double()
+        hessians = [f.mT @ (h[:, None] * f if h.dim() == 1 else h @ f) for h in self.hessians]
+        return Quadratics.of(hessians, slopes @ f, constants, self.likes, dtype)
+
+
+def _diagonal(hessian: Tensor, rounding: float) -> Tensor:
+    """The diagonal of a matrix that is one but for rounding, or the matrix."""
+    diagonal = hessian.diagonal()
+    widths = diagonal.abs().sqrt()
+    rest = (hessian - diagonal.diag()).abs()
+    # what is left over is the rounding of the matrices that were multiplied out
+    return diagonal if bool((rest <= max(rounding, 1e-13) * widths[:, None] * widths).all()) else hessian
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,23 +149,22 @@ class Tape:
 
     body: Callable[..., tuple[Tensor, ...]]
     linear: Linear
-    quadratics: tuple[Quadratic, ...]
+    quadratics: Quadratics
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        squares = [q(z) for q in self.quadratics]
-        value, *slopes = self.body(*self.linear(z), *(s for s, _ in squares))
+        squares, bent = self.quadratics(z)
+        value, *slopes = self.body(*self.linear(z), *squares)
         cut = len(self.linear.likes)
         gradient = self.linear.pull(tuple(slopes[:cut]), z.dtype)
-        for slope, (_, direction) in zip(slopes[cut:], squares, strict=True):
-            gradient = gradient + (slope.reshape(-1, 1) * direction).to(gradient.dtype)
+        if squares:
+            gradient = gradient + self.quadratics.pull(slopes[cut:], z, bent)
         return value, gradient
 
     def under(self, shift: Tensor, factor: Tensor | None) -> Tape:
         """The same density as a function of w, where z = shift + factor w: shift (dim,), factor (dim, dim), or None for
         the identity."""
-        quadratics = tuple(q.under(shift, factor) for q in self.quadratics)
-        return Tape(self.body, self.linear.under(shift, factor), quadratics)
+        return Tape(self.body, self.linear.under(shift, factor), self.quadratics.under(shift, factor))
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +264,14 @@ def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
     else:
         matrix, offset = affine.linear(leaves)
         linear = Linear(matrix.to(example.dtype), offset, tuple(affine.like[n] for n in leaves))
-    quadratics = tuple(Quadratic.of(*affine.quadratic(n), affine.like[n], example.dtype) for n in quadratic)
+    forms = [affine.quadratic(n) for n in quadratic]
+    quadratics = Quadratics.of(
+        [h for h, _, _ in forms],
+        torch.stack([k for _, k, _ in forms]) if forms else torch.empty(0, example.shape[1]),
+        torch.stack([c for _, _, c in forms]) if forms else torch.empty(0),
+        [affine.like[n] for n in quadratic],
+        example.dtype,
+    )
 
     def value_and_grad(*given: Tensor) -> tuple[Tensor, ...]:
         given = tuple(t.detach().requires_grad_() for t in given)
@@ -242,7 +280,7 @@ def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
             slopes = torch.autograd.grad(value.sum(), given)
         return (value.detach(), *slopes)
 
-    at = (*linear(example), *(q(example)[0] for q in quadratics))
+    at = (*linear(example), *quadratics(example)[0])
     return Tape(graphs.simplify(make_fx(value_and_grad)(*at), at), linear, quadratics)
 
 

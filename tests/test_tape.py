@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pplleak import clients, density, priors, tape
 from pplleak.attack import Target, believe, from_data
 from pplleak.models import dlg, gaussian
-from pplleak.tape import Chunked, Plain, Quadratic, Tape
+from pplleak.tape import Chunked, Plain, Quadratics, Tape
 
 NETWORKS = {
     "mlp gelu": ("mlp", {"widths": (20,), "activation": "gelu"}),
@@ -74,7 +74,7 @@ def test_the_image_is_never_formed() -> None:
     recorded = d.recorded(3)
     assert isinstance(recorded, Tape)
     assert [like[0].numel() for like in recorded.linear.likes] == [20, 20]
-    assert [q.hessian.dim() for q in recorded.quadratics] == [1, 1]  # diagonal: PCA coordinates
+    assert [h.dim() for h in recorded.quadratics.hessians] == [1, 1]  # diagonal: PCA coordinates
 
 
 @pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3, 1e-4])
@@ -108,14 +108,19 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
 def test_quadratic_forms() -> None:
     torch.manual_seed(0)
     root = torch.randn(5, 5, dtype=torch.float64)
-    hessian, slope, constant = root @ root.mT, torch.randn(5).double(), torch.tensor(0.7).double()
-    like = torch.empty(6, 1, dtype=torch.float64, device="meta")
-    form = Quadratic.of(hessian, slope, constant, like, torch.float64)
-    z = torch.randn(6, 5, dtype=torch.float64)
-    expected = 0.5 * torch.einsum("ni,ij,nj->n", z, hessian, z) + z @ slope + constant
-    torch.testing.assert_close(form(z)[0], expected[:, None])
-    torch.testing.assert_close(form(z)[1], z @ hessian + slope)
-    assert Quadratic.of(hessian.diagonal().diag(), slope, constant, like, torch.float64).hessian.dim() == 1
+    hessians = [root @ root.mT, torch.diag(torch.tensor([1.0, 2, 0, 4, 5]).double())]
+    slopes, constants = torch.randn(2, 5).double(), torch.tensor([0.7, -2.0]).double()
+    likes = [torch.empty(6, 1, dtype=torch.float64, device="meta")] * 2
+    forms = Quadratics.of(hessians, slopes, constants, likes, torch.float64)
+    assert [h.dim() for h in forms.hessians] == [2, 1]
+    z, weights = torch.randn(6, 5, dtype=torch.float64), torch.randn(2, 6, 1, dtype=torch.float64)
+    values, bent = forms(z)
+    found = forms.pull(list(weights), z, bent)
+    for j, h in enumerate(hessians):
+        expected = 0.5 * torch.einsum("ni,ij,nj->n", z, h, z) + z @ slopes[j] + constants[j]
+        torch.testing.assert_close(values[j], expected[:, None])
+    expected = sum(weights[j] * (z @ h + slopes[j]) for j, h in enumerate(hessians))
+    torch.testing.assert_close(found, expected)
 
 
 def test_functions_that_cannot_be_replayed_stay_plain() -> None:
