@@ -47,11 +47,12 @@ class Settings:
     activation: str = "gelu"
     sigma: float = 0.03
     samplers: tuple[Literal["pplleak", "numpyro", "blackjax", "pyro"], ...] = ("pplleak", "numpyro", "blackjax", "pyro")
-    chains: int = 64
-    draws: int = 150
+    chains: int = 128
+    draws: int = 100
     warmup: int = 100
     peer_chains: tuple[int, ...] = (4, 16)
     peer_warmup: int = 300
+    peer_draws: int = 250
     pyro_warmup: int = 150
     pyro_draws: int = 100
     csv: Path = Path("benchmarks/results/sampler.csv")
@@ -109,7 +110,7 @@ def by_peer(
 
     posterior = peers.build(target, model.keywords, args.activation, lazy)
     nuts = peers.numpyro_nuts if name == "numpyro" else peers.blackjax_nuts
-    return Run(*nuts(posterior, chains, args.peer_warmup, args.draws))
+    return Run(*nuts(posterior, chains, args.peer_warmup, args.peer_draws))
 
 
 def measure(name: str, chains: int, posterior: str, sampled: Run) -> dict[str, Any]:
