@@ -17,7 +17,7 @@ from rich.console import Console  # noqa: E402
 
 from pplleak import attack as attacks  # noqa: E402
 from pplleak import compare as comparing  # noqa: E402
-from pplleak import data, labels, observation, prior_command, programs, report  # noqa: E402
+from pplleak import data, labels, model_table, observation, prior_command, programs, report  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.options import (  # noqa: E402
     BELIEFS,
@@ -217,7 +217,10 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def ls(argv: Sequence[str]) -> int:
-    parse(Ls, "ls", argv)
+    args = parse(Ls, "ls", argv)
+    if args.form == "markdown":
+        print(model_table.markdown())
+        return 0
     console = Console()
     kinds: list[tuple[str, programs.Kind]] = [("models (--model)", "models"), ("inferences (--inference)", "inference")]
     listed = [(title, programs.names(kind)) for title, kind in kinds]

@@ -8,6 +8,7 @@ on every pixel: `relabelled` puts the examples of every draw into one order, bef
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from arviz_stats.base import array_stats
@@ -16,6 +17,12 @@ from scipy.optimize import linear_sum_assignment
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import arviz
+
+if TYPE_CHECKING:
+    from pplleak.posterior import Posterior
+
+Kind = Literal["sampler", "approximate sampler", "approximation", "point"]
+CHAINS: tuple[Kind, ...] = ("sampler", "approximate sampler")
 
 RHAT, ESS, KHAT = 1.01, 400, 0.7  # thresholds: Vehtari et al. 2021, section 4; Vehtari et al. 2024, section 3
 FEW = 25  # draws below which the tail of the weights is too short for a Pareto fit
@@ -66,3 +73,26 @@ def relabelled(
     order = np.stack([linear_sum_assignment(c)[1] for c in cost]).reshape(y.shape)
     spread = order.reshape(*order.shape, *(1,) * (x.ndim - 3))
     return np.take_along_axis(x, spread, 2), np.take_along_axis(y, order, 2)
+
+
+def doubts(posterior: Posterior) -> tuple[str, ...]:
+    """Everything that speaks against a result, in plain words."""
+    said = list(posterior.reasons)
+    recovered = posterior.attrs.get("recovered_labels")
+    if recovered and not recovered["sure"]:
+        confidence = recovered["confidence"]
+        said.append("the labels are a guess" + ("" if confidence is None else f" (confidence {confidence:.2f})"))
+    if posterior.kind in CHAINS:
+        if posterior.rhat_max is None:
+            said.append("too few chains or draws to tell whether they agree")
+        elif not posterior.rhat_max <= RHAT:
+            said.append(f"chains disagree: R-hat {posterior.rhat_max:.3f} > {RHAT}")
+        if posterior.ess_min is not None and not posterior.ess_min >= ESS:
+            said.append(f"too few effective draws: ESS {posterior.ess_min:.0f} < {ESS}")
+        if posterior.divergences:
+            said.append(f"{posterior.divergences} divergent trajectories")
+    if posterior.kind == "approximation" and posterior.khat is None:
+        said.append("too few draws to tell how far the approximation is from the posterior")
+    if posterior.khat is not None and not posterior.khat <= KHAT:
+        said.append(f"the approximation misses the posterior: k-hat {posterior.khat:.2f} > {KHAT}")
+    return tuple(said)

@@ -142,7 +142,9 @@ def llg(rows: Tensor, batch_size: int) -> Recovered:
     return Recovered(torch.tensor(sorted(labels)), "LLG, from the last weight", None)
 
 
-def counts(r: Tensor, scale: Tensor, probabilities: Tensor, batch_size: int, sigma: float = 0.0) -> tuple[Tensor, float]:
+def counts(
+    r: Tensor, scale: Tensor, probabilities: Tensor, batch_size: int, sigma: float = 0.0
+) -> tuple[Tensor, float]:
     """How many examples of each class a batch holds, from r = (1/B) Σ_b s_b (p_b − e_{y_b}) and public examples.
 
     s = 1 for the bias; s = Σ_j a_j for the row sums of the weight. For counts n, by the central limit theorem,
@@ -150,7 +152,8 @@ def counts(r: Tensor, scale: Tensor, probabilities: Tensor, batch_size: int, sig
         r ~ Normal(E[s p] − E[s] n / B, Cov(s (p − e_y)) / B + σ² I),       n ~ Multinomial(B, uniform)
 
     with the moments over public examples (the covariance averaged over y). The best n is climbed to by moving one
-    example at a time, from E[s p] − r rounded; its confidence is its probability among its own neighbours.
+    example at a time, from E[s p] − r rounded. Its confidence is its probability among its own neighbours: an upper
+    bound, and as good as the normal approximation, which p that depend on the label (a trained network) blur.
 
     Args:
         r: (num_classes,). scale, probabilities: s (N,) and p (N, num_classes) of public examples.
@@ -200,7 +203,9 @@ def counts(r: Tensor, scale: Tensor, probabilities: Tensor, batch_size: int, sig
 def _apportioned(share: Tensor, total: int) -> Tensor:
     """Non-negative whole numbers (float64) with the given sum, by largest remainders."""
     share = share.clamp(min=0)
-    exact = share / share.sum().clamp(min=1e-300) * total if share.sum() > 0 else torch.full_like(share, total / len(share))
+    exact = (
+        share / share.sum().clamp(min=1e-300) * total if share.sum() > 0 else torch.full_like(share, total / len(share))
+    )
     n = exact.floor()
     n[(exact - n).argsort(descending=True)[: total - int(n.sum())]] += 1
     return n
@@ -257,7 +262,12 @@ def _inputs(client: Client, module: nn.Linear, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def recover(
-    client: Client, observed: Observation, *, sigma: float = 0.0, channel: str = "gaussian", public: Tensor | None = None
+    client: Client,
+    observed: Observation,
+    *,
+    sigma: float = 0.0,
+    channel: str = "gaussian",
+    public: Tensor | None = None,
 ) -> Recovered:
     """The labels behind an observation, by the best rule that applies.
 
@@ -281,7 +291,9 @@ def recover(
     if images is None or images.shape[1:] != client.input_shape:
         images = torch.rand(PUBLIC, *client.input_shape, generator=torch.Generator().manual_seed(0))
         public = None
-    a, logits = _inputs(client, layer.module, images[torch.linspace(0, len(images) - 1, min(len(images), PUBLIC)).long()])
+    a, logits = _inputs(
+        client, layer.module, images[torch.linspace(0, len(images) - 1, min(len(images), PUBLIC)).long()]
+    )
     non_negative = bool((a >= 0).all())
     if size == 1:
         if layer.bias:
@@ -293,7 +305,9 @@ def recover(
             rows, a.sum(1), sigma * math.sqrt(features))  # fmt: skip
         n, confidence = counts(r, scale.to(a.device), logits.softmax(-1), size, noise)
         labels = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
-        return Recovered(labels, f"counts, from the last {'bias' if layer.bias else 'weight'}", confidence)
+        if not layer.bias:  # row sums have heavier tails than the normal: measured, their confidence is too high
+            return Recovered(labels, "counts, from the last weight", None)
+        return Recovered(labels, "counts, from the last bias", confidence)
     if not non_negative:
         raise BadInput(
             "the inputs of the last layer take either sign (GELU, tanh), and LLG needs them non-negative: give public "

@@ -115,6 +115,9 @@ class Compare(Victim):
 class Ls:
     """List the models, inferences and networks with what each one is."""
 
+    form: Literal["list", "markdown"] = "list"
+    """markdown: the table of the models, with p(x), p(g | x, y), source and optimiser of each."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cp:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pplleak import diagnostics
 from pplleak.density import Density
-from pplleak.diagnostics import ESS, KHAT, RHAT
+from pplleak.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 from pplleak.errors import BadInput
 from pplleak.surrogate import Surrogate, log_ratio
 
@@ -26,15 +26,14 @@ with warnings.catch_warnings():
     import arviz
     import xarray
 
-Kind = Literal["sampler", "approximate sampler", "approximation", "point"]
-CHAINS: tuple[Kind, ...] = ("sampler", "approximate sampler")
+__all__ = ["CHAINS", "ESS", "KHAT", "RHAT", "Kind", "Posterior", "collect"]
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """Draws from p(x, y | g), or what an inference has in their place.
 
-    x            (chain, draw, example, *input_shape); examples that nothing tells apart in the order nearest to the mode
+    x            (chain, draw, example, *input_shape); examples of no fixed order stand as in the mode
     y            (chain, draw, example)
     mode         (example, *input_shape), the MAP: the highest density p(x, y | g) that the inference found
     kind         `sampler`: exact in the limit; `approximate sampler`: chains of something else, which `approximation`
@@ -130,25 +129,7 @@ class Posterior:
     @cached_property
     def doubts(self) -> tuple[str, ...]:
         """Everything that speaks against this result, in plain words."""
-        said = list(self.reasons)
-        recovered = self.attrs.get("recovered_labels")
-        if recovered and not recovered["sure"]:
-            confidence = recovered["confidence"]
-            said.append("the labels are a guess" + ("" if confidence is None else f" (confidence {confidence:.2f})"))
-        if self.kind in CHAINS:
-            if self.rhat_max is None:
-                said.append("too few chains or draws to tell whether they agree")
-            elif not self.rhat_max <= RHAT:
-                said.append(f"chains disagree: R-hat {self.rhat_max:.3f} > {RHAT}")
-            if self.ess_min is not None and not self.ess_min >= ESS:
-                said.append(f"too few effective draws: ESS {self.ess_min:.0f} < {ESS}")
-            if self.divergences:
-                said.append(f"{self.divergences} divergent trajectories")
-        if self.kind == "approximation" and self.khat is None:
-            said.append("too few draws to tell how far the approximation is from the posterior")
-        if self.khat is not None and not self.khat <= KHAT:
-            said.append(f"the approximation misses the posterior: k-hat {self.khat:.2f} > {KHAT}")
-        return tuple(said)
+        return diagnostics.doubts(self)
 
     @property
     def interrupted(self) -> bool:

@@ -146,8 +146,8 @@ def test_counts_come_from_the_row_sums_where_the_last_layer_has_no_bias() -> Non
         found = labels.recover(victim, observed, public=PUBLIC)
         assert found.rule == "counts, from the last weight"
         hits += found.labels.tolist() == truth
-        assert found.labels.tolist() == truth or not found.sure
-    assert hits > 0
+        assert not found.sure
+    assert hits >= 10  # of 20; by chance one of 715 count vectors
 
 
 @pytest.mark.parametrize("case", ["noise", "trained"])
@@ -158,7 +158,7 @@ def test_the_confidence_of_counts_is_how_often_they_are_right(case: str) -> None
         network = victim.network.requires_grad_()
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
         x, y = DIGITS.batch(0, 296)
-        for _ in range(30):
+        for _ in range(100):
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()

@@ -84,7 +84,7 @@ def test_label_counts_stand_for_all_label_vectors(batch: int) -> None:
 
 def test_too_many_label_counts_are_refused_with_what_to_do() -> None:
     assert len(priors.Labels(torch.zeros(10), 6).enumerate_counts()[0]) == 5005
-    with pytest.raises(BadInput, match="11440 label counts, .*--labels recovered"):
+    with pytest.raises(BadInput, match=r"11440 label counts, .*--labels recovered"):
         priors.Labels(torch.zeros(10), 7).enumerate_counts()
 
 

@@ -56,8 +56,8 @@ class Labels(TorchDistribution):
         count = len(self.logits) ** self.batch_size
         if count > self.MAX_ENUMERATED:
             raise BadInput(
-                f"{len(self.logits)} classes and batch size {self.batch_size} make {count} label vectors, too many "
-                "to enumerate: give the labels (--labels known), recover them (--labels recovered), or take a smaller batch"
+                f"{len(self.logits)} classes and batch size {self.batch_size} make {count} label vectors, too many to "
+                "enumerate: give the labels (--labels known), recover them (--labels recovered), or take fewer examples"
             )
         grid = torch.tensor(list(itertools.product(range(len(self.logits)), repeat=self.batch_size)))
         grid = grid.to(self.logits.device).reshape(count, *(1 for _ in self.batch_shape), self.batch_size)
