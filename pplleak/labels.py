@@ -17,17 +17,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pplleak.attack import Target
 from pplleak.clients import Client
 from pplleak.errors import BadInput
+from pplleak.last_layer import ELSE, inputs, last_layer
 from pplleak.observation import Observation
 
 ADDITIVE = ("gaussian", "laplace")  # channels that leave an update its scale and its signs, up to noise
 PUBLIC = 512  # images that the moments of `counts` are taken over
 ROUNDING = 1e-5  # of a float32 gradient's entries, relative to the largest: the least noise that is assumed
-ELSE = "leave the labels open: --labels unknown"
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,40 +227,6 @@ def _limit(classes: int) -> float:
 # -- the best rule that applies ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class LastLayer:
-    """The linear layer that gives the logits, and the names of its parameters in `Client.layers`; "" for none."""
-
-    module: nn.Linear
-    weight: str
-    bias: str
-
-
-def last_layer(client: Client) -> LastLayer:
-    """Find the linear layer whose outputs are the logits; raises BadInput where there is none."""
-    names = {id(p): name for name, p in client.parameters.items()}
-    for module in reversed([m for m in client.network.modules() if isinstance(m, nn.Linear)]):
-        if module.out_features != client.num_classes or id(module.weight) not in names:
-            continue
-        x = torch.rand(2, *client.input_shape, generator=torch.Generator().manual_seed(0)).to(module.weight)
-        a, logits = _inputs(client, module, x)
-        if a.dim() == 2 and torch.allclose(module(a), logits, rtol=1e-4, atol=1e-5):
-            return LastLayer(module, names[id(module.weight)], names.get(id(module.bias), ""))
-    raise BadInput(f"the network does not end in a linear layer, whose gradient would tell the labels: {ELSE}")
-
-
-@torch.no_grad()
-def _inputs(client: Client, module: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the layer sees, and the logits."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
-    try:
-        logits = client.network(x.to(module.weight))
-    finally:
-        handle.remove()
-    return seen[-1] if seen else torch.zeros(0), logits
-
-
 def recover(
     client: Client,
     observed: Observation,
@@ -291,7 +257,7 @@ def recover(
     if images is None or images.shape[1:] != client.input_shape:
         images = torch.rand(PUBLIC, *client.input_shape, generator=torch.Generator().manual_seed(0))
         public = None
-    a, logits = _inputs(
+    a, logits = inputs(
         client, layer.module, images[torch.linspace(0, len(images) - 1, min(len(images), PUBLIC)).long()]
     )
     non_negative = bool((a >= 0).all())

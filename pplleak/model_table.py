@@ -54,11 +54,10 @@ def _optimiser(tree: ast.Module) -> str:
     """The settings of inference/map.py for this model: its own `MAP`, over the defaults."""
     settings: dict[str, Any] = {s.name: s.default for s in programs.settings(programs.load("inference", "map"))}
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(t, ast.Name) and t.id == "MAP" for t in targets) and node.value is not None:  # type: ignore[attr-defined]
-            settings |= ast.literal_eval(node.value)  # type: ignore[attr-defined]
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["MAP"]:
+            settings |= ast.literal_eval(node.value)
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MAP" and node.value is not None:
+            settings |= ast.literal_eval(node.value)
     name = str(settings.pop("optimizer"))
     return f"{name}, " + ", ".join(f"{n} {v}" for n, v in settings.items() if v is not None)
 

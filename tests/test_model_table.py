@@ -18,7 +18,7 @@ def test_every_model_file_yields_every_column(name: str) -> None:
     assert row.name == name
     assert "x" in row.prior and not any(part.startswith(("y ", "g")) for part in row.prior.split("; "))
     assert row.likelihood.startswith("g") and "| x, y ~" in row.likelihood and "update_size" not in row.likelihood
-    assert len(row.source) > 3 and row.optimiser.partition(",")[0] in ("adam", "lbfgs", "signed_adam", "sgd")
+    assert len(row.source) > 3 and "steps" in row.optimiser
 
 
 def test_a_row_is_what_the_file_says() -> None:
