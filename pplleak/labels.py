@@ -32,8 +32,7 @@ ROUNDING = 1e-5  # of a float32 gradient's entries, relative to the largest: the
 
 @dataclass(frozen=True, eq=False)
 class Recovered:
-    """labels (batch,) ascending; the rule that found them; the probability that all are right, None where the rule
-    has none to offer."""
+    """labels (batch,) ascending; the rule; the probability that all are right, None where the rule has none."""
 
     labels: Tensor
     rule: str
@@ -91,7 +90,7 @@ def idlg_from_weight(weight: Tensor, sigma: float = 0.0, *, non_negative: bool =
     if len(s) > 1 and s[1] > 2 * sigma * (math.sqrt(classes) + math.sqrt(features)) + 10 * ROUNDING * s[0]:
         raise BadInput("the last layer's gradient has not rank 1: more than one example is behind it (--batch-size)")
     if not s[0] > 0:
-        raise BadInput(f"the last layer's gradient is zero and says nothing of the label: {ELSE}")
+        raise BadInput(f"the last layer's gradient is zero and tells no label: {ELSE}")
     direction = u[:, 0] * (v[0].sum().sign() if non_negative else 1)
     if classes == 2:
         if not non_negative:

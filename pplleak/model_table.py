@@ -54,9 +54,13 @@ def _optimiser(tree: ast.Module) -> str:
     """The settings of inference/map.py for this model: its own `MAP`, over the defaults."""
     settings: dict[str, Any] = {s.name: s.default for s in programs.settings(programs.load("inference", "map"))}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["MAP"]:
-            settings |= ast.literal_eval(node.value)
-        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MAP" and node.value is not None:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+        if (
+            [ast.unparse(t) for t in targets] == ["MAP"]
+            and isinstance(node, (ast.Assign, ast.AnnAssign))
+            and node.value
+        ):
             settings |= ast.literal_eval(node.value)
     name = str(settings.pop("optimizer"))
     return f"{name}, " + ", ".join(f"{n} {v}" for n, v in settings.items() if v is not None)
