@@ -55,7 +55,16 @@ def write_api_pages() -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def write_model_table() -> None:
+    from pplleak import model_table
+
+    said = "# Adversaries\n\nWhat each file of `models/` believes, read off its docstring. The same table: "
+    text = f"{said}`uv run pplleak ls --form markdown`.\n\n{model_table.markdown()}\n"
+    (HERE / "api" / "adversaries.md").write_text(text, encoding="utf-8")
+
+
 write_api_pages()
+write_model_table()
 
 
 # -- docstrings are written to be read in an editor: equations and columns stay as they stand there -------------------

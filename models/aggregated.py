@@ -7,6 +7,8 @@ g | x, y ~ Normal((u(x, y) + (K−1) m) / K, (K−1)/K² S + sigma² I)       (u
 
 K = clients. The other clients' updates have mean m and covariance S: of updates that are simulated on public images
 with labels from the label prior, in batches as large as the attacked one.
+
+Source: Balunović et al. 2022, section 4 (the optimal adversary), for a mean over clients.
 """
 
 from __future__ import annotations

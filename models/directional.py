@@ -7,6 +7,8 @@ g / ‖g‖ | x, y ~ von Mises-Fisher(u(x, y) / ‖u(x, y)‖, kappa)   (update_
 
 The likelihood behind cosine matching (Geiping et al. 2020), under the prior of `gaussian`. The norm of g says nothing:
 an adversary who trusts the direction alone, or to whom the client sends no more.
+
+Source: Geiping et al. 2020 (Inverting Gradients), eq. 4: cosine matching, as a likelihood.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ y ~ client's label prior               (batch,)
 g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
 DLG minimises ‖u(x, y) − g‖²; under a flat prior that is −2σ² log p(x, y | g), so its attack is this model's MAP.
+
+Source: Zhu et al. 2019 (Deep Leakage from Gradients), eq. 4.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ g | x, y ~ Normal((1/B) Σ_b clip(∇ℓ_b), (noise_multiplier clip / B)² I)   
 
 Abadi et al. 2016, algorithm 1, B = batch. An adversary who forgets the clipping (`gaussian`) believes in a gradient
 that is too long; this one knows that norms above `clip` carry nothing.
+
+Source: Abadi et al. 2016 (DP-SGD), algorithm 1.
 """
 
 from __future__ import annotations

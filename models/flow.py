@@ -7,6 +7,8 @@ y ~ client's label prior               (batch,)
 g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
 The flow is Durkan et al. 2019 (neural spline flows, coupling layers): as flexible as a VAE, with an exact density.
+
+Source: Durkan et al. 2019 (neural spline flows), in the adversary of Balunović et al. 2022, section 4.
 """
 
 from __future__ import annotations

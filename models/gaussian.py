@@ -7,6 +7,8 @@ g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
 Balunović et al. 2022, section 4: the optimal adversary knows p(x) and p(g | x). The prior is non-centred in PCA
 coordinates, where the posterior is closest to round.
+
+Source: Balunović et al. 2022, section 4.
 """
 
 from __future__ import annotations

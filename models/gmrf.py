@@ -7,6 +7,8 @@ g | x, y ~ Normal(u(x, y), sigma² I)                (update_size,)
 
 An adversary who knows that neighbouring pixels are alike, and how much (two numbers fitted to public images), and
 nothing else: the proper, Gaussian relative of total variation (Rue & Held 2005, chapter 3).
+
+Source: Rue & Held 2005, chapter 3, in the adversary of Balunović et al. 2022, section 4.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ g | x, y ~ Laplace(u(x, y), sigma / √2), entry by entry   (update_size,)
 
 Balunović et al. 2022, section 4: the optimal adversary knows p(g | x); theirs adds Laplace noise in one experiment, and
 their L1 attack is the MAP of this channel. `sigma` is the noise's standard deviation: their scale times √2.
+
+Source: Balunović et al. 2022, section 4.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ y ~ client's label prior               (batch,)
 g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
 `gaussian`, fitted to the logits of public images: pixels are correlated and cannot leave the box.
+
+Source: Balunović et al. 2022, section 4, under a prior of our own.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ g | x, y ~ mask ⊙ u(x, y) + noise of standard deviation sigma   (update_size,)
 
 mask_i ~ Bernoulli(1 − rate), drawn from a seed that the server knows. This is the pruning defence of Balunović et al.
 2022 (in their code: soft pruning with Laplace or Gaussian noise, the mask known to the adversary).
+
+Source: Balunović et al. 2022 (soft pruning, the mask known).
 """
 
 from __future__ import annotations

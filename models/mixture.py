@@ -8,6 +8,8 @@ g | x, y ~ Normal(u(x, y), sigma² I)    (update_size,)
 
 The component is summed out, so that Hamiltonian samplers see one smooth density (with several modes where the
 gradient does not tell the components apart).
+
+Source: Balunović et al. 2022, section 4, under a prior of our own.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
 Tipping & Bishop 1999: a few directions that public images vary along, and one variance for all others. For images too
 large for the full covariance of `gaussian`, or too few to know it.
+
+Source: Tipping & Bishop 1999, in the adversary of Balunović et al. 2022, section 4.
 """
 
 from __future__ import annotations

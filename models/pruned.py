@@ -7,6 +7,8 @@ g_i | x, y ~ rate Noise(0, sigma) + (1 − rate) Noise(u_i(x, y), sigma)   (upda
 
 The mask is summed out exactly, entry by entry: a spike at 0 and a slab around u_i (order `prune_first`). With
 `noise_first` the pruned entries are exactly 0. Compare `masked`, whose adversary knows the mask.
+
+Source: Balunović et al. 2022, section 4, for a mask that is summed out.
 """
 
 from __future__ import annotations

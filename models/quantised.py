@@ -7,6 +7,8 @@ g | x, y ~ step round((u(x, y) + sigma ε) / step)   (update_size,)
 
 p(g_i | x, y) is the Gaussian probability of the interval that rounds to g_i: exact, where `gaussian` takes the rounding
 for noise.
+
+Source: Balunović et al. 2022, section 4, for rounding.
 """
 
 from __future__ import annotations

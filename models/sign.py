@@ -6,6 +6,8 @@ y ~ client's label prior             (batch,)
 g | x, y ~ sign(u(x, y) + sigma ε)   (update_size,)
 
 signSGD (Bernstein et al. 2018) shares the signs of the gradient; p(g_i | x, y) = Φ(g_i u_i / sigma).
+
+Source: Bernstein et al. 2018 (signSGD).
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ g | x, y ~ the k largest entries of u(x, y) + sigma ε   (update_size,)
 
 Entries sent are Normal around u_i; entries not sent lie in [−t, t] with noise, t the smallest one sent: see
 `pplleak.channels.TopK` for the density. Sending the largest entries: Aji and Heafield 2017.
+
+Source: Aji & Heafield 2017.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ The prior of Geiping et al. 2020 (Inverting Gradients, eq. 4), here with a Gauss
 up to its normaliser, multiplied onto the flat prior by a factor. Conditioned on g that is all an inference needs; but
 Pyro ignores factors when nothing is observed, so unconditioned draws (`Predictive`) are those of the flat prior.
 `gmrf` is the proper relative that can be sampled.
+
+Source: Geiping et al. 2020 (Inverting Gradients), eq. 4.
 """
 
 from __future__ import annotations

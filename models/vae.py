@@ -8,6 +8,8 @@ g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
 The adversary of Balunović et al. 2022, section 4, who has learnt p(x) from public images by a VAE (Kingma & Welling
 2014). The pixel residual e lets x leave the decoder's image: the posterior is not confined to what the VAE can draw.
+
+Source: Balunović et al. 2022, section 4; Kingma & Welling 2014.
 """
 
 from __future__ import annotations

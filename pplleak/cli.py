@@ -17,7 +17,7 @@ from rich.console import Console  # noqa: E402
 
 from pplleak import attack as attacks  # noqa: E402
 from pplleak import compare as comparing  # noqa: E402
-from pplleak import data, observation, prior_command, programs, report  # noqa: E402
+from pplleak import data, labels, model_table, observation, prior_command, programs, report  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.options import (  # noqa: E402
     BELIEFS,
@@ -54,13 +54,13 @@ def _local(args: Any) -> LocalTraining | None:
 
 
 def _target(args: Any, index: int | None = None) -> attacks.Target:
-    return attacks.from_data(
+    target = attacks.from_data(
         args.data,
         root=args.data_root,
         index=args.index if index is None else index,
         batch_size=args.batch_size,
         label=args.label,
-        labels_shared=args.labels == "known",
+        labels_shared=args.labels != "unknown",
         network=args.network,
         settings=options(args, "network"),
         checkpoint=args.checkpoint,
@@ -71,6 +71,7 @@ def _target(args: Any, index: int | None = None) -> attacks.Target:
         seed=args.seed,
         dtype=args.dtype,
     )
+    return labels.recovered(target) if args.labels == "recovered" else target
 
 
 def _network_defaults(argv: Sequence[str], observed: str) -> tuple[str, dict[str, Any]]:
@@ -97,6 +98,7 @@ def _attacked(args: Any, network: str) -> attacks.Target:
             dtype=args.dtype,
             public=data.public(args.data, args.data_root).x,
         )
+        target = labels.recovered(target) if args.labels == "recovered" else target
     else:
         target = _target(args)
     if args.surrogate is not None:
@@ -144,6 +146,8 @@ def observe(argv: Sequence[str]) -> int:
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
     }
     args = parse(Observe, "observe", argv, groups)
+    if args.labels == "recovered":
+        raise BadInput("a client shares its labels or not: --labels known or unknown; recover them in `pplleak attack`")
     if args.gradient is None:
         attacks.write_observation(_target(args), args.out)
     else:
@@ -213,7 +217,10 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def ls(argv: Sequence[str]) -> int:
-    parse(Ls, "ls", argv)
+    args = parse(Ls, "ls", argv)
+    if args.form == "markdown":
+        print(model_table.markdown())
+        return 0
     console = Console()
     kinds: list[tuple[str, programs.Kind]] = [("models (--model)", "models"), ("inferences (--inference)", "inference")]
     listed = [(title, programs.names(kind)) for title, kind in kinds]

@@ -5,6 +5,11 @@ sites one after the other, each mapped to the whole real line by `biject_to`; di
 summed out exactly:
 
     log p(z | g) = log Σ_y p(g | x(z), y) p(y) p(x(z)) + log |∂x/∂z| + constant
+
+Where relabelling the examples of a batch changes nothing (`exchangeable`), its unknown labels are summed over their
+counts, not over their orders: y₁ ≤ … ≤ y_B, each weighed by its number of orders B! / Π n_k!. This breaks the symmetry
+between examples of different classes. As a density of x in the order 1 … B it is another one; as a density of the
+*unordered* batch {(x_b, y_b)}, and so in p(g) too, it is the same: the full sum is its average over all orders.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -25,6 +30,7 @@ from torch.distributions import Transform, biject_to
 from pplleak.clients import Client
 from pplleak.errors import BadInput
 from pplleak.observation import Observation
+from pplleak.priors import Labels
 from pplleak.tape import Plain, Recorded, record
 
 Model = Callable[..., Any]
@@ -50,6 +56,8 @@ class Density:
     observed: Observation
     sites: tuple[Site, ...]
     discrete: dict[str, Tensor]  # name -> every value, (K, *event_shape)
+    log_orders: dict[str, Tensor] = field(default_factory=dict)  # name -> log of how many values each stands for, (K,)
+    exchangeable: bool = False  # where it was looked at: the examples of a batch with open or equal labels
 
     @property
     def dim(self) -> int:
@@ -145,11 +153,13 @@ class Density:
         A `pyro.factor` counts with g: `sample_prior` draws from the other sites, and knows nothing of it.
         """
         extra = {}
+        shape = torch.Size([len(s) for s in reversed(self.discrete.values())] + [chains])
+        prior = likelihood = torch.zeros(shape, dtype=torch.float64, device=self.client.device)
         for k, (name, support) in enumerate(self.discrete.items()):
             extra[name] = support.reshape(len(support), *(1,) * (k + 1), *support.shape[1:])
+            if name in self.log_orders:
+                prior = prior + self.log_orders[name].reshape(-1, *(1,) * (k + 1))
         traced = self.trace({**values, **extra}, chains)
-        shape = torch.Size([len(e) for e in reversed(extra.values())] + [chains])
-        prior = likelihood = torch.zeros(shape, dtype=torch.float64, device=self.client.device)
         for name, node in traced.nodes.items():
             if node["type"] != "sample" or isinstance(node["fn"], _PLATE):
                 continue
@@ -216,9 +226,13 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
     given = {"g"} | ({"y"} if observed.labels is not None else set())
     sites: list[Site] = []
     discrete: dict[str, Tensor] = {}
+    open_labels: Labels | None = None
     start = 0
     for name, node in nodes.items():
         if node["type"] != "sample" or node["is_observed"] or name in given or isinstance(node["fn"], _PLATE):
+            continue
+        if name == "y" and isinstance(node["fn"], Labels) and observed.batch_size > 1:
+            open_labels = node["fn"]
             continue
         if node["fn"].has_enumerate_support:
             discrete[name] = node["fn"].enumerate_support(expand=False)
@@ -231,4 +245,50 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
         start += size
     if not sites:
         raise BadInput("the model has no continuous latent site: there is nothing to infer")
-    return Density(model, client, observed, tuple(sites), discrete)
+    built = Density(model, client, observed, tuple(sites), discrete)
+    if interchangeable(observed):
+        built = replace(built, exchangeable=exchangeable(built))
+    if open_labels is None:
+        return built
+    if not built.exchangeable:
+        return replace(built, discrete={**discrete, "y": open_labels.enumerate_support(expand=False)})
+    y, log_orders = open_labels.enumerate_counts()
+    return replace(built, discrete={**discrete, "y": y}, log_orders={"y": log_orders})
+
+
+def interchangeable(observed: Observation) -> bool:
+    """True where the observation does not tell all examples of its batch apart: two labels are equal, or open."""
+    return observed.batch_size > 1 and (observed.labels is None or len(observed.labels.unique()) < observed.batch_size)
+
+
+@torch.no_grad()
+def exchangeable(density: Density) -> bool:
+    """True where the order of a batch's examples means nothing: log p(πz, πy, g) = log p(z, y, g), and x(πz) = πx(z).
+
+    Seen at a draw from the prior, for two permutations that generate all others: a cycle and a swap. π acts on the
+    first dimension of every site that is as long as the batch. A client that trains on minibatches takes the examples
+    in their order.
+    """
+    size = density.observed.batch_size
+    if density.client.local is not None and density.client.local.batch_size is not None:
+        return False
+    free = replace(density, observed=replace(density.observed, labels=None))
+    base = torch.arange(size)
+    orders = torch.stack([base, base.roll(1), torch.cat([base[:2].flip(0), base[2:]])]).to(density.client.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        values, _ = free.constrain(free.sample_prior(1))
+    values["y"] = base.to(density.client.device)[None] % density.client.num_classes
+    moved = {
+        n: v[0][orders] if v.dim() > 1 and v.shape[1] == size else v.expand(3, *v.shape[1:]) for n, v in values.items()
+    }
+    joint = sum(free._terms(moved, 3))
+    assert isinstance(joint, Tensor)
+    joint = joint.reshape(-1, 3)
+    if not joint.isfinite().all():
+        return False
+    x = free.trace({**moved, **{n: s[:1].expand(3, *s.shape[1:]) for n, s in free.discrete.items()}}, 3).nodes["x"]
+    images = x["value"].expand(3, size, *density.client.input_shape)
+    rounding = 100 * torch.finfo(density.client.dtype).eps
+    same = torch.allclose(images, images[0][orders], rtol=rounding, atol=rounding)
+    return same and torch.allclose(joint[:, 1:], joint[:, :1].expand(-1, 2), rtol=rounding, atol=rounding)

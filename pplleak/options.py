@@ -40,8 +40,9 @@ class Victim:
     """Examples behind the gradient."""
     label: int | None = None
     """Label of the image, where the data have none."""
-    labels: Literal["known", "unknown"] = "known"
-    """Did the client share the labels? Unknown ones are summed out exactly."""
+    labels: Literal["known", "unknown", "recovered"] = "known"
+    """Did the client share the labels? Unknown ones are summed out exactly; recovered: read off the last layer's
+    gradient first, and then taken as known."""
     network: str = "mlp"
     """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
     checkpoint: Path | None = None
@@ -113,6 +114,9 @@ class Compare(Victim):
 @dataclasses.dataclass(frozen=True)
 class Ls:
     """List the models, inferences and networks with what each one is."""
+
+    form: Literal["list", "markdown"] = "list"
+    """markdown: the table of the models, with p(x), p(g | x, y), source and optimiser of each."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from arviz_stats.base import array_stats
 from torch import Tensor
 
+from pplleak import diagnostics
 from pplleak.density import Density
+from pplleak.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 from pplleak.errors import BadInput
 from pplleak.surrogate import Surrogate, log_ratio
 
@@ -25,18 +26,14 @@ with warnings.catch_warnings():
     import arviz
     import xarray
 
-Kind = Literal["sampler", "approximate sampler", "approximation", "point"]
-CHAINS: tuple[Kind, ...] = ("sampler", "approximate sampler")
-
-RHAT, ESS, KHAT = 1.01, 400, 0.7  # thresholds: Vehtari et al. 2021, section 4; Vehtari et al. 2024, section 3
-FEW = 25  # draws below which the tail of the weights is too short for a Pareto fit
+__all__ = ["CHAINS", "ESS", "KHAT", "RHAT", "Kind", "Posterior", "collect"]
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """Draws from p(x, y | g), or what an inference has in their place.
 
-    x            (chain, draw, example, *input_shape)
+    x            (chain, draw, example, *input_shape); examples of no fixed order stand as in the mode
     y            (chain, draw, example)
     mode         (example, *input_shape), the MAP: the highest density p(x, y | g) that the inference found
     kind         `sampler`: exact in the limit; `approximate sampler`: chains of something else, which `approximation`
@@ -106,8 +103,7 @@ class Posterior:
         """Worst rank-normalised split R-hat over pixels and log-density (Vehtari et al. 2021, eq. 4 and section 4)."""
         if self.kind not in CHAINS or self.x.shape[0] < 2 or self.x.shape[1] < 4:
             return None
-        with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved: infinite, and said so
-            return float(np.nan_to_num(arviz.rhat(self._monitored), nan=np.inf).max())
+        return diagnostics.rhat(self._monitored)
 
     @property
     def rhat_lp(self) -> float | None:
@@ -119,17 +115,12 @@ class Posterior:
         """Smallest bulk effective sample size over pixels and log-density."""
         if self.kind not in CHAINS or self.x.shape[1] < 4:
             return None
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.nan_to_num(arviz.ess(self._monitored), nan=0.0).min())
+        return diagnostics.ess(self._monitored)
 
     @cached_property
     def khat(self) -> float | None:
         """Pareto k-hat of an approximation's importance weights; above 0.7 it is not the posterior."""
-        if self.log_weights is None or len(self.log_weights) < FEW:
-            return None
-        if np.ptp(self.log_weights) < 1e-6:  # p = q up to rounding: weights without a tail
-            return 0.0
-        return float(array_stats.psislw(-self.log_weights)[1])  # ArviZ smooths the tail of *minus* its argument
+        return None if self.log_weights is None else diagnostics.khat(self.log_weights)
 
     @property
     def divergences(self) -> int | None:
@@ -138,21 +129,7 @@ class Posterior:
     @cached_property
     def doubts(self) -> tuple[str, ...]:
         """Everything that speaks against this result, in plain words."""
-        said = list(self.reasons)
-        if self.kind in CHAINS:
-            if self.rhat_max is None:
-                said.append("too few chains or draws to tell whether they agree")
-            elif not self.rhat_max <= RHAT:
-                said.append(f"chains disagree: R-hat {self.rhat_max:.3f} > {RHAT}")
-            if self.ess_min is not None and not self.ess_min >= ESS:
-                said.append(f"too few effective draws: ESS {self.ess_min:.0f} < {ESS}")
-            if self.divergences:
-                said.append(f"{self.divergences} divergent trajectories")
-        if self.kind == "approximation" and self.khat is None:
-            said.append("too few draws to tell how far the approximation is from the posterior")
-        if self.khat is not None and not self.khat <= KHAT:
-            said.append(f"the approximation misses the posterior: k-hat {self.khat:.2f} > {KHAT}")
-        return tuple(said)
+        return diagnostics.doubts(self)
 
     @property
     def interrupted(self) -> bool:
@@ -286,7 +263,8 @@ def collect(
     """What an inference found, in flat coordinates, as a `Posterior` of images.
 
     Where the client is a surrogate, the result is labelled an approximation, and the log-weights of its draws include
-    how far the density of the client itself lies from the surrogate's: k-hat then judges the surrogate, too.
+    how far the density of the client itself lies from the surrogate's: k-hat then judges the surrogate, too. Examples
+    that nothing tells apart stand in the order nearest to the mode (`diagnostics.relabelled`).
 
     Args:
         z: (chain, draw, dim). mode: (dim,). The rest as in `Posterior`, as tensors.
@@ -302,12 +280,15 @@ def collect(
         kind = "approximate sampler" if kind == "sampler" else kind
         approximation = "; ".join(filter(None, (density.client.said, approximation)))
     parts = [density.images(part) for part in z.flatten(0, 1).split(256)]
-    x = torch.cat([p[0] for p in parts]).unflatten(0, z.shape[:2])
-    y = torch.cat([p[1] for p in parts]).unflatten(0, z.shape[:2])
+    x, y = (array(torch.cat([p[k] for p in parts]).unflatten(0, z.shape[:2])) for k in (0, 1))
+    best = array(density.images(mode[None])[0][0])
+    if density.exchangeable:
+        labels = density.observed.labels
+        x, y = diagnostics.relabelled(x, y, best, None if labels is None else array(labels))
     return Posterior(
-        x=array(x),
-        y=array(y),
-        mode=array(density.images(mode[None])[0][0]),
+        x=x,
+        y=y,
+        mode=best,
         kind=kind,
         stats={n: array(t) for n, t in (stats or {}).items()},
         curves={n: array(t) for n, t in (curves or {}).items()},

@@ -29,7 +29,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     each matched to the truth by assignment. sd_mean: posterior sd averaged over pixels. coverage_90: fraction of
     pixels whose truth lies in its 90 % interval. rhat_max, ess_min, khat, divergences: `Posterior`. seconds.
     converged, and doubts: why not. approximation: what stands in for the posterior, or None. chosen: why this
-    inference, where it was not named.
+    inference, where it was not named. recovered_labels: what `--labels recovered` found, by which rule, how sure.
     """
     point = posterior.kind == "point"
     scores: dict[str, float | None] = dict.fromkeys(
@@ -61,6 +61,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "model": posterior.attrs.get("model"),
         "inference": posterior.attrs.get("inference"),
         "chosen": posterior.attrs.get("chosen"),
+        "recovered_labels": posterior.attrs.get("recovered_labels"),
     }
 
 
@@ -106,10 +107,19 @@ def table(summary: dict[str, Any]) -> Table:
     for key, (label, form) in ROWS.items():
         if summary[key] is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
             shown.add_row(_named(label, summary), form.format(summary[key]))
+    if summary.get("recovered_labels"):
+        shown.add_row("labels, recovered", _recovered(summary["recovered_labels"]))
     colour = "green" if summary["converged"] else "bold red"
     shown.add_section()
     shown.add_row("verdict", f"[{colour}]{verdict(summary)}[/]")
     return shown
+
+
+def _recovered(found: dict[str, Any]) -> str:
+    """The labels of `pplleak.labels.recovered`, and what speaks for them."""
+    confidence = "no confidence" if found["confidence"] is None else f"confidence {found['confidence']:.3f}"
+    right = {True: ", right", False: ", [bold red]wrong[/]", None: ""}[found["right"]]
+    return f"{' '.join(map(str, found['labels']))} ({found['rule']}; {confidence}{right})"
 
 
 def prepare(out: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +16,12 @@ from conftest import assert_frequencies, assert_moments, chains_of, observe, tin
 from pyro import poutine
 from torch import Tensor
 
-from pplleak import channels, density
+from pplleak import channels, clients, density
 from pplleak.clients import Client
 from pplleak.density import Density
 from pplleak.errors import BadInput
 from pplleak.models import dlg, gaussian, logistic
+from pplleak.training import LocalTraining
 
 SIGMA = 0.3
 REFERENCE = torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(3))
@@ -79,16 +81,76 @@ def test_known_labels_give_the_joint_density_written_out_by_hand(name: str, size
     torch.testing.assert_close(built(z), expected, rtol=1e-9, atol=0)
 
 
+def sum_over_all_labels(built: Density, z: Tensor) -> Tensor:
+    """log Σ_y p(z, y, g) over all classes ** batch label vectors, each by a density of known labels: the slow form."""
+    size, classes = built.observed.batch_size, built.client.num_classes
+    each = [
+        density.build(built.model, built.client, replace(built.observed, labels=torch.tensor(labels)))(z)
+        for labels in itertools.product(range(classes), repeat=size)
+    ]
+    assert len(each) == classes**size
+    return torch.stack(each).logsumexp(0)
+
+
+def mean_over_orders(built: Density, z: Tensor) -> Tensor:
+    """log of the mean of exp(density) over all orders of the examples: the density of the unordered batch."""
+    size = built.observed.batch_size
+    rows = z.reshape(len(z), size, -1)
+    each = [built(rows[:, list(order)].flatten(1)) for order in itertools.permutations(range(size))]
+    return torch.stack(each).logsumexp(0) - math.log(len(each))
+
+
 @each_model
-@pytest.mark.parametrize("size", [1, 2])
-def test_unknown_labels_are_summed_over_all_label_vectors(name: str, size: int) -> None:
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_unknown_labels_are_summed_over_all_label_vectors_up_to_their_order(name: str, size: int) -> None:
     built, _, z = made(name, size, known=False)
-    each = []
-    for labels in torch.cartesian_prod(*[torch.arange(3)] * size).reshape(-1, size):
-        known = density.build(built.model, built.client, replace(built.observed, labels=labels))
-        each.append(known(z))
-    assert len(each) == 3**size
-    torch.testing.assert_close(built(z), torch.stack(each).logsumexp(0), rtol=1e-10, atol=0)
+    expected = sum_over_all_labels(built, z)
+    torch.testing.assert_close(mean_over_orders(built, z), expected, rtol=1e-10, atol=0)
+    if size == 1:
+        return
+    assert len(built.discrete["y"]) == math.comb(size + 2, size)
+    assert (built(z) - expected).abs().max() > 1e-3, "in the given order it is another density, and says so"
+    unweighed = replace(built, log_orders={})
+    assert (mean_over_orders(unweighed, z) - expected).abs().max() > 1e-3
+
+
+def positions(client: Client, size: int = 1) -> None:
+    """An adversary who knows that the first example is darker than the others."""
+    loc = torch.linspace(0, 1, size, dtype=torch.float64)[:, None, None, None].expand(size, *client.input_shape)
+    x = pyro.sample("x", dist.Normal(loc, 1.0).to_event(4))
+    y = pyro.sample("y", client.label_prior(size))
+    pyro.sample("g", channels.Gaussian(client.update(x, y), SIGMA))
+
+
+def test_examples_that_have_a_place_are_summed_over_all_orders_of_the_labels() -> None:
+    client = tiny()
+    built = density.build(positions, client, observe(client, SIGMA, size=2, known=False))
+    z = torch.randn(5, built.dim, dtype=torch.float64)
+    assert not built.exchangeable
+    torch.testing.assert_close(built(z), sum_over_all_labels(built, z), rtol=1e-10, atol=0)
+
+
+def test_minibatches_give_examples_a_place() -> None:
+    client = tiny()
+    observed = observe(client, SIGMA, size=2, known=False)
+    for batch_size, expected in ((None, True), (1, False)):
+        trained = clients.build(client.network.requires_grad_(), (1, 2, 2), 3, LocalTraining(0.1, 2, batch_size))
+        assert density.build(MODELS["logistic"][0], trained, observed).exchangeable is expected
+
+
+@pytest.mark.parametrize(("labels", "expected"), [([1, 1], True), ([0, 1], False), (None, True)])
+def test_known_labels_tell_examples_apart_unless_they_are_equal(labels: list[int] | None, expected: bool) -> None:
+    client = tiny()
+    y = None if labels is None else torch.tensor(labels)
+    observed = replace(observe(client, SIGMA, size=2), labels=y)
+    assert density.build(MODELS["dlg"][0], client, observed).exchangeable is expected
+
+
+def test_looking_at_the_order_draws_nothing_from_the_generator() -> None:
+    client = tiny()
+    observed, state = observe(client, SIGMA, size=2, known=False), torch.get_rng_state()
+    assert density.build(MODELS["gaussian"][0], client, observed).exchangeable
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @each_model

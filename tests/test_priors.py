@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_labels_out_of_range_are_outside_the_support() -> None:
     prior = priors.Labels(torch.zeros(3), 2)
     assert bool(prior.support.check(torch.tensor([0, 2])))
     assert not bool(prior.support.check(torch.tensor([0, 3])))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_label_counts_stand_for_all_label_vectors(batch: int) -> None:
+    prior = priors.Labels(torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64), batch)
+    y, log_orders = prior.enumerate_counts()
+    found: dict[tuple[int, ...], int] = {}
+    for labels in itertools.product(range(3), repeat=batch):
+        found[tuple(sorted(labels))] = found.get(tuple(sorted(labels)), 0) + 1
+    assert {tuple(v): round(math.exp(w)) for v, w in zip(y.tolist(), log_orders.tolist(), strict=True)} == found
+    assert float((log_orders + prior.log_prob(y)).exp().sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_too_many_label_counts_are_refused_with_what_to_do() -> None:
+    assert len(priors.Labels(torch.zeros(10), 6).enumerate_counts()[0]) == 5005
+    with pytest.raises(BadInput, match=r"11440 label counts, .*--labels recovered"):
+        priors.Labels(torch.zeros(10), 7).enumerate_counts()
 
 
 def test_too_many_label_vectors_are_refused_with_what_to_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -55,9 +56,29 @@ class Labels(TorchDistribution):
         count = len(self.logits) ** self.batch_size
         if count > self.MAX_ENUMERATED:
             raise BadInput(
-                f"{len(self.logits)} classes and batch size {self.batch_size} make {count} label vectors, too many "
-                "to enumerate: give the labels (--labels known) or a smaller batch"
+                f"{len(self.logits)} classes and batch size {self.batch_size} make {count} label vectors, too many to "
+                "enumerate: give the labels (--labels known), recover them (--labels recovered), or take fewer examples"
             )
         grid = torch.tensor(list(itertools.product(range(len(self.logits)), repeat=self.batch_size)))
         grid = grid.to(self.logits.device).reshape(count, *(1 for _ in self.batch_shape), self.batch_size)
         return grid.expand(count, *self.batch_shape, self.batch_size) if expand else grid
+
+    def enumerate_counts(self) -> tuple[Tensor, Tensor]:
+        """The label vectors up to the order of the examples: y₁ ≤ … ≤ y_B, and how many orders each has.
+
+        With n_k examples of class k there are B! / Π n_k! orders, all of one probability, so that a sum over label
+        vectors of something that does not see the order is Σ exp(log_orders) p(y) over these.
+
+        Returns:
+            y (C(K + B − 1, B), batch_size) and log_orders (C(K + B − 1, B),), float64.
+        """
+        classes, size = len(self.logits), self.batch_size
+        count = math.comb(classes + size - 1, size)
+        if count > self.MAX_ENUMERATED:
+            raise BadInput(
+                f"{classes} classes and batch size {size} make {count} label counts, too many to enumerate: give the "
+                "labels (--labels known), recover them (--labels recovered), or take a smaller batch"
+            )
+        y = torch.tensor(list(itertools.combinations_with_replacement(range(classes), size)), device=self.logits.device)
+        counts = torch.nn.functional.one_hot(y, classes).sum(-2).double()
+        return y, math.lgamma(size + 1) - torch.lgamma(counts + 1).sum(-1)

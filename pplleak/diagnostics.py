@@ -1,0 +1,98 @@
+"""What tells whether draws are to be believed: R-hat, effective sample size, k-hat; and which example is which.
+
+The update of a batch does not know the order of its examples, so a posterior over batches has a copy of every mode
+for every permutation of examples that nothing tells apart. Chains in different copies agree on the batch and disagree
+on every pixel: `relabelled` puts the examples of every draw into one order, before anything is computed from them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from arviz_stats.base import array_stats
+from scipy.optimize import linear_sum_assignment
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import arviz
+
+if TYPE_CHECKING:
+    from pplleak.posterior import Posterior
+
+Kind = Literal["sampler", "approximate sampler", "approximation", "point"]
+CHAINS: tuple[Kind, ...] = ("sampler", "approximate sampler")
+
+RHAT, ESS, KHAT = 1.01, 400, 0.7  # thresholds: Vehtari et al. 2021, section 4; Vehtari et al. 2024, section 3
+FEW = 25  # draws below which the tail of the weights is too short for a Pareto fit
+
+
+def rhat(values: np.ndarray) -> float:
+    """Worst rank-normalised split R-hat (Vehtari et al. 2021, eq. 4 and section 4) over (chain, draw, quantity)."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved: infinite, and said so
+        return float(np.nan_to_num(arviz.rhat(values), nan=np.inf).max())
+
+
+def ess(values: np.ndarray) -> float:
+    """Smallest bulk effective sample size over (chain, draw, quantity)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.nan_to_num(arviz.ess(values), nan=0.0).min())
+
+
+def khat(log_weights: np.ndarray) -> float | None:
+    """Pareto k-hat of importance weights p/q given by their logarithms (N,); None for too few."""
+    if len(log_weights) < FEW:
+        return None
+    if np.ptp(log_weights) < 1e-6:  # p = q up to rounding: weights without a tail
+        return 0.0
+    return float(array_stats.psislw(-log_weights)[1])  # ArviZ smooths the tail of *minus* its argument
+
+
+def relabelled(
+    x: np.ndarray, y: np.ndarray, reference: np.ndarray, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same draws of unordered batches, each in the order of its examples that lies nearest to the reference.
+
+    For every draw the permutation π that minimises Σ_b ‖x_π(b) − reference_b‖² (an assignment, solved exactly), applied
+    to x and y alike. What is computed from the result is the law of the batch in this order: its marginals are not
+    those of one example in a fixed place, which all equal the average over the batch, and where two examples
+    overlap they are narrower.
+
+    Args:
+        x: (chain, draw, example, *input_shape). y: (chain, draw, example).
+        reference: (example, *input_shape), the MAP for example.
+        labels: (example,) where they are known: only examples of equal label change places. None: all may.
+    """
+    draws = x.reshape(-1, x.shape[2], reference[0].size).astype(np.float64)
+    flat = reference.reshape(len(reference), -1).astype(np.float64)
+    cost = (draws**2).sum(-1)[:, None] + (flat**2).sum(-1)[:, None] - 2 * np.einsum("bp,nep->nbe", flat, draws)
+    cost = np.nan_to_num(cost, nan=0.0, posinf=1e300, neginf=0.0)  # (draw, place, example)
+    if labels is not None:
+        cost[:, labels[:, None] != labels[None]] = np.inf
+    order = np.stack([linear_sum_assignment(c)[1] for c in cost]).reshape(y.shape)
+    spread = order.reshape(*order.shape, *(1,) * (x.ndim - 3))
+    return np.take_along_axis(x, spread, 2), np.take_along_axis(y, order, 2)
+
+
+def doubts(posterior: Posterior) -> tuple[str, ...]:
+    """Everything that speaks against a result, in plain words."""
+    said = list(posterior.reasons)
+    recovered = posterior.attrs.get("recovered_labels")
+    if recovered and not recovered["sure"]:
+        confidence = recovered["confidence"]
+        said.append("the labels are a guess" + ("" if confidence is None else f" (confidence {confidence:.2f})"))
+    if posterior.kind in CHAINS:
+        if posterior.rhat_max is None:
+            said.append("too few chains or draws to tell whether they agree")
+        elif not posterior.rhat_max <= RHAT:
+            said.append(f"chains disagree: R-hat {posterior.rhat_max:.3f} > {RHAT}")
+        if posterior.ess_min is not None and not posterior.ess_min >= ESS:
+            said.append(f"too few effective draws: ESS {posterior.ess_min:.0f} < {ESS}")
+        if posterior.divergences:
+            said.append(f"{posterior.divergences} divergent trajectories")
+    if posterior.kind == "approximation" and posterior.khat is None:
+        said.append("too few draws to tell how far the approximation is from the posterior")
+    if posterior.khat is not None and not posterior.khat <= KHAT:
+        said.append(f"the approximation misses the posterior: k-hat {posterior.khat:.2f} > {KHAT}")
+    return tuple(said)

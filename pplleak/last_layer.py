@@ -1,0 +1,47 @@
+"""The linear layer that a network ends in: its gradient is the one that names the labels (`pplleak.labels`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pplleak.clients import Client
+from pplleak.errors import BadInput
+
+ELSE = "leave the labels open: --labels unknown"
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer:
+    """The linear layer that gives the logits, and the names of its parameters in `Client.layers`; "" for none."""
+
+    module: nn.Linear
+    weight: str
+    bias: str
+
+
+def last_layer(client: Client) -> LastLayer:
+    """Find the linear layer whose outputs are the logits; raises BadInput where there is none."""
+    names = {id(p): name for name, p in client.parameters.items()}
+    for module in reversed([m for m in client.network.modules() if isinstance(m, nn.Linear)]):
+        if module.out_features != client.num_classes or id(module.weight) not in names:
+            continue
+        x = torch.rand(2, *client.input_shape, generator=torch.Generator().manual_seed(0)).to(module.weight)
+        a, logits = inputs(client, module, x)
+        if a.dim() == 2 and torch.allclose(module(a), logits, rtol=1e-4, atol=1e-5):
+            return LastLayer(module, names[id(module.weight)], names.get(id(module.bias), ""))
+    raise BadInput(f"the network does not end in a linear layer, whose gradient would tell the labels: {ELSE}")
+
+
+@torch.no_grad()
+def inputs(client: Client, module: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the layer sees of x (N, *input_shape), (N, features), and the logits (N, num_classes)."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    try:
+        logits = client.network(x.to(module.weight))
+    finally:
+        handle.remove()
+    return seen[-1] if seen else torch.zeros(0), logits
