@@ -1,16 +1,20 @@
-"""The same density on the values of its bounded sites themselves, where the classic attacks climb and clamp."""
+"""The same density on the values of its bounded sites themselves, where the classic attacks climb; and L-BFGS-B."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import IndependentTransform
 from torch.distributions.transforms import identity_transform
 
 from pplleak.density import Density, Site
+from pplleak.progress import ProgressBar
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +56,46 @@ def _ends(site: Site, density: Density) -> tuple[Tensor, Tensor]:
         return -far, far
     ends = torch.stack([transform(-far), transform(far)])
     return ends.amin(0), ends.amax(0)
+
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def lbfgsb(evaluate: Evaluate, z: Tensor, box: Box, steps: int, progress: ProgressBar) -> tuple[Tensor, Tensor, bool]:
+    """L-BFGS-B (Byrd, Lu, Nocedal and Zhu 1995; scipy's), start by start, each with its own line searches.
+
+    Args:
+        evaluate: z (1, dim) -> the value to climb (1,) and its gradient (1, dim). steps: iterations of each start.
+
+    Returns:
+        Each start's last iterate, which is its best (starts, dim); the value along the way (iterations, starts), the
+        shorter climbs continued at their end; True where Ctrl-C ended it. At least one value is there.
+    """
+    bar = iter(progress("MAP", steps * len(z)))
+    found, curves = z.detach().clone(), [[evaluate(start[None])[0]] for start in z.detach()]
+    bounds = np.stack([box.low.double().cpu().numpy(), box.high.double().cpu().numpy()], 1)
+
+    def at(w: np.ndarray) -> Tensor:
+        return torch.as_tensor(w[None], dtype=z.dtype, device=z.device)
+
+    def downhill(w: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = evaluate(at(w))
+        slope = -torch.nan_to_num(gradient[0]).double().cpu().numpy()
+        return -float(torch.nan_to_num(value, nan=-1e30)), slope
+
+    interrupted = False
+    try:
+        for k, start in enumerate(z.detach().double().cpu().numpy()):
+
+            def keep(w: np.ndarray, k: int = k) -> None:
+                found[k] = at(w)[0]
+                curves[k].append(evaluate(found[k : k + 1])[0])
+                next(bar, None)
+
+            options = {"maxiter": steps, "maxfun": 25 * steps, "maxcor": 20, "ftol": 0, "gtol": 0}
+            minimize(downhill, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=keep, options=options)
+    except KeyboardInterrupt:
+        interrupted = True
+    longest = max(map(len, curves))
+    curve = torch.stack([torch.cat([*c, *c[-1:] * (longest - len(c))]) for c in curves], 1)
+    return found, curve, interrupted

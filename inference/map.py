@@ -4,7 +4,7 @@
 
 Adam, signed Adam or L-BFGS climbs from several starts in one batch, without the Jacobian of the coordinates, so that
 the maximum is that of the model's own sites. Bounded sites are climbed in unconstrained coordinates, or, as the
-published attacks do it, as they are, clamped into their box after every step. The best iterate of the best start is
+published attacks do it, as they are, kept in their box after every step. The best iterate of the best start is
 kept, never just the last.
 
 A published attack is its model under its own settings: the model's file says them (`MAP`), and they are the defaults.
@@ -12,6 +12,7 @@ A published attack is its model under its own settings: the model's file says th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
 from pplleak.errors import BadInput, require_positive
-from pplleak.inference._boxed import Box, boxed
+from pplleak.inference._boxed import Box, boxed, lbfgsb
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
 Optimizer = Literal["adam", "signed_adam", "lbfgs"]
 Decay = Literal["cosine", "step", "exponential", "none"]
+RECORDED = 300  # steps from which on it pays to record a density
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,8 @@ def maximise(
 ) -> Maximum:
     """Climb log p(z | g) from `starts` prior draws at once, or from `begin` (starts, dim).
 
-    L-BFGS sees the sum over the starts: one line search serves all of them. Draws the starts by torch's generator.
+    Without a box, L-BFGS sees the sum over the starts, and one line search serves all of them; with one, it is
+    scipy's L-BFGS-B, start by start. Draws the starts by torch's generator.
 
     Args:
         decay: of the learning rate of Adam, see `rates`. box: where z is clamped to after every step.
@@ -72,13 +75,20 @@ def maximise(
     """
     z = (density.sample_prior(starts) if begin is None else begin.detach().clone()).requires_grad_()
     starts = len(z)
+    direct = steps >= RECORDED and box is not None and not density.bounded  # no Jacobian: what a recording knows
+    if optimizer == "lbfgs" and box is not None:
+        one = density.recorded(1) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
+        found, heights, interrupted = lbfgsb(one, z, box, steps, progress)
+        order = heights[-1].argsort(descending=True)
+        return Maximum(found[order], heights[-1, order], heights[:, order], interrupted)
+    evaluate = density.recorded(starts) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
     best, best_z = torch.full((starts,), -math.inf, dtype=torch.float64, device=z.device), z.detach().clone()
     curve: list[Tensor] = []
     interrupted = False
 
     def look() -> float:
         """−Σ log p at the current iterates, with its gradient; remembers the best of each start."""
-        value, gradient = density.value_and_grad(z, jacobian=jacobian)
+        value, gradient = evaluate(z.detach())
         better = value > best
         best[better], best_z[better] = value[better], z.detach()[better]
         curve.append(value)
@@ -145,7 +155,7 @@ def run(
         starts: prior draws to climb from, all in one batch.
         steps: optimisation steps.
         lr: Adam's first learning rate, in prior standard deviations a step; in the sites' own units with a box.
-        optimizer: adam; signed_adam, on the signs of the slopes; lbfgs for smooth, well-conditioned models.
+        optimizer: adam; signed_adam, on the signs of the slopes; lbfgs for smooth models (with a box, L-BFGS-B).
         decay: of Adam's learning rate: cosine to zero; step, a tenth after 3/8, 5/8 and 7/8 of all steps; exponential,
             0.94 a step; none.
         box: climb bounded sites (pixels) as they are, clamped after every step; else in unconstrained coordinates.
@@ -154,8 +164,8 @@ def run(
     require_positive(starts=starts, steps=steps, lr=lr)
     if not 0 <= consensus < math.inf:
         raise BadInput(f"consensus must not be negative, not {consensus}")
-    if box and optimizer == "lbfgs":
-        raise BadInput("L-BFGS searches along lines that leave the box: take --inference.box False, or signed_adam")
+    if consensus and optimizer == "lbfgs":
+        raise BadInput("L-BFGS searches along the log-density alone: consensus needs adam or signed_adam")
     pyro.set_rng_seed(seed)
     density, bounds = densities.build(model, client, observed), None
     if box:

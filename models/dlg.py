@@ -5,8 +5,7 @@ y ~ client's label prior               (batch,)
 g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
 DLG minimises ‖u(x, y) − g‖²; under a flat prior that is −2σ² log p(x, y | g), so its attack is this model's MAP. Its
-L-BFGS leaves the pixels free, here they stay in [0, 1] (in logit coordinates); it descends in y, too, which is summed
-out here.
+L-BFGS leaves the pixels free, which here stay in [0, 1], and descends in y, too, which here is summed out.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 from pplleak import channels, priors
 from pplleak.clients import Client
 
-MAP = {"optimizer": "lbfgs", "starts": 1, "steps": 300}
+MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 1200}
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1) -> Tensor:

@@ -19,7 +19,7 @@ from pplleak.labels import of_one as labels
 
 __all__ = ["MAP", "labels", "model"]
 
-MAP = {"optimizer": "lbfgs", "starts": 1, "steps": 300}
+MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 1200}
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1) -> Tensor:

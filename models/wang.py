@@ -17,7 +17,7 @@ from torch import Tensor
 from pplleak import channels, priors
 from pplleak.clients import Client
 
-MAP = {"optimizer": "lbfgs", "starts": 1, "steps": 400}
+MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 400}
 
 
 def model(
