@@ -2,13 +2,19 @@
 
     x̂ = argmax over x of log p(g | x, y) + log p(x)          (Balunović et al. 2022, eq. 4 with δ → 0)
 
-Adam (or L-BFGS) climbs from several starts in one batch, in unconstrained coordinates but without their Jacobian, so
-that the maximum is that of the model's own sites. The best iterate of the best start is kept, never just the last.
+Adam, signed Adam or L-BFGS climbs from several starts in one batch, without the Jacobian of the coordinates, so that
+the maximum is that of the model's own sites. Bounded sites are climbed in unconstrained coordinates, or, as the
+published attacks do it, as they are, kept in their box after every step. The best iterate of the best start is
+kept, never just the last.
+
+A published attack is its model under its own settings: the model's file says them (`MAP`), and they are the defaults.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,10 +25,15 @@ from torch import Tensor
 from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
-from pplleak.errors import require_positive
+from pplleak.errors import BadInput, require_positive
+from pplleak.inference._boxed import Box, boxed, lbfgsb
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
+
+Optimizer = Literal["adam", "signed_adam", "lbfgs"]
+Decay = Literal["cosine", "step", "exponential", "none"]
+RECORDED = 300  # steps from which on it pays to record a density
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,41 +56,61 @@ def maximise(
     starts: int = 8,
     steps: int = 400,
     lr: float = 0.1,
-    optimizer: Literal["adam", "lbfgs"] = "adam",
+    optimizer: Optimizer = "adam",
+    decay: Decay = "cosine",
+    box: Box | None = None,
+    consensus: float = 0.0,
     jacobian: bool = False,
     begin: Tensor | None = None,
     progress: ProgressBar = silent,
 ) -> Maximum:
-    """Climb log p(z | g) from `starts` prior draws at once, or from `begin` (starts, dim); `lr` decays by a cosine.
+    """Climb log p(z | g) from `starts` prior draws at once, or from `begin` (starts, dim).
 
-    L-BFGS sees the sum over the starts: one line search serves all of them. Draws the starts by torch's generator.
+    Without a box, L-BFGS sees the sum over the starts, and one line search serves all of them; with one, it is
+    scipy's L-BFGS-B, start by start. Draws the starts by torch's generator.
+
+    Args:
+        decay: of the learning rate of Adam, see `rates`. box: where z is clamped to after every step.
+        consensus: c of a pull −c ‖z − z̄‖² of every start towards the mean of all; no part of the log-density.
     """
     z = (density.sample_prior(starts) if begin is None else begin.detach().clone()).requires_grad_()
     starts = len(z)
+    direct = steps >= RECORDED and box is not None and not density.bounded  # no Jacobian: what a recording knows
+    if optimizer == "lbfgs" and box is not None:
+        one = density.recorded(1) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
+        found, heights, interrupted = lbfgsb(one, z, box, steps, progress)
+        order = heights[-1].argsort(descending=True)
+        return Maximum(found[order], heights[-1, order], heights[:, order], interrupted)
+    evaluate = density.recorded(starts) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
     best, best_z = torch.full((starts,), -math.inf, dtype=torch.float64, device=z.device), z.detach().clone()
     curve: list[Tensor] = []
     interrupted = False
 
     def look() -> float:
         """−Σ log p at the current iterates, with its gradient; remembers the best of each start."""
-        value, gradient = density.value_and_grad(z, jacobian=jacobian)
+        value, gradient = evaluate(z.detach())
         better = value > best
         best[better], best_z[better] = value[better], z.detach()[better]
         curve.append(value)
-        z.grad = -torch.nan_to_num(gradient)
+        if consensus:
+            gradient = gradient - 2 * consensus * (z.detach() - z.detach().mean(0))
+        downhill = -torch.nan_to_num(gradient)
+        z.grad = downhill.sign() if optimizer == "signed_adam" else downhill
         return -float(torch.nan_to_num(value, nan=-1e30).sum())
 
-    if optimizer == "adam":
-        climb: torch.optim.Optimizer = torch.optim.Adam([z], lr=lr)
+    if optimizer == "lbfgs":
+        climb: torch.optim.Optimizer = torch.optim.LBFGS(
+            [z], lr=1.0, max_iter=1, history_size=20, line_search_fn="strong_wolfe"
+        )
     else:
-        climb = torch.optim.LBFGS([z], lr=1.0, max_iter=1, history_size=20, line_search_fn="strong_wolfe")
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        climb, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)) if optimizer == "adam" else 1.0
-    )
+        climb = torch.optim.Adam([z], lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(climb, rates("none" if optimizer == "lbfgs" else decay, steps))
     try:
         for _ in progress("MAP", steps):
             climb.step(look)
             schedule.step()
+            if box is not None:
+                box.clamp_(z.detach())
         look()
     except KeyboardInterrupt:
         if not curve:
@@ -87,6 +118,20 @@ def maximise(
         interrupted = True
     order = best.argsort(descending=True)
     return Maximum(best_z[order], best[order], torch.stack(curve)[:, order], interrupted)
+
+
+def rates(decay: Decay, steps: int) -> Callable[[int], float]:
+    """step t -> the factor of the learning rate.
+
+    cosine: half a wave down to 0. step: a tenth after 3/8, 5/8 and 7/8 of all steps (Geiping et al. 2020, their code).
+    exponential: 0.94 a step (Balunović et al. 2022, their code). none: 1.
+    """
+    return {
+        "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)),
+        "step": lambda t: 0.1 ** sum(8 * t >= k * steps for k in (3, 5, 7)),
+        "exponential": lambda t: 0.94**t,
+        "none": lambda t: 1.0,
+    }[decay]
 
 
 def run(
@@ -99,20 +144,36 @@ def run(
     starts: int = 8,
     steps: int = 1000,
     lr: float = 0.1,
-    optimizer: Literal["adam", "lbfgs"] = "adam",
+    optimizer: Optimizer = "adam",
+    decay: Decay = "cosine",
+    box: bool = False,
+    consensus: float = 0.0,
 ) -> Posterior:
     """The MAP as a posterior of one draw.
 
     Args:
         starts: prior draws to climb from, all in one batch.
         steps: optimisation steps.
-        lr: Adam's first learning rate, in prior standard deviations a step; it decays to zero.
-        optimizer: adam, or lbfgs for smooth, well-conditioned models.
+        lr: Adam's first learning rate, in prior standard deviations a step; in the sites' own units with a box.
+        optimizer: adam; signed_adam, on the signs of the slopes; lbfgs for smooth models (with a box, L-BFGS-B).
+        decay: of Adam's learning rate: cosine to zero; step, a tenth after 3/8, 5/8 and 7/8 of all steps; exponential,
+            0.94 a step; none.
+        box: climb bounded sites (pixels) as they are, clamped after every step; else in unconstrained coordinates.
+        consensus: strength of a pull of all starts towards their mean, in nats per squared unit of the coordinates.
     """
     require_positive(starts=starts, steps=steps, lr=lr)
+    if not 0 <= consensus < math.inf:
+        raise BadInput(f"consensus must not be negative, not {consensus}")
+    if consensus and optimizer == "lbfgs":
+        raise BadInput("L-BFGS searches along the log-density alone: consensus needs adam or signed_adam")
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
-    found = maximise(density, starts=starts, steps=steps, lr=lr, optimizer=optimizer, progress=progress)
+    density, bounds = densities.build(model, client, observed), None
+    if box:
+        density, bounds = boxed(density)
+    found = maximise(
+        density, starts=starts, steps=steps, lr=lr, optimizer=optimizer, decay=decay,
+        box=bounds, consensus=consensus, progress=progress,
+    )  # fmt: skip
     reasons = []
     if found.interrupted:
         reasons.append(f"interrupted after {len(found.curve)} of {steps} steps: the best iterate so far is kept")

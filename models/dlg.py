@@ -4,7 +4,8 @@ x ~ Uniform(0, 1)                      (batch, *input_shape)
 y ~ client's label prior               (batch,)
 g | x, y ~ Normal(u(x, y), sigma² I)   (update_size,)
 
-DLG minimises ‖u(x, y) − g‖²; under a flat prior that is −2σ² log p(x, y | g), so its attack is this model's MAP.
+DLG minimises ‖u(x, y) − g‖²; under a flat prior that is −2σ² log p(x, y | g), so its attack is this model's MAP. Its
+L-BFGS leaves the pixels free, which here stay in [0, 1], and descends in y, too, which here is summed out.
 
 Source: Zhu et al. 2019 (Deep Leakage from Gradients), eq. 4.
 """
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from pplleak import channels, priors
 from pplleak.clients import Client
+
+MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 1200}
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1) -> Tensor:

@@ -305,7 +305,9 @@ def attack(
 
     Args:
         inference: `auto` leaves it to `choose`.
-        beliefs: keyword arguments of the model. settings: keyword arguments of the inference.
+        beliefs: keyword arguments of the model. settings: keyword arguments of the inference; what is not set
+            falls to what the model's file prefers (`programs.preferred`). A model's file may also know how to read
+            labels that were not shared off g (`pplleak.labels`).
         seed: of the inference; one seed, one result.
     """
     said = target.said
@@ -313,17 +315,20 @@ def attack(
         inference, why = choose(target, model, beliefs)
         said = {**said, "chosen": why}
     run = programs.load("inference", inference)
+    settings = programs.preferred(model, inference) | dict(settings or {})
+    rule = programs.exported("models", model, "labels")
+    if target.observed.labels is None and callable(rule):
+        target = replace(target, observed=replace(target.observed, labels=rule(target.client, target.observed)))
+        said = {**said, "labels": "read off the gradient"}
     bound = believe(programs.load("models", model), target, beliefs)
     start = time.perf_counter()
     with _blaming(programs.locate("models", model)):
-        posterior: Posterior = run(
-            bound, target.observed, target.client, seed=seed, progress=progress, **dict(settings or {})
-        )
+        posterior: Posterior = run(bound, target.observed, target.client, seed=seed, progress=progress, **settings)
     attrs = {
         "model": model,
         "inference": inference,
         "beliefs": _plain(bound.keywords),
-        "settings": _plain(dict(settings or {})),
+        "settings": _plain(settings),
         "seed": seed,
         "sigma": target.sigma,
         "channel": target.channel,

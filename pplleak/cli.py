@@ -106,6 +106,11 @@ def _attacked(args: Any, network: str) -> attacks.Target:
     return _spare_threads(target)
 
 
+def _inference(model: str, name: str) -> Callable[..., Any]:
+    """The inference, with the settings that the model's file prefers as its defaults."""
+    return with_defaults(programs.load("inference", name), programs.preferred(model, name), model)
+
+
 def attack(argv: Sequence[str]) -> int:
     observed = given(argv, "--observed", "")
     network, defaults = _network_defaults(argv, observed)
@@ -124,7 +129,7 @@ def attack(argv: Sequence[str]) -> int:
         if target.client.kinks:
             Console().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
     shown = "hmc" if name == attacks.AUTO else name
-    groups["inference"] = settings_of("Inference", programs.load("inference", shown))
+    groups["inference"] = settings_of("Inference", _inference(given(argv, "--model", "gaussian"), shown))
     args = parse(Attack, "attack", argv, groups)
     out = report.prepare(args.out)
     found = attacks.attack(
@@ -183,12 +188,12 @@ def compare(argv: Sequence[str]) -> int:
     names = [n for n in given(argv, "--inference", "map,laplace,svi,hmc").split(",") if n]
     if not names:
         raise BadInput("--inference needs at least one name: map,hmc for example")
-    prefixes = {n: Path(n).stem for n in names}
+    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", "gaussian")
     groups = {
         "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
-        **{prefixes[n]: settings_of(prefixes[n].title(), programs.load("inference", n)) for n in names},
+        **{prefixes[n]: settings_of(prefixes[n].title(), _inference(model, n)) for n in names},
     }
     args = parse(Compare, "compare", argv, groups)
     if args.count < 1:

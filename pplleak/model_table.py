@@ -38,9 +38,9 @@ def row(path: Path) -> Row:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     doc = ast.get_docstring(tree) or ""
     equations = [
-        re.split(r" {2,}", line)[0] for line in doc.splitlines() if re.match(r"[\w()]+(_\w+)?( .*)?[~=∝] ", line)
+        re.split(r" {2,}", line)[0] for line in doc.splitlines() if re.match(r"[\w(),]+(_\w+)?( .*)?[~=∝] ", line)
     ]
-    likelihood = [e for e in equations if re.match(r"g\W|g_", e)]
+    likelihood = [e for e in equations if re.match(r"g\W|g_|p\(g ", e)]
     first = next((k for k, e in enumerate(equations) if e in likelihood), 0)
     prior = [e for e in equations[:first] if not e.startswith("y ")]
     source = re.search(r"^Source: (.+)$", doc, re.MULTILINE)

@@ -84,6 +84,26 @@ def offers(kind: Kind, function: str) -> dict[str, Callable[..., Any]]:
     return {name: f for name, f in found.items() if callable(f)}
 
 
+def exported(kind: Kind, name: str, attribute: str, default: Any = None) -> Any:
+    """What else a file says about itself, or the default: see `preferred`, and `labels` in docs/write-a-model.md."""
+    return getattr(_opened(kind, locate(kind, name)), attribute, default)
+
+
+def preferred(model: str, inference: str) -> dict[str, Any]:
+    """The settings that a model's file wants of an inference where the user sets none: its `MAP`, for `map`.
+
+    Raises:
+        BadInput: they are no dictionary of that inference's settings.
+    """
+    attribute = Path(inference).stem.upper()
+    found = exported("models", model, attribute, {})
+    where = f"{attribute} of the model {model}"
+    if not isinstance(found, dict):
+        raise BadInput(f"{where} must be a dictionary of settings, not a {type(found).__name__}")
+    require_settings(load("inference", inference), found, where, f"the inference {inference}")
+    return dict(found)
+
+
 def _opened(kind: Kind, path: Path) -> ModuleType:
     inside = path.resolve().parent == folder(kind).resolve()
     return _module(path, f"pplleak.{kind}.{path.stem}" if inside else None)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import LIMIT, assert_frequencies, assert_moments, batch_of, chains_of, misfit, own, tiny
 from pyro.infer import Predictive
-from scipy import stats
+from scipy import integrate, stats
 from torch import Tensor, nn
 
 from pplleak import channels
@@ -23,7 +23,7 @@ from pplleak.clients import Client
 from pplleak.errors import BadInput
 from pplleak.updates import DenseUpdate, LazyUpdate, Update
 
-SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS = 0.3, 0.4, 0.25, 20.0, 0.7, 4
+SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1 = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5
 
 
 def sigmas(size: int) -> Tensor:
@@ -51,6 +51,14 @@ def weighted(g: np.ndarray, examples: np.ndarray) -> float:
 
 def laplace(g: np.ndarray, examples: np.ndarray) -> float:
     return stats.laplace(examples.sum(0), SIGMA / math.sqrt(2)).logpdf(g).sum()
+
+
+def elastic(g: np.ndarray, examples: np.ndarray) -> float:
+    def factor(e: np.ndarray | float) -> np.ndarray | float:
+        return np.exp(-(np.square(e) + L1 * np.abs(e)) / (2 * SIGMA**2))
+
+    normaliser = 2 * integrate.quad(factor, 0, np.inf)[0]
+    return float(np.log(factor(g - examples.sum(0)) / normaliser).sum())
 
 
 def directional(g: np.ndarray, examples: np.ndarray) -> float:
@@ -143,6 +151,9 @@ CASES = {
         lambda u: channels.Weighted(u, sigmas(u.size) / 2),
     ),
     "laplace": Case(lambda u: channels.Laplace(u, SIGMA), laplace, False, lambda u: channels.Laplace(u, HALF)),
+    "elastic": Case(
+        lambda u: channels.Elastic(u, SIGMA, l1=L1), elastic, False, lambda u: channels.Elastic(u, HALF, l1=L1)
+    ),
     "directional": Case(
         lambda u: channels.Directional(u, kappa=KAPPA), directional, True,
         lambda u: channels.Directional(u, kappa=2 * KAPPA),
@@ -342,8 +353,8 @@ def test_its_draws_follow_its_density(case: Case) -> None:
         assert max(misfit(ratios(case, here, v, wrong), 1.0, floor=20) for v in near) > LIMIT
 
 
-CONTINUOUS = ["gaussian", "weighted", "laplace", "masked", "masked, laplace", "pruned", "pruned, laplace", "dpsgd",
-              "aggregated"]  # fmt: skip
+CONTINUOUS = ["gaussian", "weighted", "laplace", "elastic", "masked", "masked, laplace", "pruned", "pruned, laplace",
+              "dpsgd", "aggregated"]  # fmt: skip
 
 
 def kolmogorov(case: Case, u: float, draws: Tensor) -> tuple[float, float]:

@@ -74,7 +74,7 @@ def test_beliefs_fall_to_the_true_channels_settings_unless_they_are_set() -> Non
 
 def test_every_setting_of_a_channel_is_a_belief_of_the_model_that_believes_in_it() -> None:
     """By the same name: an adversary who knows the defence is the default."""
-    believers = {"gaussian": "gaussian", "laplace": "laplace_noise"}
+    believers = {"gaussian": "gaussian", "laplace": "laplace_noise", "elastic": "tag"}
     for name, kind in programs.named_channels().items():
         beliefs = {s.name: s for s in programs.settings(programs.load("models", believers.get(name, name)))}
         for setting in programs.settings(kind):

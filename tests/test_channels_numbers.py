@@ -154,7 +154,7 @@ def test_examples_that_a_network_mixes_are_not_clipped() -> None:
 
 def test_a_name_stands_for_every_channel_that_settings_say_in_full() -> None:
     named = programs.named_channels()
-    said = "directional dpsgd gaussian laplace masked pruned quantised sign topk"
+    said = "directional dpsgd elastic gaussian laplace masked pruned quantised sign topk"
     assert sorted(named) == said.split()
     for name, kind in named.items():
         assert programs.channel(name) is kind

@@ -5,6 +5,7 @@ from pplleak.channels.aggregated import Aggregated, moments
 from pplleak.channels.base import Channel, Noise
 from pplleak.channels.directional import Directional
 from pplleak.channels.dpsgd import DPSGD, require_examples
+from pplleak.channels.elastic import Elastic
 from pplleak.channels.gaussian import Gaussian, Weighted, by_layer
 from pplleak.channels.laplace import Laplace
 from pplleak.channels.pruned import Masked, Order, Pruned
@@ -16,6 +17,7 @@ __all__ = [
     "Aggregated",
     "Channel",
     "Directional",
+    "Elastic",
     "Gaussian",
     "Laplace",
     "Masked",

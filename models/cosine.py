@@ -1,0 +1,36 @@
+"""The cosine baseline of Balunović et al. 2022: directions, and smooth images.
+
+p(x) ∝ exp(−kappa tv Σ (right² + down²)) on [0, 1]   (batch, *input_shape)
+y ~ client's label prior
+g / ‖g‖ | x, y ~ von Mises-Fisher(u(x, y) / ‖u(x, y)‖, kappa)
+
+Their baseline minimises 1 − cos(u(x, y), g), that is −log p(g | x, y) / kappa: Inverting Gradients' likelihood. Their
+code adds the smoothness, squared and searched over its weight (the default here is not theirs), and runs 200 iterations
+of Adam; 0.15 is its learning rate in pixels, not in standard deviations of MNIST.
+
+Source: Balunović et al. 2022 (Bayesian Framework for Gradient Leakage), Table 1.
+"""
+
+from __future__ import annotations
+
+import pyro
+from torch import Tensor
+
+from pplleak import channels, priors
+from pplleak.clients import Client
+
+MAP = {"optimizer": "adam", "decay": "exponential", "box": True, "starts": 1, "steps": 200, "lr": 0.15}
+
+
+def model(client: Client, batch_size: int = 1, *, kappa: float = 1e4, tv: float = 1e-6) -> Tensor:
+    """The generative program.
+
+    Args:
+        kappa: how closely directions agree; it scales all of the attack's loss alike.
+        tv: weight of the smoothness, beside the distance of the gradients.
+    """
+    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    steps = x.diff(dim=-1).square().sum((-4, -3, -2, -1)) + x.diff(dim=-2).square().sum((-4, -3, -2, -1))
+    pyro.factor("tv", -tv * steps * kappa)
+    y = pyro.sample("y", client.label_prior(batch_size))
+    return pyro.sample("g", channels.Directional(client.update(x, y), kappa=kappa))
