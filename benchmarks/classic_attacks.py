@@ -2,8 +2,8 @@
 
 uv run benchmarks/classic_attacks.py --data-root ROOT --peer CLONE   # writes benchmarks/results/classic_attacks.csv
 
-CLONE is a checkout of github.com/JonasGeiping/invertinggradients; without it the peer's columns stay empty. Every attack
-on an image is kept as a row of classic_attacks_images.csv, and is not run again.
+CLONE is a checkout of github.com/JonasGeiping/invertinggradients; without it the peer's columns stay empty. Every
+attack on an image is kept as a row of classic_attacks_images.csv, and is not run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pplleak.attack import Target
 from pplleak.progress import bar
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SIGMA = 1e-4  # the model's, and the noise on the gradient: some 1e-4 of its norm a thousand entries
+SIGMA = 1e-4  # believed, and added: next to no noise
 COLUMNS = ("attack", "network", "images", "psnr_median", "seconds", "peer", "peer_psnr_median", "peer_seconds")
 IMAGE = ("attack", "network", "index", "psnr", "seconds", "peer_psnr", "peer_seconds")
 JOBS = [
@@ -42,7 +42,7 @@ PEER_STEPS = {"inverting_gradients": 4000, "dlg": 300}
 
 
 def psnr(truth: np.ndarray, found: np.ndarray) -> float:
-    return float(metrics.psnr(torch.as_tensor(truth), torch.as_tensor(found)).mean())
+    return float(metrics.psnr(found, truth).mean())
 
 
 def peer(path: Path, name: str, target: Target, steps: int | None) -> tuple[float, float]:
