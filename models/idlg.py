@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pplleak import channels, priors
 from pplleak.clients import Client
-from pplleak.labels import of_one as labels
+from pplleak.label_rules import of_one as labels
 
 __all__ = ["MAP", "labels", "model"]
 
