@@ -307,7 +307,7 @@ def attack(
         inference: `auto` leaves it to `choose`.
         beliefs: keyword arguments of the model. settings: keyword arguments of the inference; what is not set
             falls to what the model's file prefers (`programs.preferred`). A model's file may also know how to read
-            labels that were not shared off g (`pplleak.labels`).
+            labels that were not shared off g (`pplleak.label_rules`).
         seed: of the inference; one seed, one result.
     """
     said = target.said

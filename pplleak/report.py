@@ -60,6 +60,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "approximation": posterior.approximation or None,
         "model": posterior.attrs.get("model"),
         "inference": posterior.attrs.get("inference"),
+        "settings": posterior.attrs.get("settings"),
         "chosen": posterior.attrs.get("chosen"),
         "recovered_labels": posterior.attrs.get("recovered_labels"),
     }

@@ -201,7 +201,7 @@ def test_starts_that_seek_consensus_end_closer_together() -> None:
     def spread(consensus: float) -> float:
         return float(maps.maximise(built, begin=begin, steps=30, lr=0.02, box=box, consensus=consensus).z.std(0).mean())
 
-    assert spread(1e4) < 0.5 * spread(0.0)
+    assert spread(1e4) < 0.7 * spread(0.0)
 
 
 # -- what a model's file says ----------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_starts_that_seek_consensus_end_closer_together() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_its_map_is_its_papers_optimiser_unless_the_user_says_another(name: str) -> None:
     wanted = programs.preferred(name, "map")
-    assert wanted["box"] or name == "tag"
+    assert wanted.get("box") or name == "tag"
     assert not programs.preferred(name, "hmc")
     target = attack.from_data(network="linear")
     found = attack.attack(target, name, "map", settings={"steps": 2})
@@ -227,7 +227,7 @@ def test_the_command_line_shows_and_takes_the_models_own_settings(
 
     assert run("--model", "inverting_gradients", "--inference.steps", "3", "--inference.starts", "2") == 0
     said = json.loads((tmp_path / "summary.json").read_text())
-    assert json.loads(json.dumps(said))["settings"] == {
+    assert said["settings"] == {
         "starts": 2, "steps": 3, "lr": 0.1, "optimizer": "signed_adam", "decay": "step", "box": True, "consensus": 0.0,
     }  # fmt: skip
     mine = tmp_path / "mine.py"
