@@ -219,7 +219,7 @@ def _onto_simplex(points: Tensor) -> Tensor:
 
 
 def _limit(classes: int) -> float:
-    """A sum of that many squared unit noises that is beyond chance, be they Gaussian or Laplace (kurtosis 6)."""
+    """What that many squared unit noises, Gaussian or Laplace (kurtosis 6), do not sum to by chance."""
     return classes + 8 * math.sqrt(5 * classes)
 
 
