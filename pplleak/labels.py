@@ -223,9 +223,6 @@ def _limit(classes: int) -> float:
     return classes + 8 * math.sqrt(5 * classes)
 
 
-# -- the best rule that applies ------------------------------------------------------------------------------------
-
-
 def recover(
     client: Client,
     observed: Observation,
