@@ -151,7 +151,7 @@ def test_counts_come_from_the_row_sums_where_the_last_layer_has_no_bias() -> Non
 
 
 @pytest.mark.parametrize("case", ["noise", "trained"])
-def test_the_confidence_of_counts_is_how_often_they_are_right(case: str) -> None:
+def test_counts_that_the_gradient_leaves_open_are_not_sure(case: str) -> None:
     """Where σ is as large as an example's pull, or p has learnt the class: the counts are open, and said to be."""
     victim, sigma = client("mlp"), 0.1 if case == "noise" else 0.0
     if case == "trained":
@@ -171,8 +171,11 @@ def test_the_confidence_of_counts_is_how_often_they_are_right(case: str) -> None
         right.append(found.labels.tolist() == truth)
         said.append(found.confidence)
     error = math.sqrt(max(np.var(right), 1e-2) / len(right))
-    assert np.mean(said) < np.mean(right) + 3 * error, "over-confident"
-    assert np.mean(right) < 1 - 3 * error or case == "trained", "a confidence of 1 would pass"
+    assert np.mean(right) < 1 - 3 * error, "a confidence of 1 would pass"
+    if case == "noise":
+        assert np.mean(said) < np.mean(right) + 3 * error, "over-confident"
+    else:  # an upper bound: right in no batch, and said to be so in one of fifteen
+        assert max(said) < 0.2
 
 
 def test_what_is_not_one_cross_entropy_gradient_is_refused() -> None:
