@@ -16,6 +16,7 @@ import torch
 from arviz_stats.base import array_stats
 from torch import Tensor
 
+from pplleak import decisions
 from pplleak.density import Density
 from pplleak.errors import BadInput
 from pplleak.surrogate import Surrogate, log_ratio
@@ -82,11 +83,7 @@ class Posterior:
     @cached_property
     def medoid(self) -> np.ndarray:
         """argmin over the draws x̂ of E‖x − x̂‖: the most central draw, over at most 1000 evenly spaced ones."""
-        flat = self.draws.reshape(len(self.draws), -1).astype(np.float64)
-        thin = flat[:: -(-len(flat) // 1000)]
-        square = (thin**2).sum(1)
-        distance = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * thin @ thin.T, 0)).sum(1)
-        return thin[distance.argmin()].reshape(self.x.shape[2:])
+        return decisions.medoid(self.draws)
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """The central posterior interval of every pixel."""
