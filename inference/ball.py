@@ -96,7 +96,8 @@ def chart(density: Density) -> Chart:
         if (found.image(probes[n + 1 :]) - x[n + 1 :]).abs().max() < BENT:
             return found
     raise BadInput("inference ball needs a model whose x is an invertible affine image of its latents, or the logistic "
-                   "function of one: this model's is neither; take map, or decide from posterior samples (pplleak risk)")  # fmt: skip
+                   "function of one: this model's is neither; take map, or decide from posterior samples (pplleak "
+                   "risk)")  # fmt: skip
 
 
 def offsets(count: int, examples: int, pixels: int, delta: float, device: torch.device | None = None) -> Tensor:

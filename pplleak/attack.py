@@ -106,6 +106,7 @@ def from_data(
     channel: str = "gaussian",
     channel_settings: Mapping[str, Any] | None = None,
     seed: int = 0,
+    noise_seed: int | None = None,
     dtype: Precision = "float32",
 ) -> Target:
     """A client that shares the gradient of real images, through a channel.
@@ -116,7 +117,7 @@ def from_data(
         network, settings, checkpoint, local: as for `build_client`.
         channel, channel_settings: a name of `pplleak.channels`, and its keyword arguments; sigma: its noise per entry
             (None: 0.1, where the channel has one).
-        seed: of the weights and of the noise, each from a generator of its own.
+        seed: of the weights and of the noise, each from a generator of its own. noise_seed: another for the noise.
     """
     kind, sigma, channel_settings = resolve_channel(channel, sigma, channel_settings)
     if batch_size < 1:
@@ -135,7 +136,7 @@ def from_data(
         channels.require_examples(client, batch_size)
     noise = {} if sigma is None else {"sigma": sigma}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
+        torch.manual_seed((seed if noise_seed is None else noise_seed) + 1)
         g = kind(client.update(x, y), **noise, **channel_settings).sample()
     if not g.isfinite().all():
         raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")

@@ -1,8 +1,10 @@
-"""The command line: attack, observe, compare, prior, ls, cp."""
+"""The command line: attack, observe, compare, risk, prior, ls, cp."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +19,8 @@ from rich.console import Console  # noqa: E402
 
 from pplleak import attack as attacks  # noqa: E402
 from pplleak import compare as comparing  # noqa: E402
-from pplleak import data, observation, prior_command, programs, report  # noqa: E402
+from pplleak import data, observation, prior_command, programs, report, risk_report  # noqa: E402
+from pplleak import risk as risks  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.options import (  # noqa: E402
     BELIEFS,
@@ -26,6 +29,7 @@ from pplleak.options import (  # noqa: E402
     Cp,
     Ls,
     Observe,
+    Risk,
     given,
     options,
     parse,
@@ -53,7 +57,7 @@ def _local(args: Any) -> LocalTraining | None:
     return None
 
 
-def _target(args: Any, index: int | None = None) -> attacks.Target:
+def _target(args: Any, index: int | None = None, noise_seed: int | None = None) -> attacks.Target:
     return attacks.from_data(
         args.data,
         root=args.data_root,
@@ -69,6 +73,7 @@ def _target(args: Any, index: int | None = None) -> attacks.Target:
         channel=args.channel,
         channel_settings=options(args, "channel"),
         seed=args.seed,
+        noise_seed=noise_seed,
         dtype=args.dtype,
     )
 
@@ -175,8 +180,9 @@ def _wrap(args: Any) -> None:
     attacks.write_observation(target, args.out)
 
 
-def compare(argv: Sequence[str]) -> int:
-    names = [n for n in given(argv, "--inference", "map,laplace,svi,hmc").split(",") if n]
+def _several(base: type, command: str, argv: Sequence[str], default: str) -> tuple[Any, list[str], dict[str, Any]]:
+    """A command line that names several inferences: parsed, their names, and the settings of each."""
+    names = [n for n in given(argv, "--inference", default).split(",") if n]
     if not names:
         raise BadInput("--inference needs at least one name: map,hmc for example")
     prefixes = {n: Path(n).stem for n in names}
@@ -186,9 +192,14 @@ def compare(argv: Sequence[str]) -> int:
         "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
         **{prefixes[n]: settings_of(prefixes[n].title(), programs.load("inference", n)) for n in names},
     }
-    args = parse(Compare, "compare", argv, groups)
+    args = parse(base, command, argv, groups)
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
+    return args, names, {n: options(args, prefixes[n]) for n in names}
+
+
+def compare(argv: Sequence[str]) -> int:
+    args, names, settings = _several(Compare, "compare", argv, "map,laplace,svi,hmc")
     out = report.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     for index in indices:
@@ -198,7 +209,7 @@ def compare(argv: Sequence[str]) -> int:
         args.model,
         names,
         beliefs=options(args, "model"),
-        settings={n: options(args, prefixes[n]) for n in names},
+        settings=settings,
         seed=args.seed,
         progress=bar,
         keep=lambda rows: comparing.write(rows, names, out),
@@ -206,9 +217,63 @@ def compare(argv: Sequence[str]) -> int:
     console = Console()
     console.print(comparing.table(rows, names, per_image=True))
     console.print(comparing.table(rows, names))
+    console.print(comparing.paired_table(rows, names))
     said = f"written to {out}/: compare.csv, compare.json, compare.png"
     complete = len(rows) == len(names) * len(indices)
     console.print(said if complete else f"interrupted: {len(rows)} attacks kept; {said}", highlight=False)
+    return 0 if complete else 130
+
+
+def risk(argv: Sequence[str]) -> int:
+    args, names, settings = _several(Risk, "risk", argv, "map,hmc")
+    out = report.prepare(args.out)
+    indices = range(args.index, args.index + args.count)
+    private = data.private(args.data, args.data_root)
+    for index in indices if args.draws_from == "data" else ():
+        private.batch(index, args.batch_size)  # say so before the work, not after
+    distance = risks.DISTANCES[args.distance]
+    deltas = distance.deltas(args.deltas, math.prod(private.input_shape))
+
+    def target(index: int) -> attacks.Target:
+        if args.draws_from == "data":
+            return _spare_threads(_target(args, index, args.seed + index))
+        return risks.from_model(_spare_threads(_target(args, 0)), args.model, options(args, "model"), args.seed + index)
+
+    said = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "count", "out")}
+    known = risks.resume(out, said)
+
+    def of_this_run(rows: list[risks.Row]) -> list[risks.Row]:
+        return [r for r in rows if r["index"] in indices]
+
+    rows = of_this_run(
+        risks.measure(
+            [(i, functools.partial(target, i)) for i in indices],
+            args.model,
+            names,
+            distance,
+            deltas,
+            beliefs=options(args, "model"),
+            settings=settings,
+            seed=args.seed,
+            progress=bar,
+            known=known,
+            keep=lambda rows: risks.write(rows, said, out),
+        )
+    )
+    if not rows:
+        raise KeyboardInterrupt
+    console = Console()
+    for name in dict.fromkeys(r["inference"] for r in rows):
+        console.print(risk_report.table(rows, name))
+    risk_report.picture(rows, distance, args.draws_from).savefig(out / "risk.png", dpi=150)
+    done = len({(r["index"], r["inference"]) for r in rows})
+    written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"
+    complete = done == len(names) * len(indices)
+    console.print(
+        written if complete else f"interrupted: {done} attacks kept, the same command goes on; {written}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0 if complete else 130
 
 
@@ -235,6 +300,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "attack": (attack, Attack),
     "observe": (observe, Observe),
     "compare": (compare, Compare),
+    "risk": (risk, Risk),
     "prior": (prior_command.run, prior_command.Prior),
     "ls": (ls, Ls),
     "cp": (cp, Cp),

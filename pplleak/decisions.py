@@ -24,7 +24,7 @@ NAMES = ("mean", "medoid", "mode", "ball")
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Draws by what they are for: candidates are proposed from a half, chosen by a quarter, scored by the last quarter."""
+    """Draws by what they are for: a half proposes candidates, a quarter chooses, the last quarter scores."""
 
     propose: np.ndarray
     choose: np.ndarray
