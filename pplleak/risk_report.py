@@ -26,7 +26,8 @@ def table(rows: Sequence[Row], inference: str) -> Table:
         title=f"{Path(inference).stem}: successes, claimed / realised of {images} images",
         title_justify="left",
         padding=(0, 0, 0, 1),
-        caption=f"red: the claim is outside the realised fraction's 95 % interval; {good} of {len(mine)} attacks converged",
+        caption="red: the claim is outside the realised fraction's 95 % interval; "
+        f"{good} of {len(mine)} attacks converged",
         caption_justify="left",
     )
     names = list(dict.fromkeys(c["decision"] for c in found))
