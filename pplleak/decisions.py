@@ -88,10 +88,11 @@ def ball(parts: Parts, mode: np.ndarray, delta: float) -> np.ndarray:
     """
     require_positive(delta=delta)
     starts = np.stack([mode, parts.propose.mean(0), medoid(parts.propose)])
-    centres = [
-        _ball(*(a[:, b].reshape(len(a), -1).astype(np.float64) for a in (parts.propose, parts.choose, starts)), delta)
-        for b in range(len(mode))
-    ]
+
+    def flat(a: np.ndarray, b: int) -> np.ndarray:
+        return a[:, b].reshape(len(a), -1).astype(np.float64)
+
+    centres = [_ball(flat(parts.propose, b), flat(parts.choose, b), flat(starts, b), delta) for b in range(len(mode))]
     return np.stack(centres).reshape(mode.shape)
 
 
