@@ -1,6 +1,6 @@
 """Every classic attack on MNIST test images, noiseless gradients, beside invertinggradients on the same ones.
 
-uv run --with six benchmarks/classic_attacks.py --data-root ROOT --peer CLONE   # → benchmarks/results/classic_attacks.csv
+uv run --with six benchmarks/classic_attacks.py --data-root ROOT --peer CLONE
 
 CLONE is a checkout of github.com/JonasGeiping/invertinggradients; without it the peer's columns stay empty. Every
 attack on an image is kept as a row of classic_attacks_images.csv, and is not run again.

@@ -1,8 +1,10 @@
-"""The command line: attack, observe, compare, prior, ls, cp."""
+"""The command line: attack, observe, compare, risk, prior, ls, cp."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,12 +14,12 @@ from typing import Any
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # Pyro's own use of torch.jit
 
-import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from pplleak import arguments, data, model_table, observation, prior_command, programs, report, risk_report  # noqa: E402
 from pplleak import attack as attacks  # noqa: E402
 from pplleak import compare as comparing  # noqa: E402
-from pplleak import data, labels, model_table, observation, prior_command, programs, report  # noqa: E402
+from pplleak import risk as risks  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.options import (  # noqa: E402
     BELIEFS,
@@ -26,6 +28,7 @@ from pplleak.options import (  # noqa: E402
     Cp,
     Ls,
     Observe,
+    Risk,
     given,
     options,
     parse,
@@ -33,87 +36,13 @@ from pplleak.options import (  # noqa: E402
     with_defaults,
 )  # fmt: skip
 from pplleak.progress import bar  # noqa: E402
-from pplleak.training import LocalTraining  # noqa: E402
 
 # -- commands ------------------------------------------------------------------------------------------------------
 
 
-def _spare_threads(target: attacks.Target) -> attacks.Target:
-    """A small network is faster on one core than split over several, many times so on a busy machine."""
-    if target.client.update_size < 50_000:
-        torch.set_num_threads(1)
-    return target
-
-
-def _local(args: Any) -> LocalTraining | None:
-    if args.local_lr is not None:
-        return LocalTraining(args.local_lr, args.local_steps, args.local_batch_size)
-    if args.local_steps != 1 or args.local_batch_size is not None:
-        raise BadInput("local training needs a learning rate: add --local-lr 0.1")
-    return None
-
-
-def _target(args: Any, index: int | None = None) -> attacks.Target:
-    target = attacks.from_data(
-        args.data,
-        root=args.data_root,
-        index=args.index if index is None else index,
-        batch_size=args.batch_size,
-        label=args.label,
-        labels_shared=args.labels != "unknown",
-        network=args.network,
-        settings=options(args, "network"),
-        checkpoint=args.checkpoint,
-        local=_local(args),
-        sigma=args.sigma,
-        channel=args.channel,
-        channel_settings=options(args, "channel"),
-        seed=args.seed,
-        dtype=args.dtype,
-    )
-    return labels.recovered(target) if args.labels == "recovered" else target
-
-
-def _network_defaults(argv: Sequence[str], observed: str) -> tuple[str, dict[str, Any]]:
-    """The network to build the parser for: the one that is named, else the observation's."""
-    if not observed:
-        return given(argv, "--network", "mlp"), {}
-    metadata = observation.load(observed).metadata
-    if not metadata:
-        return given(argv, "--network", "mlp"), {}
-    named = given(argv, "--network", "")
-    name = named or attacks.network_of(observed, metadata)
-    return name, metadata["settings"] if name == metadata["network"] else {}
-
-
-def _attacked(args: Any, network: str) -> attacks.Target:
-    """What `attack` is told to attack: an observation or an image, as its adversary sees it."""
-    if args.observed:
-        target = attacks.from_file(
-            args.observed,
-            network=network,
-            settings=options(args, "network"),
-            checkpoint=args.checkpoint,
-            seed=args.seed,
-            dtype=args.dtype,
-            public=data.public(args.data, args.data_root).x,
-        )
-        target = labels.recovered(target) if args.labels == "recovered" else target
-    else:
-        target = _target(args)
-    if args.surrogate is not None:
-        target = attacks.with_surrogate(target, args.surrogate)
-    return _spare_threads(target)
-
-
-def _inference(model: str, name: str) -> Callable[..., Any]:
-    """The inference, with the settings that the model's file prefers as its defaults."""
-    return with_defaults(programs.load("inference", name), programs.preferred(model, name), model)
-
-
 def attack(argv: Sequence[str]) -> int:
     observed = given(argv, "--observed", "")
-    network, defaults = _network_defaults(argv, observed)
+    network, defaults = arguments.network_defaults(argv, observed)
     name, target = given(argv, "--inference", attacks.AUTO), None
     groups = {
         "network": settings_of("Network", with_defaults(programs.network(network), defaults, observed)),
@@ -123,17 +52,17 @@ def attack(argv: Sequence[str]) -> int:
     if name == attacks.AUTO and not {"-h", "--help"} & set(argv):  # its settings are known once it is chosen
         args = parse(Attack, "attack", argv, groups, partly=True)
         report.prepare(args.out)
-        target = _attacked(args, network)
+        target = arguments.attacked(args, network)
         name, why = attacks.choose(target, args.model, options(args, "model"))
         target = replace(target, said={**target.said, "chosen": why})
         if target.client.kinks:
             Console().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
     shown = "hmc" if name == attacks.AUTO else name
-    groups["inference"] = settings_of("Inference", _inference(given(argv, "--model", "gaussian"), shown))
+    groups["inference"] = settings_of("Inference", arguments.inference(given(argv, "--model", "gaussian"), shown))
     args = parse(Attack, "attack", argv, groups)
     out = report.prepare(args.out)
     found = attacks.attack(
-        target or _attacked(args, network),
+        target or arguments.attacked(args, network),
         args.model,
         name,
         beliefs=options(args, "model"),
@@ -154,7 +83,7 @@ def observe(argv: Sequence[str]) -> int:
     if args.labels == "recovered":
         raise BadInput("a client shares its labels or not: --labels known or unknown; recover them in `pplleak attack`")
     if args.gradient is None:
-        attacks.write_observation(_target(args), args.out)
+        attacks.write_observation(arguments.private_target(args), args.out)
     else:
         _wrap(args)
     code = f" --network {args.network}" if ":" in args.network else ""  # a file is not let choose code to run
@@ -171,7 +100,7 @@ def _wrap(args: Any) -> None:
     client = attacks.build_client(
         args.network, options(args, "network"), args.input_shape, args.num_classes,
         seed=args.seed, dtype=args.dtype, parameters=shared.parameters, where=str(args.gradient),
-        checkpoint=args.checkpoint, local=_local(args),
+        checkpoint=args.checkpoint, local=arguments.local(args),
     )  # fmt: skip
     g = observation.flatten(client, shared.gradient, str(args.gradient))
     labels = None
@@ -184,8 +113,9 @@ def _wrap(args: Any) -> None:
     attacks.write_observation(target, args.out)
 
 
-def compare(argv: Sequence[str]) -> int:
-    names = [n for n in given(argv, "--inference", "map,laplace,svi,hmc").split(",") if n]
+def _several(base: type, command: str, argv: Sequence[str], default: str) -> tuple[Any, list[str], dict[str, Any]]:
+    """A command line that names several inferences: parsed, their names, and the settings of each."""
+    names = [n for n in given(argv, "--inference", default).split(",") if n]
     if not names:
         raise BadInput("--inference needs at least one name: map,hmc for example")
     prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", "gaussian")
@@ -193,21 +123,26 @@ def compare(argv: Sequence[str]) -> int:
         "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
-        **{prefixes[n]: settings_of(prefixes[n].title(), _inference(model, n)) for n in names},
+        **{prefixes[n]: settings_of(prefixes[n].title(), arguments.inference(model, n)) for n in names},
     }
-    args = parse(Compare, "compare", argv, groups)
+    args = parse(base, command, argv, groups)
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
+    return args, names, {n: options(args, prefixes[n]) for n in names}
+
+
+def compare(argv: Sequence[str]) -> int:
+    args, names, settings = _several(Compare, "compare", argv, "map,laplace,svi,hmc")
     out = report.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     for index in indices:
         data.private(args.data, args.data_root).batch(index, args.batch_size)  # say so before the work, not after
     rows = comparing.compare(
-        [(i, functools.cache(lambda i=i: _spare_threads(_target(args, i)))) for i in indices],
+        [(i, functools.cache(lambda i=i: arguments.spare_threads(arguments.private_target(args, i)))) for i in indices],
         args.model,
         names,
         beliefs=options(args, "model"),
-        settings={n: options(args, prefixes[n]) for n in names},
+        settings=settings,
         seed=args.seed,
         progress=bar,
         keep=lambda rows: comparing.write(rows, names, out),
@@ -215,9 +150,66 @@ def compare(argv: Sequence[str]) -> int:
     console = Console()
     console.print(comparing.table(rows, names, per_image=True))
     console.print(comparing.table(rows, names))
+    console.print(comparing.paired_table(rows, names))
     said = f"written to {out}/: compare.csv, compare.json, compare.png"
     complete = len(rows) == len(names) * len(indices)
     console.print(said if complete else f"interrupted: {len(rows)} attacks kept; {said}", highlight=False)
+    return 0 if complete else 130
+
+
+def risk(argv: Sequence[str]) -> int:
+    args, names, settings = _several(Risk, "risk", argv, "map,hmc")
+    out = report.prepare(args.out)
+    indices = range(args.index, args.index + args.count)
+    private = data.private(args.data, args.data_root)
+    for index in indices if args.draws_from == "data" else ():
+        private.batch(index, args.batch_size)  # say so before the work, not after
+    distance = risks.DISTANCES[args.distance]
+    deltas = distance.deltas(args.deltas, math.prod(private.input_shape))
+
+    def target(index: int) -> attacks.Target:
+        if args.draws_from == "data":
+            return arguments.spare_threads(arguments.private_target(args, index, args.seed + index))
+        drawn = arguments.spare_threads(arguments.private_target(args, 0))
+        return risks.from_model(drawn, args.model, options(args, "model"), args.seed + index)
+            arguments.spare_threads(arguments.private_target(args, 0)), args.model, options(args, "model"), args.seed + index
+        )
+
+    said = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "count", "out")}
+    known = risks.resume(out, said)
+
+    def of_this_run(rows: list[risks.Row]) -> list[risks.Row]:
+        return [r for r in rows if r["index"] in indices]
+
+    rows = of_this_run(
+        risks.measure(
+            [(i, functools.partial(target, i)) for i in indices],
+            args.model,
+            names,
+            distance,
+            deltas,
+            beliefs=options(args, "model"),
+            settings=settings,
+            seed=args.seed,
+            progress=bar,
+            known=known,
+            keep=lambda rows: risks.write(rows, said, out),
+        )
+    )
+    if not rows:
+        raise KeyboardInterrupt
+    console = Console()
+    for name in dict.fromkeys(r["inference"] for r in rows):
+        console.print(risk_report.table(rows, name))
+    risk_report.picture(rows, distance, args.draws_from).savefig(out / "risk.png", dpi=150)
+    done = len({(r["index"], r["inference"]) for r in rows})
+    written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"
+    complete = done == len(names) * len(indices)
+    console.print(
+        written if complete else f"interrupted: {done} attacks kept, the same command goes on; {written}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0 if complete else 130
 
 
@@ -247,6 +239,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "attack": (attack, Attack),
     "observe": (observe, Observe),
     "compare": (compare, Compare),
+    "risk": (risk, Risk),
     "prior": (prior_command.run, prior_command.Prior),
     "ls": (ls, Ls),
     "cp": (cp, Cp),

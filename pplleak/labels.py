@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplleak.attack import Target
 from pplleak.clients import Client
 from pplleak.errors import BadInput
 from pplleak.last_layer import ELSE, inputs, last_layer
 from pplleak.observation import Observation
+from pplleak.targets import Target
 
 ADDITIVE = ("gaussian", "laplace")  # channels that leave an update its scale and its signs, up to noise
 PUBLIC = 512  # images that the moments of `counts` are taken over

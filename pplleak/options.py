@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pplleak import programs
+from pplleak import programs, risk
 from pplleak.attack import AUTO, Precision
 
 BELIEFS = {
@@ -109,6 +109,26 @@ class Compare(Victim):
     """Images, from --index on."""
     out: Path = Path("compare")
     """Folder for compare.csv, compare.json and compare.png."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Risk(Victim):
+    """How often reconstructions come within δ of the private image: claimed by the posterior, and really."""
+
+    model: str = "gaussian"
+    """What the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME."""
+    inference: str = "map,hmc"
+    """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
+    count: int = 20
+    """Images, from --index on. The channel's noise is drawn anew for each."""
+    draws_from: Literal["data", "model"] = "data"
+    """Real images, or images and labels drawn from the model: there, claimed and realised must agree."""
+    distance: risk.Name = "rms"
+    """rms (of a pixel) or l2 (over all) at most δ, 1 − ssim at most δ, or psnr of at least δ dB."""
+    deltas: tuple[float, ...] = ()
+    """Thresholds of the curve (default: ten)."""
+    out: Path = Path("risk")
+    """Folder for risk.png, risk.csv, risk.json and risk_images.csv; a run with the same settings goes on there."""
 
 
 @dataclasses.dataclass(frozen=True)

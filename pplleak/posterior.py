@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplleak import diagnostics
+from pplleak import decisions, diagnostics
 from pplleak.density import Density
 from pplleak.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 from pplleak.errors import BadInput
@@ -79,11 +79,7 @@ class Posterior:
     @cached_property
     def medoid(self) -> np.ndarray:
         """argmin over the draws x̂ of E‖x − x̂‖: the most central draw, over at most 1000 evenly spaced ones."""
-        flat = self.draws.reshape(len(self.draws), -1).astype(np.float64)
-        thin = flat[:: -(-len(flat) // 1000)]
-        square = (thin**2).sum(1)
-        distance = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * thin @ thin.T, 0)).sum(1)
-        return thin[distance.argmin()].reshape(self.x.shape[2:])
+        return decisions.medoid(self.draws)
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """The central posterior interval of every pixel."""

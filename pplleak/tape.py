@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pplleak import graphs
+from pplleak import frontier, graphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,10 +256,10 @@ def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
             return log_density(z.requires_grad_())
 
     module = graphs.simplify(make_fx(forward)(example.clone()), (example,))
-    leaves, quadratic = graphs.frontier(module, example)
-    rest = graphs.cut(module, [*leaves, *quadratic])
-    affine = graphs.Evaluated(module, example)
-    if leaves == [graphs.root(module)]:
+    leaves, quadratic = frontier.frontier(module, example)
+    rest = frontier.cut(module, [*leaves, *quadratic])
+    affine = frontier.Evaluated(module, example)
+    if leaves == [frontier.root(module)]:
         linear = Linear(None, None, (example.to("meta"),))
     else:
         matrix, offset = affine.linear(leaves)

@@ -1,0 +1,208 @@
+"""The δ-ball adversary: the reconstruction around which the density is high, and not only at it (a point).
+
+    x̂ = argmax over x₀ of E_{x ~ U(B(x₀, δ))} [log p(g | x) + log p(x)]
+
+(Balunović et al. 2022, section 4: their practical bound on the mass of p(x | g) in the ball.) B(x₀, δ) has radius δ in
+L2 over the pixels of one example; a batch has one ball an example. Each step of Adam draws k offsets, in pairs ±e and
+the same for every start (reparameterised: x = x₀ + e), and the starts are ranked on offsets common to all of them.
+
+The ball is one of images, the model's coordinates z are not. Where x = mean + F z with F invertible, or x is the
+logistic function of that (a model on the pixel box), z = z(x) and
+
+    log p(g | x) + log p(x) = log p(z(x) | g) − log |dx/dz| + constant
+
+so δ → 0 is the mode of p(x | g): `map`, wherever x is a site itself or an affine image of the sites. Offsets that leave
+the pixel box are folded back at its edge, which takes nothing out of the ball. Where x has more latents than pixels
+(a VAE), or bends them in another way, p(x) has no such form, and the model is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pplleak import density as densities
+from pplleak.clients import Client
+from pplleak.density import Density, Model
+from pplleak.errors import BadInput, require_positive
+from pplleak.observation import Observation
+from pplleak.posterior import Posterior, collect
+from pplleak.progress import ProgressBar, silent
+
+BENT = 1e-3  # pixel units by which x may differ from its affine form: float32's rounding stays far below
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """Images x (…, n) as coordinates z (…, n) and back, in float64: x = mean + factor z, or its logistic function.
+
+    mean (n,), factor (n, n), inverse: of factor; boxed: True for the logistic function.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    inverse: Tensor
+    boxed: bool
+
+    def image(self, z: Tensor) -> Tensor:
+        a = self.mean + z.double() @ self.factor.mT
+        return a.sigmoid() if self.boxed else a
+
+    def latents(self, x: Tensor) -> Tensor:
+        """z of x; a boxed x is folded back into [0, 1] first."""
+        if self.boxed:
+            x = x.remainder(2)
+            x = torch.where(x > 1, 2 - x, x).logit(eps=1e-12)
+        return (x - self.mean) @ self.inverse.mT
+
+    def log_det(self, z: Tensor) -> Tensor:
+        """log |dx/dz| + constant, (…,)."""
+        if not self.boxed:
+            return torch.zeros(z.shape[:-1], dtype=torch.float64, device=z.device)
+        a = self.mean + z.double() @ self.factor.mT
+        return (logsigmoid(a) + logsigmoid(-a)).sum(-1)
+
+
+@torch.no_grad()
+def chart(density: Density) -> Chart:
+    """Read the model's map from z to x off its images at zero and at the unit vectors, and check it at other z.
+
+    Raises:
+        BadInput: x is not an invertible affine image of the latents, nor the logistic function of one.
+    """
+    n = density.observed.batch_size * math.prod(density.client.input_shape)
+    if density.dim != n:
+        raise BadInput(f"inference ball needs a model whose x is an invertible image of its latents: this one has "
+                       f"{density.dim} latents for {n} pixels; take map, or decide from posterior samples (pplleak "
+                       "risk)")  # fmt: skip
+    kind: dict[str, Any] = {"dtype": density.client.dtype, "device": density.client.device}
+    with torch.random.fork_rng(devices=[]):
+        probes = torch.cat([torch.zeros(1, n, **kind), torch.eye(n, **kind), torch.randn(4, n, **kind)])
+        x = torch.cat([density.images(part)[0].flatten(1) for part in probes.split(256)]).double()
+    for boxed in (False, True):
+        a = x.logit() if boxed else x
+        factor = (a[1 : n + 1] - a[0]).mT
+        if not factor.isfinite().all():
+            continue
+        widths = torch.linalg.svdvals(factor)
+        if widths[-1] < 1e-5 * widths[0]:
+            continue
+        found = Chart(a[0], factor, torch.linalg.inv(factor), boxed)
+        if (found.image(probes[n + 1 :]) - x[n + 1 :]).abs().max() < BENT:
+            return found
+    raise BadInput("inference ball needs a model whose x is an invertible affine image of its latents, or the logistic "
+                   "function of one: this model's is neither; take map, or decide from posterior samples (pplleak "
+                   "risk)")  # fmt: skip
+
+
+def offsets(count: int, examples: int, pixels: int, delta: float, device: torch.device | None = None) -> Tensor:
+    """`count` (even) draws from U(B(0, δ)) for every example, in pairs ±e, (count, examples · pixels), float64."""
+    shape = (count // 2, examples, pixels)
+    direction = torch.randn(shape, dtype=torch.float64, device=device)
+    radius = delta * torch.rand(*shape[:2], 1, dtype=torch.float64, device=device) ** (1 / pixels)
+    e = (radius * direction / direction.norm(dim=-1, keepdim=True)).flatten(1)
+    return torch.cat([e, -e])
+
+
+def around(density: Density, at: Chart, z: Tensor, e: Tensor) -> Tensor:
+    """log p(x | g) + constant at x = x₀(z) + e: z (starts, dim), e (k, dim) -> (k, starts)."""
+    near = at.latents(at.image(z) + e[:, None]).flatten(0, 1)
+    value = density(near.to(z.dtype)) - at.log_det(near)
+    return value.unflatten(0, (len(e), len(z)))
+
+
+def run(
+    model: Model,
+    observed: Observation,
+    client: Client,
+    *,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    delta: float = 1.0,
+    samples: int = 8,
+    starts: int = 4,
+    steps: int = 500,
+    lr: float = 0.1,
+) -> Posterior:
+    """The δ-ball reconstruction as a posterior of one draw.
+
+    Args:
+        delta: radius of the ball, in L2 over the pixels of one example (an RMS error r is r times the root of the
+            number of pixels).
+        samples: offsets drawn a step, an even number: they come in pairs.
+        starts: prior draws to climb from, all in one batch.
+        steps: optimisation steps.
+        lr: Adam's first learning rate, in prior standard deviations a step; it decays to zero.
+    """
+    require_positive(delta=delta, samples=samples, starts=starts, steps=steps, lr=lr)
+    if samples % 2:
+        raise BadInput(f"samples must be even, not {samples}: offsets are drawn in pairs")
+    pyro.set_rng_seed(seed)
+    density = densities.build(model, client, observed)
+    at = chart(density)
+    balls = (observed.batch_size, math.prod(client.input_shape), delta, client.device)
+    z = density.sample_prior(starts).requires_grad_()
+    climb = torch.optim.Adam([z], lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(climb, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)))
+    curve: list[Tensor] = []
+    reasons: list[str] = []
+    try:
+        for _ in progress("δ-ball", steps):
+            value = around(density, at, z, offsets(samples, *balls)).mean(0)
+            z.grad = -torch.nan_to_num(torch.autograd.grad(value.sum(), z)[0])
+            curve.append(value.detach())
+            climb.step()
+            schedule.step()
+    except KeyboardInterrupt:
+        if not curve:
+            raise
+        reasons.append(f"interrupted after {len(curve)} of {steps} steps: the last iterate is kept")
+    # The iterates' own values are too noisy to choose by: the luckiest draw would win. Common offsets are fair.
+    z = z.detach()
+    with torch.no_grad():
+        common = torch.cat([around(density, at, z, e) for e in offsets(64, *balls).split(samples)])
+        lp = density(z, jacobian=False)
+    common = torch.nan_to_num(common, nan=-math.inf)
+    order = common.mean(0).argsort(descending=True)
+    traced = torch.stack(curve)[:, order]
+    reasons += doubts(traced[:, 0], common[:, order])
+    return collect(
+        density,
+        z[None, order[:1]],
+        mode=z[order[0]],
+        kind="point",
+        stats={"lp": lp[None, order[:1]]},
+        curves={"objective": traced},
+        reasons=reasons,
+        attrs={"delta": delta, "starts_objective": common.mean(0)[order].tolist()},
+    )
+
+
+def doubts(curve: Tensor, common: Tensor) -> list[str]:
+    """What speaks against the climb: a trend in its last fifth (steps,), or starts (k, starts), best first, that ended
+    at different heights; each beyond one nat and three standard errors."""
+    said = []
+    late = curve[-max(4, len(curve) // 5) :]
+    if len(late) >= 4:
+        early, last = late[: len(late) // 2], late[len(late) // 2 :]
+        gain = float(last.mean() - early.mean())
+        error = math.hypot(float(early.std()) / len(early) ** 0.5, float(last.std()) / len(last) ** 0.5)
+        if not gain <= 1 + 3 * error:
+            said.append(f"still climbing: {gain:.1f} nats gained in the last tenth of the steps")
+    if common.shape[1] > 1:
+        gap = common[:, 0] - common[:, 1]
+        if not float(gap.mean()) <= 1 + 3 * float(gap.std()) / len(gap) ** 0.5:
+            said.append("no two starts ended at the same height: there may be a higher maximum (more steps or starts)")
+    return said
+
+
+if __name__ == "__main__":
+    from pplleak.cli import script
+
+    script(__file__)

@@ -1,0 +1,65 @@
+"""The statistics of a comparison, on rows whose differences are known."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pplleak import compare
+
+BLANK: dict[str, object] = dict.fromkeys(compare.COLUMNS)
+
+
+def row(index: int, inference: str, **values: object) -> dict[str, object]:
+    return {"index": index, "inference": inference, **BLANK, "converged": True, **values}
+
+
+def hard_and_easy_images() -> list[dict[str, object]]:
+    """hmc is 1 dB better on every image but one; the images themselves differ by much more."""
+    rows = []
+    for k, level in enumerate((10.0, 20.0, 30.0, 40.0)):
+        gain = -0.5 if k == 3 else 1.0
+        rows.append(row(k, "map", psnr_map=level, psnr_mean=level))
+        rows.append(row(k, "hmc", psnr_map=level - 0.2, psnr_mean=level + gain, coverage_90=0.9, approximation="a β"))
+    return rows
+
+
+def test_paired_differences_leave_out_how_much_the_images_differ() -> None:
+    rows = hard_and_easy_images()
+    found = compare.paired(rows, ("hmc", "psnr_mean"), ("map", "psnr_mean"))
+    gaps = np.array([1, 1, 1, -0.5])
+    assert found == {"mean": pytest.approx(gaps.mean()), "se": pytest.approx(gaps.std(ddof=1) / 2), "wins": 3.0,
+                     "count": 4}  # fmt: skip
+    apart = [compare.average(rows, n, "psnr_mean") for n in ("hmc", "map")]
+    assert found["se"] * 10 < min(a[1] for a in apart if a)
+
+
+def test_only_images_that_both_have_are_paired_ties_count_a_half_and_one_image_has_no_error() -> None:
+    rows = [
+        row(0, "a", psnr_mean=1.0),
+        row(0, "b", psnr_mean=1.0),
+        row(1, "a", psnr_mean=9.0),
+        row(2, "b", psnr_mean=0),
+    ]
+    assert compare.paired(rows, ("a", "psnr_mean"), ("b", "psnr_mean")) == {"mean": 0, "se": None, "wins": 0.5,
+                                                                          "count": 1}  # fmt: skip
+    assert compare.paired(rows, ("a", "psnr_mean"), ("c", "psnr_mean")) is None
+
+
+def test_the_baseline_and_points_have_no_difference_from_themselves() -> None:
+    found = compare.against(hard_and_easy_images(), ["map", "hmc"])
+    assert found["map"] == {"baseline": None, "own_map": None}
+    assert found["hmc"]["own_map"]["wins"] == 3 and found["hmc"]["baseline"]["count"] == 4
+
+
+def test_the_tables_mark_what_is_approximate_and_nothing_else() -> None:
+    rows, names = hard_and_easy_images(), ["map", "hmc"]
+    for made in (compare.table(rows, names), compare.table(rows, names, True), compare.paired_table(rows, names)):
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(made)
+        shown = [line for line in console.export_text().splitlines() if "│" in line]
+        assert all("≈" in line for line in shown if "hmc" in line) and any("hmc" in line for line in shown)
+        assert not any("≈" in line for line in shown if "map " in line)

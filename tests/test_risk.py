@@ -1,0 +1,176 @@
+"""Claimed against realised risk where both are known exactly, and the command that measures them."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import LIMIT
+from scipy import stats
+from test_cli import one_line, run, tiny
+
+from pplleak import attack, metrics, risk
+from pplleak.errors import BadInput
+from pplleak.posterior import Posterior
+
+PIXELS, IMAGES, DRAWS = 16, 120, 800
+DELTAS = (0.14, 0.17, 0.19, 0.21, 0.24)  # RMS, where the posterior sd is 0.2
+SD = 0.2
+
+
+@functools.cache
+def measured(width: float) -> tuple[dict[str, Any], ...]:
+    """Rows of an adversary whose posterior is `width` times as wide as the truth is spread."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(IMAGES):
+        centre = generator.random((1, 1, 4, 4))
+        truth = centre + SD * generator.standard_normal(centre.shape)
+        draws = centre + width * SD * generator.standard_normal((8, DRAWS // 8, *centre.shape))
+        found = Posterior(draws, np.zeros((8, DRAWS // 8, 1)), centre, "sampler", truth=truth)
+        rows += [{"index": index, "inference": "i", **r} for r in risk.score(found, risk.DISTANCES["rms"], DELTAS)]
+    return tuple(rows)
+
+
+def exact(delta: float) -> float:
+    """The Bayes success: the mass of a Gaussian in the ball around its mean."""
+    return float(stats.chi2.cdf(PIXELS * (delta / SD) ** 2, PIXELS))
+
+
+def test_the_ball_reaches_the_analytic_bayes_risk_and_no_decision_beats_it() -> None:
+    rows = measured(1.0)
+    for curve in risk.curves(rows):
+        bayes = exact(curve["delta"])
+        error = np.sqrt(bayes * (1 - bayes) / IMAGES)
+        assert curve["realised"] < bayes + LIMIT * error
+        mine = [r["claimed"] for r in rows if (r["decision"], r["delta"]) == (curve["decision"], curve["delta"])]
+        if curve["decision"] != "medoid":  # the most central of some draws is not the centre
+            assert abs(curve["realised"] - bayes) < LIMIT * error
+            assert abs(np.mean(mine) - bayes) < 0.02 + LIMIT * np.std(mine) / np.sqrt(IMAGES)
+        elif curve["delta"] == 0.19:
+            assert curve["realised"] < bayes - 0.1 and np.mean(mine) < bayes - 0.1, "the test sees no worse decision"
+
+
+def test_claimed_and_realised_agree_under_the_truth_and_not_under_a_narrower_posterior() -> None:
+    right, narrow = (risk.curves(measured(width)) for width in (1.0, 0.7))
+    assert np.mean([c["agrees"] for c in right]) >= 0.9
+    assert np.mean([c["agrees"] for c in narrow]) < 0.3
+    assert all(c["claimed"] >= c["realised"] for c in narrow if c["decision"] == "mean")
+
+
+def test_the_interval_is_that_of_the_binomial_and_a_point_claims_nothing() -> None:
+    rows = [
+        {"inference": "map", "decision": "mode", "delta": 0.1, "claimed": None, "success": int(k < 3)}
+        for k in range(10)
+    ]
+    (curve,) = risk.curves(rows)
+    assert (curve["realised"], curve["claimed"], curve["agrees"]) == (0.3, None, None)
+    assert curve["low"] == pytest.approx(stats.beta.ppf(0.025, 3, 8))
+    assert curve["high"] == pytest.approx(stats.beta.ppf(0.975, 4, 7))
+
+
+def test_the_distances_are_those_of_their_names_and_match_the_examples_of_a_batch() -> None:
+    generator = np.random.default_rng(0)
+    x, truth = generator.random((2, 1, 8, 8)) * 1.2, generator.random((3, 2, 1, 8, 8))
+    of = {n: d(x, truth) for n, d in risk.DISTANCES.items()}
+    order = metrics.match(x, truth[1])
+    gap = (x[order] - truth[1]).reshape(2, -1)
+    assert np.allclose(of["l2"][1], np.linalg.norm(gap, axis=1)) and np.allclose(of["rms"] * 8, of["l2"])
+    assert np.allclose(of["psnr"][1], metrics.psnr(x[order], truth[1]))
+    assert np.allclose(of["ssim"][1], 1 - metrics.ssim(x[order], truth[1]))
+    assert np.allclose(risk.DISTANCES["l2"](x[::-1], truth), of["l2"]), "the order of the examples counts"
+    assert bool(risk.DISTANCES["psnr"].within(np.array(20.0), 18.0)) and not risk.DISTANCES["rms"].within(
+        np.array(0.2), 0.1
+    )
+    radii = [risk.DISTANCES[n].radius(t, 64) for n, t in (("rms", 0.1), ("l2", 0.8), ("psnr", 20.0))]
+    assert radii == pytest.approx([0.8] * 3) and risk.DISTANCES["ssim"].radius(0.1, 64) is None
+
+
+def test_draws_from_the_model_are_its_own_and_differ_by_seed() -> None:
+    base = attack.from_data("digits", sigma=0.5)
+    one, again, other = (risk.from_model(base, "logistic", {}, seed) for seed in (1, 1, 2))
+    assert one.truth is not None and again.truth is not None and other.truth is not None
+    assert torch.equal(one.truth, again.truth) and not torch.equal(one.truth, other.truth)
+    assert one.observed.labels is not None and other.observed.labels is not None
+    u = one.client.update(one.truth, one.observed.labels).materialise()
+    noise = (one.observed.g - u).double()
+    assert abs(float(noise.square().mean().sqrt()) - 0.5) < LIMIT * 0.5 / (2 * noise.numel()) ** 0.5
+    with pytest.raises(BadInput, match=r"known only up to its factor 'tv'.*gmrf"):
+        risk.from_model(base, "tv")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+SETTINGS = [w for n in ("map", "hmc") for w in tiny(n, n)]
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+@pytest.mark.parametrize("source", ["data", "model"])
+def test_risk_writes_every_image_its_curves_and_a_picture(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["risk", "--draws-from", source, "--count", "2", "--deltas", "0.1", "0.3", *SETTINGS]
+    assert run([*argv, "--out", str(tmp_path)]) == 0
+    rows, curves = lines(tmp_path / "risk_images.csv"), lines(tmp_path / "risk.csv")
+    assert len(rows) == 2 * 2 * (1 + 4) and len(curves) == 2 * (1 + 4)
+    said = json.loads((tmp_path / "risk.json").read_text())
+    assert said["settings"]["draws_from"] == source and len(said["curves"]) == len(curves)
+    mine = [r for r in rows if (r["inference"], r["decision"], r["delta"]) == ("hmc", "mean", "0.3")]
+    (curve,) = [c for c in curves if (c["inference"], c["decision"], c["delta"]) == ("hmc", "mean", "0.3")]
+    assert float(curve["realised"]) == np.mean([float(r["distance"]) <= 0.3 for r in mine])
+    assert float(curve["claimed"]) == pytest.approx(np.mean([float(r["claimed"]) for r in mine]))
+    assert (tmp_path / "risk.png").read_bytes().startswith(b"\x89PNG")
+    assert "claimed / realised of 2 images" in capsys.readouterr().out
+
+
+def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["risk", "--inference", "map", "--map.starts", "2", "--map.steps", "5", "--out"]
+
+    def stops(label: str, total: int) -> Iterator[int]:
+        yield from range(min(total, 2))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pplleak.cli.bar", stops)
+        assert run([*argv, str(tmp_path / "a"), "--count", "3"]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    before = lines(tmp_path / "a" / "risk_images.csv")
+    assert {r["index"] for r in before} == {"0", "1"}
+    attacked: list[int] = []
+    real = risk.compare.attack
+    monkeypatch.setattr(risk.compare, "attack", lambda t, *a, **k: attacked.append(t.said["index"]) or real(t, *a, **k))
+    assert run([*argv, str(tmp_path / "a"), "--count", "3"]) == 0
+    assert attacked == [2]
+    assert run([*argv, str(tmp_path / "b"), "--count", "3"]) == 0
+    assert lines(tmp_path / "a" / "risk_images.csv") == lines(tmp_path / "b" / "risk_images.csv")
+    one_line([*argv, str(tmp_path / "a"), "--sigma", "0.3"], capsys, "holds a run with sigma = None, this one has 0.3")
+
+
+def test_every_image_has_noise_of_its_own_and_image_0_that_of_attack() -> None:
+    plain, same, other = (attack.from_data(noise_seed=s).observed.g for s in (None, 0, 1))
+    assert torch.equal(plain, same) and not torch.equal(plain, other)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--deltas", "0.1", "-1"], "deltas must be a positive number"),
+        (["--count", "0"], "--count must be at least 1"),
+        (["--index", "296", "--count", "2"], "images 0 to 296"),
+        (["--draws-from", "model", "--model", "tv"], "cannot be drawn from"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_line(["risk", "--inference", "map", "--out", str(tmp_path), *words], capsys, said)
