@@ -37,7 +37,9 @@ napoleon_numpy_docstring = False
 HERE = Path(__file__).parent
 PARTS = {
     "library": ("The library", "pplleak", "pplleak"),
+    "channels": ("Channels", "pplleak/channels", "pplleak.channels"),
     "networks": ("Networks", "pplleak/networks", "pplleak.networks"),
+    "priors": ("Priors", "pplleak/priors", "pplleak.priors"),
     "models": ("Models", "models", "pplleak.models"),
     "inference": ("Inferences", "inference", "pplleak.inference"),
 }
@@ -46,8 +48,7 @@ PARTS = {
 def write_api_pages() -> None:
     (HERE / "api").mkdir(exist_ok=True)
     for page, (title, folder, package) in PARTS.items():
-        files = (p for p in (HERE.parent / folder).rglob("*.py") if not p.name.startswith("_"))
-        names = sorted(".".join(p.relative_to(HERE.parent / folder).with_suffix("").parts) for p in files)
+        names = sorted(p.stem for p in (HERE.parent / folder).glob("*.py") if not p.name.startswith("_"))
         sections = [f"## {package}.{n}\n\n```{{eval-rst}}\n.. automodule:: {package}.{n}\n```\n" for n in names]
         text = f"# {title}\n\n" + "\n".join(sections)
         path = HERE / "api" / f"{page}.md"

@@ -172,8 +172,6 @@ def risk(argv: Sequence[str]) -> int:
             return arguments.spare_threads(arguments.private_target(args, index, args.seed + index))
         drawn = arguments.spare_threads(arguments.private_target(args, 0))
         return risks.from_model(drawn, args.model, options(args, "model"), args.seed + index)
-            arguments.spare_threads(arguments.private_target(args, 0)), args.model, options(args, "model"), args.seed + index
-        )
 
     said = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "count", "out")}
     known = risks.resume(out, said)
