@@ -2,7 +2,7 @@
 
 x ~ Uniform(0, 1)                                                     (batch, *input_shape)
 y ~ client's label prior                                              (batch,)
-p(g | x, y) = exp(−(‖g − u‖² + l1 ‖g − u‖₁) / 2 sigma²) / Zᴰ          (update_size,)
+g | x, y ~ exp(−(‖g − u‖² + l1 ‖g − u‖₁) / 2 sigma²) / Zᴰ             (update_size,)
 
 The attack minimises ‖u(x, y) − g‖² + l1 ‖u(x, y) − g‖₁ = −2σ² log p(x, y | g) + constant. A Gaussian times a Laplace is
 a proper noise: `channels.Elastic` has its normaliser Z in closed form, and draws from it. One weight serves all layers;

@@ -219,10 +219,12 @@ def ls(argv: Sequence[str]) -> int:
     console = Console()
     kinds: list[tuple[str, programs.Kind]] = [("models (--model)", "models"), ("inferences (--inference)", "inference")]
     listed = [(title, programs.names(kind)) for title, kind in kinds]
-    for title, names in [*listed, ("networks (--network)", programs.network_names())]:
+    listed.append(("networks (--network)", programs.network_names()))
+    width = max(len(name) for _, names in listed for name in names)
+    for title, names in listed:
         console.print(f"[bold]{title}[/]")
         for name, said in names.items():
-            console.print(f"  {name:<12} {said}", highlight=False, soft_wrap=True)
+            console.print(f"  {name:<{width}} {said}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -40,7 +40,7 @@ def row(path: Path) -> Row:
     equations = [
         re.split(r" {2,}", line)[0] for line in doc.splitlines() if re.match(r"[\w(),]+(_\w+)?( .*)?[~=∝] ", line)
     ]
-    likelihood = [e for e in equations if re.match(r"g\W|g_|p\(g ", e)]
+    likelihood = [e for e in equations if re.match(r"g\W|g_", e)]
     first = next((k for k, e in enumerate(equations) if e in likelihood), 0)
     prior = [e for e in equations[:first] if not e.startswith("y ")]
     source = re.search(r"^Source: (.+)$", doc, re.MULTILINE)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conftest import own, tiny
 from torch import Tensor, nn
 
-from pplleak import attack, cli, data, labels
+from pplleak import attack, cli, clients, data, labels
 from pplleak.attack import Target
 from pplleak.clients import Client
 from pplleak.errors import BadInput
@@ -162,7 +162,7 @@ def test_counts_that_the_gradient_leaves_open_are_not_sure(case: str) -> None:
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()
-        victim = attack.clients.build(network, (1, 8, 8), 10)
+        victim = clients.build(network, (1, 8, 8), 10)
     right, said = [], []
     for start in range(0, 296, 4):
         observed, truth = shared(victim, start, 4, sigma)
