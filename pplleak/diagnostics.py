@@ -7,6 +7,7 @@ on every pixel: `relabelled` puts the examples of every draw into one order, bef
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,7 @@ Kind = Literal["sampler", "approximate sampler", "approximation", "point"]
 CHAINS: tuple[Kind, ...] = ("sampler", "approximate sampler")
 
 RHAT, ESS, KHAT = 1.01, 400, 0.7  # thresholds: Vehtari et al. 2021, section 4; Vehtari et al. 2024, section 3
+HOPELESS = 10.0  # the k-hat of weights that defeat the fit: as far from 0.7 as any that it gives
 FEW = 25  # draws below which the tail of the weights is too short for a Pareto fit
 
 
@@ -46,7 +48,8 @@ def khat(log_weights: np.ndarray) -> float | None:
         return None
     if np.ptp(log_weights) < 1e-6:  # p = q up to rounding: weights without a tail
         return 0.0
-    return float(array_stats.psislw(-log_weights)[1])  # ArviZ smooths the tail of *minus* its argument
+    found = float(array_stats.psislw(-log_weights)[1])  # ArviZ smooths the tail of *minus* its argument
+    return HOPELESS if math.isnan(found) else found  # one weight is everything, and there is no tail to fit
 
 
 def relabelled(

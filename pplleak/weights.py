@@ -24,7 +24,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             head = f.read(16)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    # safetensors begins with the length of its header, any eight bytes, and then the header: JSON
+    if head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise BadInput(f"{path} is a pickle (torch.save?), which could run code and is refused: write it with "
                        "`pplleak observe` or safetensors")  # fmt: skip
     try:

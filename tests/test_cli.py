@@ -342,7 +342,7 @@ def test_an_unknown_command_and_an_unknown_file_suggest_the_near_ones(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one_line(["atack"], capsys, "did you mean attack?")
-    one_line(["cp", "dlgg", "x.py"], capsys, "did you mean dlg?")
+    one_line(["cp", "dlgg", "x.py"], capsys, "did you mean dlg")
     one_line(["cp", "dlg", "boom.py"], capsys, "nothing was overwritten")
     assert "boom" in Path("boom.py").read_text()
 

@@ -196,3 +196,14 @@ def test_ls_lists_the_networks(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         cli.main(["ls"])
     assert set(SMALL) <= set(capsys.readouterr().out.split())
+
+
+def test_a_safetensors_file_may_begin_with_any_length(tmp_path: Path) -> None:
+    """The first byte of a header 128 (mod 256) bytes long is that of a pickle, and is no pickle."""
+    lengths = set()
+    for extra in range(0, 400, 8):
+        path = tmp_path / "weights.safetensors"
+        save_file({"w": torch.ones(2)}, path, {"note": "x" * extra})
+        lengths.add(path.read_bytes()[0])
+        assert weights.read(path)[0]["w"].tolist() == [1, 1]
+    assert 0x80 in lengths
