@@ -170,19 +170,22 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         chosen = sorted((r for r in rows if r["posterior"] == posterior), key=lambda r: float(r["ess_per_s_median"]))
         speeds = [float(r["ess_per_s_median"]) for r in chosen]
         names = [r["sampler"] for r in chosen]
-        axes.barh(names, speeds, color=["#c8553d" if n.startswith("pplleak") else "#8d99ae" for n in names], height=0.7)
+        colours = ["#c8553d" if n.startswith("pplleak") else "#5c6b8a" for n in names]
+        axes.scatter(speeds, names, color=colours, s=36, zorder=2)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.grid(axis="x", color="#dddddd", zorder=0)
         for k, (row, speed) in enumerate(zip(chosen, speeds, strict=True)):
             reached = row["seconds_to_rhat_1.01"]
-            note = f"{speed:.3g}/s" + (f", R-hat < 1.01 after {float(reached):.0f} s" if reached else "")
-            axes.text(speed * 1.06, k, note, va="center", fontsize=7.5)
+            note = f"{speed:,.0f} a second" + (f"; R-hat < 1.01 after {float(reached):.0f} s" if reached else "")
+            axes.text(speed * 1.15, k, note, va="center", fontsize=7.5)
         axes.set_title(posterior, fontsize=8.5, loc="left")
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     grid[-1, 0].set_xscale("log")
-    grid[-1, 0].set_xlim(right=grid[-1, 0].get_xlim()[1] * 12)
+    grid[-1, 0].set_xlim(right=grid[-1, 0].get_xlim()[1] * 3)
     grid[-1, 0].set_xlabel("effective draws a second (median over pixels), log scale", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def main(args: Settings) -> None:
