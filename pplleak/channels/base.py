@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pplleak.channels import entrywise
 from pplleak.clients import Client
 from pplleak.errors import BadInput, require_positive, unknown
 from pplleak.updates import Update
@@ -59,8 +60,13 @@ class Channel(TorchDistribution):
         residual = value.double() - self.update.materialise().double()
         return (residual.square() if precision is None else precision * residual.square()).sum(-1)
 
+    def total(self, density: entrywise.Density, value: Tensor, *others: Tensor) -> Tensor:
+        """Σ_i density(u_i, g_i, …) over the entries (`entrywise.total`), for what no sum over layers gives."""
+        u = self.update.materialise()
+        return entrywise.total(density, u.expand(torch.broadcast_shapes(u.shape, value.shape)), value, *others)
+
     def entries(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """g and u in float64, for the densities that no sum over layers gives."""
+        """g and u in float64, for the densities that are no sum over entries either."""
         return value.double(), self.update.materialise().double()
 
 
@@ -106,6 +112,16 @@ def noise_log_prob(kind: Noise, residual: Tensor, sigma: Tensor) -> Tensor:
     if kind == "gaussian":
         return -0.5 * (residual / sigma).square() - (sigma.log() + 0.5 * math.log(2 * math.pi))
     return -math.sqrt(2) * residual.abs() / sigma - (sigma.log() + 0.5 * math.log(2))
+
+
+def distance(u: Tensor, g: Tensor) -> Tensor:
+    """|g_i − u_i| per entry."""
+    return (g - u).abs()
+
+
+def laplace_log_prob(l1: Tensor, sigma: Tensor, size: float | Tensor) -> Tensor:
+    """Σ log p(g_i − u_i) over `size` entries of Laplace noise, from ‖g − u‖₁ (*chains,); σ is a standard deviation."""
+    return -math.sqrt(2) * l1 / sigma - size * (sigma.log() + 0.5 * math.log(2))
 
 
 def log_interval(low: Tensor, high: Tensor) -> Tensor:

@@ -45,10 +45,8 @@ class Elastic(Channel):
         return u + torch.where(torch.rand_like(u) < 0.5, -length, length).to(u.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        g, u = self.entries(value)
         sigma = per_chain(self.sigma, value)
-        residual = (g - u).abs()
-        loss = (residual.square() + self.l1 * residual).sum(-1)
+        loss = self.total(lambda u, g: (g - u).square() + self.l1 * (g - u).abs(), value)
         c = self.l1 / 2 / sigma
         # log exp(c²/2) Φ(−c) as one function: apart they are large and cancel
         log_z = sigma.log() + 0.5 * math.log(2 * math.pi) + torch.special.erfcx(c / math.sqrt(2)).log()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplleak.channels.base import Channel, Sigma, noise, noise_log_prob, per_chain, require_sigma
+from pplleak.channels.base import Channel, Sigma, distance, laplace_log_prob, noise, per_chain, require_sigma
 from pplleak.updates import Update
 
 
@@ -34,5 +34,4 @@ class Laplace(Channel):
         return u + noise("laplace", u, self.sigma)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        g, u = self.entries(value)
-        return noise_log_prob("laplace", g - u, per_chain(self.sigma, value)[..., None]).sum(-1)
+        return laplace_log_prob(self.total(distance, value), per_chain(self.sigma, value), self.update.size)

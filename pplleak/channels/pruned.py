@@ -12,11 +12,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from pplleak.channels.base import (
     Channel,
     Noise,
     Sigma,
+    distance,
+    laplace_log_prob,
     noise,
     noise_log_prob,
     per_chain,
@@ -75,8 +78,8 @@ class Masked(Channel):
             dropped = ((1 - mask) * value.double().square()).sum(-1)
             square = self.sqdist(value, mask) + dropped
             return -0.5 * square / sigma**2 - self.update.size * (sigma.log() + 0.5 * math.log(2 * math.pi))
-        g, u = self.entries(value)
-        return noise_log_prob(self.noise, g - mask * u, sigma[..., None]).sum(-1)
+        l1 = self.total(lambda u, g, m: distance(m * u, g), value, mask.to(value.dtype))
+        return laplace_log_prob(l1, sigma, self.update.size)
 
 
 class Pruned(Channel):
@@ -127,20 +130,28 @@ class Pruned(Channel):
     def log_prob(self, value: Tensor) -> Tensor:
         sigma = per_chain(self.sigma, value)[..., None]
         log_rate = math.log(self.rate) if self.rate else -math.inf
-        if self.order == "noise_first":
+        if self.order == "noise_first" or not self.rate:
             return self._point_masses(value, sigma, log_rate)
-        g, u = self.entries(value)
-        slab = math.log1p(-self.rate) + noise_log_prob(self.noise, g - u, sigma)
-        spike = log_rate + noise_log_prob(self.noise, g, sigma)
-        return torch.logaddexp(slab, spike.expand_as(slab)).sum(-1)
+        prior_odds, s = math.log1p(-self.rate) - log_rate, sigma.to(value.dtype)
+
+        def kept_or_not(u: Tensor, g: Tensor) -> Tensor:
+            """log (1 + odds) that an entry was kept; its log-odds are the prior's and log p(g_i − u_i) − log p(g_i)."""
+            if self.noise == "gaussian":
+                evidence = u * (g - u / 2) / s**2
+            else:
+                evidence = (g.abs() - distance(u, g)) * (math.sqrt(2) / s)
+            return softplus(prior_odds + evidence, threshold=40)
+
+        spikes = log_rate + noise_log_prob(self.noise, value.double(), sigma)
+        return spikes.sum(-1) + self.total(kept_or_not, value)
 
     def _point_masses(self, value: Tensor, sigma: Tensor, log_rate: float) -> Tensor:
-        kept = (value != 0).double()
+        kept = ((value != 0) | (self.order == "prune_first")).double()
         count = kept.sum(-1)
         dropped = self.update.size - count
         masks = count * math.log1p(-self.rate) + torch.where(dropped > 0, dropped * log_rate, torch.zeros_like(count))
         if self.noise == "gaussian":
             constant = sigma[..., 0].log() + 0.5 * math.log(2 * math.pi)
             return masks - 0.5 * self.sqdist(value, kept) / sigma[..., 0] ** 2 - count * constant
-        g, u = self.entries(value)
-        return masks + (kept * noise_log_prob(self.noise, g - u, sigma)).sum(-1)
+        l1 = self.total(lambda u, g, m: m * distance(u, g), value, kept.to(value.dtype))
+        return masks + laplace_log_prob(l1, sigma[..., 0], count)

@@ -35,7 +35,7 @@ class Quantised(Channel):
         return self.step * torch.round((u + noise("gaussian", u, self.sigma)) / self.step)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        g, u = self.entries(value)
+        g = value.double()
         levels = torch.round(g / self.step)
         if ((g / self.step - levels).abs() > 1e-3 * levels.abs().clamp(min=1)).any():
             raise BadInput(f"the observation does not lie on multiples of step = {self.step:g}: set the step, or "
@@ -43,7 +43,7 @@ class Quantised(Channel):
         sigma = per_chain(self.sigma, value)[..., None]
         # edges from whole levels: the next interval begins where this one ends, in float32 observations, too
         low, high = (levels - 0.5) * self.step, (levels + 0.5) * self.step
-        return log_interval((low - u) / sigma, (high - u) / sigma).sum(-1)
+        return self.total(lambda u, low, high: log_interval((low - u) / sigma, (high - u) / sigma), low, high)
 
 
 class Sign(Channel):
@@ -71,5 +71,5 @@ class Sign(Channel):
     def log_prob(self, value: Tensor) -> Tensor:
         if not (value.abs() == 1).all():
             raise BadInput("the observation does not consist of signs (−1 and 1): believe in another channel")
-        g, u = self.entries(value)
-        return torch.special.log_ndtr(g * u / per_chain(self.sigma, value)[..., None]).sum(-1)
+        sigma = per_chain(self.sigma, value)[..., None]
+        return self.total(lambda u, g: torch.special.log_ndtr(g * u / sigma), value)

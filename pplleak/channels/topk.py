@@ -48,8 +48,11 @@ class TopK(Channel):
             raise BadInput(f"the observation has {int(sent.sum(-1).flatten()[0])} entries that are not 0, but rate "
                            f"{self.settings['rate']:g} sends {self.k} of {self.update.size}: set the rate, or believe "
                            "in another channel")  # fmt: skip
-        g, u = self.entries(value)
         sigma = per_chain(self.sigma, value)[..., None]
-        t = torch.where(sent, g.abs(), math.inf).amin(-1, keepdim=True)
-        unsent = log_interval((-t - u) / sigma, (t - u) / sigma)
-        return torch.where(sent, noise_log_prob("gaussian", g - u, sigma), unsent).sum(-1)
+        t = torch.where(sent, value.double().abs(), math.inf).amin(-1, keepdim=True)
+
+        def density(u: Tensor, g: Tensor) -> Tensor:
+            unsent = log_interval((-t - u) / sigma, (t - u) / sigma)
+            return torch.where(g != 0, noise_log_prob("gaussian", g - u, sigma), unsent)
+
+        return self.total(density, value)
