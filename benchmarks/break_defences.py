@@ -2,7 +2,7 @@
 
 uv run benchmarks/break_defences.py --data-root ROOT
 
-All three papers evaluated with Inverting Gradients. `gaussian` is the Bayes adversary who has not heard of the defence,
+All four papers evaluated with Inverting Gradients. `gaussian` is the Bayes adversary who has not heard of the defence,
 the last column of a row the one who has. Every attack on an image is kept as a row of break_defences_images.csv, and is
 not run again; means, standard errors and paired differences are in break_defences.csv, the figure is docs/_static/
 defences.png.
@@ -58,9 +58,11 @@ CASES = (
     Case("mlp", "soteria", {"rate": 0.8}, (CLASSIC, IGNORANT, ("soteria", "map"))),
     Case("mlp", "ats", {"policy": "3-1-7"}, (CLASSIC, IGNORANT, ("ats", "map"))),
     Case("mlp", "precode", {"size": 32}, (CLASSIC, IGNORANT, ("precode", "map"), ("precode", "quotient"))),
+    Case("mlp", "dropout", {"rate": 0.5}, (CLASSIC, IGNORANT, ("dropout", "map"))),
     Case("convnet", "", {}, (CLASSIC, IGNORANT)),
     Case("convnet", "soteria", {"rate": 0.8}, (CLASSIC, IGNORANT, ("soteria", "map"))),
     Case("convnet", "precode", {"size": 32}, (CLASSIC, IGNORANT, ("precode", "map"))),
+    Case("convnet", "dropout", {"rate": 0.5}, (CLASSIC, IGNORANT, ("dropout", "map"))),
 )
 SHOWN = {"mlp": "fully connected network", "convnet": "convolutional network"}
 ATTACKS = {  # name in the files -> its words and colour in the figure
@@ -108,7 +110,7 @@ def run(case: Case, model: str, inference: str, index: int, root: Path | None, s
     target = target_of(case, index, root)
     assert target.truth is not None
     settings = {"steps": steps, "starts": 1, "lr": 0.3} if inference == "map" else {}
-    settings |= programs.preferred(model, "map") | {"steps": steps} if model == PAPER else {}
+    settings |= programs.preferred(model, "map") | {"steps": steps} if inference == "map" else {}
     start = time.process_time()
     found = attack.attack(target, model, inference, settings=settings)
     seconds = time.process_time() - start
@@ -149,7 +151,7 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
 def picture(rows: list[dict[str, str]]) -> Figure:
     """A dot an image, a bar the mean; one group a defence, one panel a network."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    title = "Three defences, before and after the adversary knows them (MNIST, initial weights, a dot an image)"
+    title = "Four defences, before and after the adversary knows them (MNIST, initial weights, a dot an image)"
     figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
     measured = [n for n in SHOWN if any(r["network"] == n for r in rows)]
     panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
@@ -163,7 +165,7 @@ def picture(rows: list[dict[str, str]]) -> Figure:
                     place = k + (s - 1.5) * 0.2
                     axes.plot([place] * len(values), values, "o", ms=3.5, alpha=0.5, color=colour)
                     axes.plot(place, np.mean(values), "_", ms=16, mew=2.5, color=colour, label=label)
-        names = {"": "no defence", "soteria": "Soteria", "ats": "ATS", "precode": "PRECODE"}
+        names = {"": "no defence", "soteria": "Soteria", "ats": "ATS", "precode": "PRECODE", "dropout": "dropout"}
         axes.set_xticks(range(len(cases)), [names[c.defence] for c in cases])
         axes.set_title(SHOWN[network], fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)

@@ -22,6 +22,8 @@ from pplleak import channels, data, priors
 from pplleak.clients import Client
 from pplleak.defences import ats
 
+MAP = {"starts": 16, "lr": 0.1}  # the posterior has a mode for every transform that may have been drawn
+
 
 def model(
     client: Client,

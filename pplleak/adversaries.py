@@ -33,6 +33,7 @@ ADVERSARIES = (
     Adversaries("soteria", "inverting_gradients", "Sun et al. 2021", "soteria"),
     Adversaries("ats", "inverting_gradients", "Gao et al. 2021", "ats"),
     Adversaries("precode", "inverting_gradients", "Scheliga et al. 2022", "precode"),
+    Adversaries("dropout", "inverting_gradients", "Scheliga et al. 2023, before they know the mask", "dropout"),
 )
 
 

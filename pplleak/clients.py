@@ -3,7 +3,7 @@
     u(x, y) = ∇θ (1/B) Σ_b ℓ(f_θ(x_b), y_b),   ℓ the cross entropy            (FedSGD, one gradient)
     u(x, y) = θ_after − θ_before                                               (FedAvg, `LocalTraining`)
 
-A network that draws noise ε for every example (`pplleak.defences.precode`) has a `noise_shape`, is called as
+A network that draws noise ε for every example (`pplleak.defences.precode`, `dropout`) has a `noise_shape`, is called as
 network(x, ε) and returns logits and what it adds to ℓ; u(x, y, ε) is then a function of the noise, too.
 
 `Client.update` returns a gradient as a lazy `pplleak.updates.Update`: `pplleak.taps` collects each layer's input a and
@@ -172,8 +172,8 @@ def build(
     """
     noise_shape = getattr(network, "noise_shape", None)
     if noise_shape is not None and local is not None:
-        raise BadInput("a network that draws noise (precode) and local training: each step draws anew, which is not "
-                       "modelled; leave --local-lr out")  # fmt: skip
+        raise BadInput("a network that draws noise (precode, dropout) and local training: each step draws anew, "
+                       "which is not modelled; leave --local-lr out")  # fmt: skip
     network = copy.deepcopy(network)
     layers = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     if not layers:

@@ -147,7 +147,8 @@ def run(sweep: Sweep, job: Job) -> list[Row]:
             beliefs["sigma"] = FLOOR * entry_scale(target)
         inference, settings = "map", {"steps": sweep.classic_steps}
         if knowing:
-            inference, settings = sweep.inference, dict(sweep.inference_settings)
+            inference = sweep.inference
+            settings = {**sweep.inference_settings, **programs.preferred(model, inference)}  # modes that only it has
         begin = time.process_time()
         found = attack(victim, model, inference, beliefs=beliefs, settings=settings, seed=sweep.seed + job.index)
         if found.interrupted:

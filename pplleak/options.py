@@ -58,8 +58,8 @@ class Victim:
     """What the gradient goes through before it is shared: gaussian, weighted, laplace, elastic, directional, masked,
     pruned, topk, dpsgd, quantised, sign, aggregated; its settings are --channel.NAME."""
     defence: str = ""
-    """What the client does to its gradient, or to its network, before the channel: soteria, ats, precode, mix; its
-    settings are --defence.NAME."""
+    """What the client does to its gradient, or to its network, before the channel: soteria, ats, precode, dropout,
+    mix; its settings are --defence.NAME."""
     sigma: float | None = None
     """Noise of the channel: standard deviation on each entry of the gradient. None means 0.1, if it has noise."""
     seed: int = 0

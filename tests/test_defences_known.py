@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from pplleak import attack, cli, defences, density, metrics, programs, weights
 from pplleak.attack import Target, believe
 from pplleak.clients import Client
-from pplleak.defences import ats
+from pplleak.defences import ats, dropout
 from pplleak.density import Density
 from pplleak.errors import BadInput
 from pplleak.observation import Observation
@@ -89,6 +90,45 @@ def test_behind_precode_the_noise_is_a_latent_variable() -> None:
     assert not torch.allclose(expected.diff(), twin.diff(), rtol=1e-3)
 
 
+def test_behind_dropout_the_mask_is_a_latent_variable() -> None:
+    target = attack.from_data(
+        settings={"widths": (6,)}, defence="dropout", defence_settings={"rate": 0.5}, sigma=SIGMA, dtype="float64"
+    )
+    client, y = target.client, target.observed.labels
+    assert y is not None and isinstance(client.network, dropout.Dropout)
+    built = density.build(believe(programs.load("models", "dropout"), target), client, target.observed)
+    z = built.sample_prior(4)
+    values, _ = built.constrain(z)
+    kept = (values["noise"][:, 0].abs() <= client.network.bound).double()
+    assert 0 < kept.mean() < 1
+    x = built.images(z)[0]
+    network = copy.deepcopy(client.network.base).requires_grad_()
+    assert isinstance(network, torch.nn.Sequential)
+    features, last = network[:-1], network[-1]
+    u = []
+    for image, mask in zip(x, kept, strict=True):  # the gradient of the thinned network, by plain autograd
+        loss = torch.nn.functional.cross_entropy(last(2 * mask * features(image)), y)
+        u.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))
+    expected = -0.5 * (target.observed.g - torch.stack(u)).square().sum(-1) / SIGMA**2
+    torch.testing.assert_close(built.terms(z)[1].diff(), expected.diff())
+    whole = client.materialised(x, y.expand(4, -1)).materialise()
+    twin = -0.5 * (target.observed.g - whole).square().sum(-1) / SIGMA**2
+    assert not torch.allclose(expected.diff(), twin.diff(), rtol=1e-3)
+
+
+def test_a_dropped_feature_has_the_slope_of_a_smooth_mask_and_the_value_of_a_hard_one() -> None:
+    made = dropout.network(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)),
+                           (1, 2, 2), 2, rate=0.3)  # fmt: skip
+    assert isinstance(made, dropout.Dropout)
+    noise = torch.tensor([[0.0, made.bound + 1e-6, -3.0]], dtype=torch.float64, requires_grad=True)
+    mask = made.mask(noise)
+    assert mask.tolist() == [[1.0, 0.0, 0.0]]
+    (slope,) = torch.autograd.grad(mask.sum(), noise)
+    assert slope[0, 1] == pytest.approx(-0.25 / dropout.WIDTH, rel=1e-4) and slope[0, 2] > 0
+    draws = made.mask(torch.randn(1, 40_000, generator=torch.Generator().manual_seed(0)))
+    assert float(draws.mean()) == pytest.approx(0.7, abs=4 * (0.21 / 40_000) ** 0.5)
+
+
 @functools.cache
 def found(defence: str, settings: tuple[tuple[str, Any], ...], model: str) -> float:
     """PSNR of the MAP on one digit of the embedded data."""
@@ -99,7 +139,8 @@ def found(defence: str, settings: tuple[tuple[str, Any], ...], model: str) -> fl
 
 
 @pytest.mark.parametrize(
-    ("defence", "settings"), [("soteria", {"rate": 0.8}), ("ats", {"policy": "24-1-3"}), ("precode", {"size": 32})]
+    ("defence", "settings"),
+    [("soteria", {"rate": 0.8}), ("ats", {"policy": "24-1-3"}), ("precode", {"size": 32}), ("dropout", {"rate": 0.5})],
 )
 def test_who_knows_the_defence_sees_more(defence: str, settings: dict[str, Any]) -> None:
     plain = found("", (), "gaussian")
@@ -120,9 +161,11 @@ def run(*argv: object) -> int:
 FEW = ("--inference", "map", "--inference.steps", "5", "--inference.starts", "2")
 
 
-@pytest.mark.parametrize("defence", ["soteria", "ats", "precode"])
+@pytest.mark.parametrize("defence", ["soteria", "ats", "precode", "dropout"])
 def test_an_observation_carries_its_defence(defence: str, tmp_path: Path) -> None:
-    setting = {"soteria": ("rate", 0.7), "ats": ("policy", "24-1-3"), "precode": ("size", 5)}[defence]
+    setting = {"soteria": ("rate", 0.7), "ats": ("policy", "24-1-3"), "precode": ("size", 5), "dropout": ("rate", 0.3)}[
+        defence
+    ]
     asked = ("--defence", defence, f"--defence.{setting[0]}", setting[1])
     assert run("observe", *asked, "--out", tmp_path / "o.safetensors") == 0
     model = ("--model", defence, *FEW)
@@ -145,6 +188,8 @@ def test_an_observation_carries_its_defence(defence: str, tmp_path: Path) -> Non
         (("--defence", "ats", "--defence.policy", "3-1-9"), "operation 9 is equalize, which jumps"),
         (("--defence", "ats", "--local-lr", "0.1"), "leave --local-lr out"),
         (("--defence", "precode", "--defence.size", "0"), "size must be a positive number"),
+        (("--defence", "dropout", "--defence.rate", "1"), "rate must be above 0 and below 1"),
+        (("--defence", "dropout", "--local-lr", "0.1"), "leave --local-lr out"),
         (("--defence", "mix", "--defence.clients", "0"), "at least 1 client"),
     ],
 )
