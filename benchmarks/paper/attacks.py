@@ -31,7 +31,7 @@ import torch
 from pruning import smoothed
 from torch import Tensor
 
-from pplleak import attack, decisions, metrics, programs
+from pplleak import attack, data, decisions, metrics, programs
 from pplleak import density as densities
 from pplleak.attack import Target
 from pplleak.density import Density
@@ -70,6 +70,11 @@ def no_gradient(target: Target) -> Row:
     assert target.public is not None
     x = average(target.public, target.said["public_labels"], int(target.observed.labels))
     return {"attack": "no_gradient", **score(x[None].numpy(), target), "seconds": 0.0}
+
+
+def with_public_labels(target: Target, dataset: str, root: Path | None) -> Target:
+    """The target, and the labels of the dataset's public images, which `no_gradient` takes its images by."""
+    return replace(target, said={**target.said, "public_labels": data.public(dataset, root).y})
 
 
 def average(public: Tensor, labels: Tensor, label: int) -> Tensor:

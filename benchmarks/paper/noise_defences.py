@@ -33,7 +33,6 @@ import tyro
 from attacks import Effort
 from pruning import pruning
 
-from pplleak import data
 from pplleak.attack import Target, from_data
 
 HERE = Path(__file__).resolve().parent
@@ -114,7 +113,7 @@ def target_of(cell: study.Job, index: int, root: Path | None) -> Target:
         dataset, root=root, index=index, network=name, sigma=sigma, channel=channel, channel_settings=settings,
         checkpoint=network.checkpoint(dataset, root, step) if step else None, noise_seed=index,
     )  # fmt: skip
-    made = dataclasses.replace(made, said={**made.said, "public_labels": data.public(dataset, root).y})
+    made = attacks.with_public_labels(made, dataset, root)
     if channel == "masked":  # the channel is then the noise alone
         made = dataclasses.replace(made, client=pruning(made.client, rate, index), channel=noise, channel_settings={})
     return made
@@ -167,11 +166,8 @@ def attacked(job: study.Job, args: Settings, tuned: Mapping[tuple[str, ...], Map
 def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
     """A row for each cell and attack; differences are paired image by image."""
     made: list[study.Row] = []
-    for cell in dict.fromkeys(tuple(r[c] for c in CELL) for r in rows):
-        mine: dict[str, list[Mapping[str, str]]] = {}
-        for r in rows:
-            if tuple(r[c] for c in CELL) == cell:
-                mine.setdefault(r["attack"], []).append(r)
+    for cell, every in study.grouped(rows, CELL).items():
+        mine = {attack: found for (attack,), found in study.grouped(every, ("attack",)).items()}
         psnr = {attack: study.by_image(found) for attack, found in mine.items()}
         baselines = [a for a in attacks.BASELINES if a in psnr]
         best = max(baselines, key=lambda a: study.mean_se(psnr[a].values())[0], default=None)
@@ -186,9 +182,7 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
                 if gap:
                     row[column], row[error] = gap
             row["ssim_mean"] = study.mean_se(study.by_image(found, "ssim").values())[0]
-            for column in ("coverage_90", "psnr_claimed", "rhat_max", "khat", "acceptance", "seconds"):
-                values = study.by_image(found, column).values()
-                row[column] = study.mean_se(values)[0] if values else None
+            row |= study.means(found, ("coverage_90", "psnr_claimed", "rhat_max", "khat", "acceptance", "seconds"))
             made.append(row)
     return made
 

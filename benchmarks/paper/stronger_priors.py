@@ -82,11 +82,10 @@ def target_of(args: Settings, sigma: str, prior: str, index: int) -> Target:
     made = from_data(
         args.dataset, root=args.data_root, index=index, network=args.network, sigma=float(sigma), noise_seed=index
     )
-    labels = data.public(args.dataset, args.data_root).y
-    public = made.public
     if prior.endswith("|y"):
         public = of_label(args.dataset, args.data_root, int(made.observed.labels))
-    return dataclasses.replace(made, public=public, said={**made.said, "public_labels": labels})
+        made = dataclasses.replace(made, public=public)
+    return attacks.with_public_labels(made, args.dataset, args.data_root)
 
 
 @functools.lru_cache(maxsize=16)  # priors are fitted once to one tensor
@@ -121,9 +120,7 @@ def attacked(job: study.Job, args: Settings, tuned: Mapping[tuple[str, ...], Map
 
 def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
     """A row for each σ, prior and decision; differences are paired image by image."""
-    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-    for r in rows:
-        groups.setdefault(tuple(r[c] for c in (*CELL, "decision")), []).append(r)
+    groups = study.grouped(rows, (*CELL, "decision"))
     psnr = {key: study.by_image(mine) for key, mine in groups.items()}
     made: list[study.Row] = []
     for key, mine in groups.items():
@@ -136,9 +133,7 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
             gap = study.paired(psnr[key], psnr[other]) if other in psnr and other != key else None
             if gap:
                 row[f"delta_vs_{name}"], row[f"delta_vs_{name}_se"] = gap
-        for column in ("coverage_90", "psnr_claimed", "rhat_max", "khat", "acceptance", "seconds"):
-            values = study.by_image(mine, column).values()
-            row[column] = study.mean_se(values)[0] if values else None
+        row |= study.means(mine, ("coverage_90", "psnr_claimed", "rhat_max", "khat", "acceptance", "seconds"))
         made.append(row)
     return made
 

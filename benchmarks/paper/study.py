@@ -132,11 +132,9 @@ def trials(space: Mapping[str, tuple[float, float]], count: int) -> list[dict[st
 
 def best(rows: Sequence[Mapping[str, str]], group: Sequence[str]) -> dict[tuple[str, ...], dict[str, float]]:
     """For each group of tuning rows, the settings of the trial with the highest mean PSNR, as the rows say them."""
-    found: dict[tuple[str, ...], dict[str, list[Mapping[str, str]]]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[c] for c in group), {}).setdefault(row["trial"], []).append(row)
     chosen = {
-        g: max(t.values(), key=lambda tried: mean_se(float(r["psnr"]) for r in tried)[0]) for g, t in found.items()
+        g: max(grouped(mine, ("trial",)).values(), key=lambda tried: mean_se(float(r["psnr"]) for r in tried)[0])
+        for g, mine in grouped(rows, group).items()
     }
     return {g: {n: float(r[0][n]) for n in SETTINGS if r[0][n]} for g, r in chosen.items()}
 
@@ -156,6 +154,20 @@ def paired(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float,
 def by_image(rows: Iterable[Mapping[str, str]], column: str = "psnr") -> dict[str, float]:
     """Image index -> value."""
     return {row["index"]: float(row[column]) for row in rows if row[column] != ""}
+
+
+def grouped(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> dict[Job, list[Mapping[str, str]]]:
+    """Rows by what they say in some columns, in the order in which they come."""
+    found: dict[Job, list[Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[c] for c in columns), []).append(row)
+    return found
+
+
+def means(rows: Sequence[Mapping[str, str]], columns: Iterable[str]) -> Row:
+    """The mean of each column over the images that have it; None where none has."""
+    found = {column: by_image(rows, column).values() for column in columns}
+    return {column: mean_se(values)[0] if values else None for column, values in found.items()}
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -29,7 +29,6 @@ from attacks import Effort
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from pplleak import data
 from pplleak.attack import Target, from_data
 
 CELL = ("dataset", "network", "step", "sigma")
@@ -82,7 +81,7 @@ def target_of(args: Settings, step: int, sigma: str, index: int) -> Target:
         args.dataset, root=args.data_root, index=index, network=args.network, sigma=float(sigma), noise_seed=index,
         checkpoint=network.checkpoint(args.dataset, args.data_root, step) if step else None,
     )  # fmt: skip
-    return dataclasses.replace(made, said={**made.said, "public_labels": data.public(args.dataset, args.data_root).y})
+    return attacks.with_public_labels(made, args.dataset, args.data_root)
 
 
 def attacked(job: study.Job, args: Settings) -> list[study.Row]:
@@ -99,9 +98,7 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
 
 def summarise(rows: Sequence[Mapping[str, str]], args: Settings) -> list[study.Row]:
     """A row for each step, σ and decision."""
-    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-    for r in rows:
-        groups.setdefault(tuple(r[c] for c in (*CELL, "decision")), []).append(r)
+    groups = study.grouped(rows, (*CELL, "decision"))
     made: list[study.Row] = []
     for key, mine in groups.items():
         psnr = study.by_image(mine)
@@ -112,9 +109,7 @@ def summarise(rows: Sequence[Mapping[str, str]], args: Settings) -> list[study.R
         gap = study.paired(psnr, study.by_image(known)) if known and key[4] != "no_gradient" else None
         if gap:
             row["delta_vs_no_gradient"], row["delta_vs_no_gradient_se"] = gap
-        for column in ("accuracy", "norm", "coverage_90", "rhat_max", "khat", "acceptance", "seconds"):
-            values = study.by_image(mine, column).values()
-            row[column] = study.mean_se(values)[0] if values else None
+        row |= study.means(mine, ("accuracy", "norm", "coverage_90", "rhat_max", "khat", "acceptance", "seconds"))
         made.append(row)
     return made
 
