@@ -1,51 +1,40 @@
-"""The paper's CNN after some steps of plain SGD on the public images; checkpoints are made once and kept."""
+"""The paper's CNN after some steps of training, as `pplleak train --network convnet` does it; made once and kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-
-from pplleak import clients, data, networks, weights
+from pplleak import data, federated, targets
+from pplleak.federated import Federation
 from pplleak.priors import store
 from pplleak.progress import bar
+from pplleak.protection import Protection
 
-LR, BATCH, SEED = 0.01, 64, 0
-SCORED = 1000  # private images that the accuracy is counted on
+NAME, USUAL = "convnet", (0, 10, 100, 1000)
 
 
 def checkpoint(spec: str, root: Path | None, steps: int) -> Path:
-    """A safetensors file of the CNN's weights after `steps` steps; its metadata say the accuracy.
+    """A safetensors file of the CNN's weights after `steps` steps on the public images.
 
-    The weights at step 0 are those that the seed gives everywhere in pplleak. Batches are drawn by a seed, so that a
-    longer run passes through the checkpoints of the shorter ones.
+    Those of step 0 are the weights that the seed gives everywhere in pplleak. A longer run passes through the
+    checkpoints of the shorter ones.
     """
-    path = store.cache() / f"convnet-{Path(spec).name}-sgd-{LR:g}-{BATCH}-{SEED}-step{steps}.safetensors"
-    if path.is_file():
-        return path
-    images, private = data.public(spec, root), data.private(spec, root)
-    classes = max(10, len(images.classes))
-    network = clients.seeded(lambda: networks.convnet(images.input_shape, classes), SEED)
-    optimiser = torch.optim.SGD(network.parameters(), LR)
-    generator = torch.Generator().manual_seed(SEED)
-    for _ in bar(f"training {spec}", steps):
-        batch = torch.randint(len(images), (BATCH,), generator=generator)
-        optimiser.zero_grad()
-        F.cross_entropy(network(images.x[batch]), images.y[batch]).backward()
-        optimiser.step()
-    order = torch.randperm(len(private), generator=torch.Generator().manual_seed(SEED))[:SCORED]
-    with torch.no_grad():
-        right = (network(private.x[order]).argmax(1) == private.y[order]).double().mean()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    tensors = {n: t.detach().contiguous() for n, t in weights.state(network).items()}
-    save_file(tensors, part, metadata={"steps": str(steps), "accuracy": f"{float(right):.4f}"})
-    part.replace(path)
-    return path
+    folder = _folder(spec)
+    if not federated.path(folder, steps).is_file():
+        images, private = data.public(spec, root), data.private(spec, root)
+        client = targets.build_client(NAME, {}, private.input_shape, max(10, len(private.classes)))
+        federated.train(
+            client, images, private, Federation(), Protection(), folder, progress=bar,
+            checkpoints=sorted({steps, *(s for s in USUAL if s < steps)}),
+            settings=federated.record(spec, NAME, {}, Federation(), Protection()),
+        )  # fmt: skip
+    return federated.path(folder, steps)
 
 
-def accuracy(path: Path) -> float:
-    """Of a checkpoint, on private images."""
-    return float(weights.read(path)[1]["accuracy"])
+def accuracy(spec: str, steps: int) -> float:
+    """Of a checkpoint, on all private images."""
+    return next(float(row["accuracy"]) for row in federated.log(_folder(spec)) if row["step"] == steps)
+
+
+def _folder(spec: str) -> Path:
+    return store.cache() / f"paper-{NAME}-{Path(spec).name}"

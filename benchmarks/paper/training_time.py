@@ -92,7 +92,7 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
         norm = float(target.client.update(target.truth, target.observed.labels).sqnorm().sqrt())
     rows, _ = attacks.bayes(target, "vae", {}, 0.1, [], args.effort, index)
     rows.append(attacks.no_gradient(target))
-    right = network.accuracy(network.checkpoint(args.dataset, args.data_root, step))
+    right = network.accuracy(args.dataset, step)
     return [{**row, "accuracy": right, "norm": norm} for row in attacks.decided(rows)]
 
 
