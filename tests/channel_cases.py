@@ -1,0 +1,188 @@
+"""Every channel with its textbook density, in numpy and scipy: what the tests of channels hold them to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import Tensor
+
+from pplleak import channels
+from pplleak.channels.pruned import random_mask
+from pplleak.updates import Update
+
+SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1 = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5
+
+
+def sigmas(size: int) -> Tensor:
+    """A width for each entry, equal within the first third, as within a layer."""
+    spread = torch.linspace(0.5, 2, size, dtype=torch.float64)
+    return SIGMA * torch.where(torch.arange(size) < size // 3, spread[0], spread)
+
+
+def others(size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    mean, variance, *factor = 0.3 * torch.randn(4, size, dtype=torch.float64, generator=generator)
+    return {"mean": mean, "variance": variance.square(), "factor": torch.stack(factor, -1)}
+
+
+# -- the textbook: g (D,) and examples (batch, D) whose sum is u, in numpy and scipy ---------------------------------
+
+
+def gaussian(g: np.ndarray, examples: np.ndarray) -> float:
+    return stats.norm(examples.sum(0), SIGMA).logpdf(g).sum()
+
+
+def weighted(g: np.ndarray, examples: np.ndarray) -> float:
+    return stats.norm(examples.sum(0), sigmas(len(g)).numpy()).logpdf(g).sum()
+
+
+def laplace(g: np.ndarray, examples: np.ndarray) -> float:
+    return stats.laplace(examples.sum(0), SIGMA / math.sqrt(2)).logpdf(g).sum()
+
+
+def elastic(g: np.ndarray, examples: np.ndarray) -> float:
+    def factor(e: np.ndarray | float) -> np.ndarray | float:
+        return np.exp(-(np.square(e) + L1 * np.abs(e)) / (2 * SIGMA**2))
+
+    normaliser = 2 * integrate.quad(factor, 0, np.inf)[0]
+    return float(np.log(factor(g - examples.sum(0)) / normaliser).sum())
+
+
+def directional(g: np.ndarray, examples: np.ndarray) -> float:
+    u = examples.sum(0)
+    return float(stats.vonmises_fisher(u / np.linalg.norm(u), KAPPA).logpdf(g / np.linalg.norm(g)))
+
+
+def masked(g: np.ndarray, examples: np.ndarray) -> float:
+    return stats.norm(random_mask(len(g), RATE, 0).numpy() * examples.sum(0), SIGMA).logpdf(g).sum()
+
+
+def masked_laplace(g: np.ndarray, examples: np.ndarray) -> float:
+    return stats.laplace(random_mask(len(g), RATE, 0).numpy() * examples.sum(0), SIGMA / math.sqrt(2)).logpdf(g).sum()
+
+
+def pruned(g: np.ndarray, examples: np.ndarray) -> float:
+    slab, spike = stats.norm(examples.sum(0), SIGMA).pdf(g), stats.norm(0, SIGMA).pdf(g)
+    return np.log(RATE * spike + (1 - RATE) * slab).sum()
+
+
+def pruned_laplace(g: np.ndarray, examples: np.ndarray) -> float:
+    b = SIGMA / math.sqrt(2)
+    slab, spike = stats.laplace(examples.sum(0), b).pdf(g), stats.laplace(0, b).pdf(g)
+    return np.log(RATE * spike + (1 - RATE) * slab).sum()
+
+
+def sparse(g: np.ndarray, examples: np.ndarray) -> float:
+    kept = (1 - RATE) * stats.norm(examples.sum(0), SIGMA).pdf(g)
+    return np.log(np.where(g == 0, RATE, kept)).sum()
+
+
+def sparse_laplace(g: np.ndarray, examples: np.ndarray) -> float:
+    kept = (1 - RATE) * stats.laplace(examples.sum(0), SIGMA / math.sqrt(2)).pdf(g)
+    return np.log(np.where(g == 0, RATE, kept)).sum()
+
+
+def topk(g: np.ndarray, examples: np.ndarray) -> float:
+    noisy, t = stats.norm(examples.sum(0), SIGMA), np.abs(g[g != 0]).min()
+    return np.log(np.where(g == 0, noisy.cdf(t) - noisy.cdf(-t), noisy.pdf(g))).sum()
+
+
+def dpsgd(g: np.ndarray, examples: np.ndarray) -> float:
+    batch = len(examples)
+    own_gradients = batch * examples
+    clipped = [v * min(1.0, CLIP / np.linalg.norm(v)) for v in own_gradients]
+    return stats.norm(np.mean(clipped, 0), SIGMA * CLIP / batch).logpdf(g).sum()
+
+
+def quantised(g: np.ndarray, examples: np.ndarray) -> float:
+    noisy = stats.norm(examples.sum(0), SIGMA)
+    return np.log(noisy.cdf(g + STEP / 2) - noisy.cdf(g - STEP / 2)).sum()
+
+
+def sign(g: np.ndarray, examples: np.ndarray) -> float:
+    return stats.norm.logcdf(g * examples.sum(0) / SIGMA).sum()
+
+
+def aggregated(g: np.ndarray, examples: np.ndarray) -> float:
+    known = {n: v.numpy() for n, v in others(len(g)).items()}
+    covariance = np.diag(known["variance"]) + known["factor"] @ known["factor"].T
+    mean = (examples.sum(0) + (CLIENTS - 1) * known["mean"]) / CLIENTS
+    total = (CLIENTS - 1) / CLIENTS**2 * covariance + SIGMA**2 * np.eye(len(g))
+    return float(stats.multivariate_normal(mean, total).logpdf(g))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A channel, its textbook density, whether its density leaves a linear layer's update of one example lazy, and the
+    same channel with other noise."""
+
+    make: Callable[[Update], channels.Channel]
+    textbook: Callable[[np.ndarray, np.ndarray], float]
+    lazy: bool
+    twin: Callable[[Update], channels.Channel]
+
+
+def aggregating(update: Update, sigma: float = SIGMA, clients: int = CLIENTS) -> channels.Channel:
+    return channels.Aggregated(update, sigma, clients=clients, **others(update.size))
+
+
+def clipped(update: Update, factor: float = 1.0) -> channels.Channel:
+    return channels.DPSGD(update, noise_multiplier=factor * SIGMA, clip=CLIP)
+
+
+HALF = SIGMA / 2
+CASES = {
+    "gaussian": Case(lambda u: channels.Gaussian(u, SIGMA), gaussian, True, lambda u: channels.Gaussian(u, HALF)),
+    "weighted": Case(
+        lambda u: channels.Weighted(u, sigmas(u.size)), weighted, True,
+        lambda u: channels.Weighted(u, sigmas(u.size) / 2),
+    ),
+    "laplace": Case(lambda u: channels.Laplace(u, SIGMA), laplace, False, lambda u: channels.Laplace(u, HALF)),
+    "elastic": Case(
+        lambda u: channels.Elastic(u, SIGMA, l1=L1), elastic, False, lambda u: channels.Elastic(u, HALF, l1=L1)
+    ),
+    "directional": Case(
+        lambda u: channels.Directional(u, kappa=KAPPA), directional, True,
+        lambda u: channels.Directional(u, kappa=2 * KAPPA),
+    ),
+    "masked": Case(
+        lambda u: channels.Masked(u, SIGMA, rate=RATE), masked, True, lambda u: channels.Masked(u, HALF, rate=RATE)
+    ),
+    "masked, laplace": Case(
+        lambda u: channels.Masked(u, SIGMA, rate=RATE, noise="laplace"), masked_laplace, False,
+        lambda u: channels.Masked(u, HALF, rate=RATE, noise="laplace"),
+    ),
+    "pruned": Case(
+        lambda u: channels.Pruned(u, SIGMA, rate=RATE), pruned, False,
+        lambda u: channels.Pruned(u, SIGMA, rate=RATE / 2),
+    ),
+    "pruned, laplace": Case(
+        lambda u: channels.Pruned(u, SIGMA, rate=RATE, noise="laplace"), pruned_laplace, False,
+        lambda u: channels.Pruned(u, HALF, rate=RATE, noise="laplace"),
+    ),
+    "pruned, noise first": Case(
+        lambda u: channels.Pruned(u, SIGMA, rate=RATE, order="noise_first"), sparse, True,
+        lambda u: channels.Pruned(u, HALF, rate=RATE, order="noise_first"),
+    ),
+    "pruned, laplace first": Case(
+        lambda u: channels.Pruned(u, SIGMA, rate=RATE, order="noise_first", noise="laplace"), sparse_laplace, False,
+        lambda u: channels.Pruned(u, HALF, rate=RATE, order="noise_first", noise="laplace"),
+    ),
+    "topk": Case(
+        lambda u: channels.TopK(u, SIGMA, rate=RATE), topk, False, lambda u: channels.TopK(u, HALF, rate=RATE)
+    ),
+    "dpsgd": Case(clipped, dpsgd, True, lambda u: clipped(u, 0.5)),
+    "quantised": Case(
+        lambda u: channels.Quantised(u, SIGMA, step=STEP), quantised, False,
+        lambda u: channels.Quantised(u, HALF, step=STEP),
+    ),
+    "sign": Case(lambda u: channels.Sign(u, SIGMA), sign, False, lambda u: channels.Sign(u, HALF)),
+    "aggregated": Case(aggregating, aggregated, True, lambda u: aggregating(u, clients=CLIENTS + 2)),
+}  # fmt: skip
+each_channel = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
