@@ -16,6 +16,8 @@ import numpy as np
 from arviz_stats.base import array_stats
 from scipy.optimize import linear_sum_assignment
 
+from pplleak import convergence
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import arviz
@@ -34,15 +36,17 @@ FEW = 25  # draws below which the tail of the weights is too short for a Pareto 
 
 def rhat(values: np.ndarray) -> float:
     """Worst rank-normalised split R-hat (Vehtari et al. 2021, eq. 4 and section 4) over (chain, draw, quantity)."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved: infinite, and said so
-        return float(np.nan_to_num(arviz.rhat(values), nan=np.inf).max())
+    return worst(convergence.measure(values).rhat)
 
 
-def ess(values: np.ndarray, where: Literal["bulk", "tail"] = "bulk") -> float:
-    """Smallest effective sample size over (chain, draw, quantity) (Vehtari et al. 2021, section 4)."""
-    quantiles = {"prob": (0.05, 0.95)} if where == "tail" else {}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.nan_to_num(arviz.ess(values, method=where, **quantiles), nan=0.0).min())
+def worst(rhat: np.ndarray) -> float:
+    """The largest R-hat; that of a chain that never moved is infinite."""
+    return float(np.nan_to_num(rhat, nan=np.inf).max())
+
+
+def fewest(ess: np.ndarray) -> float:
+    """The smallest effective sample size; one that is not defined is none."""
+    return float(np.nan_to_num(ess, nan=0.0).min())
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Health:
         return said
 
 
-def health(posterior: Posterior, monitored: np.ndarray) -> Health:
-    """The numbers of `Health`; monitored: pixels and log-density as (chain, draw, quantity)."""
+def health(posterior: Posterior) -> Health:
+    """The numbers of `Health`."""
     chains, elbo = posterior.kind in CHAINS, posterior.curves.get("elbo", np.empty(0))
     energy, acceptance = posterior.stats.get("energy"), posterior.stats.get("acceptance_rate")
     heights, apart = (posterior.attrs.get(f"starts_{n}") for n in ("log_density", "rms"))
@@ -89,7 +93,7 @@ def health(posterior: Posterior, monitored: np.ndarray) -> Health:
         gain = float(last.mean() - before.mean())
         error = float(np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / len(last)))
     return Health(
-        ess_tail=ess(monitored, "tail") if chains and monitored.shape[1] >= 4 else None,
+        ess_tail=fewest(posterior.convergence.ess_tail) if chains and posterior.x.shape[1] >= 4 else None,
         bfmi=float(np.mean(arviz.bfmi(energy))) if energy is not None and energy.shape[1] >= 20 else None,
         acceptance=None if acceptance is None else float(acceptance.mean()),
         elbo_gain=gain,

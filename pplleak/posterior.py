@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplleak import decisions, diagnostics
+from pplleak import convergence, decisions, diagnostics
+from pplleak.convergence import Convergence
 from pplleak.density import Density
 from pplleak.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 from pplleak.errors import BadInput
@@ -89,34 +90,34 @@ class Posterior:
     # -- diagnostics -------------------------------------------------------------------------------------------
 
     @cached_property
-    def _monitored(self) -> np.ndarray:
-        """Pixels and log-density as (chain, draw, quantity)."""
-        flat = self.x.reshape(*self.x.shape[:2], -1).astype(np.float64)
-        return np.concatenate([flat, self.stats["lp"][..., None]], -1) if "lp" in self.stats else flat
+    def convergence(self) -> Convergence:
+        """R-hat and effective sample sizes of every pixel, and of the log-density, which comes last."""
+        flat = self.x.reshape(*self.x.shape[:2], -1)
+        return convergence.measure(flat, *([self.stats["lp"][..., None]] if "lp" in self.stats else []))
 
     @cached_property
     def rhat_max(self) -> float | None:
         """Worst rank-normalised split R-hat over pixels and log-density (Vehtari et al. 2021, eq. 4 and section 4)."""
         if self.kind not in CHAINS or self.x.shape[0] < 2 or self.x.shape[1] < 4:
             return None
-        return diagnostics.rhat(self._monitored)
+        return diagnostics.worst(self.convergence.rhat)
 
     @property
     def rhat_lp(self) -> float | None:
         """R-hat of the log-density alone: it sees what no single pixel does."""
-        return None if self.rhat_max is None or "lp" not in self.stats else float(arviz.rhat(self.stats["lp"]))
+        return None if self.rhat_max is None or "lp" not in self.stats else float(self.convergence.rhat[-1])
 
     @cached_property
     def ess_min(self) -> float | None:
         """Smallest bulk effective sample size over pixels and log-density."""
         if self.kind not in CHAINS or self.x.shape[1] < 4:
             return None
-        return diagnostics.ess(self._monitored)
+        return diagnostics.fewest(self.convergence.ess_bulk)
 
     @cached_property
     def health(self) -> diagnostics.Health:
         """Tail ESS, BFMI, acceptance, what the ELBO still gained, spread over restarts."""
-        return diagnostics.health(self, self._monitored)
+        return diagnostics.health(self)
 
     @cached_property
     def khat(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import arviz
@@ -10,6 +11,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from command_line import run
 from torch import Tensor, nn
 
 from pplleak import clients
@@ -26,6 +28,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PPLLEAK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def observation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that `pplleak observe` wrote."""
+    path = tmp_path_factory.mktemp("observation") / "o.safetensors"
+    assert run(["observe", "--out", str(path)]) == 0
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import one_line, run
+from command_line import one_line, run
 
 from pplleak import calibration_command, calibration_draws
 from pplleak.calibration_draws import Draw

@@ -13,8 +13,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from command_line import one_line, run
 from conftest import LIMIT, batch_of, observe, tiny
-from test_cli import one_line, run
 
 from pplleak import attack, channels, density, information, programs, report, risk
 from pplleak.attack import Target

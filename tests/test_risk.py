@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import one_line, run, tiny
 from conftest import LIMIT
 from scipy import stats
-from test_cli import one_line, run, tiny
 
 from pplleak import attack, limits, metrics, programs, risk
 from pplleak.errors import BadInput

@@ -1,0 +1,53 @@
+"""R-hat and effective sample sizes of many quantities at once are ArviZ's, one by one."""
+
+from __future__ import annotations
+
+import arviz
+import numpy as np
+import pytest
+
+from pplleak import convergence
+
+
+def chains_of(chains: int, draws: int) -> np.ndarray:
+    """Autoregressive chains, quick and slow; with ties, with one that lies elsewhere, with one that never moves."""
+    generator = np.random.default_rng(0)
+    made = []
+    for correlation in (-0.9, -0.3, 0.0, 0.5, 0.95, 0.999):
+        x = generator.standard_normal((chains, draws, 8))
+        for t in range(1, draws):
+            x[:, t] += correlation * x[:, t - 1]
+        made.append(x)
+    values = np.concatenate(made, -1)
+    values[..., 3] = np.round(values[..., 3])
+    values[..., 5] += np.arange(chains)[:, None]
+    values[..., 7] = 1.0
+    return values
+
+
+@pytest.mark.parametrize("block", [1, convergence.BLOCK])
+@pytest.mark.parametrize(("chains", "draws"), [(2, 4), (2, 5), (2, 7), (3, 8), (1, 50), (4, 9), (8, 60), (16, 101)])
+def test_every_quantity_has_the_numbers_that_arviz_gives_it(
+    chains: int, draws: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convergence, "BLOCK", block)
+    values = chains_of(chains, draws)
+    found = convergence.measure(values[..., :10], values[..., 10:])
+    with np.errstate(all="ignore"):
+        expected = {
+            "rhat": arviz.rhat(values) if chains > 1 else np.full(values.shape[-1], np.nan),
+            "ess_bulk": arviz.ess(values, method="bulk"),
+            "ess_tail": arviz.ess(values, method="tail", prob=convergence.TAILS),
+        }
+    for name, numbers in expected.items():
+        np.testing.assert_allclose(getattr(found, name), numbers, rtol=1e-9, err_msg=name)
+
+
+def test_chains_that_differ_in_width_alone_are_seen_and_a_nan_is_no_number() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal((4, 500, 3))
+    values[0, :, 1] *= 10
+    values[2, 100, 2] = np.nan
+    found = convergence.measure(values)
+    assert found.rhat[0] < 1.01 < 1.1 < found.rhat[1]
+    assert all(np.isnan(getattr(found, name)[2]) for name in ("rhat", "ess_bulk", "ess_tail"))
