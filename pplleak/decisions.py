@@ -14,6 +14,7 @@ hold different chains where there are four or more.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class Parts:
     def fit(self) -> np.ndarray:
         """All that do not score."""
         return np.concatenate([self.propose, self.choose])
+
+    @cached_property
+    def centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and medoid of the draws that propose, the same for every δ."""
+        return self.propose.mean(0), medoid(self.propose)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +93,7 @@ def ball(parts: Parts, mode: np.ndarray, delta: float) -> np.ndarray:
     draws that choose take the one with the most of them inside. Where none has any, it is the mode: the limit δ → 0.
     """
     require_positive(delta=delta)
-    starts = np.stack([mode, parts.propose.mean(0), medoid(parts.propose)])
+    starts = np.stack([mode, *parts.centres])
 
     def flat(a: np.ndarray, b: int) -> np.ndarray:
         return a[:, b].reshape(len(a), -1).astype(np.float64)
