@@ -38,10 +38,10 @@ from pplleak.progress import bar
 
 SUCCESSES = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 0.97)  # δ is put where R* is one less these
 TWINS = {1.0: "the right posterior", 0.75: "its wrong twin: sd × 0.75"}
-LOOKS = {
-    "ball": ("δ-ball centre", "#08306b", "o"),
-    "mean": ("posterior mean", "#4292c6", "s"),
-    "medoid": ("medoid", "#969696", "^"),
+LOOKS = {  # decision -> label, colour, marker, and how far beside δ it is drawn
+    "ball": ("δ-ball centre", "#08306b", "o", -0.008),
+    "mean": ("posterior mean", "#4292c6", "s", 0.008),
+    "medoid": ("medoid", "#969696", "^", 0.0),
 }
 COLUMNS = ["twin", "decision", "delta", "bayes", "claimed", "claimed_se", "realised", "low", "high", "agrees",
            "reaches", "images"]  # fmt: skip
@@ -131,13 +131,14 @@ def picture(rows: Sequence[dict[str, Any]], said: str) -> Figure:
     for ax, twin in zip(axes, TWINS.values(), strict=True):
         mine = [r for r in rows if r["twin"] == twin]
         line = [r for r in mine if r["decision"] == "ball"]
-        x = [r["delta"] for r in line]
+        x = np.array([r["delta"] for r in line])
         ax.plot(x, [r["bayes"] for r in line], color="#d95f02", lw=2, label="the best that any attack can do")
-        for decision, (label, colour, marker) in LOOKS.items():
+        for decision, (label, colour, marker, beside) in LOOKS.items():
             own = [r for r in mine if r["decision"] == decision]
             realised = np.array([r["realised"] for r in own])
             errors = [realised - [r["low"] for r in own], [r["high"] for r in own] - realised]
-            ax.errorbar(x, realised, errors, fmt=marker, color=colour, ms=5, lw=1, label=f"{label}: what happened")
+            at, look = x + beside * np.ptp(x), {"fmt": marker, "color": colour, "ms": 5, "lw": 1}
+            ax.errorbar(at, realised, errors, **look, label=f"{label}: what happened")
             if decision == "ball":
                 ax.plot(x, [r["claimed"] for r in own], "--", color=colour, lw=1.5, label=f"{label}: what it claims")
         ax.set_title(twin, fontsize=10)

@@ -2,7 +2,7 @@
 
     uv run benchmarks/bounds.py --data mnist --data-root DIR
 
-E‖x̂ − x‖² of an adversary against the van Trees bound on five clients: `linear_gaussian` behind softmax regression,
+E‖x̂ − x‖² of an adversary against the van Trees bound on six clients: `linear_gaussian` behind softmax regression,
 where the two are equal (x̂ the exact posterior mean); 8x8 digits under the Gaussian prior behind a perceptron and a
 CNN (hmc's posterior mean), the CNN also after training; the paper's CNN on MNIST, with GELU for its ReLU, whose kinks
 have no Fisher information (x̂ the MAP: a mean would take hours). `expected` is the mean of the posterior's own
@@ -76,7 +76,8 @@ CASES = [
     Case("softmax regression, linear-Gaussian", "linear_gaussian", "linear", {}, 0.1, "exact", {}),
     Case("perceptron, 8x8", "gaussian", "mlp", {}, 0.1, "hmc", HMC),
     Case("CNN, 8x8", "gaussian", "convnet", CNN, 0.01, "hmc", HMC),
-    Case("the same CNN, trained", "gaussian", "convnet", CNN, 0.01, "hmc", HMC, fisher=200, trained=500),
+    Case("the same CNN, less noise", "gaussian", "convnet", CNN, 0.0003, "hmc", HMC, fisher=100),
+    Case("the same CNN, trained", "gaussian", "convnet", CNN, 0.03, "hmc", HMC, fisher=200, trained=2000),
     Case("the paper's CNN with GELU, MNIST", "gaussian", "convnet", {"activation": "gelu"}, 0.03, "map",
          {"starts": 1, "steps": 300}, "mnist", 4),
 ]  # fmt: skip
@@ -282,7 +283,7 @@ def main(args: Settings) -> None:
     torch.set_num_threads(1)
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / "bounds_draws.csv"
-    counts = [args.linear, args.sampled, args.sampled, args.sampled, args.mnist]
+    counts = [args.linear, *[args.sampled] * 4, args.mnist]
     rows = [squares(case, count, args, path) for case, count in zip(CASES, counts, strict=True)
             if case.data in ("digits", args.data)]  # fmt: skip
     rows += private(args.private, args, path)
