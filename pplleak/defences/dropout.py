@@ -3,8 +3,8 @@
     ĥ = m ⊙ h / (1 − rate),     m_i ~ Bernoulli(1 − rate),     m_i = 1 where |ε_i| ≤ Φ⁻¹(1 − rate / 2), ε ~ Normal(0, I)
 
 h are the features that the last linear layer takes. Every example draws its own mask, and the gradient is that of the
-thinned network: an attack that differentiates the whole one matches another function. Scheliga et al. (2023) reconstruct
-image and mask together.
+thinned network: an attack that differentiates the whole one matches another function. Scheliga et al. (2023)
+reconstruct image and mask together.
 
 The mask is a function of standard normal noise, which the network takes as an input (`Client.update(x, y, noise)`), so
 that one who knows the defence can have it as a latent variable; at ε = 0 every feature is kept. The mask jumps. Its
