@@ -128,7 +128,7 @@ def test_training_time_keeps_checkpoints_and_says_their_accuracy(
     made = rows(tmp_path / "training_time.csv")
     assert [(r["step"], r["decision"]) for r in made] == [(s, d) for s in "03" for d in ("map", "mean", "no_gradient")]
     assert all(0 <= float(r["accuracy"]) <= 1 for r in made)
-    assert len(list((tmp_path / "cache").glob("convnet-digits-*.safetensors"))) == 2
+    assert len(list((tmp_path / "cache" / "paper-convnet-digits").glob("step-*.safetensors"))) == 2
 
 
 def fails_at(number: int) -> Callable[[Any], list[dict[str, Any]]]:
