@@ -248,8 +248,8 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     left.set_ylim(-0.6, len(mine) - 0.2)
     left.set_xscale("log")
     top = max(float(r["realised_high"]) / float(r["limit"]) for r in mine)
-    left.set_xlim(0.8, 1.15 * top)
-    ticks = [t for t in (0.8, 1, 1.5, 2, 3, 4, 6, 10) if t < 1.15 * top]
+    left.set_xlim(0.6, 1.15 * top)
+    ticks = [t for t in (0.6, 1, 1.5, 2, 3, 4, 6, 10, 20, 40) if t < 1.15 * top]
     left.set_xticks(ticks, [f"{t:g}" for t in ticks])
     left.minorticks_off()
     left.text(0.02, 0.98, "no adversary", ha="left", va="top", fontsize=8, color=bad, transform=left.transAxes)
