@@ -144,7 +144,7 @@ def squares(case: Case, count: int, args: Settings, path: Path) -> dict[str, Any
             exact = linear_gaussian.exact_posterior(target.client, target.observed, sigma=case.sigma)
             found, expected = exact.mean.numpy(), float(exact.covariance.trace())
         else:
-            posterior = attack.attack(target, case.model, case.inference, settings=case.options, seed=draw)
+            posterior = attack.attack(target, case.model, case.inference, settings=case.options, seed=draw).whole()
             found = posterior.mean
             expected = float((posterior.sd.astype(np.float64) ** 2).sum()) if posterior.kind == "sampler" else ""
         square = float(((found.reshape(-1) - target.truth.double().numpy().reshape(-1)) ** 2).sum())

@@ -112,7 +112,7 @@ def run(case: Case, model: str, inference: str, index: int, root: Path | None, s
     settings = {"steps": steps, "starts": 1, "lr": 0.3} if inference == "map" else {}
     settings |= programs.preferred(model, "map") | {"steps": steps} if inference == "map" else {}
     start = time.process_time()
-    found = attack.attack(target, model, inference, settings=settings)
+    found = attack.attack(target, model, inference, settings=settings).whole()
     seconds = time.process_time() - start
     name = name_of(model, inference)
     row = {"network": case.network, "defence": case.defence or "none", "attack": name, "index": index}

@@ -75,7 +75,7 @@ def target_of(job: Job, root: Path | None) -> Target:
 
 def ours(job: Job, target: Target) -> np.ndarray:
     wanted = programs.preferred(job.attack, "map") | ({"steps": int(job.steps)} if job.steps else {})
-    return attack.attack(target, job.attack, "map", settings=wanted).mode
+    return attack.attack(target, job.attack, "map", settings=wanted).whole().mode
 
 
 def theirs(job: Job, target: Target) -> np.ndarray:

@@ -55,7 +55,7 @@ def measure(model: str, network: str, sigma: float, draws: int, settings: dict[s
     start, gains, good, exact = time.process_time(), [], 0, None
     for draw in bar(f"{model}, sigma {sigma:g}", draws):
         target = risk.from_model(base, model, {}, draw)
-        found = attack.attack(target, model, "laplace", settings=settings, seed=draw)
+        found = attack.attack(target, model, "laplace", settings=settings, seed=draw).whole()
         gains.append(found.attrs["bits"])
         good += found.converged
     if model == "linear_gaussian":

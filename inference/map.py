@@ -41,12 +41,13 @@ class Maximum:
     """The best iterate of every start, best start first.
 
     z (starts, dim), value (starts,) its log-density, curve (steps, starts) the log-density along the way,
-    interrupted: True where Ctrl-C ended the climb.
+    start (starts,) which start each of them is, interrupted: True where Ctrl-C ended the climb.
     """
 
     z: Tensor
     value: Tensor
     curve: Tensor
+    start: Tensor
     interrupted: bool
 
 
@@ -80,7 +81,7 @@ def maximise(
         one = density.recorded(1) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
         found, heights, interrupted = lbfgsb(one, z, box, steps, progress)
         order = heights[-1].argsort(descending=True)
-        return Maximum(found[order], heights[-1, order], heights[:, order], interrupted)
+        return Maximum(found[order], heights[-1, order], heights[:, order], order, interrupted)
     evaluate = density.recorded(starts) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
     best, best_z = torch.full((starts,), -math.inf, dtype=torch.float64, device=z.device), z.detach().clone()
     curve: list[Tensor] = []
@@ -117,7 +118,7 @@ def maximise(
             raise
         interrupted = True
     order = best.argsort(descending=True)
-    return Maximum(best_z[order], best[order], torch.stack(curve)[:, order], interrupted)
+    return Maximum(best_z[order], best[order], torch.stack(curve)[:, order], order, interrupted)
 
 
 def rates(decay: Decay, steps: int) -> Callable[[int], float]:

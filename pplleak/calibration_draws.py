@@ -105,10 +105,8 @@ def make(
     other = risk.from_model(base, model, beliefs, seed + 2 * number + 1)
     assert other.truth is not None
     start = time.process_time()
-    found = attack(target, model, inference, beliefs=believed, settings=settings, seed=seed + number)
+    found = attack(target, model, inference, beliefs=believed, settings=settings, seed=seed + number).whole()
     seconds = time.process_time() - start
-    if found.interrupted:
-        raise KeyboardInterrupt
     reference = other.truth.cpu().numpy()
     return measure(found, target, believe(program, target, believed), reference, seed + number, seconds)
 

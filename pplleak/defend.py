@@ -5,6 +5,7 @@ Every defence trains the client's network from the same start, and at chosen ste
     own       the attack that the defence's own paper evaluated it with
     classic   the strongest classic attack: the best, on average over the images, of those that know of no defence
     knowing   the Bayes adversary, who knows the defence and the data's distribution
+    exact     the quotient of a fully connected first layer, which no defence behind it hides
 
 The classic one is chosen with the truth in hand, which can only flatter it. `psnr_blind` is the PSNR of the mean public
 image: what a guess scores that has seen no gradient.
@@ -18,17 +19,16 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pplleak import data, federated, metrics, programs, protection, report, targets
-from pplleak import density as densities
+from pplleak import candidates, data, federated, metrics, programs, protection, report, targets
 from pplleak.adversaries import CLASSIC, adversaries, models
-from pplleak.attack import attack, believe
+from pplleak.attack import attack
 from pplleak.clients import Client
 from pplleak.errors import BadInput
 from pplleak.federated import Federation
@@ -36,7 +36,8 @@ from pplleak.protection import Protection
 from pplleak.training import LocalTraining
 
 Row = dict[str, Any]
-ROLES = ("own", "classic", "knowing")
+ROLES = ("own", "classic", "knowing", "exact")
+EXACT = "quotient"
 KEY = ("defence", "strength", "step", "model", "index")
 IMAGE_COLUMNS = (*KEY, "inference", "found_by", "psnr", "ssim", "rms", "psnr_blind", "bits", "converged", "cpu_seconds")
 COLUMNS = (
@@ -64,11 +65,12 @@ class Sweep:
     inference_settings: Mapping[str, Any] = field(default_factory=dict)
     surrogate: float | None = None
     seed: int = 0
+    readable: tuple[str, ...] = ()  # the defences behind which the first layer can be read, in words
 
     @property
     def said(self) -> dict[str, Any]:
         """The settings that one folder of results has in common."""
-        kept = {n: v for n, v in asdict(self).items() if n not in ("out", "data_root")}
+        kept = {n: v for n, v in asdict(self).items() if n not in ("out", "data_root", "readable")}
         return {n: v if isinstance(v, (int, float, str, dict, type(None))) else str(v) for n, v in kept.items()}
 
 
@@ -80,11 +82,17 @@ class Job:
     step: int
     index: int
 
-    @property
-    def keys(self) -> set[tuple[Any, ...]]:
-        """Of the rows that it makes."""
-        said = self.protection.name, self.protection.given, self.step
-        return {(*said, m, self.index) for m in models(self.protection.name)}
+
+def attackers(sweep: Sweep, protected: Protection) -> list[str]:
+    """Every model that attacks, the one that knows the defence last; `quotient` is one where it can be had."""
+    *others, knowing = models(protected.name)
+    return [*others, *[EXACT] * (str(protected) in sweep.readable), knowing]
+
+
+def keys(sweep: Sweep, job: Job) -> set[tuple[Any, ...]]:
+    """Of the rows that a job makes."""
+    said = job.protection.name, job.protection.given, job.step
+    return {(*said, model, job.index) for model in attackers(sweep, job.protection)}
 
 
 def jobs(protections: Sequence[Protection], steps: Sequence[int], indices: Sequence[int]) -> list[Job]:
@@ -105,9 +113,15 @@ def _client(sweep: Sweep, protected: Protection) -> Client:
     )  # fmt: skip
 
 
-def check(sweep: Sweep, protected: Protection) -> None:
-    """Raise BadInput for a defence that the network cannot be trained behind."""
-    federated.require(_client(sweep, protected), data.public(sweep.data, sweep.data_root), sweep.federation, protected)
+def checked(sweep: Sweep, protections: Sequence[Protection]) -> Sweep:
+    """The sweep, and behind which defences images can be read; BadInput for one that cannot train the network."""
+    readable = []
+    for protected in protections:
+        client = _client(sweep, protected)
+        federated.require(client, data.public(sweep.data, sweep.data_root), sweep.federation, protected)
+        if candidates.readable(client):
+            readable.append(str(protected))
+    return replace(sweep, readable=tuple(readable))
 
 
 def train(sweep: Sweep, protected: Protection, steps: Sequence[int]) -> bool:
@@ -127,8 +141,8 @@ def train(sweep: Sweep, protected: Protection, steps: Sequence[int]) -> bool:
 def run(sweep: Sweep, job: Job) -> list[Row]:
     """Every attack on one gradient, scored: PSNR and SSIM (a batch's mean), RMS of a pixel, CPU seconds.
 
-    Where the knowing adversary climbs to a point, it also looks at the images that the other attacks found, and keeps
-    the one that its own posterior density ranks highest (`found_by`): no truth is needed for that.
+    Where the knowing adversary climbs to a point, it also climbs from the images that the other attacks found, and
+    keeps the one that its own posterior density ranks highest (`found_by`): no truth is needed for that.
     """
     protected, who = job.protection, adversaries(job.protection.name)
     target = targets.from_data(
@@ -137,51 +151,52 @@ def run(sweep: Sweep, job: Job) -> list[Row]:
         local=sweep.local, seed=sweep.seed, noise_seed=sweep.seed + job.index, **protected.of_target(),
     )  # fmt: skip
     assert target.truth is not None and target.public is not None
-    truth, made, images = target.truth.numpy(), [], {}
+    truth, made = target.truth.numpy(), []
+    images: dict[str, np.ndarray] = {}
     blind = np.broadcast_to(target.public.mean(0).numpy(), truth.shape)
-    for model in models(protected.name):
-        knowing, victim, beliefs = model == who.knowing, target, {}
-        if knowing and sweep.surrogate is not None and target.client.kinks:
-            victim = targets.with_surrogate(target, sweep.surrogate)
-        if knowing and target.sigma == protection.QUIET:
-            beliefs["sigma"] = FLOOR * entry_scale(target)
-        inference, settings = "map", {"steps": sweep.classic_steps}
-        if knowing:
-            inference = sweep.inference
-            settings = {**sweep.inference_settings, **programs.preferred(model, inference)}  # modes that only it has
+    for model in attackers(sweep, protected):
         begin = time.process_time()
-        found = attack(victim, model, inference, beliefs=beliefs, settings=settings, seed=sweep.seed + job.index)
-        if found.interrupted:
-            raise KeyboardInterrupt
-        images[model] = found.mode if found.kind == "point" else found.mean
-        chosen = densest(target, model, beliefs, images) if knowing and found.kind == "point" else model
-        spent, x = time.process_time() - begin, images[chosen]
-        x = x[metrics.match(x, truth)]
+        if model == EXACT:
+            said = {"inference": EXACT, "found_by": EXACT, "bits": None, "converged": True}
+            x = candidates.read_off(target, who.knowing)
+        else:
+            x, said = _climbed(sweep, job, target, model, images)
+        spent = time.process_time() - begin
+        if x is not None:
+            images[model] = x
+        x = blind if x is None else x[metrics.match(x, truth)]
         similar = float(metrics.ssim(x, truth).mean())
         made.append({
             "defence": protected.name, "strength": protected.given, "step": job.step, "model": model,
-            "index": job.index, "inference": inference, "found_by": chosen,
-            "psnr": float(metrics.psnr(x, truth).mean()), "ssim": None if math.isnan(similar) else similar,
+            "index": job.index, "psnr": float(metrics.psnr(x, truth).mean()),
+            "ssim": None if math.isnan(similar) else similar,
             "rms": float(np.sqrt(np.mean((np.clip(x, 0, 1).astype(np.float64) - truth) ** 2))),
-            "psnr_blind": float(metrics.psnr(blind, truth).mean()), "bits": report.summarise(found).get("bits"),
-            "converged": found.converged, "cpu_seconds": round(spent, 2),
+            "psnr_blind": float(metrics.psnr(blind, truth).mean()), "cpu_seconds": round(spent, 2), **said,
         })  # fmt: skip
     return made
 
 
-@torch.no_grad()
-def densest(target: targets.Target, model: str, beliefs: Mapping[str, Any], images: Mapping[str, np.ndarray]) -> str:
-    """Which of several images has the highest log p(g | x) + log p(x) under a model; the model's own where its x is no
-    invertible image of its latents, so that no density of x can be had."""
-    density = densities.build(believe(programs.load("models", model), target, beliefs), target.client, target.observed)
-    try:
-        chart = programs.exported("inference", "ball", "chart")(density)
-    except BadInput:
-        return model
-    x = torch.tensor(np.stack([v.reshape(-1) for v in images.values()]), dtype=torch.float64)
-    z = chart.latents(x)
-    heights = density(z.to(target.client.dtype), jacobian=False) - chart.log_det(z)
-    return list(images)[int(torch.nan_to_num(heights, nan=-math.inf).argmax())]
+def _climbed(
+    sweep: Sweep, job: Job, target: targets.Target, model: str, images: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, Row]:
+    """What one model finds, and what is said of it; `images` are what others found before."""
+    knowing, victim, wide = model == adversaries(job.protection.name).knowing, target, {}
+    inference, settings = "map", {"steps": sweep.classic_steps}
+    if knowing:
+        inference = sweep.inference
+        settings = {**sweep.inference_settings, **programs.preferred(model, inference)}  # modes that only it has
+        if sweep.surrogate is not None and target.client.kinks:
+            victim = targets.with_surrogate(target, sweep.surrogate)
+        if target.sigma == protection.QUIET:
+            wide["sigma"] = FLOOR * entry_scale(target)
+    found = attack(victim, model, inference, beliefs=wide, settings=settings, seed=sweep.seed + job.index).whole()
+    x, by = found.mode if found.kind == "point" else found.mean, model
+    if knowing and found.kind == "point":
+        known = EXACT if wide and EXACT in images else model  # without noise, every posterior collapses to that
+        steps = sweep.classic_steps // 2
+        by, x = candidates.best(target, model, {}, {**images, model: x}, known, wide=wide, steps=steps)
+    bits = report.summarise(found).get("bits")
+    return x, {"inference": inference, "found_by": by, "bits": bits, "converged": found.converged}
 
 
 @torch.no_grad()
@@ -231,7 +246,7 @@ def cells(sweep: Sweep, rows: Iterable[Row], delta: float) -> list[Row]:
         if (name, strength) not in logs:
             logs[name, strength] = {r["step"]: r for r in federated.log(folder(sweep, Protection(name, strength)))}
         trained = logs[name, strength].get(step, {})
-        for role, model in zip(ROLES, (who.own, best, who.knowing), strict=True):
+        for role, model in zip(ROLES, (who.own, best, who.knowing, EXACT), strict=True):
             mine = found.get(model, {})
             if not mine:
                 continue

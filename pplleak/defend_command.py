@@ -102,14 +102,15 @@ def run(argv: Sequence[str]) -> int:
         for done in _shown("trainings", defend.spread(train, protections, args.workers), len(protections)):
             if not done:
                 raise KeyboardInterrupt
-        left = [j for j in jobs if not j.keys <= kept]
+        left = [j for j in jobs if not defend.keys(sweep, j) <= kept]
         attacks = defend.spread(functools.partial(defend.run, sweep), left, args.workers)
         for found in _shown("gradients", attacks, len(left)):
-            rows += found
+            fresh = {tuple(r[c] for c in defend.KEY) for r in found}
+            rows = [r for r in rows if tuple(r[c] for c in defend.KEY) not in fresh] + found
             defend.write(path, defend.IMAGE_COLUMNS, rows)
     except KeyboardInterrupt:
         whole = False
-    asked = set().union(*(j.keys for j in jobs))
+    asked = set().union(*(defend.keys(sweep, j) for j in jobs))
     cells = defend.cells(sweep, [r for r in rows if tuple(r[c] for c in defend.KEY) in asked], args.delta)
     console = Console()
     if cells:
@@ -138,9 +139,7 @@ def _checked(args: Any) -> tuple[list[Protection], Sweep]:
         args.out, args.data, args.data_root, args.network, options(args, "network"), federation, arguments.local(args),
         args.batch_size, args.classic_steps, args.inference, options(args, "inference"), args.surrogate, args.seed,
     )  # fmt: skip
-    for p in protections:
-        defend.check(sweep, p)
-    return protections, sweep
+    return protections, defend.checked(sweep, protections)
 
 
 def _same(path: Path, said: dict[str, Any]) -> None:

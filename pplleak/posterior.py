@@ -138,6 +138,16 @@ class Posterior:
         """True where Ctrl-C ended the work early; what was finished is here."""
         return any(reason.startswith("interrupted") for reason in self.reasons)
 
+    def whole(self) -> Posterior:
+        """Itself, for a study that scores nothing half done.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
+
     @property
     def converged(self) -> bool:
         return not self.doubts

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pplleak import cli, defend, defend_report, federated, programs, protection, targets
+from pplleak import candidates, cli, defend, defend_report, federated, metrics, programs, protection, targets
 from pplleak.adversaries import ADVERSARIES
 from pplleak.defend import Job, Sweep
 from pplleak.errors import BadInput
@@ -86,9 +86,45 @@ def test_the_knowing_adversary_keeps_the_image_that_its_own_posterior_prefers() 
     target = targets.from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01)
     assert target.truth is not None and target.public is not None
     images = {"dlg": target.truth.numpy(), "gaussian": target.public[:1].numpy(), "guess": 0 * target.truth.numpy()}
-    assert defend.densest(target, "gaussian", {}, images) == "dlg"
+    assert candidates.best(target, "gaussian", {}, images, "guess")[0] == "dlg"
     del images["dlg"]
-    assert defend.densest(target, "gaussian", {"sigma": 1e6}, images) == "gaussian"  # only the prior speaks
+    whose, x = candidates.best(target, "gaussian", {"sigma": 1e6}, images, "guess")
+    assert whose == "gaussian" and x is images["gaussian"]  # only the prior speaks
+
+
+def test_the_knowing_adversary_climbs_on_from_what_others_found() -> None:
+    target = targets.from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01)
+    assert target.truth is not None and target.public is not None
+    truth = target.truth.numpy()
+    rough = truth + 0.1 * np.random.default_rng(0).normal(size=truth.shape).astype(np.float32)
+    images = {"dlg": rough, "gaussian": target.public[:1].numpy()}
+    whose, x = candidates.best(target, "gaussian", {}, images, "gaussian", steps=100)
+    assert whose == "dlg" and metrics.psnr(x, truth) > metrics.psnr(rough, truth) + 3
+
+
+def test_an_image_without_a_density_is_left_to_the_one_that_is_named() -> None:
+    target = targets.from_data("digits", network="mlp", settings={"widths": (16,)}, defence="precode",
+                               defence_settings={"size": 4}, sigma=0.01)  # fmt: skip
+    assert target.truth is not None
+    images = {"dlg": target.truth.numpy(), "precode": 0 * target.truth.numpy()}
+    assert candidates.best(target, "precode", {}, images, "precode")[0] == "precode"
+
+
+def test_what_the_first_layer_gives_away_is_read_behind_a_defence_and_through_training(workshop: Path) -> None:
+    kept = {"network_settings": {"widths": (16,)}, "classic_steps": 2,
+            "inference_settings": {"steps": 2, "starts": 1}}  # fmt: skip
+    for network, protected in (("mlp", "soteria"), ("mlp", "precode:size=4"), ("convnet", "soteria")):
+        made = kept if network == "mlp" else {**kept, "network_settings": {"channels": (2, 2), "width": 4}}
+        defence = protection.parse(protected)
+        sweep = defend.checked(Sweep(Path(network), network=network, **made), [defence])
+        assert defend.train(sweep, defence, [0, 3])
+        found = {r["model"]: r for r in defend.run(sweep, Job(defence, 3, 4))}
+        assert set(found) == {key[3] for key in defend.keys(sweep, Job(defence, 3, 4))}
+        if network == "convnet":
+            assert "quotient" not in found  # its first layer shares weights over the image
+            continue
+        assert found["quotient"]["psnr"] > 60 > found["dlg"]["psnr"]
+        assert found[defence.name]["found_by"] == "quotient" and found[defence.name]["psnr"] > 60
 
 
 # -- averages --------------------------------------------------------------------------------------------------------
@@ -135,7 +171,7 @@ def test_a_sweep_writes_its_table_and_goes_on_with_more(
     assert run(*TINY, *TWO) == 0
     assert "PSNR of the reconstruction" in capsys.readouterr().out
     found = rows()
-    assert len(found) == 2 * 2 * 3
+    assert len(found) == 2 * 2 * 4
     assert [c for c in found[0]] == list(defend.COLUMNS)
     assert {(r["defence"], r["strength"], r["step"]) for r in found} == {
         (d, s, t) for d, s in (("none", ""), ("gaussian", "sigma=0.01")) for t in ("0", "3")
@@ -151,7 +187,7 @@ def test_a_sweep_writes_its_table_and_goes_on_with_more(
 
     monkeypatch.setattr(defend, "attack", counted)
     assert run(*TINY, *TWO, "--count", "2") == 0
-    assert len(done) == 2 * 2 * 3  # those of the second image alone
+    assert len(done) == 2 * 2 * 3  # those of the second image alone (and its quotients)
     assert {r["images"] for r in rows()} == {"2"}
 
 
@@ -175,12 +211,12 @@ def test_ctrl_c_keeps_the_attacks_that_are_done(
 
     monkeypatch.setattr(defend, "attack", impatient)
     assert run(*TINY, *TWO) == 130
-    assert "3 of 12 attacks kept" in " ".join(capsys.readouterr().out.split())
+    assert "4 of 16 attacks kept" in " ".join(capsys.readouterr().out.split())
     before = rows("defend/defences_images.csv")
     left[0] = 10
     assert run(*TINY, *TWO) == 0
     after = rows("defend/defences_images.csv")
-    assert len(after) == 12 and after[:3] == before
+    assert len(after) == 16 and after[:4] == before
 
 
 MISTAKES = {
@@ -234,3 +270,10 @@ def test_the_picture_has_a_panel_for_each_defence_and_one_for_all() -> None:
     figure = defend_report.picture(cells)
     titles = [a.get_title(loc="left").splitlines()[0] for a in figure.axes if a.get_title(loc="left")]
     assert titles[:2] == ["1. none", "2. sign"] and len(titles) == 3
+
+
+def test_the_picture_draws_no_higher_than_its_ceiling() -> None:
+    made = [image("none", m, 0, p) for m, p in (("dlg", 20.0), ("quotient", 113.0), ("gaussian", 30.0))]
+    figure = defend_report.picture(defend.cells(Sweep(Path("nowhere")), made, delta=0.1))
+    drawn = [float(y) for a in figure.axes for line in a.get_lines() for y in np.ravel(line.get_ydata())]
+    assert max(drawn) == defend_report.CEILING and "60 dB stand for all above" in figure.texts[1].get_text()

@@ -110,6 +110,13 @@ def test_ctrl_c_keeps_the_optimisation_so_far_and_says_so(name: str, label: str)
     assert not part.converged
 
 
+def test_a_study_scores_nothing_half_done() -> None:
+    finished = run("map", case("known label"), **FEW["map"])
+    assert finished.whole() is finished
+    with pytest.raises(KeyboardInterrupt):
+        run("map", case("known label"), interrupting("MAP", 5), **FEW["map"]).whole()
+
+
 @each_inference
 def test_ctrl_c_before_anything_can_be_kept_is_not_swallowed(name: str) -> None:
     label = {"map": "MAP", "svi": "SVI", "laplace": "curvature", "nuts": "NUTS"}.get(name, "sampling")

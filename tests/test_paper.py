@@ -151,6 +151,18 @@ def test_a_run_that_is_interrupted_keeps_its_rows_and_is_taken_up(
     assert [r["index"] for r in rows(path)] == ["0", "1", "2", "3"]
 
 
+def test_half_a_search_is_no_row(paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = paper("attacks")
+    density = densities.build(logistic.model, tiny(), observe(tiny(), 0.1))
+    effort = attacks.Effort(steps=3)
+    assert attacks.climb(density, 0.1, effort, 0).shape == (1, density.dim)
+    search = attacks.maximise
+    stopped = lambda *a, **k: dataclasses.replace(search(*a, **k), interrupted=True)  # noqa: E731
+    monkeypatch.setattr(attacks, "maximise", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        attacks.climb(density, 0.1, effort, 0)
+
+
 def double(job: Any) -> list[dict[str, Any]]:
     return [{"psnr": 2.0 * job[0]}]
 

@@ -88,7 +88,7 @@ def baseline(name: str, target: Target, settings: Mapping[str, float], effort: E
     found = attack.attack(
         target, name, "map", beliefs={"tv": settings["tv"]},
         settings={"lr": settings["lr"], "steps": effort.steps}, seed=seed,
-    )  # fmt: skip
+    ).whole()  # fmt: skip
     return {"attack": name, **score(found.mode, target), "seconds": time.process_time() - start}
 
 
@@ -98,10 +98,13 @@ def density_of(target: Target, model: str | Path, beliefs: Mapping[str, Any]) ->
     return densities.build(bound, target.client, target.observed)
 
 
-def climb(density: Density, lr: float, effort: Effort, seed: int, starts: int = 1) -> Tensor:
-    """The ends of the search for the MAP of the sites, best first, (starts, dim)."""
+def climb(density: Density, lr: float, effort: Effort, seed: int, starts: int = 1, jacobian: bool = False) -> Tensor:
+    """The ends of the search for the MAP, best first, (starts, dim); Ctrl-C ends it with nothing."""
     pyro.set_rng_seed(seed)
-    return maximise(density, starts=starts, steps=effort.steps, lr=lr).z
+    found = maximise(density, starts=starts, steps=effort.steps, lr=lr, jacobian=jacobian)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return found.z
 
 
 def informed(density: Density, z: Tensor, rank: int) -> Laplace:
@@ -174,8 +177,7 @@ def bayes(
     rows[0]["seconds"] = time.process_time() - clock
     begin = mode
     if density.bounded:  # the coordinates' own maximum lies where the chains go, that of bounded sites at their ends
-        pyro.set_rng_seed(seed)
-        begin = maximise(density, starts=1, steps=effort.steps, lr=lr, jacobian=True).z[0]
+        begin = climb(density, lr, effort, seed, jacobian=True)[0]
     if effort.beta and target.client.kinks:
         density = density_of(replace(target, client=smoothed(target.client, effort.beta)), model, beliefs)
     found = sample(density, mode, begin, effort, seed).with_(truth=target.truth.numpy())
