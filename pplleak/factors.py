@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 
 def dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
@@ -127,7 +128,8 @@ class Factor:
 
     def _weighted_by(self, weight: Tensor, by: Tensor) -> Tensor:
         """The weight's share of it: lazy for one row, and where the weight has one precision throughout."""
-        one = bool((by == by[0, 0, 0]).all())
+        with disable_proxy_modes_tracing():  # precisions do not depend on x: a recording may look at them
+            one = bool((by == by[0, 0, 0]).all())
         if self.dense or not (one or self._row_count == 1):
             diff = weight - self.weight_gradient
             return dot(diff, by * diff, 3)

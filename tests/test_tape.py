@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pplleak import clients, density, priors, tape
 from pplleak.attack import Target, believe, from_data
-from pplleak.models import dlg, gaussian
+from pplleak.models import dlg, gaussian, masked
 from pplleak.tape import Chunked, Plain, Quadratics, Tape
 
 NETWORKS = {
@@ -51,6 +51,17 @@ def test_a_tape_replays_the_density(name, model, batch_size, labels_shared) -> N
     recorded = d.recorded(3)
     assert isinstance(recorded, Tape)
     torch.manual_seed(1)
+    assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["mlp gelu", "lenet"])
+def test_a_tape_of_a_channel_that_weighs_entries(name) -> None:
+    network, settings = NETWORKS[name]
+    target = from_data(network=network, settings=settings, dtype="float64", channel="masked",
+                       channel_settings={"rate": 0.5})  # fmt: skip
+    d = built(masked.model, target)
+    recorded = d.recorded(3)
+    assert isinstance(recorded, Tape)
     assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
 
 
