@@ -1,7 +1,9 @@
-"""The linear layer that a network ends in: its gradient is the one that names the labels (`labels`, `label_rules`)."""
+"""The linear layer that a network ends in: its gradient names the labels, and some defences go before it."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,33 @@ def last_layer(client: Client, otherwise: str = ELSE) -> LastLayer:
         if a.dim() == 2 and torch.allclose(module(a), logits, rtol=1e-4, atol=1e-5):
             return LastLayer(module, names[id(module.weight)], names.get(id(module.bias), ""))
     raise BadInput(f"the network does not end in a linear layer, whose gradient would tell the labels: {otherwise}")
+
+
+@torch.no_grad()
+def before_last(
+    make: Callable[[nn.Module, str], nn.Module],
+    base: nn.Module,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    who: str,
+) -> nn.Module:
+    """A network with something put before its last linear layer.
+
+    Args:
+        make: a copy of the network, and its last linear layer's name -> the network changed. who: what is put there.
+
+    Raises:
+        BadInput: the network has no such layer, or it does not give the logits.
+    """
+    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or not linear[-1]:
+        raise BadInput(f"{who} goes between features and the last fully connected layer, and the network has none")
+    made = make(copy.deepcopy(base), linear[-1])
+    logits = made(torch.zeros(1, *input_shape))
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        raise BadInput(f"{who} goes before the layer that gives the logits, and the network's last fully connected "
+                       "layer is none")  # fmt: skip
+    return made
 
 
 @torch.no_grad()

@@ -16,13 +16,13 @@ Source: Scheliga, Mäder and Seeland, Dropout is NOT All You Need to Prevent Gra
 
 from __future__ import annotations
 
-import copy
 from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 
 from pplleak.errors import BadInput
+from pplleak.last_layer import before_last
 
 WIDTH = 0.3  # of the sigmoid that lends the mask a slope, in standard deviations of ε
 
@@ -69,13 +69,4 @@ def network(base: nn.Module, input_shape: tuple[int, ...], num_classes: int, *, 
     """
     if not 0 < rate < 1:
         raise BadInput(f"dropout's rate must be above 0 and below 1 (the share of features dropped), not {rate}")
-    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
-    if not linear or not linear[-1]:
-        raise BadInput("dropout goes between features and the last fully connected layer, and the network has none")
-    made = Dropout(copy.deepcopy(base), linear[-1], rate)
-    with torch.no_grad():
-        logits = made(torch.zeros(1, *input_shape))
-    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
-        raise BadInput("dropout goes before the layer that gives the logits, and the network's last fully connected "
-                       "layer is none")  # fmt: skip
-    return made
+    return before_last(lambda copy, last: Dropout(copy, last, rate), base, input_shape, num_classes, "dropout")

@@ -12,14 +12,13 @@ Source: Scheliga, Mäder and Seeland, PRECODE - A Generic Model Extension to Pre
 
 from __future__ import annotations
 
-import copy
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplleak.errors import BadInput, require_positive
+from pplleak.errors import require_positive
+from pplleak.last_layer import before_last
 
 
 class Precode(nn.Module):
@@ -65,13 +64,4 @@ def network(
         beta: weight of the KL divergence in the loss, in bits.
     """
     require_positive(**{"precode's size": size, "precode's beta": beta})
-    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
-    if not linear or not linear[-1]:
-        raise BadInput("precode goes between features and the last fully connected layer, and the network has none")
-    made = Precode(copy.deepcopy(base), linear[-1], size, beta)
-    with torch.no_grad():
-        logits = made(torch.zeros(1, *input_shape))
-    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
-        raise BadInput("precode goes before the layer that gives the logits, and the network's last fully connected "
-                       "layer is none")  # fmt: skip
-    return made
+    return before_last(lambda copy, last: Precode(copy, last, size, beta), base, input_shape, num_classes, "precode")
