@@ -42,41 +42,47 @@ class Laplace:
         return self.mode + w @ self.factor.mT
 
 
-def hessian(density: Density, z: Tensor, chunk: int = 64) -> Tensor:
+def hessian(density: Density, z: Tensor, chunk: int = 64, *, jacobian: bool = True) -> Tensor:
     """−∇² log p(z | g) at one point z (dim,), (dim, dim): rows are Hessian-vector products, `chunk` to a batch."""
     rows = []
     for directions in torch.eye(len(z), dtype=z.dtype, device=z.device).split(chunk):
         copies = z.expand(len(directions), -1).clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(density(copies).sum(), copies, create_graph=True)
+        (gradient,) = torch.autograd.grad(density(copies, jacobian=jacobian).sum(), copies, create_graph=True)
         rows.append(torch.autograd.grad((gradient * directions).sum(), copies)[0])
     h = -torch.cat(rows).double()
     return (h + h.mT) / 2
 
 
 def fit(density: Density, z: Tensor, *, newton: int = 20, progress: ProgressBar = silent) -> Laplace:
-    """Climb from z (dim,) to the mode by damped Newton steps, and take the curvature there.
+    """Climb from z (dim,) to the mode by damped Newton steps, and take the curvature there."""
+    z, _, curvature = climb_by_newton(density, z, newton, progress=progress)
+    values, vectors = curvature or torch.linalg.eigh(hessian(density, z))
+    scale = _widths(values)
+    return Laplace(z, (vectors * scale).to(z.dtype), float(scale.log().sum()), int((values <= 0).sum()))
+
+
+def climb_by_newton(
+    density: Density, z: Tensor, steps: int, *, jacobian: bool = True, progress: ProgressBar = silent
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Damped Newton steps from z (dim,): where they end, the log-density there, and, where they came to rest, its
+    curvature: eigenvalues and eigenvectors of −∇² log p.
 
     Each step follows |H|⁻¹∇ (saddles are left, not sought), at the best of eight lengths tried in one batch; it ends
-    when a step gains less than 1e-3 nats.
+    when a step gains less than 1e-3 nats. jacobian: as for `Density.__call__`.
     """
     lengths = torch.tensor([2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.0], dtype=z.dtype, device=z.device)
-    for _ in progress("curvature", newton):
-        values, vectors = torch.linalg.eigh(hessian(density, z))
-        scale = _widths(values)
-        _, gradient = density.value_and_grad(z[None])
-        step = (vectors * scale**2) @ (vectors.mT @ gradient[0].double())
+    for _ in progress("curvature", steps):
+        values, vectors = torch.linalg.eigh(hessian(density, z, jacobian=jacobian))
+        _, gradient = density.value_and_grad(z[None], jacobian=jacobian)
+        step = (vectors * _widths(values) ** 2) @ (vectors.mT @ gradient[0].double())
         tries = z + lengths[:, None] * step.to(z.dtype)
         with torch.no_grad():
-            tried = torch.nan_to_num(density(tries), nan=-math.inf)
+            tried = torch.nan_to_num(density(tries, jacobian=jacobian), nan=-math.inf)
         best = int(tried.argmax())
-        gain = float(tried[best] - tried[-1])
-        if gain < 1e-3:
-            break
+        if float(tried[best] - tried[-1]) < 1e-3:
+            return z, tried[-1], (values, vectors)
         z = tries[best]
-    else:
-        values, vectors = torch.linalg.eigh(hessian(density, z))
-        scale = _widths(values)
-    return Laplace(z, (vectors * scale).to(z.dtype), float(scale.log().sum()), int((values <= 0).sum()))
+    return z, tried[best], None
 
 
 def _widths(eigenvalues: Tensor) -> Tensor:

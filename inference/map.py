@@ -7,6 +7,9 @@ the maximum is that of the model's own sites. Bounded sites are climbed in uncon
 published attacks do it, as they are, kept in their box after every step. The best iterate of the best start is
 kept, never just the last.
 
+Such climbs find a peak that is much sharper in some directions than in others, and do not get up: where the density is
+smooth, `newton` steps on the whole Hessian can follow, from the best start.
+
 A published attack is its model under its own settings: the model's file says them (`MAP`), and they are the defaults.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyro
@@ -121,6 +124,18 @@ def maximise(
     return Maximum(best_z[order], best[order], torch.stack(curve)[:, order], order, interrupted)
 
 
+def _polished(density: Density, found: Maximum, newton: int, progress: ProgressBar) -> tuple[Maximum, bool]:
+    """The maximum with its best start climbed by Newton steps, and whether they came to rest."""
+    from pplleak.inference.laplace import climb_by_newton  # which begins at what this file finds
+
+    try:
+        z, value, curvature = climb_by_newton(density, found.z[0], newton, jacobian=False, progress=progress)
+    except KeyboardInterrupt:
+        return replace(found, interrupted=True), False
+    ends, values = torch.cat([z[None], found.z[1:]]), torch.cat([value[None], found.value[1:]])
+    return replace(found, z=ends, value=values), curvature is not None
+
+
 def rates(decay: Decay, steps: int) -> Callable[[int], float]:
     """step t -> the factor of the learning rate.
 
@@ -149,6 +164,7 @@ def run(
     decay: Decay = "cosine",
     box: bool = False,
     consensus: float = 0.0,
+    newton: int = 0,
 ) -> Posterior:
     """The MAP as a posterior of one draw.
 
@@ -161,8 +177,13 @@ def run(
             0.94 a step; none.
         box: climb bounded sites (pixels) as they are, clamped after every step; else in unconstrained coordinates.
         consensus: strength of a pull of all starts towards their mean, in nats per squared unit of the coordinates.
+        newton: steps of Newton's method, at most, from the best end; each takes a Hessian-vector product a coordinate.
     """
     require_positive(starts=starts, steps=steps, lr=lr)
+    if newton < 0:
+        raise BadInput(f"newton must not be negative, not {newton}: it is a number of steps")
+    if newton and box:
+        raise BadInput("Newton's method does not keep to a box: leave newton or box out")
     if not 0 <= consensus < math.inf:
         raise BadInput(f"consensus must not be negative, not {consensus}")
     if consensus and optimizer == "lbfgs":
@@ -175,14 +196,16 @@ def run(
         density, starts=starts, steps=steps, lr=lr, optimizer=optimizer, decay=decay,
         box=bounds, consensus=consensus, progress=progress,
     )  # fmt: skip
-    reasons = []
+    reasons, rested, climbed = [], False, found.value
+    if newton and not found.interrupted:
+        found, rested = _polished(density, found, newton, progress)
     if found.interrupted:
         reasons.append(f"interrupted after {len(found.curve)} of {steps} steps: the best iterate so far is kept")
     late = found.curve[-max(1, len(found.curve) // 5) :, 0]
     gain = float(late.max() - late[0])
-    if gain > 1:
+    if gain > 1 and not rested:
         reasons.append(f"still climbing: {gain:.1f} nats gained in the last fifth of the steps")
-    if starts > 1 and found.value[1] < found.value[0] - 1:
+    if starts > 1 and climbed[1] < climbed[0] - 1:
         reasons.append("no two starts ended at the same height: there may be a higher maximum (more steps or starts)")
     ends = density.images(found.z)[0].double()
     apart = (ends - ends[0]).square()

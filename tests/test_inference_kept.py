@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import (
 from test_inference import FEW, Case, case, each_inference, run
 
 from pplleak import density, programs
+from pplleak.errors import BadInput
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar
 
@@ -60,6 +62,31 @@ def test_map_says_that_it_was_still_climbing() -> None:
     steep = Case(client, observe(client, 0.002), 0.002)
     assert any("still climbing" in d for d in run("map", steep, starts=1, steps=10).doubts)
     assert run("map", steep, starts=1, steps=1000).converged
+
+
+@pytest.mark.parametrize("where", ["known label", "gaussian"])
+def test_newton_steps_end_a_climb_that_was_stopped_short(where: str) -> None:
+    at = case(where)
+    mode, sd = exact_mode(at)
+    short, ended = (run("map", at, starts=2, steps=8, newton=n) for n in (0, 20))
+    assert np.abs((short.mode.ravel() - mode) / sd).max() > 0.2
+    assert np.abs((ended.mode.ravel() - mode) / sd).max() < 0.045  # they rest where a step gains less than 1e-3 nats
+    assert ended.stats["lp"] > short.stats["lp"]
+    assert not any("still climbing" in d for d in ended.doubts)
+
+
+def test_ctrl_c_in_newton_s_steps_keeps_the_climb() -> None:
+    whole = run("map", case("known label"), **FEW["map"])
+    part = run("map", case("known label"), interrupting("curvature", 0), **FEW["map"], newton=5)
+    assert part.interrupted and np.array_equal(part.mode, whole.mode)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [({"newton": -1}, "must not be negative"), ({"newton": 1, "box": True}, "box")]
+)
+def test_newton_s_mistakes(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        run("map", case("known label"), **FEW["map"], **more)
 
 
 # -- seeds and interruptions ---------------------------------------------------------------------------------------
