@@ -28,22 +28,23 @@ def label(row: Row) -> str:
 
 def table(cells: Sequence[Row]) -> Table:
     """One line for each defence and step: PSNR of the three adversaries and of a guess, risk, accuracy, ε."""
+    roles = [r for r in ROLES if r in {c["attack"] for c in cells}]
+    exact = "exact: the quotient of a fully connected first layer; " * ("exact" in roles)
     made = Table(
         title="PSNR of the reconstruction, dB (mean ± standard error over images)",
         title_justify="left",
         padding=(0, 0, 0, 1),
         caption="own: its paper's attack; classic: the strongest that knows of no defence; knowing: the Bayes "
-        "adversary; exact: the quotient of a fully connected first layer; blind: the mean image; risk: images that the "
-        "Bayes adversary missed; ε of DP-SGD",
+        f"adversary; {exact}blind: the mean image; risk: images that the Bayes adversary missed; ε of DP-SGD",
         caption_justify="left",
     )
-    for name in ("defence", "step", *ROLES, "blind", "risk", "acc.", "ε"):
+    for name in ("defence", "step", *roles, "blind", "risk", "acc.", "ε"):
         first = name == "defence"
         made.add_column(name, justify="left" if first else "right", no_wrap=not first, overflow="fold")
     for name, step in dict.fromkeys((label(c), c["step"]) for c in cells):
         mine = {c["attack"]: c for c in cells if (label(c), c["step"]) == (name, step)}
         any_ = next(iter(mine.values()))
-        shown = [_pm(mine[r]["psnr_mean"], mine[r]["psnr_se"]) if r in mine else "–" for r in ROLES]
+        shown = [_pm(mine[r]["psnr_mean"], mine[r]["psnr_se"]) if r in mine else "–" for r in roles]
         risk = f"{mine['knowing']['risk']:.0%}" if "knowing" in mine else "–"
         accuracy = "–" if any_["accuracy"] is None else f"{any_['accuracy']:.0%}"
         spent = "–" if any_["epsilon"] is None else f"{any_['epsilon']:.2g}"
