@@ -59,10 +59,10 @@ def _pm(mean: float, se: float | None) -> str:
 def picture(cells: Sequence[Row]) -> Figure:
     """A panel a defence: PSNR of every adversary over the steps of training; the last one, protection against cost."""
     highest = max(c["psnr_mean"] for c in cells)
-    cells = [{**c, "psnr_mean": min(c["psnr_mean"], CEILING)} for c in cells]
+    cells = [c if c["psnr_mean"] < CEILING else {**c, "psnr_mean": CEILING, "psnr_se": None} for c in cells]
     names = list(dict.fromkeys(label(c) for c in cells))
-    columns = min(4, len(names) + 1)
-    lines = math.ceil((len(names) + 1) / columns)
+    lines = math.ceil((len(names) + 1) / 4)
+    columns = math.ceil((len(names) + 1) / lines)
     figure = Figure(figsize=(3.0 * columns + 0.4, 2.5 * lines + 1.5))
     grid = figure.subplots(lines, columns, squeeze=False)
     figure.subplots_adjust(left=0.07, right=0.985, top=1 - 1.05 / figure.get_figheight(),
@@ -126,13 +126,20 @@ def _panel(axes: Axes, mine: Sequence[Row], steps: Sequence[int], bare: dict[int
 
 def _trade(axes: Axes, cells: Sequence[Row], names: Sequence[str]) -> None:
     """For each defence: what its best adversary ever saw, against the accuracy after the last step."""
+    together: dict[tuple[float, float], list[tuple[float, str]]] = {}  # a point -> all that lie there
     for k, name in enumerate(names):
         mine = [c for c in cells if label(c) == name and c["accuracy"] is not None]
         if not mine:
             continue
         x, y = 100 * max(mine, key=lambda c: c["step"])["accuracy"], max(c["psnr_mean"] for c in mine)
         axes.plot(x, y, "o", color=INK, ms=4)
-        axes.annotate(str(k + 1), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7.5, color=INK)
+        near = next((p for p in together if abs(p[0] - x) < 4 and abs(p[1] - y) < 2), (x, y))
+        together.setdefault(near, []).append((y, str(k + 1)))
+    for (x, _), found in together.items():
+        numbers, highest = ", ".join(number for _, number in found), max(y for y, _ in found)
+        axes.annotate(numbers, (x, highest), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7.5,
+                      color=INK)  # fmt: skip
+    axes.margins(0.12)
     axes.set_title(
         "all of them, numbered as the panels:\nbest is low and to the right", fontsize=8.5, loc="left", color=INK
     )
