@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -61,11 +62,11 @@ def picture(cells: Sequence[Row]) -> Figure:
     highest = max(c["psnr_mean"] for c in cells)
     cells = [c if c["psnr_mean"] < CEILING else {**c, "psnr_mean": CEILING, "psnr_se": None} for c in cells]
     names = list(dict.fromkeys(label(c) for c in cells))
-    lines = math.ceil((len(names) + 1) / 4)
-    columns = math.ceil((len(names) + 1) / lines)
-    figure = Figure(figsize=(3.0 * columns + 0.4, 2.5 * lines + 1.5))
-    grid = figure.subplots(lines, columns, squeeze=False)
-    figure.subplots_adjust(left=0.07, right=0.985, top=1 - 1.05 / figure.get_figheight(),
+    rows = math.ceil((len(names) + 1) / 4)
+    columns = math.ceil((len(names) + 1) / rows)
+    figure = Figure(figsize=(3.0 * columns + 0.4, 2.5 * rows + 1.6))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0.07, right=0.985, top=1 - 1.15 / figure.get_figheight(),
                            bottom=0.85 / figure.get_figheight(), wspace=0.25, hspace=0.55)  # fmt: skip
     values = [c["psnr_mean"] for c in cells] + [c["psnr_blind"] for c in cells]
     limits = (min(values) - 2, max(values) + 2)
@@ -92,7 +93,8 @@ def picture(cells: Sequence[Row]) -> Figure:
     said = (f"{first['dataset']}, network {first['network']}, {images} image{'s' * (images > 1)} each. Higher: more of "
             "the private image is seen. At the dotted line an adversary has learnt nothing."
             + f" {CEILING:g} dB stand for all above." * (highest > CEILING))  # fmt: skip
-    figure.text(0.015, 1 - 0.5 / height, said, fontsize=8.5, color=INK, va="center")
+    lines = textwrap.wrap(said, int(13 * figure.get_figwidth()))
+    figure.text(0.015, 1 - 0.43 / height, "\n".join(lines), fontsize=8.5, color=INK, va="top")
     handles, texts = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=3, fontsize=8, frameon=False)
     return figure
