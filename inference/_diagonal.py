@@ -69,12 +69,10 @@ def fit(density: Density, z: Tensor, probes: int = 64) -> Diagonal:
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
     """MAP from several starts and the widths there: `laplace.locate` at the price of a few gradients."""
-    found = maximise(density, starts=starts, steps=steps, progress=progress)
+    found = maximise(density, starts=starts, steps=steps, progress=progress).whole()
     mode = found.z[0]
-    if density.bounded and not found.interrupted:
-        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress)
-    if found.interrupted:  # half a search is no place to sample from
-        raise KeyboardInterrupt
+    if density.bounded:
+        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress).whole()
     near = found.z[found.value > found.value[0] - 10]
     return Located(mode, near, fit(density, near[0]))
 

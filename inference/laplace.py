@@ -55,7 +55,7 @@ def hessian(density: Density, z: Tensor, chunk: int = 64, *, jacobian: bool = Tr
 
 def fit(density: Density, z: Tensor, *, newton: int = 20, progress: ProgressBar = silent) -> Laplace:
     """Climb from z (dim,) to the mode by damped Newton steps, and take the curvature there."""
-    z, _, curvature = climb_by_newton(density, z, newton, progress=progress)
+    z, curvature = climb_by_newton(density, z, newton, progress=progress)
     values, vectors = curvature or torch.linalg.eigh(hessian(density, z))
     scale = _widths(values)
     return Laplace(z, (vectors * scale).to(z.dtype), float(scale.log().sum()), int((values <= 0).sum()))
@@ -63,9 +63,9 @@ def fit(density: Density, z: Tensor, *, newton: int = 20, progress: ProgressBar 
 
 def climb_by_newton(
     density: Density, z: Tensor, steps: int, *, jacobian: bool = True, progress: ProgressBar = silent
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """Damped Newton steps from z (dim,): where they end, the log-density there, and, where they came to rest, its
-    curvature: eigenvalues and eigenvectors of −∇² log p.
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Damped Newton steps from z (dim,): where they end and, where they came to rest, the curvature there: eigenvalues
+    and eigenvectors of −∇² log p.
 
     Each step follows |H|⁻¹∇ (saddles are left, not sought), at the best of eight lengths tried in one batch; it ends
     when a step gains less than 1e-3 nats. jacobian: as for `Density.__call__`.
@@ -80,9 +80,9 @@ def climb_by_newton(
             tried = torch.nan_to_num(density(tries, jacobian=jacobian), nan=-math.inf)
         best = int(tried.argmax())
         if float(tried[best] - tried[-1]) < 1e-3:
-            return z, tried[-1], (values, vectors)
+            return z, (values, vectors)
         z = tries[best]
-    return z, tried[best], None
+    return z, None
 
 
 def _widths(eigenvalues: Tensor) -> Tensor:
@@ -108,12 +108,10 @@ class Located:
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
     """MAP from several starts, then the Laplace fit: the mode of x and the mode of z differ by a Jacobian where a
     site is bounded, so such a model is climbed twice."""
-    found = maximise(density, starts=starts, steps=steps, progress=progress)
+    found = maximise(density, starts=starts, steps=steps, progress=progress).whole()
     mode = found.z[0]
-    if density.bounded and not found.interrupted:
-        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress)
-    if found.interrupted:  # half a search is no place to sample from
-        raise KeyboardInterrupt
+    if density.bounded:
+        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress).whole()
     near = found.z[found.value > found.value[0] - 10]
     return Located(mode, near, fit(density, near[0], progress=progress))
 

@@ -53,6 +53,12 @@ class Maximum:
     start: Tensor
     interrupted: bool
 
+    def whole(self) -> Maximum:
+        """Itself, for what half a search is no use to; raises KeyboardInterrupt where it was interrupted."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
+
 
 def maximise(
     density: Density,
@@ -129,10 +135,12 @@ def _polished(density: Density, found: Maximum, newton: int, progress: ProgressB
     from pplleak.inference.laplace import climb_by_newton  # which begins at what this file finds
 
     try:
-        z, value, curvature = climb_by_newton(density, found.z[0], newton, jacobian=False, progress=progress)
+        z, curvature = climb_by_newton(density, found.z[0], newton, jacobian=False, progress=progress)
     except KeyboardInterrupt:
         return replace(found, interrupted=True), False
-    ends, values = torch.cat([z[None], found.z[1:]]), torch.cat([value[None], found.value[1:]])
+    with torch.no_grad():
+        value = density(z[None], jacobian=False)
+    ends, values = torch.cat([z[None], found.z[1:]]), torch.cat([value, found.value[1:]])
     return replace(found, z=ends, value=values), curvature is not None
 
 

@@ -55,9 +55,7 @@ def run(
     )
     pyro.set_rng_seed(seed)
     density = densities.build(model, client, observed)
-    found = maximise(density, starts=max(starts, 2), steps=steps, progress=progress)
-    if found.interrupted:  # half a search is no place to sample from
-        raise KeyboardInterrupt
+    found = maximise(density, starts=max(starts, 2), steps=steps, progress=progress).whole()
     data = {"g": observed.g} | ({} if observed.labels is None else {"y": observed.labels})
     conditioned = poutine.condition(model, data=data)
     near = found.z[found.value > found.value[0] - 10]

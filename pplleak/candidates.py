@@ -18,6 +18,7 @@ from pplleak import density as densities
 from pplleak import programs
 from pplleak.attack import attack, believe
 from pplleak.clients import Client
+from pplleak.density import Density
 from pplleak.errors import BadInput
 from pplleak.targets import Target
 
@@ -61,10 +62,12 @@ def best(
             is widened. Both ends of each climb are ranked.
     """
     names = list(images)
-    program = programs.load("models", model)
-    density, climbed = (
-        densities.build(believe(program, target, b), target.client, target.observed) for b in (beliefs, wide or beliefs)
-    )
+
+    def built(believed: Mapping[str, Any]) -> Density:
+        bound = believe(programs.load("models", model), target, believed)
+        return densities.build(bound, target.client, target.observed)
+
+    density = built(beliefs)
     try:
         chart = programs.exported("inference", "ball", "chart")(density)
     except BadInput:
@@ -72,9 +75,8 @@ def best(
     x = np.stack([v.reshape(-1) for v in images.values()])
     z = chart.latents(torch.tensor(x, dtype=torch.float64)).to(target.client.dtype)
     if steps:
-        found = programs.exported("inference", "map", "maximise")(climbed, begin=z, steps=steps, lr=LR)
-        if found.interrupted:
-            raise KeyboardInterrupt
+        climbed = built(wide) if wide else density
+        found = programs.exported("inference", "map", "maximise")(climbed, begin=z, steps=steps, lr=LR).whole()
         z, names = torch.cat([z, found.z]), names + [names[k] for k in found.start]
     with torch.no_grad():
         heights = density(z, jacobian=False) - chart.log_det(z)

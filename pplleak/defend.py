@@ -95,6 +95,11 @@ def keys(sweep: Sweep, job: Job) -> set[tuple[Any, ...]]:
     return {(*said, model, job.index) for model in attackers(sweep, job.protection)}
 
 
+def key(row: Row) -> tuple[Any, ...]:
+    """Which attack on which gradient a row is."""
+    return tuple(row[column] for column in KEY)
+
+
 def jobs(protections: Sequence[Protection], steps: Sequence[int], indices: Sequence[int]) -> list[Job]:
     """Every gradient, image by image, so that what Ctrl-C leaves is a sweep of fewer images."""
     return [Job(p, s, i) for i in indices for p in protections for s in steps]

@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     path = out / "defences_images.csv"
     _same(out / "defend.json", sweep.said)
     rows, whole = defend.read(path), True
-    kept = {tuple(r[c] for c in defend.KEY) for r in rows}
+    kept = {defend.key(r) for r in rows}
     jobs = defend.jobs(
         protections, args.steps, range(args.index, args.index + args.count * args.batch_size, args.batch_size)
     )
@@ -105,19 +105,19 @@ def run(argv: Sequence[str]) -> int:
         left = [j for j in jobs if not defend.keys(sweep, j) <= kept]
         attacks = defend.spread(functools.partial(defend.run, sweep), left, args.workers)
         for found in _shown("gradients", attacks, len(left)):
-            fresh = {tuple(r[c] for c in defend.KEY) for r in found}
-            rows = [r for r in rows if tuple(r[c] for c in defend.KEY) not in fresh] + found
+            fresh = {defend.key(r) for r in found}
+            rows = [r for r in rows if defend.key(r) not in fresh] + found
             defend.write(path, defend.IMAGE_COLUMNS, rows)
     except KeyboardInterrupt:
         whole = False
     asked = set().union(*(defend.keys(sweep, j) for j in jobs))
-    cells = defend.cells(sweep, [r for r in rows if tuple(r[c] for c in defend.KEY) in asked], args.delta)
+    cells = defend.cells(sweep, [r for r in rows if defend.key(r) in asked], args.delta)
     console = Console()
     if cells:
         defend.write(out / "defences.csv", defend.COLUMNS, cells)
         defend_report.picture(cells).savefig(out / "defences.png", dpi=150)
         console.print(defend_report.table(cells))
-    count = sum(tuple(r[c] for c in defend.KEY) in asked for r in rows)
+    count = sum(defend.key(r) in asked for r in rows)
     said = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
     kept_said = "" if whole else f"interrupted: {count} of {len(asked)} attacks kept, the same command goes on; "
     console.print(kept_said + said, highlight=False, soft_wrap=True)

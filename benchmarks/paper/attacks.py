@@ -101,10 +101,7 @@ def density_of(target: Target, model: str | Path, beliefs: Mapping[str, Any]) ->
 def climb(density: Density, lr: float, effort: Effort, seed: int, starts: int = 1, jacobian: bool = False) -> Tensor:
     """The ends of the search for the MAP, best first, (starts, dim); Ctrl-C ends it with nothing."""
     pyro.set_rng_seed(seed)
-    found = maximise(density, starts=starts, steps=effort.steps, lr=lr, jacobian=jacobian)
-    if found.interrupted:
-        raise KeyboardInterrupt
-    return found.z
+    return maximise(density, starts=starts, steps=effort.steps, lr=lr, jacobian=jacobian).whole().z
 
 
 def informed(density: Density, z: Tensor, rank: int) -> Laplace:
