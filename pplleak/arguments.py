@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pplleak import data, labels, observation, programs, targets
 from pplleak.errors import BadInput
-from pplleak.options import given, options, with_defaults
+from pplleak.options import BELIEFS, defence_group, given, options, parse, settings_of, with_defaults
 from pplleak.targets import Target
 from pplleak.training import LocalTraining
 
@@ -51,6 +53,33 @@ def private_target(args: Any, index: int | None = None, noise_seed: int | None =
         dtype=args.dtype,
     )
     return labels.recovered(target) if args.labels == "recovered" else target
+
+
+def several(base: type, command: str, argv: Sequence[str], default: str) -> tuple[Any, list[str], dict[str, Any]]:
+    """A command line that names several inferences: parsed, their names, and the settings of each."""
+    names = [n for n in given(argv, "--inference", default).split(",") if n]
+    if not names:
+        raise BadInput("--inference needs at least one name: map,hmc for example")
+    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", "gaussian")
+    if len(set(prefixes.values())) < len(names):
+        raise BadInput(f"--inference names one twice, and both would take the same settings: {','.join(names)}")
+    groups = {
+        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+        **defence_group(argv),
+        "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
+        **{prefixes[n]: settings_of(prefixes[n].title(), inference(model, n)) for n in names},
+    }
+    args = parse(base, command, argv, groups)
+    if args.count < 1:
+        raise BadInput(f"--count must be at least 1, not {args.count}")
+    return args, names, {n: options(args, prefixes[n]) for n in names}
+
+
+def written_in(files: Iterable[str | Path | None]) -> dict[str, dict[str, str]]:
+    """The SHA-256 of those that are files of the user's: a run does not go on with a file that has changed."""
+    found = {str(f): hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files if f and Path(f).is_file()}
+    return {"files": found} if found else {}
 
 
 def network_defaults(argv: Sequence[str], observed: str) -> tuple[str, dict[str, Any]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,21 +16,18 @@ from rich.console import Console  # noqa: E402
 from pplleak import (  # noqa: E402
     arguments,
     bits_command,
-    data,
+    compare_command,
     defend_command,
-    limits,
     model_table,
     observation,
     prior_command,
     programs,
     report,
-    risk_report,
+    risk_command,
     train_command,
 )
 from pplleak import attack as attacks  # noqa: E402
 from pplleak import calibration_command as calibrate  # noqa: E402
-from pplleak import compare as comparing  # noqa: E402
-from pplleak import risk as risks  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.options import (  # noqa: E402
     BELIEFS,
@@ -133,107 +127,6 @@ def _wrap(args: Any) -> None:
     attacks.write_observation(target, args.out)
 
 
-def _several(base: type, command: str, argv: Sequence[str], default: str) -> tuple[Any, list[str], dict[str, Any]]:
-    """A command line that names several inferences: parsed, their names, and the settings of each."""
-    names = [n for n in given(argv, "--inference", default).split(",") if n]
-    if not names:
-        raise BadInput("--inference needs at least one name: map,hmc for example")
-    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", "gaussian")
-    groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        **defence_group(argv),
-        "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
-        **{prefixes[n]: settings_of(prefixes[n].title(), arguments.inference(model, n)) for n in names},
-    }
-    args = parse(base, command, argv, groups)
-    if args.count < 1:
-        raise BadInput(f"--count must be at least 1, not {args.count}")
-    return args, names, {n: options(args, prefixes[n]) for n in names}
-
-
-def compare(argv: Sequence[str]) -> int:
-    args, names, settings = _several(Compare, "compare", argv, "map,laplace,svi,hmc")
-    out = report.prepare(args.out)
-    indices = range(args.index, args.index + args.count)
-    for index in indices:
-        data.private(args.data, args.data_root).batch(index, args.batch_size)  # say so before the work, not after
-    rows = comparing.compare(
-        [(i, functools.cache(lambda i=i: arguments.spare_threads(arguments.private_target(args, i)))) for i in indices],
-        args.model,
-        names,
-        beliefs=options(args, "model"),
-        settings=settings,
-        seed=args.seed,
-        progress=bar,
-        keep=lambda rows: comparing.write(rows, names, out),
-    )
-    console = Console()
-    console.print(comparing.table(rows, names, per_image=True))
-    console.print(comparing.table(rows, names))
-    console.print(comparing.paired_table(rows, names))
-    said = f"written to {out}/: compare.csv, compare.json, compare.png"
-    complete = len(rows) == len(names) * len(indices)
-    console.print(said if complete else f"interrupted: {len(rows)} attacks kept; {said}", highlight=False)
-    return 0 if complete else 130
-
-
-def risk(argv: Sequence[str]) -> int:
-    args, names, settings = _several(Risk, "risk", argv, "map,hmc")
-    out = report.prepare(args.out)
-    indices = range(args.index, args.index + args.count)
-    private = data.private(args.data, args.data_root)
-    for index in indices if args.draws_from == "data" else ():
-        private.batch(index, args.batch_size)  # say so before the work, not after
-    distance = risks.DISTANCES[args.distance]
-    deltas = distance.deltas(args.deltas, math.prod(private.input_shape))
-
-    def target(index: int) -> attacks.Target:
-        if args.draws_from == "data":
-            return arguments.spare_threads(arguments.private_target(args, index, args.seed + index))
-        drawn = arguments.spare_threads(arguments.private_target(args, 0))
-        return risks.from_model(drawn, args.model, options(args, "model"), args.seed + index)
-
-    said = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "count", "out", "bounds")}
-    known = risks.resume(out, said)
-
-    def of_this_run(rows: list[risks.Row]) -> list[risks.Row]:
-        return [r for r in rows if r["index"] in indices]
-
-    rows = of_this_run(
-        risks.measure(
-            [(i, functools.partial(target, i)) for i in indices],
-            args.model,
-            names,
-            distance,
-            deltas,
-            beliefs=options(args, "model"),
-            settings=settings,
-            seed=args.seed,
-            progress=bar,
-            known=known,
-            keep=lambda rows: risks.write(rows, said, out),
-        )
-    )
-    if not rows:
-        raise KeyboardInterrupt
-    bound = None
-    if args.bounds and args.draws_from == "model":
-        bound = limits.of_model(target(args.index), args.model, options(args, "model"), distance, deltas, bar)
-        risks.write(rows, said, out, bounds=bound.to_json())
-    console = Console()
-    risk_report.write(rows, distance, args.draws_from, bound, out, console)
-    done = len({(r["index"], r["inference"]) for r in rows})
-    written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"
-    complete = done == len(names) * len(indices)
-    console.print(
-        written if complete else f"interrupted: {done} attacks kept, the same command goes on; {written}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0 if complete else 130
-
-
 def ls(argv: Sequence[str]) -> int:
     args = parse(Ls, "ls", argv)
     if args.form == "markdown":
@@ -261,8 +154,8 @@ def cp(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "attack": (attack, Attack),
     "observe": (observe, Observe),
-    "compare": (compare, Compare),
-    "risk": (risk, Risk),
+    "compare": (compare_command.run, Compare),
+    "risk": (risk_command.run, Risk),
     "calibrate": (calibrate.run, calibrate.Calibrate),
     "bits": (bits_command.run, bits_command.Bits),
     "prior": (prior_command.run, prior_command.Prior),

@@ -71,13 +71,13 @@ def compare(
     attacks = each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed, progress=progress)
     try:
         for index, name, found in attacks:
+            if found.interrupted:  # half a posterior is not compared with whole ones
+                raise KeyboardInterrupt
             summary = report.summarise(found)
             fitted = "a fitted family" if found.kind == "approximation" else None
             row = {**summary, "approximation": summary["approximation"] or fitted}
             rows.append({"index": index, "inference": name, **{c: row[c] for c in COLUMNS}})
             keep(rows)
-            if found.interrupted:  # Ctrl-C inside an attack ends the comparison
-                break
     except KeyboardInterrupt:
         if not rows:
             raise

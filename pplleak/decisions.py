@@ -66,12 +66,17 @@ def split(draws: np.ndarray) -> Parts:
 
 
 def medoid(draws: np.ndarray) -> np.ndarray:
-    """argmin over the draws x̂ of E‖x − x̂‖: the most central draw, over at most 1000 evenly spaced ones."""
-    flat = draws.reshape(len(draws), -1).astype(np.float64)
-    thin = flat[:: -(-len(flat) // 1000)]
-    square = (thin**2).sum(1)
-    distance = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * thin @ thin.T, 0)).sum(1)
-    return thin[distance.argmin()].reshape(draws.shape[1:])
+    """argmin over the draws x̂ of E‖x − x̂‖, for every example: its most central draw, over at most 1000 evenly spaced
+    ones; (batch, *input_shape)."""
+    thin = draws[:: -(-len(draws) // 1000)].astype(np.float64)
+    return np.stack([_central(thin[:, b]) for b in range(draws.shape[1])])
+
+
+def _central(draws: np.ndarray) -> np.ndarray:
+    flat = draws.reshape(len(draws), -1)
+    square = (flat**2).sum(1)
+    distance = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * flat @ flat.T, 0)).sum(1)
+    return draws[distance.argmin()]
 
 
 def mean_shift(draws: np.ndarray, start: np.ndarray, delta: float, steps: int = 100) -> np.ndarray:

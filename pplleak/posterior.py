@@ -79,7 +79,7 @@ class Posterior:
 
     @cached_property
     def medoid(self) -> np.ndarray:
-        """argmin over the draws x̂ of E‖x − x̂‖: the most central draw, over at most 1000 evenly spaced ones."""
+        """argmin over the draws x̂ of E‖x − x̂‖, for every example: its most central draw."""
         return decisions.medoid(self.draws)
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +73,8 @@ class Distance:
         """The thresholds that were given, or the default ones."""
         for value in given:
             require_positive(deltas=value)
+        if len(set(given)) < len(given):
+            raise BadInput("--deltas names a threshold twice: every image would count twice there")
         scale = math.sqrt(pixels) if self.name == "l2" else 1.0
         return tuple(given) or tuple(round(scale * d, 4) for d in self.grid)
 
@@ -94,8 +96,10 @@ def from_model(target: Target, model: str, beliefs: Mapping[str, Any] | None = N
     The truth has random numbers of its own: an inference with the same seed must not begin where it lies.
 
     Raises:
-        BadInput: the model has a `pyro.factor`: it is a density that cannot be drawn from.
+        BadInput: the model has a `pyro.factor`: it is a density that cannot be drawn from; or the seed is negative.
     """
+    if seed < 0:
+        raise BadInput(f"a draw from the model needs a seed of at least 0, not {seed}: raise --seed or --index")
     bound = believe(programs.load("models", model), target, beliefs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
@@ -136,7 +140,12 @@ def score(found: Posterior, distance: Distance, deltas: Sequence[float]) -> list
                 x = decide(delta)
                 true, drawn = distance(x, truth[None])[0], None if held is None else distance(x, held)
             if np.isnan(true).any():
-                raise BadInput("SSIM needs images of at least 3x3 pixels: choose --distance rms")
+                why = (
+                    "SSIM needs images of at least 3x3 pixels"
+                    if distance.name == "ssim"
+                    else "the attack found no image"
+                )
+                raise BadInput(f"a distance is not a number: {why}")
             for b, value in enumerate(true):
                 claimed = None if drawn is None else float(distance.within(drawn[:, b], delta).mean())
                 rows.append({"example": b, "decision": name, "delta": delta, "claimed": claimed,
@@ -181,7 +190,7 @@ def measure(
     try:
         for index, inference, found in attacks:
             if found.interrupted:  # half a posterior claims what a whole one would not
-                break
+                raise KeyboardInterrupt
             rows += [{"index": index, "inference": inference, **row} for row in score(found, distance, deltas)]
             keep(rows)
     except KeyboardInterrupt:
@@ -224,7 +233,7 @@ def resume(out: Path, settings: Mapping[str, Any]) -> list[Row]:
     try:
         if not (out / IMAGES).exists():
             return []
-        before = json.loads((out / "risk.json").read_text())["settings"]
+        before = dict(json.loads((out / "risk.json").read_text())["settings"])
         with open(out / IMAGES, newline="") as f:
             rows = [_typed(r) for r in csv.DictReader(f)]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -252,10 +261,16 @@ def _typed(row: Mapping[str, str]) -> Row:
     }
 
 
-def write(rows: Sequence[Row], settings: Mapping[str, Any], out: Path, **more: Any) -> None:
+def write(
+    rows: Sequence[Row], settings: Mapping[str, Any], out: Path, indices: Container[int] | None = None, **more: Any
+) -> None:
     """risk_images.csv (every image, to go on from), risk.csv (the curves) and risk.json (both the curves and what was
-    run, and `more`). Each appears whole or not at all."""
-    found = curves(rows)
+    run, and `more`). Each appears whole or not at all.
+
+    Args:
+        indices: the images that the curves are of (all, where it is None): a shorter run leaves a longer one's rows.
+    """
+    found = curves([r for r in rows if indices is None or r["index"] in indices])
     said = {"settings": dict(settings), "curves": found, **more}
     _replace(out / "risk.json", lambda p: p.write_text(json.dumps(said, indent=2, default=str) + "\n"))
     _replace(out / IMAGES, lambda p: _csv(p, COLUMNS, rows))

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pplleak import compare
+from pplleak.posterior import Posterior
 
 BLANK: dict[str, object] = dict.fromkeys(compare.COLUMNS)
 
@@ -63,3 +64,22 @@ def test_the_tables_mark_what_is_approximate_and_nothing_else() -> None:
         shown = [line for line in console.export_text().splitlines() if "│" in line]
         assert all("≈" in line for line in shown if "hmc" in line) and any("hmc" in line for line in shown)
         assert not any("≈" in line for line in shown if "map " in line)
+
+
+def posterior(psnr: float, interrupted: bool) -> Posterior:
+    truth = np.zeros((1, 1, 4, 4))
+    draws = np.full((2, 8, 1, 1, 4, 4), 10 ** (-psnr / 20))
+    reasons = ("interrupted after 8 draws",) if interrupted else ()
+    return Posterior(draws, np.zeros((2, 8, 1)), draws[0, 0], "sampler", truth=truth, reasons=reasons)
+
+
+def test_an_attack_that_ctrl_c_ended_is_not_compared_with_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [posterior(20.0, False), posterior(10.0, True)]
+    monkeypatch.setattr(compare, "attack", lambda *a, **k: left.pop(0))
+    kept = []
+    targets = [(0, lambda: None), (1, lambda: None)]
+    rows = compare.compare(targets, "gaussian", ["hmc"], keep=lambda rows: kept.append(len(rows)))  # type: ignore[arg-type]
+    assert [r["index"] for r in rows] == [0] and rows[0]["psnr_mean"] == pytest.approx(20.0) and kept == [1]
+    left[:] = [posterior(10.0, True)]
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(targets[:1], "gaussian", ["hmc"])  # type: ignore[arg-type]

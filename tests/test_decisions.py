@@ -120,6 +120,11 @@ def test_every_example_of_a_batch_has_its_own_ball() -> None:
     assert together.x.shape == (2, 1) and together.miss.shape == (2,)
     alone = decisions.decide(draws[:, 1:], mode[1:], 2.0)["ball"]
     assert abs(together.x[1].item() - alone.x[0].item()) < 0.5 and abs(together.x[1].item() - 10) < 1
+    few = np.random.default_rng(2).standard_normal((400, 2, 3))
+    medoid = decisions.medoid(few)
+    for b in range(2):
+        assert np.array_equal(medoid[b], decisions.medoid(few[:, b : b + 1])[0])
+    assert not any(np.array_equal(medoid, draw) for draw in few), "the medoid of a batch is one draw of all of it"
 
 
 def test_too_few_draws_and_an_empty_ball_are_refused() -> None:

@@ -55,9 +55,9 @@ DEFENCES = {  # noise, its standard deviation, the share of entries that are pru
     "pruned_laplace": ("laplace", 0.1 * math.sqrt(2), 0.5),
 }
 SPACES = {  # the smoothness is weighed beside distances of another size in each baseline
-    "l2": {"tv": (1e-3, 0.3), "lr": (0.05, 0.5)},
-    "l1": {"tv": (3e-3, 1.0), "lr": (0.05, 0.5)},
-    "cosine": {"tv": (3e-5, 1e-2), "lr": (0.05, 0.5)},
+    "l2": {"tv": (1e-2, 0.3), "lr": (0.3, 3.0)},
+    "l1": {"tv": (3e-2, 1.0), "lr": (0.3, 3.0)},
+    "cosine": {"tv": (3e-5, 1e-3), "lr": (0.3, 3.0)},
     "map": {"lr": (0.03, 0.3)},
     "ball": {"delta": (0.05, 0.5)},
 }

@@ -7,6 +7,7 @@ soon as they are there. A run with the same CSV goes on where the last one stopp
 from __future__ import annotations
 
 import csv
+import io
 import math
 import multiprocessing
 import signal
@@ -20,6 +21,7 @@ import torch
 from scipy.stats import qmc
 
 from pplleak import data
+from pplleak.errors import BadInput
 from pplleak.progress import bar
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -33,14 +35,24 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def append(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Rows at the end of a CSV, in one write: what is there is whole."""
-    fresh = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Rows at the end of a CSV, in one write: what is there is whole.
+
+    Raises:
+        BadInput: the CSV has other columns.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer.writeheader()
+    else:
+        with path.open(newline="") as f:
+            found = next(csv.reader(f), [])
+        if found != list(columns):
+            raise BadInput(f"{path} has other columns than this script writes: name another --out, or move it away.")
+    writer.writerows({n: shown(v) for n, v in row.items()} for row in rows)
     with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, columns, restval="")
-        if fresh:
-            writer.writeheader()
-        writer.writerows({n: shown(v) for n, v in row.items()} for row in rows)
+        f.write(text.getvalue())
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

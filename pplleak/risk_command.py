@@ -1,0 +1,70 @@
+"""`pplleak risk`: how often a reconstruction is near enough, and how often its adversary says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from pplleak import arguments, data, labels, limits, report, risk, risk_report
+from pplleak.attack import Target
+from pplleak.options import Risk, options
+from pplleak.progress import bar
+
+
+def run(argv: Sequence[str]) -> int:
+    args, names, settings = arguments.several(Risk, "risk", argv, "map,hmc")
+    out = report.prepare(args.out)
+    indices = range(args.index, args.index + args.count)
+    private = data.private(args.data, args.data_root)
+    for index in indices if args.draws_from == "data" else ():
+        private.batch(index, args.batch_size)  # say so before the work, not after
+    distance = risk.DISTANCES[args.distance]
+    deltas = distance.deltas(args.deltas, math.prod(private.input_shape))
+
+    def target(index: int) -> Target:
+        if args.draws_from == "data":
+            return arguments.spare_threads(arguments.private_target(args, index, args.seed + index))
+        recover = args.labels == "recovered"  # from the gradient of the image that is drawn, not of the data's
+        asked = dataclasses.replace(args, labels="known") if recover else args
+        base = arguments.spare_threads(arguments.private_target(asked, 0))
+        drawn = risk.from_model(base, args.model, options(args, "model"), args.seed + index)
+        return labels.recovered(drawn) if recover else drawn
+
+    said = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "count", "out", "bounds")}
+    said |= arguments.written_in((args.model, args.network.rsplit(":", 1)[0], args.checkpoint, *names))
+    every = risk.measure(
+        [(i, functools.partial(target, i)) for i in indices],
+        args.model,
+        names,
+        distance,
+        deltas,
+        beliefs=options(args, "model"),
+        settings=settings,
+        seed=args.seed,
+        progress=bar,
+        known=risk.resume(out, said),
+        keep=lambda rows: risk.write(rows, said, out),
+    )
+    rows = [r for r in every if r["index"] in indices]
+    if not rows:
+        raise KeyboardInterrupt
+    bound, more = None, {}
+    if args.bounds and args.draws_from == "model":
+        bound = limits.of_model(target(args.index), args.model, options(args, "model"), distance, deltas, bar)
+        more = {"bounds": bound.to_json()}
+    risk.write(every, said, out, indices, **more)
+    console = Console()
+    risk_report.write(rows, distance, args.draws_from, bound, out, console)
+    done = len({(r["index"], r["inference"]) for r in rows})
+    written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"
+    complete = done == len(names) * len(indices)
+    console.print(
+        written if complete else f"interrupted: {done} attacks kept, the same command goes on; {written}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0 if complete else 130
