@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from conftest import assert_moments, observe, tiny
 from pplleak import channels, priors
 from pplleak import density as densities
 from pplleak.attack import from_data
+from pplleak.errors import BadInput
 from pplleak.models import logistic
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "paper"
@@ -29,6 +31,7 @@ MODULES = (
     "behind",
     "network",
     "noise_defences",
+    "page",
     "pictures",
     "pruning",
     "stronger_priors",
@@ -161,6 +164,35 @@ def test_half_a_search_is_no_row(paper: Callable[[str], ModuleType], monkeypatch
     monkeypatch.setattr(attacks, "maximise", stopped)
     with pytest.raises(KeyboardInterrupt):
         attacks.climb(density, 0.1, effort, 0)
+
+
+def test_rows_of_other_settings_are_not_added_to_those_that_are_there(
+    paper: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    study, script = paper("study"), paper("stronger_priors")
+    args = script.Settings(out=tmp_path)
+    for _ in range(2):
+        study.settle(args, ("tuning", "effort"), space=script.SPACE)
+    study.settle(dataclasses.replace(args, images=99), ("tuning", "effort"), space=script.SPACE)
+    with pytest.raises(BadInput, match="a run with tuning = 3, this one has 2"):
+        study.settle(dataclasses.replace(args, tuning=2), ("tuning", "effort"), space=script.SPACE)
+    path = tmp_path / "rows.csv"
+    study.append(path, ("index", "psnr"), [{"index": 1, "psnr": 2.0}])
+    with pytest.raises(BadInput, match="other columns"):
+        study.append(path, ("psnr", "index"), [{"index": 1, "psnr": 2.0}])
+    assert rows(path) == [{"index": "1", "psnr": "2.0000"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--data-root", "/nowhere"], "/nowhere"), (["--defences", "fog"], "fog"), (["--workers", "0"], "at least 1")],
+)
+def test_a_script_says_bad_input_in_a_line(words: list[str], said: str, tmp_path: Path) -> None:
+    argv = [sys.executable, str(FOLDER / "noise_defences.py"), "--out", str(tmp_path), "--steps", "0"]
+    if "/nowhere" not in words:
+        argv += ["--datasets", "digits"]
+    done = subprocess.run([*argv, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def double(job: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pplleak import data, federated, targets
@@ -23,11 +24,13 @@ def checkpoint(spec: str, root: Path | None, steps: int) -> Path:
     if not federated.path(folder, steps).is_file():
         images, private = data.public(spec, root), data.private(spec, root)
         client = targets.build_client(NAME, {}, private.input_shape, max(10, len(private.classes)))
-        federated.train(
+        _, finished = federated.train(
             client, images, private, Federation(), Protection(), folder, progress=bar,
             checkpoints=sorted({steps, *(s for s in USUAL if s < steps)}),
             settings=federated.record(spec, NAME, {}, Federation(), Protection()),
         )  # fmt: skip
+        if not finished:  # Ctrl-C: there is no such checkpoint
+            raise KeyboardInterrupt
     return federated.path(folder, steps)
 
 
@@ -37,4 +40,6 @@ def accuracy(spec: str, steps: int) -> float:
 
 
 def _folder(spec: str) -> Path:
-    return store.cache() / f"paper-{NAME}-{Path(spec).name}"
+    """Of a dataset's name; of a folder of images, by where it lies: two may have one name."""
+    place = f"-{hashlib.sha256(str(Path(spec).resolve()).encode()).hexdigest()[:8]}" if Path(spec).is_dir() else ""
+    return store.cache() / f"paper-{NAME}-{Path(spec).name}{place}"

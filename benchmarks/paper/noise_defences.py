@@ -29,7 +29,6 @@ import network
 import pictures
 import study
 import torch
-import tyro
 from attacks import Effort
 from pruning import pruning
 
@@ -75,7 +74,7 @@ class Settings:
     datasets: tuple[str, ...] = ("mnist",)
     network: str = "convnet"
     steps: tuple[int, ...] = (0, 10, 100, 1000)
-    defences: tuple[str, ...] = tuple(DEFENCES)
+    defences: tuple[Literal["gaussian", "laplace", "pruned_gaussian", "pruned_laplace"], ...] = tuple(DEFENCES)
     masks: tuple[Literal["known", "unknown"], ...] = ("known", "unknown")
     images: int = 100
     tuning: int = 3
@@ -168,6 +167,10 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
     made: list[study.Row] = []
     for cell, every in study.grouped(rows, CELL).items():
         mine = {attack: found for (attack,), found in study.grouped(every, ("attack",)).items()}
+        whole = set.intersection(*({r["index"] for r in found} for found in mine.values()))
+        if not whole:  # an image that not every attack has seen yet is left out
+            continue
+        mine = {attack: [r for r in found if r["index"] in whole] for attack, found in mine.items()}
         psnr = {attack: study.by_image(found) for attack, found in mine.items()}
         baselines = [a for a in attacks.BASELINES if a in psnr]
         best = max(baselines, key=lambda a: study.mean_se(psnr[a].values())[0], default=None)
@@ -190,6 +193,8 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
 def report(args: Settings) -> None:
     """The summary and its table, from the rows that are there."""
     rows = summarise(study.read(args.out / f"{args.name}_images.csv"))
+    if not rows:
+        return
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
     head = ["data", "SGD steps", "defence", "mask", "attack", "images", "PSNR, dB", "− best baseline", "− own MAP",
             "− no gradient"]  # fmt: skip
@@ -204,9 +209,10 @@ def report(args: Settings) -> None:
     (args.out / f"{args.name}.md").write_text(study.markdown([head, *lines]))
     named = {"": "", "known": ", mask known", "unknown": ", mask unknown"}
     drawn = [
-        {**r, "panel": f"{r['dataset']}, {r['step']} SGD steps", "line": r["defence"] + named[r["mask_known"]]}
+        {**r, "panel": f"{r['dataset']}, {r['step']} SGD steps",
+         "line": f"{r['defence'].replace('_', ' + ')}{named[r['mask_known']]} (n = {r['images']})"}
         for r in rows
-    ]
+    ]  # fmt: skip
     titles = {r["panel"]: r["panel"] for r in drawn}
     pictures.dots(drawn, "attack", "panel", "line", titles).savefig(args.out / f"{args.name}.png", dpi=110)
 
@@ -215,6 +221,7 @@ def main(args: Settings) -> None:
     torch.set_num_threads(1)
     if args.quick:
         args = dataclasses.replace(args, steps=(0,), defences=("gaussian", "laplace"), images=10, tuning=1, trials=3)
+    study.settle(args, ("tuning", "trials", "effort"), spaces=SPACES)
     for cell in cells(args):
         network.checkpoint(cell[0], args.data_root, cell[2])
         scored, held = study.images(cell[0], args.data_root, args.images, args.tuning)
@@ -233,4 +240,4 @@ def main(args: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    study.command(main, Settings, __doc__)

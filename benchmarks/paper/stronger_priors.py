@@ -18,12 +18,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import attacks
 import pictures
 import study
 import torch
-import tyro
 from attacks import Effort
 
 from pplleak import data
@@ -63,7 +63,9 @@ class Settings:
     dataset: str = "mnist"
     network: str = "convnet"
     sigmas: tuple[float, ...] = (0.1, 0.03)
-    priors: tuple[str, ...] = tuple(MODELS)
+    priors: tuple[
+        Literal["flat", "tv", "gmrf", "gaussian", "mixture", "vae", "flow", "gaussian|y", "mixture|y"], ...
+    ] = tuple(MODELS)  # type: ignore[assignment]
     images: int = 20
     tuning: int = 3
     trials: int = 6
@@ -140,14 +142,18 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
 
 def report(args: Settings) -> None:
     rows = summarise(study.read(args.out / f"{args.name}_images.csv"))
+    if not rows:
+        return
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
-    head = ["σ", "prior", "decision", "images", "PSNR, dB", "− own MAP", "− flat MAP", "− no gradient", "in 90 %"]
+    head = ["σ", "prior", "decision", "images", "PSNR, dB", "− own MAP", "− flat MAP", "− no gradient", "in 90 %",
+            "k-hat"]  # fmt: skip
+    looks = {"mean": "mean ≈"}
     lines = [
-        [r["sigma"], r["prior"].replace("|", " given "), r["decision"], str(r["images"]),
+        [r["sigma"], r["prior"].replace("|", " given "), looks.get(r["decision"], r["decision"]), str(r["images"]),
          study.said(r["psnr_mean"], r["psnr_se"]), *(
             study.said(r[c], r[f"{c}_se"], sign=True) if c in r else "–"
             for c in ("delta_vs_map", "delta_vs_flat_map", "delta_vs_no_gradient")
-        ), f"{r['coverage_90']:.1%}" if r["coverage_90"] else "–"]
+        ), f"{r['coverage_90']:.1%}" if r["coverage_90"] else "–", f"{r['khat']:.2f}" if r["khat"] else "–"]
         for r in rows
     ]  # fmt: skip
     (args.out / f"{args.name}.md").write_text(study.markdown([head, *lines]))
@@ -160,6 +166,7 @@ def main(args: Settings) -> None:
     if args.quick:
         few = ("flat", "tv", "gmrf", "gaussian", "gaussian|y")
         args = dataclasses.replace(args, sigmas=(0.1,), priors=few, images=10, tuning=1, trials=3)
+    study.settle(args, ("tuning", "trials", "effort"), space=SPACE)
     scored, held = study.images(args.dataset, args.data_root, args.images, args.tuning)
     table, images = (args.out / f"{args.name}_{what}.csv" for what in ("tuning", "images"))
     base = [(args.dataset, args.network, f"{sigma:g}") for sigma in args.sigmas]
@@ -178,4 +185,4 @@ def main(args: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    study.command(main, Settings, __doc__)

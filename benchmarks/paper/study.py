@@ -7,7 +7,9 @@ soon as they are there. A run with the same CSV goes on where the last one stopp
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 import math
 import multiprocessing
 import signal
@@ -18,16 +20,48 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from scipy.stats import qmc
 
 from pplleak import data
 from pplleak.errors import BadInput
 from pplleak.progress import bar
+from pplleak.risk import require_same
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SETTINGS = ("tv", "lr", "delta")  # columns of a tuning table that are settings of an attack
 Row = dict[str, Any]
 Job = tuple[Any, ...]
+
+
+def command(main: Callable[[Any], None], settings: type, doc: str | None) -> None:
+    """Run a script as the command line does: bad input is one line and exit code 2, Ctrl-C one line and 130."""
+    try:
+        main(tyro.cli(settings, description=doc))
+    except BadInput as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: finished jobs are kept, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def settle(args: Any, names: Sequence[str], **more: Any) -> None:
+    """Keep in NAME.json what the rows of a CSV are made with: rows of other settings are not added to them.
+
+    Args:
+        args: a script's settings, a dataclass with `out` and `name`. names: its fields that decide what a row says.
+
+    Raises:
+        BadInput: the rows that are there were made otherwise.
+    """
+    said = json.loads(json.dumps({n: v for n, v in dataclasses.asdict(args).items() if n in names} | more))
+    path = args.out / f"{args.name}.json"
+    if path.exists():
+        require_same(json.loads(path.read_text()), said, path)
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(said, indent=2) + "\n")
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -83,7 +117,12 @@ def run(
         jobs: tuples in the order of the columns `key`, which tell a job's rows from all others'.
         work: a module's function (or a partial of one) of a job, that gives its rows without the key.
         workers: processes of one thread each.
+
+    Raises:
+        BadInput: there are no workers.
     """
+    if workers < 1:
+        raise BadInput(f"--workers must be at least 1, not {workers}")
     done = {tuple(row[k] for k in key) for row in read(path)}
     todo = [job for job in jobs if tuple(map(str, job)) not in done]
     try:
@@ -128,7 +167,12 @@ def images(spec: str, root: Path | None, count: int, tuning: int) -> tuple[list[
     """Indices of private images: those that are scored, and those that settings are tuned on, never the same.
 
     Both are in an order drawn once, so that a run of few images is the beginning of a run of many.
+
+    Raises:
+        BadInput: one of the two is asked to be empty.
     """
+    if min(count, tuning) < 1:
+        raise BadInput(f"--images and --tuning must be at least 1, not {count} and {tuning}")
     order = torch.randperm(len(data.private(spec, root)), generator=torch.Generator().manual_seed(0)).tolist()
     return order[tuning : tuning + count], order[:tuning]
 

@@ -24,7 +24,6 @@ import network
 import numpy as np
 import study
 import torch
-import tyro
 from attacks import Effort
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -144,6 +143,8 @@ def picture(rows: Sequence[study.Row], leak: float) -> Figure:
 
 def report(args: Settings) -> None:
     rows = summarise(study.read(args.out / f"{args.name}_images.csv"), args)
+    if not rows:
+        return
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
     picture(rows, args.leak).savefig(args.out / f"{args.name}.png", dpi=110)
     head = ["SGD steps", "accuracy", "‖u‖", "σ", "decision", "images", "PSNR, dB", "− no gradient", "risk", "in 90 %"]
@@ -162,6 +163,7 @@ def main(args: Settings) -> None:
     torch.set_num_threads(1)
     if args.quick:
         args = dataclasses.replace(args, steps=(0, 100), sigmas=(0.1,), images=10)
+    study.settle(args, ("effort",))
     for step in args.steps:
         network.checkpoint(args.dataset, args.data_root, step)
     scored, _ = study.images(args.dataset, args.data_root, args.images, 3)
@@ -177,4 +179,4 @@ def main(args: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    study.command(main, Settings, __doc__)
