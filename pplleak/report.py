@@ -170,7 +170,7 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
         columns.append(("private image\n(the truth)", posterior.truth))
     columns.append(("most probable\n(MAP)", posterior.mode[map_order]))
     if posterior.kind != "point":
-        columns.append(("posterior mean\n(best guess)", posterior.mean[order]))
+        columns.append(("posterior mean\n(least expected error)", posterior.mean[order]))
         columns.append(("uncertainty\n(posterior sd)", posterior.sd[order]))
         picks = np.linspace(0, len(posterior.draws) - 1, draws + 2).astype(int)[1:-1]
         columns += [(f"posterior draw {k + 1}\n", posterior.draws[i][order]) for k, i in enumerate(picks)]

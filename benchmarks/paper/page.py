@@ -163,6 +163,28 @@ def facts(summary: Rows, images: Rows) -> dict[str, str]:
     }
 
 
+def compared() -> tuple[str, str]:
+    """What `pplleak compare` found where chains converge, of every results/compare_PRIOR_SIGMA.csv: a row each; and the
+    largest difference between mean and MAP."""
+    gaps = []
+    lines = [["prior", "σ", "images", "MAP, dB", "posterior mean, dB", "− own MAP", "wins", "in 90 %", "worst R-hat"]]
+    for path in sorted(study.RESULTS.glob("compare_*.csv")):
+        _, prior, sigma = path.stem.split("_")
+        rows = study.read(path)
+        columns = {c: {r["index"]: float(r[c]) for r in rows} for c in ("psnr_map", "psnr_mean", "coverage_90")}
+        gap = study.paired(columns["psnr_mean"], columns["psnr_map"])
+        assert gap
+        gaps.append(gap)
+        wins = sum(columns["psnr_mean"][i] > columns["psnr_map"][i] for i in columns["psnr_map"])
+        lines.append([
+            f"`{prior}`", sigma, str(len(rows)), *(study.said(*study.mean_se(columns[c].values()))
+            for c in ("psnr_map", "psnr_mean")), study.said(*gap, sign=True), f"{wins} of {len(rows)}",
+            f"{study.mean_se(columns['coverage_90'].values())[0]:.1%}",
+            f"{max(float(r['rhat_max']) for r in rows):.3f}",
+        ])  # fmt: skip
+    return study.markdown(lines).rstrip(), study.said(*max(gaps), sign=True)
+
+
 def table(name: str) -> str:
     """The figure and the table that an experiment wrote, or how to get them."""
     path = study.RESULTS / f"{name}.md"
@@ -182,6 +204,7 @@ def main() -> None:
     values = {**facts(summary, images), "cells": cells(summary)}
     priors = study.read(study.RESULTS / "stronger_priors.csv")
     values["parted"] = parted(summary, priors)
+    values["compared"], values["compared_gap"] = compared()
     values["entries"] = f"{client.update_size:,}"
     values["noise_norm"] = f"{SIGMA * client.update_size**0.5:.0f}"
     values |= {name: table(name) for name in ("stronger_priors", "training_time")}
