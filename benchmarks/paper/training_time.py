@@ -27,6 +27,7 @@ import torch
 from attacks import Effort
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from pplleak.attack import Target, from_data
 
@@ -127,11 +128,16 @@ def picture(rows: Sequence[study.Row], leak: float) -> Figure:
         found = [mine[steps[k]] for k in at]
         gains, errors = ([r.get(f"delta_vs_no_gradient{e}", 0.0) for r in found] for e in ("", "_se"))
         left.errorbar(at, gains, errors, marker="o", color=colour, capsize=3, label=f"noise σ = {sigma}")
-        middle.plot(at, [r["risk"] for r in found], marker="o", color=colour)
+        risk = np.array([r["risk"] for r in found])
+        spread = [binomtest(round(r["risk"] * r["images"]), r["images"]).proportion_ci(0.95) for r in found]
+        errors = [risk - [i.low for i in spread], [i.high for i in spread] - risk]
+        middle.errorbar(at, risk, errors, marker="o", color=colour, capsize=3)
     left.axhline(0, color=GREY, lw=1)
     left.set(title="What the gradient adds", ylabel="PSNR over no gradient, dB")
     left.legend(frameon=False)
-    middle.set(title="Risk of the posterior mean", ylabel=f"share of images below {leak:g} dB", ylim=(-0.03, 1.03))
+    middle.set(
+        title="Risk of the posterior mean", ylabel=f"share of images below {leak:g} dB (95 %)", ylim=(-0.03, 1.03)
+    )
     accuracy = {int(r["step"]): r["accuracy"] for r in best}
     right.plot(range(len(steps)), [accuracy[s] for s in steps], marker="o", color=GREY)
     right.set(title="The network meanwhile", ylabel="accuracy on private images", ylim=(-0.03, 1.03))
@@ -145,6 +151,7 @@ def report(args: Settings) -> None:
     rows = summarise(study.read(args.out / f"{args.name}_images.csv"), args)
     if not rows:
         return
+    rows.sort(key=lambda r: int(r["step"]))  # a run may add an earlier step
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
     picture(rows, args.leak).savefig(args.out / f"{args.name}.png", dpi=110)
     head = ["SGD steps", "accuracy", "‖u‖", "σ", "decision", "images", "PSNR, dB", "− no gradient", "risk", "in 90 %"]
