@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from pplleak import attack, bounds, channels, data, density, federated, programs, rero, risk, targets
 from pplleak.federated import Federation
@@ -206,12 +205,12 @@ def private(count: int, args: Settings, path: Path) -> list[dict[str, Any]]:
         print(f"{case}: worst ESS {min(float(r['ess']) for r in mine):.0f}")
         hits = {n: sum(float(r[n]) <= delta**2 for r in mine) for n in ("mean", "ball")}
         best = max(hits, key=hits.__getitem__)
-        interval = binomtest(hits[best], len(mine)).proportion_ci(0.95, "exact")
+        low, high = risk.interval(hits[best], len(mine))
         limit = rero.gaussian(kappa.upper, z)
         seconds = sum(float(r["cpu_seconds"]) for r in mine)
         rows.append(row(case, "ReRo", f"noise multiplier {z:g}, kappa {kappa.value:.4f} <= {kappa.upper:.4f}",
-                        f"posterior {best}", hits[best] / len(mine), float(interval.low), float(interval.high), "",
-                        "", limit, "", len(mine), bool(interval.high < limit), seconds))  # fmt: skip
+                        f"posterior {best}", hits[best] / len(mine), low, high, "",
+                        "", limit, "", len(mine), high < limit, seconds))  # fmt: skip
     return rows
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pplleak.density import Density
-from pplleak.inference.map import maximise
+from pplleak.inference.map import peaks
 from pplleak.progress import ProgressBar, silent
 
 TIMID = 0.1  # of the median curvature: what an estimate at or below it is raised to
@@ -69,11 +69,7 @@ def fit(density: Density, z: Tensor, probes: int = 64) -> Diagonal:
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
     """MAP from several starts and the widths there: `laplace.locate` at the price of a few gradients."""
-    found = maximise(density, starts=starts, steps=steps, progress=progress).whole()
-    mode = found.z[0]
-    if density.bounded:
-        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress).whole()
-    near = found.z[found.value > found.value[0] - 10]
+    mode, near = peaks(density, starts=starts, steps=steps, progress=progress)
     return Located(mode, near, fit(density, near[0]))
 
 

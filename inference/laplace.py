@@ -19,7 +19,7 @@ from pplleak import density as densities
 from pplleak.clients import Client
 from pplleak.density import Density, Model
 from pplleak.errors import require_positive
-from pplleak.inference.map import maximise
+from pplleak.inference.map import peaks
 from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
@@ -106,13 +106,8 @@ class Located:
 
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
-    """MAP from several starts, then the Laplace fit: the mode of x and the mode of z differ by a Jacobian where a
-    site is bounded, so such a model is climbed twice."""
-    found = maximise(density, starts=starts, steps=steps, progress=progress).whole()
-    mode = found.z[0]
-    if density.bounded:
-        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress).whole()
-    near = found.z[found.value > found.value[0] - 10]
+    """MAP from several starts, then the Laplace fit at the best of them."""
+    mode, near = peaks(density, starts=starts, steps=steps, progress=progress)
     return Located(mode, near, fit(density, near[0], progress=progress))
 
 

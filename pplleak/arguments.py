@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +66,13 @@ def several(base: type, command: str, argv: Sequence[str], default: str) -> tupl
         "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         **defence_group(argv),
-        "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
+        "model": settings_of("Model", programs.load("models", model), BELIEFS),
         **{prefixes[n]: settings_of(prefixes[n].title(), inference(model, n)) for n in names},
     }
     args = parse(base, command, argv, groups)
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
     return args, names, {n: options(args, prefixes[n]) for n in names}
-
-
-def written_in(files: Iterable[str | Path | None]) -> dict[str, dict[str, str]]:
-    """The SHA-256 of those that are files of the user's: a run does not go on with a file that has changed."""
-    found = {str(f): hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files if f and Path(f).is_file()}
-    return {"files": found} if found else {}
 
 
 def network_defaults(argv: Sequence[str], observed: str) -> tuple[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pplleak import arguments, information, programs, report
+from pplleak import arguments, information, programs, report, resume
 from pplleak import attack as attacks
 from pplleak.errors import BadInput
 from pplleak.options import BELIEFS, Victim, given, options, parse, settings_of
@@ -50,8 +50,8 @@ def run(argv: Sequence[str]) -> int:
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
     out = report.prepare(args.out)
-    settings = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "count", "out")}
-    rows = resume(out, settings)[: args.count]
+    settings = resume.settings(args, leaving=("index", "count", "out"))
+    rows = read(out, settings)[: args.count]
     base = arguments.spare_threads(arguments.private_target(args, 0))
     beliefs = options(args, "model")
     try:
@@ -60,9 +60,7 @@ def run(argv: Sequence[str]) -> int:
                 continue
             target = from_model(base, model, beliefs, args.seed + draw)
             found = attacks.attack(target, model, inference, beliefs=beliefs, settings=options(args, "inference"),
-                                   seed=args.seed + draw)  # fmt: skip
-            if found.interrupted:
-                break
+                                   seed=args.seed + draw).whole()  # fmt: skip
             if "bits" not in found.attrs:  # `attack` does without; here it is an error, and this raises it
                 bound = attacks.believe(programs.load("models", model), target, beliefs)
                 information.gain(bound, target.observed, target.client, found, target.truth)  # type: ignore[arg-type]
@@ -102,20 +100,14 @@ def table(rows: Sequence[dict[str, Any]], model: str, inference: str, pixels: in
     return made
 
 
-def resume(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def read(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that an earlier run with the same settings left in `out`; [] where there was none."""
-    try:
-        if not (out / "bits.json").exists():
-            return []
+    if not (out / "bits.json").exists():
+        return []
+    with resume.readable(out / "bits.json"):
         before = json.loads((out / "bits.json").read_text())
-        now = json.loads(json.dumps(settings, default=str))
-        rows, old = before["rows"], before["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"cannot go on from {out}/bits.json: {error}; give another folder with --out") from error
-    for name in sorted(set(old) | set(now)):
-        if old.get(name) != now.get(name):
-            raise BadInput(f"{out} holds a run with {name} = {old.get(name)}, this one has {now.get(name)}: give "
-                           "another folder with --out")  # fmt: skip
+        rows, old = list(before["rows"]), before["settings"]
+    resume.require_same(old, settings, out)
     return rows
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pplleak import arguments, calibration_draws, calibration_report, programs, report
-from pplleak import risk as risks
+from pplleak import arguments, calibration_draws, calibration_report, programs, report, resume
 from pplleak.calibration_draws import Draw
 from pplleak.errors import BadInput, require_positive
 from pplleak.options import BELIEFS, Victim, given, options, parse, settings_of
@@ -50,8 +49,8 @@ def run(argv: Sequence[str]) -> int:
     if args.labels == "recovered":
         raise BadInput("--labels recovered: a calibration takes labels as known or unknown")
     folder = report.prepare(report.prepare(args.out) / "draws")
-    said = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "draws", "workers", "out")}
-    resume(args.out, said)
+    said = resume.settings(args, leaving=("index", "draws", "workers", "out"))
+    _begin(args.out, said)
     complete = work(argv, [k for k in range(args.draws) if not _file(folder, k).exists()], args.workers)
     draws = [Draw.load(_file(folder, k)) for k in range(args.draws) if _file(folder, k).exists()]
     if not draws:
@@ -82,16 +81,14 @@ def _parsed(argv: Sequence[str]) -> Any:
     return parse(Calibrate, "calibrate", argv, groups)
 
 
-def resume(out: Path, settings: Mapping[str, Any]) -> None:
+def _begin(out: Path, said: dict[str, Any]) -> None:
     """Write down what is run in `out`, or see that it is what was begun there."""
-    try:
-        before = json.loads((out / SAID).read_text())["settings"] if (out / SAID).exists() else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"cannot go on from {out}/{SAID}: {error}; give another folder with --out") from error
-    if before is None:
-        calibration_report.keep({"settings": dict(settings)}, out)
-    else:
-        risks.require_same(before, settings, out)
+    if not (out / SAID).exists():
+        calibration_report.keep({"settings": said}, out)
+        return
+    with resume.readable(out / SAID):
+        before = json.loads((out / SAID).read_text())["settings"]
+    resume.require_same(before, said, out)
 
 
 def work(argv: Sequence[str], missing: Sequence[int], workers: int) -> bool:

@@ -42,12 +42,16 @@ def each(
     progress: ProgressBar = silent,
     done: Container[tuple[int, str]] = (),
 ) -> Iterator[tuple[int, str, Posterior]]:
-    """Attack every target with every inference, except what is `done`: (index, inference, what was found)."""
+    """Attack every target with every inference, except what is `done`: (index, inference, what was found).
+
+    Raises:
+        KeyboardInterrupt: an attack was ended early: half a posterior is not compared with whole ones.
+    """
     jobs = [(index, make, name) for index, make in targets for name in inferences if (index, name) not in done]
     for k in progress("attacks", len(jobs)):
         index, make, name = jobs[k]
         given = (settings or {}).get(name, {})
-        yield index, name, attack(make(), model, name, beliefs=beliefs, settings=given, seed=seed)
+        yield index, name, attack(make(), model, name, beliefs=beliefs, settings=given, seed=seed).whole()
 
 
 def compare(
@@ -71,8 +75,6 @@ def compare(
     attacks = each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed, progress=progress)
     try:
         for index, name, found in attacks:
-            if found.interrupted:  # half a posterior is not compared with whole ones
-                raise KeyboardInterrupt
             summary = report.summarise(found)
             fitted = "a fitted family" if found.kind == "approximation" else None
             row = {**summary, "approximation": summary["approximation"] or fitted}

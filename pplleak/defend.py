@@ -19,18 +19,17 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pplleak import candidates, data, federated, metrics, programs, protection, report, targets
+from pplleak import candidates, data, federated, metrics, programs, protection, report, resume, targets
 from pplleak.adversaries import CLASSIC, adversaries, models
 from pplleak.attack import attack
 from pplleak.clients import Client
-from pplleak.errors import BadInput
 from pplleak.federated import Federation
 from pplleak.protection import Protection
 from pplleak.training import LocalTraining
@@ -70,8 +69,7 @@ class Sweep:
     @property
     def said(self) -> dict[str, Any]:
         """The settings that one folder of results has in common."""
-        kept = {n: v for n, v in asdict(self).items() if n not in ("out", "data_root", "readable")}
-        return {n: v if isinstance(v, (int, float, str, dict, type(None))) else str(v) for n, v in kept.items()}
+        return resume.settings(self, leaving=("out", "data_root", "readable"))
 
 
 @dataclass(frozen=True)
@@ -288,14 +286,11 @@ def read(path: Path) -> list[Row]:
         return []
     kinds: dict[str, Callable[[str], Any]] = {"step": int, "index": int, "converged": lambda word: word == "True"}
     kinds |= dict.fromkeys(("psnr", "ssim", "rms", "psnr_blind", "bits", "cpu_seconds"), float)
-    try:
-        with open(path, newline="") as f:
-            return [
-                {c: kinds.get(c, str)(r[c]) if r[c] or c == "strength" else None for c in IMAGE_COLUMNS}
-                for r in csv.DictReader(f)
-            ]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"cannot go on from {path}: {error}; give another folder with --out") from error
+    with resume.readable(path), open(path, newline="") as f:
+        return [
+            {c: kinds.get(c, str)(r[c]) if r[c] or c == "strength" else None for c in IMAGE_COLUMNS}
+            for r in csv.DictReader(f)
+        ]
 
 
 def write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:

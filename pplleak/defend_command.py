@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from pplleak import arguments, data, defend, defend_report, federated, programs, protection, report
+from pplleak import arguments, data, defend, defend_report, federated, programs, protection, report, resume
 from pplleak.defend import Sweep
 from pplleak.errors import BadInput, require_positive
 from pplleak.federated import Federation
@@ -91,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
     protections, sweep = _checked(args)
     out = report.prepare(args.out)
     path = out / "defences_images.csv"
-    _same(out / "defend.json", sweep.said)
+    resume.settle(out / "defend.json", sweep.said, "a sweep")
     rows, whole = defend.read(path), True
     kept = {defend.key(r) for r in rows}
     jobs = defend.jobs(
@@ -140,20 +139,6 @@ def _checked(args: Any) -> tuple[list[Protection], Sweep]:
         args.batch_size, args.classic_steps, args.inference, options(args, "inference"), args.surrogate, args.seed,
     )  # fmt: skip
     return protections, defend.checked(sweep, protections)
-
-
-def _same(path: Path, said: dict[str, Any]) -> None:
-    """Raise BadInput where the folder holds a sweep with other settings."""
-    now = json.loads(json.dumps(said, default=str))
-    try:
-        before = json.loads(path.read_text()) if path.exists() else now
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot go on from {path}: {error}; give another folder with --out") from error
-    for name in sorted(set(before) | set(now)):
-        if before.get(name) != now.get(name):
-            raise BadInput(f"{path.parent} holds a sweep with {name} = {before.get(name)}, this one has "
-                           f"{now.get(name)}: give another folder with --out")  # fmt: skip
-    path.write_text(json.dumps(now, indent=2) + "\n")
 
 
 def _shown(label: str, results: Iterator[Any], total: int) -> Iterator[Any]:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pplleak import channels, privacy, weights
+from pplleak import channels, privacy, resume, weights
 from pplleak.clients import Client
 from pplleak.data import Images
 from pplleak.errors import BadInput, require_positive
@@ -176,7 +176,9 @@ def train(
     """
     in_order(checkpoints)
     require(client, images, federation, protection)
-    before = _resume(out, settings)
+    resume.settle(out / SETTINGS, settings, "the checkpoints of a training")
+    with resume.readable(out / LOG):
+        before = log(out)
     kept, last = sorted(_steps(out)), checkpoints[-1]
     whole = [s for s in kept if s <= last and all(c in kept for c in checkpoints if c <= s)]
     start = max(whole, default=0)
@@ -241,7 +243,7 @@ def record(
         "defence_settings": dict(protection.settings), **asdict(federation), "local": asdict(local) if local else None,
         "seed": seed, "dtype": dtype, "checkpoint": checkpoint,
     }  # fmt: skip
-    return json.loads(json.dumps(said, default=str))  # as it is read back
+    return resume.settings(said)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -271,24 +273,6 @@ def log(out: Path) -> list[Row]:
             {"step": int(r["step"]), **{c: float(r[c]) if r[c] else None for c in COLUMNS[1:]}}
             for r in csv.DictReader(f)
         ]
-
-
-def _resume(out: Path, settings: Mapping[str, Any]) -> list[Row]:
-    """The rows that an earlier run left; raises BadInput where that was another network, defence or training."""
-    now = dict(settings)
-    try:
-        if not (out / SETTINGS).exists():
-            out.mkdir(parents=True, exist_ok=True)
-            (out / SETTINGS).write_text(json.dumps(now, indent=2) + "\n")
-            return []
-        before, rows = json.loads((out / SETTINGS).read_text()), log(out)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"cannot go on from {out}: {error}; give another folder with --out") from error
-    for name in sorted(set(before) | set(now)):
-        if before.get(name) != now.get(name):
-            raise BadInput(f"{out} holds the checkpoints of a training with {name} = {before.get(name)}, this one has "
-                           f"{now.get(name)}: give another folder with --out")  # fmt: skip
-    return rows
 
 
 def _write(out: Path, rows: Sequence[Row]) -> None:

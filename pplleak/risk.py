@@ -24,7 +24,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from scipy.stats import binomtest
 
-from pplleak import compare, decisions, metrics, programs
+from pplleak import compare, decisions, metrics, programs, resume
 from pplleak.attack import Target, believe
 from pplleak.errors import BadInput, require_positive
 from pplleak.posterior import Posterior
@@ -140,11 +140,9 @@ def score(found: Posterior, distance: Distance, deltas: Sequence[float]) -> list
                 x = decide(delta)
                 true, drawn = distance(x, truth[None])[0], None if held is None else distance(x, held)
             if np.isnan(true).any():
-                why = (
-                    "SSIM needs images of at least 3x3 pixels"
-                    if distance.name == "ssim"
-                    else "the attack found no image"
-                )
+                why = "the attack found no finite image: give it another --seed, or smaller steps"
+                if distance.name == "ssim":
+                    why = "SSIM needs images of at least 3x3 pixels: choose --distance rms"
                 raise BadInput(f"a distance is not a number: {why}")
             for b, value in enumerate(true):
                 claimed = None if drawn is None else float(distance.within(drawn[:, b], delta).mean())
@@ -189,14 +187,18 @@ def measure(
                            progress=progress, done=done)  # fmt: skip
     try:
         for index, inference, found in attacks:
-            if found.interrupted:  # half a posterior claims what a whole one would not
-                raise KeyboardInterrupt
             rows += [{"index": index, "inference": inference, **row} for row in score(found, distance, deltas)]
             keep(rows)
     except KeyboardInterrupt:
         if not rows:
             raise
     return rows
+
+
+def interval(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a probability that came true `hits` times of `count` (Clopper & Pearson 1934)."""
+    found = binomtest(hits, count).proportion_ci(0.95, "exact")
+    return float(found.low), float(found.high)
 
 
 def curves(rows: Sequence[Row]) -> list[Row]:
@@ -208,15 +210,15 @@ def curves(rows: Sequence[Row]) -> list[Row]:
     made: list[Row] = []
     for (inference, decision, delta), mine in groups.items():
         hits = sum(r["success"] for r in mine)
-        interval = binomtest(hits, len(mine)).proportion_ci(0.95, "exact")
+        low, high = interval(hits, len(mine))
         claims = np.array([r["claimed"] for r in mine if r["claimed"] is not None])
         claimed = float(claims.mean()) if len(claims) else None
         made.append({
             "inference": inference, "decision": decision, "delta": delta, "images": len(mine),
             "claimed": claimed,
             "claimed_se": float(claims.std(ddof=1)) / math.sqrt(len(claims)) if len(claims) > 1 else None,
-            "realised": hits / len(mine), "low": float(interval.low), "high": float(interval.high),
-            "agrees": None if claimed is None else bool(interval.low <= claimed <= interval.high),
+            "realised": hits / len(mine), "low": low, "high": high,
+            "agrees": None if claimed is None else low <= claimed <= high,
         })  # fmt: skip
     return made
 
@@ -224,31 +226,23 @@ def curves(rows: Sequence[Row]) -> list[Row]:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def resume(out: Path, settings: Mapping[str, Any]) -> list[Row]:
+def read(out: Path, settings: Mapping[str, Any]) -> list[Row]:
     """The rows that an earlier run left in `out`; [] where there was none.
+
+    Args:
+        settings: of this run (`resume.settings`).
 
     Raises:
         BadInput: that run had other settings, or the file is not one of these.
     """
-    try:
-        if not (out / IMAGES).exists():
-            return []
-        before = dict(json.loads((out / "risk.json").read_text())["settings"])
+    if not (out / IMAGES).exists():
+        return []
+    with resume.readable(out / IMAGES):
+        before = json.loads((out / "risk.json").read_text())["settings"]
         with open(out / IMAGES, newline="") as f:
             rows = [_typed(r) for r in csv.DictReader(f)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"cannot go on from {out}/{IMAGES}: {error}; give another folder with --out") from error
-    require_same(before, settings, out)
+    resume.require_same(before, settings, out)
     return rows
-
-
-def require_same(before: Mapping[str, Any], settings: Mapping[str, Any], out: Path) -> None:
-    """Raise BadInput where the run that `out` holds had other settings: a run goes on, it does not mix."""
-    now = json.loads(json.dumps(settings, default=str))
-    for name in sorted(set(before) | set(now)):
-        if before.get(name) != now.get(name):
-            raise BadInput(f"{out} holds a run with {name} = {before.get(name)}, this one has {now.get(name)}: give "
-                           "another folder with --out")  # fmt: skip
 
 
 def _typed(row: Mapping[str, str]) -> Row:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from pplleak import arguments, data, labels, limits, report, risk, risk_report
+from pplleak import arguments, data, labels, limits, report, resume, risk, risk_report
 from pplleak.attack import Target
 from pplleak.options import Risk, options
 from pplleak.progress import bar
@@ -34,8 +34,7 @@ def run(argv: Sequence[str]) -> int:
         drawn = risk.from_model(base, args.model, options(args, "model"), args.seed + index)
         return labels.recovered(drawn) if recover else drawn
 
-    said = {n: v for n, v in dataclasses.asdict(args).items() if n not in ("index", "count", "out", "bounds")}
-    said |= arguments.written_in((args.model, args.network.rsplit(":", 1)[0], args.checkpoint, *names))
+    said = resume.settings(args, leaving=("index", "count", "out", "bounds"))
     every = risk.measure(
         [(i, functools.partial(target, i)) for i in indices],
         args.model,
@@ -46,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         settings=settings,
         seed=args.seed,
         progress=bar,
-        known=risk.resume(out, said),
+        known=risk.read(out, said),
         keep=lambda rows: risk.write(rows, said, out),
     )
     rows = [r for r in every if r["index"] in indices]

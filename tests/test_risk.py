@@ -173,17 +173,6 @@ def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
     assert {c["images"] for c in lines(tmp_path / "a" / "risk.csv")} == {"1"}
 
 
-def test_risk_does_not_go_on_with_a_model_file_that_has_changed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = tmp_path / "mine.py"
-    model.write_text(programs.locate("models", "gmrf").read_text())
-    argv = ["risk", "--inference", "map", "--map.starts", "1", "--map.steps", "2", "--model", str(model)]
-    assert run([*argv, "--count", "1", "--out", str(tmp_path / "o")]) == 0
-    model.write_text(model.read_text() + "\n# another\n")
-    one_line([*argv, "--count", "2", "--out", str(tmp_path / "o")], capsys, "holds a run with files")
-
-
 def test_labels_are_recovered_from_the_gradient_of_the_image_that_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

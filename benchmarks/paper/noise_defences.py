@@ -74,7 +74,7 @@ class Settings:
     datasets: tuple[str, ...] = ("mnist",)
     network: str = "convnet"
     steps: tuple[int, ...] = (0, 10, 100, 1000)
-    defences: tuple[Literal["gaussian", "laplace", "pruned_gaussian", "pruned_laplace"], ...] = tuple(DEFENCES)
+    defences: tuple[str, ...] = tuple(DEFENCES)
     masks: tuple[Literal["known", "unknown"], ...] = ("known", "unknown")
     images: int = 100
     tuning: int = 3
@@ -221,6 +221,7 @@ def main(args: Settings) -> None:
     torch.set_num_threads(1)
     if args.quick:
         args = dataclasses.replace(args, steps=(0,), defences=("gaussian", "laplace"), images=10, tuning=1, trials=3)
+    study.require_known("defence", args.defences, DEFENCES)
     study.settle(args, ("tuning", "trials", "effort"), spaces=SPACES)
     for cell in cells(args):
         network.checkpoint(cell[0], args.data_root, cell[2])

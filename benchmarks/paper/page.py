@@ -126,7 +126,7 @@ def facts(summary: Rows, images: Rows) -> dict[str, str]:
     rhats = [float(r["rhat_max"] or "inf") for r in drawn]
     effort = attacks.Effort()
     wins = [per_image["mean"][i] > per_image["map"][i] for i in per_image["mean"] if i in per_image["map"]]
-    expected = study.by_image([r for r in close if r["attack"] == "mean"], "psnr_claimed")
+    expected = study.by_image(drawn, "psnr_claimed")
     honest = study.paired(per_image["mean"], expected)
     common = [i for i in expected if i in per_image["mean"]]
     correlation = np.corrcoef([expected[i] for i in common], [per_image["mean"][i] for i in common])[0, 1]

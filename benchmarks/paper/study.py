@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ import torch
 import tyro
 from scipy.stats import qmc
 
-from pplleak import data
-from pplleak.errors import BadInput
+from pplleak import data, resume
+from pplleak.errors import BadInput, unknown
 from pplleak.progress import bar
-from pplleak.risk import require_same
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SETTINGS = ("tv", "lr", "delta")  # columns of a tuning table that are settings of an attack
@@ -46,6 +44,13 @@ def command(main: Callable[[Any], None], settings: type, doc: str | None) -> Non
         raise SystemExit(130) from None
 
 
+def require_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise BadInput for the first of some names that is not known."""
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+
+
 def settle(args: Any, names: Sequence[str], **more: Any) -> None:
     """Keep in NAME.json what the rows of a CSV are made with: rows of other settings are not added to them.
 
@@ -55,13 +60,8 @@ def settle(args: Any, names: Sequence[str], **more: Any) -> None:
     Raises:
         BadInput: the rows that are there were made otherwise.
     """
-    said = json.loads(json.dumps({n: v for n, v in dataclasses.asdict(args).items() if n in names} | more))
-    path = args.out / f"{args.name}.json"
-    if path.exists():
-        require_same(json.loads(path.read_text()), said, path)
-    else:
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(said, indent=2) + "\n")
+    said = {n: v for n, v in dataclasses.asdict(args).items() if n in names} | more
+    resume.settle(args.out / f"{args.name}.json", resume.settings(said))
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -27,9 +27,9 @@ import torch
 from attacks import Effort
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from pplleak.attack import Target, from_data
+from pplleak.risk import interval
 
 CELL = ("dataset", "network", "step", "sigma")
 KEY = (*CELL, "decision", "index")
@@ -46,8 +46,9 @@ IMAGE = (
     "khat",
     "acceptance",
 )
-SUMMARY = (*CELL, "decision", "images", "accuracy", "norm", "psnr_mean", "psnr_se", "risk", "delta_vs_no_gradient",
-           "delta_vs_no_gradient_se", "coverage_90", "rhat_max", "khat", "acceptance", "seconds")  # fmt: skip
+SUMMARY = (*CELL, "decision", "images", "accuracy", "norm", "psnr_mean", "psnr_se", "risk", "risk_low",
+           "risk_high", "delta_vs_no_gradient", "delta_vs_no_gradient_se", "coverage_90", "rhat_max", "khat",
+           "acceptance", "seconds")  # fmt: skip
 GREY = "#8a8a8a"
 
 
@@ -104,7 +105,8 @@ def summarise(rows: Sequence[Mapping[str, str]], args: Settings) -> list[study.R
         psnr = study.by_image(mine)
         row: dict[str, Any] = {**dict(zip((*CELL, "decision"), key, strict=True)), "images": len(mine)}
         row["psnr_mean"], row["psnr_se"] = study.mean_se(psnr.values())
-        row["risk"] = study.mean_se(float(v < args.leak) for v in psnr.values())[0]
+        missed = sum(v < args.leak for v in psnr.values())
+        row["risk"], (row["risk_low"], row["risk_high"]) = missed / len(psnr), interval(missed, len(psnr))
         known = groups.get((*key[:4], "no_gradient"))
         gap = study.paired(psnr, study.by_image(known)) if known and key[4] != "no_gradient" else None
         if gap:
@@ -129,15 +131,12 @@ def picture(rows: Sequence[study.Row], leak: float) -> Figure:
         gains, errors = ([r.get(f"delta_vs_no_gradient{e}", 0.0) for r in found] for e in ("", "_se"))
         left.errorbar(at, gains, errors, marker="o", color=colour, capsize=3, label=f"noise σ = {sigma}")
         risk = np.array([r["risk"] for r in found])
-        spread = [binomtest(round(r["risk"] * r["images"]), r["images"]).proportion_ci(0.95) for r in found]
-        errors = [risk - [i.low for i in spread], [i.high for i in spread] - risk]
+        errors = [risk - [r["risk_low"] for r in found], [r["risk_high"] for r in found] - risk]
         middle.errorbar(at, risk, errors, marker="o", color=colour, capsize=3)
     left.axhline(0, color=GREY, lw=1)
     left.set(title="What the gradient adds", ylabel="PSNR over no gradient, dB")
     left.legend(frameon=False)
-    middle.set(
-        title="Risk of the posterior mean", ylabel=f"share of images below {leak:g} dB (95 %)", ylim=(-0.03, 1.03)
-    )
+    middle.set(title="Risk of the mean (bars: 95 %)", ylabel=f"share of images below {leak:g} dB", ylim=(-0.03, 1.03))
     accuracy = {int(r["step"]): r["accuracy"] for r in best}
     right.plot(range(len(steps)), [accuracy[s] for s in steps], marker="o", color=GREY)
     right.set(title="The network meanwhile", ylabel="accuracy on private images", ylim=(-0.03, 1.03))

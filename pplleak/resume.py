@@ -1,0 +1,86 @@
+"""Going on from an earlier run: a folder says what its rows were made with, and rows of other settings are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pplleak.errors import BadInput
+
+ELSEWHERE = "give another folder with --out"
+
+
+def settings(args: Any, leaving: Container[str] = ()) -> dict[str, Any]:
+    """What decides a run's rows, as JSON gives it back: the fields of `args` and, as `files`, the SHA-256 of every file
+    that they name. A run does not go on with a model, an inference, a network or weights that have changed since.
+
+    Args:
+        args: a dataclass or a mapping. leaving: fields that decide how many rows there are, or where, but not what is
+            in them.
+
+    Raises:
+        BadInput: one of the files cannot be read.
+    """
+    said = dataclasses.asdict(args) if dataclasses.is_dataclass(args) and not isinstance(args, type) else dict(args)
+    kept = json.loads(json.dumps({n: v for n, v in said.items() if n not in leaving}, default=str))
+    try:
+        found = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in sorted(set(_files(kept)))}
+    except OSError as error:
+        raise BadInput(f"cannot read {error.filename}: {error.strerror}") from error
+    return {**kept, "files": found} if found else kept
+
+
+def _files(value: Any) -> Iterator[str]:
+    """Files named by a setting: PATH, FILE.py:FUNCTION, or several separated by commas."""
+    if isinstance(value, str):
+        for word in value.split(","):
+            yield from (f for f in (word, word.rpartition(":")[0]) if os.path.isfile(f))  # False for what is no path
+    elif isinstance(value, (list, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _files(one)
+
+
+def require_same(before: Any, now: Mapping[str, Any], out: Path, what: str = "a run") -> None:
+    """Raise BadInput where `out` holds something that was made with other settings: a run goes on, it does not mix.
+
+    Args:
+        before: the settings that were read back from `out`. now: those of `settings`.
+    """
+    with readable(out):
+        before = dict(before)
+    for name in sorted(set(before) | set(now)):
+        if before.get(name) != now.get(name):
+            raise BadInput(f"{out} holds {what} with {name} = {before.get(name)}, this one has {now.get(name)}: "
+                           f"{ELSEWHERE}")  # fmt: skip
+
+
+def settle(path: Path, now: Mapping[str, Any], what: str = "a run") -> None:
+    """Write down the settings in `path`, a JSON file, or see that they are those that are there.
+
+    Raises:
+        BadInput: they are not, or the file cannot be read.
+    """
+    if path.exists():
+        with readable(path):
+            before = json.loads(path.read_text())
+        require_same(before, now, path, what)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong while an earlier run's file is read, as the one line that says how to go on."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"cannot go on from {path}: {error}; {ELSEWHERE}") from error
