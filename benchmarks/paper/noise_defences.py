@@ -42,6 +42,7 @@ TUNED = (*CELL, "attack", "index", "trial", "psnr", "seconds", *study.SETTINGS)
 SUMMARY = (*CELL, "attack", "images", "psnr_mean", "psnr_se", "delta_vs_best_baseline", "delta_se", "best_baseline",
            "delta_vs_map", "delta_vs_map_se", "delta_vs_no_gradient", "delta_vs_no_gradient_se", "ssim_mean",
            "coverage_90", "psnr_claimed", "rhat_max", "khat", "acceptance", "seconds")  # fmt: skip
+ORDER = (*attacks.BASELINES, *attacks.BAYES, "no_gradient")
 DELTAS = (  # paired differences to the best baseline, to the MAP under the same model, to the label's mean image
     ("delta_vs_best_baseline", "delta_se"),
     ("delta_vs_map", "delta_vs_map_se"),
@@ -170,7 +171,7 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
         whole = set.intersection(*({r["index"] for r in found} for found in mine.values()))
         if not whole:  # an image that not every attack has seen yet is left out
             continue
-        mine = {attack: [r for r in found if r["index"] in whole] for attack, found in mine.items()}
+        mine = {attack: [r for r in mine[attack] if r["index"] in whole] for attack in ORDER if attack in mine}
         psnr = {attack: study.by_image(found) for attack, found in mine.items()}
         baselines = [a for a in attacks.BASELINES if a in psnr]
         best = max(baselines, key=lambda a: study.mean_se(psnr[a].values())[0], default=None)
