@@ -22,13 +22,15 @@ LOOKS = {  # attack -> label, colour, marker
 def dots(rows: Rows, attack: str, panel: str, line: str, titles: Mapping[str, str]) -> Figure:
     """One panel for each value of the column `panel`, one line in it for each of `line`, a dot for each of `attack`.
 
+    The panels share their axes, so that they can be compared.
+
     Args:
         titles: what a panel is called, by its value.
     """
     panels = list(dict.fromkeys(str(r[panel]) for r in rows))
     lines = list(dict.fromkeys(str(r[line]) for r in rows if r[attack] != "no_gradient" or r[line] != "none"))
     figure = Figure(figsize=(max(8.5, 1.2 + 4.4 * len(panels)), 2.0 + 0.45 * len(lines)), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     handles: dict[str, Any] = {}
     for axis, value in zip(axes, panels, strict=True):
         mine = [r for r in rows if str(r[panel]) == value]
