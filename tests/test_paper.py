@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from conftest import assert_moments, observe, tiny
@@ -115,8 +116,10 @@ def test_stronger_priors_attack_with_every_prior(
     assert {(r["prior"], r["decision"]) for r in made} == {(p, d) for p in few for d in ("map", "mean")} | {
         ("none", "no_gradient")
     }
-    script.main(settings)
+    assert script.main(settings)
     assert rows(tmp_path / "stronger_priors.csv") == made
+    lines = (tmp_path / "stronger_priors.md").read_text().splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == [*few[:-1], "gaussian given y"]
 
 
 def test_training_time_keeps_checkpoints_and_says_their_accuracy(
@@ -131,6 +134,13 @@ def test_training_time_keeps_checkpoints_and_says_their_accuracy(
     made = rows(tmp_path / "training_time.csv")
     assert [(r["step"], r["decision"]) for r in made] == [(s, d) for s in "03" for d in ("map", "mean", "no_gradient")]
     assert all(0 <= float(r["accuracy"]) <= 1 for r in made)
+    for found, mean, known in (made[:3], made[3:]):
+        gap = float(mean["psnr_mean"]) - float(found["psnr_mean"])
+        assert float(mean["delta_vs_map"]) == pytest.approx(gap, abs=2e-4)
+        assert float(mean["risk"]) == float(float(mean["psnr_mean"]) < settings.leak)
+        assert float(mean["risk_low"]) <= float(mean["risk"]) <= float(mean["risk_high"])
+        assert not found["delta_vs_map"] and not known["delta_vs_no_gradient"]
+    assert len((tmp_path / "training_time.md").read_text().splitlines()) == 2 + 2
     assert len(list((tmp_path / "cache" / "paper-convnet-digits").glob("step-*.safetensors"))) == 2
 
 
@@ -164,6 +174,19 @@ def test_half_a_search_is_no_row(paper: Callable[[str], ModuleType], monkeypatch
     monkeypatch.setattr(attacks, "maximise", stopped)
     with pytest.raises(KeyboardInterrupt):
         attacks.climb(density, 0.1, effort, 0)
+
+
+def test_a_search_begins_at_the_most_probable_of_many_draws_of_the_prior(paper: Callable[[str], ModuleType]) -> None:
+    attacks = paper("attacks")
+    density = densities.build(logistic.model, tiny(), observe(tiny(), 0.1))
+    pyro.set_rng_seed(0)
+    heights = density(density.sample_prior(64)).sort(descending=True).values
+    one, screened = (attacks.Effort(steps=1, starts=2, screened=n) for n in (1, 64))
+    ends = {n: density(attacks.climb(density, 1e-6, effort, 0)) for n, effort in (("screened", screened), ("one", one))}
+    assert (ends["screened"] >= heights[:2] - 1e-3).all()
+    assert not (ends["one"] >= heights[:2] - 1e-3).all()  # the first two draws are not the highest
+    with pytest.raises(BadInput, match="starts must be a positive number, not 0"):
+        attacks.Effort(starts=0)
 
 
 def test_rows_of_other_settings_are_not_added_to_those_that_are_there(

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pplleak import attack, data, decisions, metrics, programs
 from pplleak import density as densities
 from pplleak.attack import Target
 from pplleak.density import Density
+from pplleak.errors import require_positive
 from pplleak.inference import hmc
 from pplleak.inference.laplace import Laplace
 from pplleak.inference.map import maximise
@@ -48,14 +49,22 @@ ACCEPTANCE, LONGEST = 0.65, 4  # what the step size is tuned for, and the most s
 
 @dataclass(frozen=True)
 class Effort:
-    """What an attack may spend: the steps of every search, and the posterior's chains (see the file for `beta`)."""
+    """What an attack may spend: the steps of every search, and the posterior's chains (see the file for `beta`).
+
+    starts: of the search for the MAP. screened: draws of the prior, of which the most probable ones are those starts.
+    """
 
     steps: int = 100
+    starts: int = 1
+    screened: int = 1
     beta: float = 300.0
     chains: int = 8
     warmup: int = 12
     draws: int = 32
     rank: int = 32
+
+    def __post_init__(self) -> None:
+        require_positive(**{n: v for n, v in asdict(self).items() if n != "beta"})
 
 
 def score(x: np.ndarray, target: Target) -> Row:
@@ -98,10 +107,19 @@ def density_of(target: Target, model: str | Path, beliefs: Mapping[str, Any]) ->
     return densities.build(bound, target.client, target.observed)
 
 
-def climb(density: Density, lr: float, effort: Effort, seed: int, starts: int = 1, jacobian: bool = False) -> Tensor:
-    """The ends of the search for the MAP, best first, (starts, dim); Ctrl-C ends it with nothing."""
+def climb(density: Density, lr: float, effort: Effort, seed: int, jacobian: bool = False) -> Tensor:
+    """The ends of the search for the MAP, best first, (starts, dim); Ctrl-C ends it with nothing.
+
+    A trained network's gradient is large at an image of another label, and a search that begins at one stays there, far
+    below the peak. To look at many beginnings first costs less than to climb from them.
+    """
     pyro.set_rng_seed(seed)
-    return maximise(density, starts=starts, steps=effort.steps, lr=lr, jacobian=jacobian).whole().z
+    begin = density.sample_prior(max(effort.starts, effort.screened))
+    if effort.screened > effort.starts:
+        with torch.no_grad():
+            heights = torch.cat([density(part, jacobian=jacobian) for part in begin.split(32)])
+        begin = begin[torch.nan_to_num(heights, nan=-math.inf).argsort(descending=True)[: effort.starts]]
+    return maximise(density, begin=begin, steps=effort.steps, lr=lr, jacobian=jacobian).whole().z
 
 
 def informed(density: Density, z: Tensor, rank: int) -> Laplace:

@@ -218,7 +218,7 @@ def report(args: Settings) -> None:
     pictures.dots(drawn, "attack", "panel", "line", titles).savefig(args.out / f"{args.name}.png", dpi=110)
 
 
-def main(args: Settings) -> None:
+def main(args: Settings) -> bool:
     torch.set_num_threads(1)
     if args.quick:
         args = dataclasses.replace(args, steps=(0,), defences=("gaussian", "laplace"), images=10, tuning=1, trials=3)
@@ -231,14 +231,15 @@ def main(args: Settings) -> None:
         table, images = (args.out / f"{args.name}_{what}.csv" for what in ("tuning", "images"))
         if not study.run("tuning", jobs, functools.partial(tune, args=args), table, TUNED, (*CELL, "attack", "index"),
                          args.workers):  # fmt: skip
-            break
+            return False
         tuned = study.best(study.read(table), (*CELL, "attack"))
         jobs = [(*cell, name, index) for index in scored for name in (*attacks.BASELINES, "mean")]
         work = functools.partial(attacked, args=args, tuned=tuned)
         finished = study.run("/".join(map(str, cell[2:])), jobs, work, images, IMAGE, KEY, args.workers)
         report(args)
         if not finished:
-            break
+            return False
+    return True
 
 
 if __name__ == "__main__":

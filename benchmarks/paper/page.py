@@ -185,6 +185,39 @@ def compared() -> tuple[str, str]:
     return study.markdown(lines).rstrip(), study.said(*max(gaps), sign=True)
 
 
+def worth(images: Rows) -> dict[str, str]:
+    """How much the posterior mean gains, at the first noise, where one prior takes the place of another."""
+    mine = study.grouped([r for r in images if r["sigma"] == str(SIGMA) and r["decision"] == "mean"], ("prior",))
+    psnr = {prior: study.by_image(rows) for (prior,), rows in mine.items()}
+    pairs = {"label_gaussian": ("gaussian|y", "gaussian"), "label_mixture": ("mixture|y", "mixture"),
+             "vae_gaussian": ("vae", "gaussian")}  # fmt: skip
+    gaps = {name: study.paired(psnr.get(one, {}), psnr.get(other, {})) for name, (one, other) in pairs.items()}
+    return {name: study.said(*gap, sign=True) if gap else "–" for name, gap in gaps.items()}
+
+
+def searched(images: Rows) -> dict[str, str]:
+    """How far the mean is above its MAP at step 0, by the search of the defences' table and by a longer one; and what
+    large and vanishing gradients give away after training."""
+    rows = study.read(study.RESULTS / "training_time_images.csv")
+    long = [r for r in rows if (r["dataset"], r["step"], r["sigma"]) == (FIRST[0], FIRST[2], str(SIGMA))]
+    short = [r for r in images if tuple(r[c] for c in CELL) == FIRST]
+    common = {r["index"] for r in long} & {r["index"] for r in short}
+    found = {}
+    for name, mine, column in (("quick", short, "attack"), ("thorough", long, "decision")):
+        mean, mode = (study.by_image([r for r in mine if r[column] == word]) for word in ("mean", "map"))
+        gap = study.paired({i: v for i, v in mean.items() if i in common}, mode)
+        found[f"gap_{name}"] = study.said(*gap, sign=True) if gap else "–"
+    effort = training_time.THOROUGH
+    late = [r for r in rows if r["step"] == "1000" and r["sigma"] == str(SIGMA)]
+    known = study.by_image([r for r in late if r["decision"] == "no_gradient"])
+    for name, of in (("loud", lambda norm: norm > 10), ("quiet", lambda norm: norm < 0.1)):
+        mean = study.by_image([r for r in late if r["decision"] == "mean" and of(float(r["norm"]))])
+        gap = study.paired(mean, known)
+        found |= {name: str(len(mean)), f"{name}_gap": study.said(*gap, sign=True) if gap else "–"}
+    return {**found, "searched": str(len(common)), "screened": str(effort.screened), "starts": str(effort.starts),
+            "climb_steps": str(effort.steps)}  # fmt: skip
+
+
 def table(name: str) -> str:
     """The figure and the table that an experiment wrote, or how to get them."""
     path = study.RESULTS / f"{name}.md"
@@ -207,6 +240,8 @@ def main() -> None:
     values["compared"], values["compared_gap"] = compared()
     values["entries"] = f"{client.update_size:,}"
     values["noise_norm"] = f"{SIGMA * client.update_size**0.5:.0f}"
+    values |= searched(images)
+    values |= worth(study.read(study.RESULTS / "stronger_priors_images.csv"))
     values |= {name: table(name) for name in ("stronger_priors", "training_time")}
     (DOCS / "map-or-posterior.md").write_text(string.Template(TEMPLATE.read_text()).substitute(values))
 

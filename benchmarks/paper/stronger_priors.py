@@ -141,24 +141,36 @@ def report(args: Settings) -> None:
     rows = summarise(study.read(args.out / f"{args.name}_images.csv"))
     if not rows:
         return
+    order = ["none", *MODELS]
+    rows.sort(key=lambda r: (-float(r["sigma"]), order.index(r["prior"])))  # a run may add another prior
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
-    head = ["σ", "prior", "decision", "images", "PSNR, dB", "− own MAP", "− flat MAP", "− no gradient", "in 90 %",
-            "k-hat"]  # fmt: skip
-    looks = {"mean": "mean ≈"}
-    lines = [
-        [r["sigma"], r["prior"].replace("|", " given "), looks.get(r["decision"], r["decision"]), str(r["images"]),
-         study.said(r["psnr_mean"], r["psnr_se"]), *(
-            study.said(r[c], r[f"{c}_se"], sign=True) if c in r else "–"
-            for c in ("delta_vs_map", "delta_vs_flat_map", "delta_vs_no_gradient")
-        ), f"{r['coverage_90']:.1%}" if r["coverage_90"] else "–", f"{r['khat']:.2f}" if r["khat"] else "–"]
-        for r in rows
-    ]  # fmt: skip
-    (args.out / f"{args.name}.md").write_text(study.markdown([head, *lines]))
+    (args.out / f"{args.name}.md").write_text(table(rows))
     titles = {r["sigma"]: f"noise σ = {r['sigma']}" for r in rows}
     pictures.dots(rows, "decision", "sigma", "prior", titles).savefig(args.out / f"{args.name}.png", dpi=110)
 
 
-def main(args: Settings) -> None:
+def table(rows: Sequence[study.Row]) -> str:
+    """A row for each σ and prior: its MAP, its posterior mean, and how far the posterior is to be trusted."""
+    head = ["σ", "prior", "images", "no gradient", "MAP", "posterior mean ≈", "− own MAP", "− flat MAP",
+            "− no gradient", "in 90 %", "k-hat"]  # fmt: skip
+    known = {r["sigma"]: r for r in rows if r["prior"] == "none"}
+    lines = []
+    for (sigma, prior), every in study.grouped(rows, ("sigma", "prior")).items():
+        mine = {r["decision"]: r for r in every}
+        if prior == "none" or "mean" not in mine:
+            continue
+        mean = mine["mean"]
+        lines.append([
+            sigma, prior.replace("|", " given "), str(mean["images"]),
+            *(study.said(r["psnr_mean"], r["psnr_se"]) if r else "–" for r in (known.get(sigma), mine["map"], mean)),
+            *(study.said(mean[c], mean[f"{c}_se"], sign=True) if c in mean else "–"
+              for c in ("delta_vs_map", "delta_vs_flat_map", "delta_vs_no_gradient")),
+            f"{mean['coverage_90']:.1%}", "–" if mean["khat"] is None else f"{mean['khat']:.2f}",
+        ])  # fmt: skip
+    return study.markdown([head, *lines])
+
+
+def main(args: Settings) -> bool:
     torch.set_num_threads(1)
     if args.quick:
         few = ("flat", "tv", "gmrf", "gaussian", "gaussian|y")
@@ -170,7 +182,7 @@ def main(args: Settings) -> None:
     base = [(args.dataset, args.network, f"{sigma:g}") for sigma in args.sigmas]
     jobs = [(*cell, "tv", index) for cell in base for index in held if "tv" in args.priors]
     if not study.run("tuning", jobs, functools.partial(tune, args=args), table, TUNED, (*CELL, "index"), args.workers):
-        return
+        return False
     work = functools.partial(attacked, args=args, tuned=study.best(study.read(table), CELL))
     jobs = [
         (*cell, prior, decision, index)
@@ -178,8 +190,9 @@ def main(args: Settings) -> None:
         for index in scored
         for prior, decision in (("none", "no_gradient"), *((p, "mean") for p in args.priors))
     ]
-    study.run("priors", jobs, work, images, IMAGE, KEY, args.workers)
+    whole = study.run("priors", jobs, work, images, IMAGE, KEY, args.workers)
     report(args)
+    return whole
 
 
 if __name__ == "__main__":

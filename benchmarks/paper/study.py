@@ -32,10 +32,15 @@ Row = dict[str, Any]
 Job = tuple[Any, ...]
 
 
-def command(main: Callable[[Any], None], settings: type, doc: str | None) -> None:
-    """Run a script as the command line does: bad input is one line and exit code 2, Ctrl-C one line and 130."""
+def command(main: Callable[[Any], bool], settings: type, doc: str | None) -> None:
+    """Run a script as the command line does: bad input is one line and exit code 2, Ctrl-C one line and 130.
+
+    Args:
+        main: of the settings; True when all jobs are done, False where Ctrl-C ended them early, and it said so.
+    """
     try:
-        main(tyro.cli(settings, description=doc))
+        if not main(tyro.cli(settings, description=doc)):
+            raise SystemExit(130)
     except BadInput as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -46,10 +46,12 @@ IMAGE = (
     "khat",
     "acceptance",
 )
-SUMMARY = (*CELL, "decision", "images", "accuracy", "norm", "psnr_mean", "psnr_se", "risk", "risk_low",
-           "risk_high", "delta_vs_no_gradient", "delta_vs_no_gradient_se", "coverage_90", "rhat_max", "khat",
-           "acceptance", "seconds")  # fmt: skip
+SUMMARY = (*CELL, "decision", "images", "accuracy", "norm", "norm_median", "psnr_mean", "psnr_se", "risk",
+           "risk_low", "risk_high", "delta_vs_map", "delta_vs_map_se", "delta_vs_no_gradient",
+           "delta_vs_no_gradient_se", "coverage_90", "rhat_max", "khat", "acceptance", "seconds")  # fmt: skip
+AGAINST = {"mean": ("map", "no_gradient"), "map": ("no_gradient",)}  # decision -> what it is compared with
 GREY = "#8a8a8a"
+THOROUGH = Effort(steps=500, starts=4, screened=256)  # one climb is not enough on trained weights: `attacks.climb`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Settings:
     leak: float = 17.0
     quick: bool = False
     workers: int = 2
-    effort: Effort = dataclasses.field(default_factory=Effort)
+    effort: Effort = THOROUGH
     out: Path = study.RESULTS
 
     @property
@@ -107,10 +109,11 @@ def summarise(rows: Sequence[Mapping[str, str]], args: Settings) -> list[study.R
         row["psnr_mean"], row["psnr_se"] = study.mean_se(psnr.values())
         missed = sum(v < args.leak for v in psnr.values())
         row["risk"], (row["risk_low"], row["risk_high"]) = missed / len(psnr), interval(missed, len(psnr))
-        known = groups.get((*key[:4], "no_gradient"))
-        gap = study.paired(psnr, study.by_image(known)) if known and key[4] != "no_gradient" else None
-        if gap:
-            row["delta_vs_no_gradient"], row["delta_vs_no_gradient_se"] = gap
+        row["norm_median"] = float(np.median([float(r["norm"]) for r in mine]))
+        for other in AGAINST.get(key[4], ()):
+            gap = study.paired(psnr, study.by_image(groups.get((*key[:4], other), ())))
+            if gap:
+                row[f"delta_vs_{other}"], row[f"delta_vs_{other}_se"] = gap
         row |= study.means(mine, ("accuracy", "norm", "coverage_90", "rhat_max", "khat", "acceptance", "seconds"))
         made.append(row)
     return made
@@ -118,16 +121,16 @@ def summarise(rows: Sequence[Mapping[str, str]], args: Settings) -> list[study.R
 
 def picture(rows: Sequence[study.Row], leak: float) -> Figure:
     """PSNR over what is known without the gradient, the risk, and the accuracy, against the step; a line a σ."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     best = [r for r in rows if r["decision"] == "mean"]
     steps = sorted({int(r["step"]) for r in best})
     sigmas = sorted({r["sigma"] for r in best}, key=float)
-    for shade, sigma in zip(np.linspace(1, 0.4, len(sigmas)), sigmas, strict=True):
+    for k, (shade, sigma) in enumerate(zip(np.linspace(1, 0.4, len(sigmas)), sigmas, strict=True)):
         colour = colormaps["Blues"](shade)
         mine = {int(r["step"]): r for r in best if r["sigma"] == sigma}
-        at = [k for k, s in enumerate(steps) if s in mine]
-        found = [mine[steps[k]] for k in at]
+        found = [mine[s] for s in steps if s in mine]
+        at = [steps.index(int(r["step"])) + 0.06 * (k - (len(sigmas) - 1) / 2) for r in found]  # bars side by side
         gains, errors = ([r.get(f"delta_vs_no_gradient{e}", 0.0) for r in found] for e in ("", "_se"))
         left.errorbar(at, gains, errors, marker="o", color=colour, capsize=3, label=f"noise σ = {sigma}")
         risk = np.array([r["risk"] for r in found])
@@ -135,7 +138,7 @@ def picture(rows: Sequence[study.Row], leak: float) -> Figure:
         middle.errorbar(at, risk, errors, marker="o", color=colour, capsize=3)
     left.axhline(0, color=GREY, lw=1)
     left.set(title="What the gradient adds", ylabel="PSNR over no gradient, dB")
-    left.legend(frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncol=len(sigmas), frameon=False)
     middle.set(title="Risk of the mean (bars: 95 %)", ylabel=f"share of images below {leak:g} dB", ylim=(-0.03, 1.03))
     accuracy = {int(r["step"]): r["accuracy"] for r in best}
     right.plot(range(len(steps)), [accuracy[s] for s in steps], marker="o", color=GREY)
@@ -150,22 +153,31 @@ def report(args: Settings) -> None:
     rows = summarise(study.read(args.out / f"{args.name}_images.csv"), args)
     if not rows:
         return
-    rows.sort(key=lambda r: int(r["step"]))  # a run may add an earlier step
+    rows.sort(key=lambda r: (int(r["step"]), -float(r["sigma"])))  # a run may add an earlier step
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
     picture(rows, args.leak).savefig(args.out / f"{args.name}.png", dpi=110)
-    head = ["SGD steps", "accuracy", "‖u‖", "σ", "decision", "images", "PSNR, dB", "− no gradient", "risk", "in 90 %"]
-    lines = [
-        [str(r["step"]), f"{r['accuracy']:.1%}", f"{r['norm']:.2f}" if r["norm"] else "–", r["sigma"], r["decision"],
-         str(r["images"]), study.said(r["psnr_mean"], r["psnr_se"]),
-         study.said(r["delta_vs_no_gradient"], r["delta_vs_no_gradient_se"], sign=True)
-         if "delta_vs_no_gradient" in r else "–", f"{r['risk']:.2f}",
-         f"{r['coverage_90']:.1%}" if r["coverage_90"] else "–"]
-        for r in rows
-    ]  # fmt: skip
-    (args.out / f"{args.name}.md").write_text(study.markdown([head, *lines]))
+    (args.out / f"{args.name}.md").write_text(table(rows))
 
 
-def main(args: Settings) -> None:
+def table(rows: Sequence[study.Row]) -> str:
+    """A row for each step and σ: what each decision is worth, and how far the posterior is to be trusted."""
+    head = ["SGD steps", "accuracy", "‖u‖, median", "σ", "images", "no gradient", "MAP", "posterior mean ≈",
+            "− own MAP", "− no gradient", "risk", "in 90 %", "R-hat", "k-hat"]  # fmt: skip
+    lines = []
+    for cell, every in study.grouped(rows, ("step", "sigma")).items():
+        mine = {r["decision"]: r for r in every}
+        mean = mine["mean"]
+        lines.append([
+            str(cell[0]), f"{mean['accuracy']:.1%}", f"{mean['norm_median']:.2g}", str(cell[1]), str(mean["images"]),
+            *(study.said(mine[d]["psnr_mean"], mine[d]["psnr_se"]) for d in ("no_gradient", "map", "mean")),
+            *(study.said(mean[c], mean[f"{c}_se"], sign=True) for c in ("delta_vs_map", "delta_vs_no_gradient")),
+            f"{mean['risk']:.2f}", f"{mean['coverage_90']:.1%}",
+            *("–" if mean[c] is None else f"{mean[c]:.1f}" for c in ("rhat_max", "khat")),
+        ])  # fmt: skip
+    return study.markdown([head, *lines])
+
+
+def main(args: Settings) -> bool:
     torch.set_num_threads(1)
     if args.quick:
         args = dataclasses.replace(args, steps=(0, 100), sigmas=(0.1,), images=10)
@@ -180,8 +192,9 @@ def main(args: Settings) -> None:
         for sigma in args.sigmas
     ]
     images = args.out / f"{args.name}_images.csv"
-    study.run("training", jobs, functools.partial(attacked, args=args), images, IMAGE, KEY, args.workers)
+    whole = study.run("training", jobs, functools.partial(attacked, args=args), images, IMAGE, KEY, args.workers)
     report(args)
+    return whole
 
 
 if __name__ == "__main__":
