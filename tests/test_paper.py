@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -162,6 +163,16 @@ def test_a_run_that_is_interrupted_keeps_its_rows_and_is_taken_up(
     assert [r["index"] for r in rows(path)] == ["0", "1"]
     assert study.run("", jobs, fails_at(-1), path, ("index", "psnr"), ("index",))
     assert [r["index"] for r in rows(path)] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(("whole", "code"), [(True, None), (False, 130)])
+def test_a_script_that_was_ended_early_says_so_by_its_exit_code(
+    whole: bool, code: int | None, paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with contextlib.nullcontext() if code is None else pytest.raises(SystemExit) as ended:
+        paper("study").command(lambda settings: whole, paper("training_time").Settings, None)
+    assert code is None or ended.value.code == code
 
 
 def test_half_a_search_is_no_row(paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,11 @@ def worth(images: Rows) -> dict[str, str]:
     return {name: study.said(*gap, sign=True) if gap else "–" for name, gap in gaps.items()}
 
 
+def minutes(rows: Rows) -> str:
+    """CPU minutes of the rows; a mean's seconds hold those of its MAP."""
+    return f"{sum(float(r['seconds']) for r in rows if r['decision'] == 'mean') / 60:.0f}"
+
+
 def searched(images: Rows) -> dict[str, str]:
     """How far the mean is above its MAP at step 0, by the search of the defences' table and by a longer one; and what
     large and vanishing gradients give away after training."""
@@ -241,7 +246,9 @@ def main() -> None:
     values["entries"] = f"{client.update_size:,}"
     values["noise_norm"] = f"{SIGMA * client.update_size**0.5:.0f}"
     values |= searched(images)
-    values |= worth(study.read(study.RESULTS / "stronger_priors_images.csv"))
+    every = {name: study.read(study.RESULTS / f"{name}_images.csv") for name in ("stronger_priors", "training_time")}
+    values |= worth(every["stronger_priors"])
+    values["prior_minutes"], values["training_minutes"] = (minutes(rows) for rows in every.values())
     values |= {name: table(name) for name in ("stronger_priors", "training_time")}
     (DOCS / "map-or-posterior.md").write_text(string.Template(TEMPLATE.read_text()).substitute(values))
 
