@@ -211,10 +211,11 @@ def report(args: Settings) -> None:
     named = {"": "", "known": ", mask known", "unknown": ", mask unknown"}
     drawn = [
         {**r, "panel": f"{r['dataset']}, {r['step']} SGD steps",
-         "line": f"{r['defence'].replace('_', ' + ')}{named[r['mask_known']]} (n = {r['images']})"}
+         "line": f"{r['defence'].replace('_', ' + ')}{named[r['mask_known']]}"}
         for r in rows
     ]  # fmt: skip
-    titles = {r["panel"]: r["panel"] for r in drawn}
+    counts = {panel: {r["images"] for r in mine} for (panel,), mine in study.grouped(drawn, ("panel",)).items()}
+    titles = {p: f"{p}, {' to '.join(str(n) for n in sorted({min(c), max(c)}))} images" for p, c in counts.items()}
     pictures.dots(drawn, "attack", "panel", "line", titles).savefig(args.out / f"{args.name}.png", dpi=110)
 
 

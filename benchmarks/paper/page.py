@@ -31,6 +31,7 @@ FIGURES = {
     "training_time": "PSNR over no gradient, risk, and accuracy, against the training step",
 }
 SIGMA = 0.1  # its noise
+PHOTOS = "cifar10"  # a folder of results
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -195,6 +196,24 @@ def worth(images: Rows) -> dict[str, str]:
     return {name: study.said(*gap, sign=True) if gap else "–" for name, gap in gaps.items()}
 
 
+def photographs(summary: Rows, images: Rows) -> dict[str, str]:
+    """Behind Gaussian noise on CIFAR-10: the posterior mean over the best baseline, under the VAE and other priors."""
+    cell = ("cifar10", *FIRST[1:])
+    mine = {r["attack"]: r for r in summary if tuple(r[c] for c in CELL) == cell}
+    best = mine["mean"]["best_baseline"]
+    baseline = study.by_image([r for r in images if tuple(r[c] for c in CELL) == cell and r["attack"] == best])
+    rows = study.read(study.RESULTS / PHOTOS / "stronger_priors_images.csv")
+    said = {"photos_vae": difference(mine["mean"], "delta_vs_best_baseline", "delta_se"), "photos_best": LOOKS[best][0]}
+    for name, prior in (("gaussian", "gaussian"), ("label", "gaussian|y")):
+        drawn = study.by_image([r for r in rows if r["prior"] == prior and r["decision"] == "mean"])
+        gap = study.paired(drawn, baseline)
+        said |= {
+            f"photos_{name}": study.said(*gap, sign=True) if gap else "–",
+            f"photos_{name}_images": str(len(drawn)),
+        }
+    return said
+
+
 def minutes(rows: Rows) -> str:
     """CPU minutes of the rows; a mean's seconds hold those of its MAP."""
     return f"{sum(float(r['seconds']) for r in rows if r['decision'] == 'mean') / 60:.0f}"
@@ -228,13 +247,15 @@ def table(name: str) -> str:
     path = study.RESULTS / f"{name}.md"
     if not path.exists():
         return "Not run yet:"
-    return f"![{FIGURES[name]}](../benchmarks/results/{name}.png)\n\n{path.read_text().rstrip()}"
+    return f"![{FIGURES[path.stem]}](../benchmarks/results/{name}.png)\n\n{path.read_text().rstrip()}"
 
 
 def main() -> None:
     for script in (noise_defences, stronger_priors, training_time):
         if (study.RESULTS / f"{script.__name__}_images.csv").exists():
             script.report(script.Settings())
+    if (study.RESULTS / PHOTOS / "stronger_priors_images.csv").exists():
+        stronger_priors.report(stronger_priors.Settings(out=study.RESULTS / PHOTOS))
     client = build_client("convnet", {}, (1, 28, 28), 10)
     summary, images = (study.read(study.RESULTS / f"noise_defences{end}.csv") for end in ("", "_images"))
     close = [r for r in images if tuple(r[c] for c in CELL) == FIRST]
@@ -250,6 +271,8 @@ def main() -> None:
     values |= worth(every["stronger_priors"])
     values["prior_minutes"], values["training_minutes"] = (minutes(rows) for rows in every.values())
     values |= {name: table(name) for name in ("stronger_priors", "training_time")}
+    values |= photographs(summary, images)
+    values["photos"] = table(f"{PHOTOS}/stronger_priors")
     (DOCS / "map-or-posterior.md").write_text(string.Template(TEMPLATE.read_text()).substitute(values))
 
 
