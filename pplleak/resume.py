@@ -80,7 +80,5 @@ def readable(path: Path) -> Iterator[None]:
     """What goes wrong while an earlier run's file is read, as the one line that says how to go on."""
     try:
         yield
-    except BadInput:
-        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"cannot go on from {path}: {error}; {ELSEWHERE}") from error

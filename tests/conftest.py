@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import arviz
@@ -18,6 +22,20 @@ from pplleak import clients
 from pplleak.attack import build_client
 from pplleak.clients import Client
 from pplleak.observation import Observation
+
+PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
+SCRIPTS = (
+    "attacks",
+    "behind",
+    "network",
+    "noise_defences",
+    "page",
+    "pictures",
+    "pruning",
+    "stronger_priors",
+    "study",
+    "training_time",
+)
 
 torch.set_num_threads(1)  # two cores are shared by xdist's workers; and one thread sums in one order
 
@@ -149,3 +167,18 @@ def assert_frequencies(labels: np.ndarray, probabilities: Any, floor: float = FL
 
     assert misfit(indicators(labels), probabilities, floor=floor) <= LIMIT
     assert misfit(indicators((labels + 1) % count), probabilities, floor=floor) > LIMIT
+
+
+@pytest.fixture(scope="module")
+def paper() -> Iterator[Callable[[str], ModuleType]]:
+    """A script of benchmarks/paper by name, imported as it is when it runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PAPER))
+        yield importlib.import_module
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """A CSV's rows, as they are written."""
+    return list(csv.DictReader(path.open(newline="")))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
 import functools
-import importlib
 import inspect
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,37 +15,13 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from conftest import assert_moments, observe, tiny
+from conftest import PAPER, assert_moments, observe, rows, tiny
 
 from pplleak import channels, priors
 from pplleak import density as densities
 from pplleak.attack import from_data
 from pplleak.errors import BadInput
 from pplleak.models import logistic
-
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "paper"
-MODULES = (
-    "attacks",
-    "behind",
-    "network",
-    "noise_defences",
-    "page",
-    "pictures",
-    "pruning",
-    "stronger_priors",
-    "study",
-    "training_time",
-)
-
-
-@pytest.fixture(scope="module")
-def paper() -> Iterator[Callable[[str], ModuleType]]:
-    """A script of benchmarks/paper by name, imported as it is when it runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module
-    for name in MODULES:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +42,6 @@ def quick_vae() -> Iterator[None]:
         shorter.__signature__ = inspect.signature(fit)  # type: ignore[attr-defined]
         patch.setattr(module, "fit_vae", shorter)
         yield
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline="")))
 
 
 def test_noise_defences_attack_every_cell_and_go_on_where_they_stopped(
@@ -145,36 +113,6 @@ def test_training_time_keeps_checkpoints_and_says_their_accuracy(
     assert len(list((tmp_path / "cache" / "paper-convnet-digits").glob("step-*.safetensors"))) == 2
 
 
-def fails_at(number: int) -> Callable[[Any], list[dict[str, Any]]]:
-    def work(job: Any) -> list[dict[str, Any]]:
-        if job[0] == number:
-            raise KeyboardInterrupt
-        return [{"psnr": 1.5}]
-
-    return work
-
-
-def test_a_run_that_is_interrupted_keeps_its_rows_and_is_taken_up(
-    paper: Callable[[str], ModuleType], tmp_path: Path
-) -> None:
-    study, path = paper("study"), tmp_path / "rows.csv"
-    jobs = [(k,) for k in range(4)]
-    assert not study.run("", jobs, fails_at(2), path, ("index", "psnr"), ("index",))
-    assert [r["index"] for r in rows(path)] == ["0", "1"]
-    assert study.run("", jobs, fails_at(-1), path, ("index", "psnr"), ("index",))
-    assert [r["index"] for r in rows(path)] == ["0", "1", "2", "3"]
-
-
-@pytest.mark.parametrize(("whole", "code"), [(True, None), (False, 130)])
-def test_a_script_that_was_ended_early_says_so_by_its_exit_code(
-    whole: bool, code: int | None, paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["script"])
-    with contextlib.nullcontext() if code is None else pytest.raises(SystemExit) as ended:
-        paper("study").command(lambda settings: whole, paper("training_time").Settings, None)
-    assert code is None or ended.value.code == code
-
-
 def test_half_a_search_is_no_row(paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     attacks = paper("attacks")
     density = densities.build(logistic.model, tiny(), observe(tiny(), 0.1))
@@ -198,68 +136,6 @@ def test_a_search_begins_at_the_most_probable_of_many_draws_of_the_prior(paper: 
     assert not (ends["one"] >= heights[:2] - 1e-3).all()  # the first two draws are not the highest
     with pytest.raises(BadInput, match="starts must be a positive number, not 0"):
         attacks.Effort(starts=0)
-
-
-def test_rows_of_other_settings_are_not_added_to_those_that_are_there(
-    paper: Callable[[str], ModuleType], tmp_path: Path
-) -> None:
-    study, script = paper("study"), paper("stronger_priors")
-    args = script.Settings(out=tmp_path)
-    for _ in range(2):
-        study.settle(args, ("tuning", "effort"), space=script.SPACE)
-    study.settle(dataclasses.replace(args, images=99), ("tuning", "effort"), space=script.SPACE)
-    with pytest.raises(BadInput, match="a run with tuning = 3, this one has 2"):
-        study.settle(dataclasses.replace(args, tuning=2), ("tuning", "effort"), space=script.SPACE)
-    path = tmp_path / "rows.csv"
-    study.append(path, ("index", "psnr"), [{"index": 1, "psnr": 2.0}])
-    with pytest.raises(BadInput, match="other columns"):
-        study.append(path, ("psnr", "index"), [{"index": 1, "psnr": 2.0}])
-    assert rows(path) == [{"index": "1", "psnr": "2.0000"}]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [(["--data-root", "/nowhere"], "/nowhere"), (["--defences", "fog"], "fog"), (["--workers", "0"], "at least 1")],
-)
-def test_a_script_says_bad_input_in_a_line(words: list[str], said: str, tmp_path: Path) -> None:
-    argv = [sys.executable, str(FOLDER / "noise_defences.py"), "--out", str(tmp_path), "--steps", "0"]
-    if "/nowhere" not in words:
-        argv += ["--datasets", "digits"]
-    done = subprocess.run([*argv, *words], capture_output=True, text=True)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
-
-
-def double(job: Any) -> list[dict[str, Any]]:
-    return [{"psnr": 2.0 * job[0]}]
-
-
-def test_workers_give_the_rows_of_one(paper: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    study = paper("study")
-    jobs = [(k,) for k in range(5)]
-    for workers in (1, 2):
-        study.run("", jobs, double, tmp_path / f"{workers}.csv", ("index", "psnr"), ("index",), workers)
-    one, two = (sorted(tuple(r.items()) for r in rows(tmp_path / f"{w}.csv")) for w in (1, 2))
-    assert one == two and [dict(r)["psnr"] for r in one] == ["0.0000", "2.0000", "4.0000", "6.0000", "8.0000"]
-
-
-def test_paired_differences_and_the_best_trial(paper: Callable[[str], ModuleType]) -> None:
-    study = paper("study")
-    mean, se = study.paired({"1": 3.0, "2": 5.0, "9": 7.0}, {"1": 1.0, "2": 4.0, "3": 0.0})
-    assert mean == pytest.approx(1.5) and se == pytest.approx(np.std([2, 1], ddof=1) / np.sqrt(2))
-    tried = [
-        {"attack": "l2", "trial": str(k), "psnr": str(p), "tv": str(k), "lr": "0.1", "delta": ""}
-        for k, p in ((0, 5.0), (0, 5.0), (1, 9.0), (1, 0.5))
-    ]
-    assert study.best(tried, ("attack",)) == {("l2",): {"tv": 0.0, "lr": 0.1}}
-
-
-def test_trials_fill_the_logarithm_of_their_ranges(paper: Callable[[str], ModuleType]) -> None:
-    drawn = paper("study").trials({"tv": (1e-4, 1.0), "lr": (0.01, 0.1)}, 64)
-    for name, low, high in (("tv", 1e-4, 1.0), ("lr", 0.01, 0.1)):
-        values = np.log([t[name] for t in drawn])
-        share = (values - np.log(low)) / (np.log(high) - np.log(low))
-        assert share.min() >= 0 and share.max() <= 1
-        assert np.allclose(np.histogram(share, 4, (0, 1))[0], 16, atol=2)
 
 
 def test_the_kept_update_is_the_masked_channel_of_every_entry(paper: Callable[[str], ModuleType]) -> None:
@@ -318,7 +194,7 @@ def test_the_bayes_rows_believe_in_the_channel(paper: Callable[[str], ModuleType
     target = from_data("digits", network="convnet", index=1, sigma=0.1, dtype="float64")
     z = attacks.density_of(target, "vae", {}).sample_prior(3)
     values = {
-        cell: attacks.density_of(target, FOLDER / "behind.py", script.beliefs(("digits", "convnet", 0, *cell)))(z)
+        cell: attacks.density_of(target, PAPER / "behind.py", script.beliefs(("digits", "convnet", 0, *cell)))(z)
         for cell in (("gaussian", ""), ("laplace", ""), ("pruned_gaussian", "known"), ("pruned_laplace", "unknown"))
     }
     vae = attacks.density_of(target, "vae", {})(z)

@@ -186,14 +186,22 @@ def compared() -> tuple[str, str]:
     return study.markdown(lines).rstrip(), study.said(*max(gaps), sign=True)
 
 
-def worth(images: Rows) -> dict[str, str]:
+def gained(one: Mapping[str, float], other: Mapping[str, float]) -> str:
+    """The paired difference of two decisions over the images that both have, as the page prints it."""
+    gap = study.paired(one, other)
+    return study.said(*gap, sign=True) if gap else "–"
+
+
+def means(rows: Rows, prior: str) -> dict[str, float]:
+    """PSNR of the posterior mean under a prior at the first noise, by image."""
+    return study.by_image([r for r in rows if (r["sigma"], r["decision"], r["prior"]) == (str(SIGMA), "mean", prior)])
+
+
+def worth(rows: Rows) -> dict[str, str]:
     """How much the posterior mean gains, at the first noise, where one prior takes the place of another."""
-    mine = study.grouped([r for r in images if r["sigma"] == str(SIGMA) and r["decision"] == "mean"], ("prior",))
-    psnr = {prior: study.by_image(rows) for (prior,), rows in mine.items()}
     pairs = {"label_gaussian": ("gaussian|y", "gaussian"), "label_mixture": ("mixture|y", "mixture"),
              "vae_gaussian": ("vae", "gaussian")}  # fmt: skip
-    gaps = {name: study.paired(psnr.get(one, {}), psnr.get(other, {})) for name, (one, other) in pairs.items()}
-    return {name: study.said(*gap, sign=True) if gap else "–" for name, gap in gaps.items()}
+    return {name: gained(means(rows, one), means(rows, other)) for name, (one, other) in pairs.items()}
 
 
 def photographs(summary: Rows, images: Rows) -> dict[str, str]:
@@ -205,12 +213,8 @@ def photographs(summary: Rows, images: Rows) -> dict[str, str]:
     rows = study.read(study.RESULTS / PHOTOS / "stronger_priors_images.csv")
     said = {"photos_vae": difference(mine["mean"], "delta_vs_best_baseline", "delta_se"), "photos_best": LOOKS[best][0]}
     for name, prior in (("gaussian", "gaussian"), ("label", "gaussian|y")):
-        drawn = study.by_image([r for r in rows if r["prior"] == prior and r["decision"] == "mean"])
-        gap = study.paired(drawn, baseline)
-        said |= {
-            f"photos_{name}": study.said(*gap, sign=True) if gap else "–",
-            f"photos_{name}_images": str(len(drawn)),
-        }
+        drawn = means(rows, prior)
+        said |= {f"photos_{name}": gained(drawn, baseline), f"photos_{name}_images": str(len(drawn))}
     return said
 
 
@@ -219,27 +223,29 @@ def minutes(rows: Rows) -> str:
     return f"{sum(float(r['seconds']) for r in rows if r['decision'] == 'mean') / 60:.0f}"
 
 
-def searched(images: Rows) -> dict[str, str]:
-    """How far the mean is above its MAP at step 0, by the search of the defences' table and by a longer one; and what
-    large and vanishing gradients give away after training."""
-    rows = study.read(study.RESULTS / "training_time_images.csv")
+def searched(rows: Rows, images: Rows) -> dict[str, str]:
+    """How far the mean is above its MAP at step 0, by the search of the defences' table and by a longer one."""
     long = [r for r in rows if (r["dataset"], r["step"], r["sigma"]) == (FIRST[0], FIRST[2], str(SIGMA))]
     short = [r for r in images if tuple(r[c] for c in CELL) == FIRST]
     common = {r["index"] for r in long} & {r["index"] for r in short}
     found = {}
     for name, mine, column in (("quick", short, "attack"), ("thorough", long, "decision")):
         mean, mode = (study.by_image([r for r in mine if r[column] == word]) for word in ("mean", "map"))
-        gap = study.paired({i: v for i, v in mean.items() if i in common}, mode)
-        found[f"gap_{name}"] = study.said(*gap, sign=True) if gap else "–"
+        found[f"gap_{name}"] = gained({i: v for i, v in mean.items() if i in common}, mode)
     effort = training_time.THOROUGH
-    late = [r for r in rows if r["step"] == "1000" and r["sigma"] == str(SIGMA)]
-    known = study.by_image([r for r in late if r["decision"] == "no_gradient"])
-    for name, of in (("loud", lambda norm: norm > 10), ("quiet", lambda norm: norm < 0.1)):
-        mean = study.by_image([r for r in late if r["decision"] == "mean" and of(float(r["norm"]))])
-        gap = study.paired(mean, known)
-        found |= {name: str(len(mean)), f"{name}_gap": study.said(*gap, sign=True) if gap else "–"}
     return {**found, "searched": str(len(common)), "screened": str(effort.screened), "starts": str(effort.starts),
             "climb_steps": str(effort.steps)}  # fmt: skip
+
+
+def trained(rows: Rows) -> dict[str, str]:
+    """What large and vanishing gradients give away after 1000 steps, over what is known without them."""
+    late = [r for r in rows if r["step"] == "1000" and r["sigma"] == str(SIGMA)]
+    known = study.by_image([r for r in late if r["decision"] == "no_gradient"])
+    found = {}
+    for name, of in (("loud", lambda norm: norm > 10), ("quiet", lambda norm: norm < 0.1)):
+        mean = study.by_image([r for r in late if r["decision"] == "mean" and of(float(r["norm"]))])
+        found |= {name: str(len(mean)), f"{name}_gap": gained(mean, known)}
+    return found
 
 
 def table(name: str) -> str:
@@ -266,10 +272,9 @@ def main() -> None:
     values["compared"], values["compared_gap"] = compared()
     values["entries"] = f"{client.update_size:,}"
     values["noise_norm"] = f"{SIGMA * client.update_size**0.5:.0f}"
-    values |= searched(images)
-    every = {name: study.read(study.RESULTS / f"{name}_images.csv") for name in ("stronger_priors", "training_time")}
-    values |= worth(every["stronger_priors"])
-    values["prior_minutes"], values["training_minutes"] = (minutes(rows) for rows in every.values())
+    drawn, steps = (study.read(study.RESULTS / f"{name}_images.csv") for name in ("stronger_priors", "training_time"))
+    values |= {**worth(drawn), **searched(steps, images), **trained(steps)}
+    values |= {"prior_minutes": minutes(drawn), "training_minutes": minutes(steps)}
     values |= {name: table(name) for name in ("stronger_priors", "training_time")}
     values |= photographs(summary, images)
     values["photos"] = table(f"{PHOTOS}/stronger_priors")
