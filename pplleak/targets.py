@@ -246,11 +246,16 @@ def _said_of_client(
 
 
 def network_of(path: str | Path, metadata: Mapping[str, Any]) -> str:
-    """The network that a file names. A file is never allowed to choose code to run."""
-    if metadata["network"].partition(":")[2]:
-        raise BadInput(f"{path} was made with the network {metadata['network']}, which is code: if you trust it, "
-                       f"say --network {metadata['network']}")  # fmt: skip
-    return metadata["network"]
+    """The built-in network that a file names; it is looked up, never parsed.
+
+    Raises:
+        BadInput: the file names anything else. A file is never allowed to choose code to run.
+    """
+    name: str = metadata["network"]
+    if name not in programs.network_names():
+        raise BadInput(f"{path} was made with the network {name!r}, which is not a built-in one but code: if you trust "
+                       f"it, say --network {name}")  # fmt: skip
+    return name
 
 
 def write_observation(target: Target, path: str | Path) -> None:

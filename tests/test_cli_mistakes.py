@@ -118,7 +118,12 @@ BROKEN = {
     "other network": (lambda o, p: changed(p, o, {"network": "lenet", "settings": {}}), "of another network"),
     "label": (lambda o, p: changed(p, o, {"labels": [12]}), "label 12 is out of range"),
     "two labels": (lambda o, p: changed(p, o, {"labels": [1, 2]}), "2 labels for a batch of 1"),
-    "network that is code": (lambda o, p: changed(p, o, {"network": "evil.py:build"}), "which is code"),
+    "network that is code": (lambda o, p: changed(p, o, {"network": "evil.py:build"}), "not a built-in one but code"),
+    "network that is code, without a function": (
+        lambda o, p: changed(p, o, {"network": "evil.py:"}),
+        "not a built-in one but code",
+    ),
+    "network that is a file": (lambda o, p: changed(p, o, {"network": "evil.py"}), "not a built-in one but code"),
     "unknown setting": (lambda o, p: changed(p, o, {"settings": {"depth": 3}}), "no setting 'depth'"),
     "unknown channel": (lambda o, p: changed(p, o, {"channel": {"name": "fog", "settings": {}}}), "unknown channel"),
     "channel without settings": (lambda o, p: changed(p, o, {"channel": {"name": "sign"}}), "not a name with settings"),
@@ -162,4 +167,14 @@ def test_a_pickle_is_refused_and_not_executed(
 ) -> None:
     write(Path("o.safetensors"))  # type: ignore[operator]
     one_line(["attack", "--observed", "o.safetensors", "--out", "o"], capsys, "is a pickle")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("name", ["evil.py:", "evil.py:build", "evil.py", ":evil.py", "./evil.py::"])
+def test_an_observation_never_chooses_code_to_run(
+    name: str, observation: Path, workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("evil.py").write_text("from pathlib import Path\nPath('executed').touch()\n")
+    changed(Path("o.safetensors"), observation, {"network": name})
+    one_line(["attack", "--observed", "o.safetensors", "--out", "o"], capsys, f"made with the network '{name}'")
     assert not Path("executed").exists()
