@@ -31,10 +31,11 @@ from matplotlib.figure import Figure
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from pplleak import attack, risk
 from pplleak.models import linear_gaussian
 from pplleak.posterior import Posterior
 from pplleak.progress import bar
+from pplleak.studies.attack import attack
+from pplleak.studies.risk import risk
 
 SUCCESSES = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 0.97)  # δ is put where R* is one less these
 TWINS = {1.0: "the right posterior", 0.75: "its wrong twin: sd × 0.75"}

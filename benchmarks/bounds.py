@@ -29,11 +29,14 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from pplleak import attack, bounds, channels, data, density, federated, programs, rero, risk, targets
-from pplleak.federated import Federation
+from pplleak import channels, data, density, programs
+from pplleak.federation import rounds, targets
+from pplleak.federation.protection import Protection
+from pplleak.federation.rounds import Federation
 from pplleak.models import linear_gaussian
 from pplleak.progress import bar
-from pplleak.protection import Protection
+from pplleak.studies.attack import attack
+from pplleak.studies.risk import bounds, rero, risk
 
 DRAWN = [
     "case",
@@ -124,10 +127,10 @@ def trained(case: Case, args: Settings, folder: Path) -> Path:
     """Weights after some steps; a network that is sure of some images and not of others leaks unevenly."""
     images, private = data.public(case.data, args.data_root), data.private(case.data, args.data_root)
     client = targets.build_client(case.network, case.settings, private.input_shape, max(10, len(private.classes)))
-    federated.train(
+    rounds.train(
         client, images, private, Federation(clients=1), Protection(), folder, checkpoints=[case.trained], settings={}
     )
-    return federated.path(folder, case.trained)
+    return rounds.path(folder, case.trained)
 
 
 def squares(case: Case, count: int, args: Settings, path: Path) -> dict[str, Any]:

@@ -24,11 +24,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pplleak import attack, metrics, programs
-from pplleak.attack import Target
-from pplleak.defences import ats
-from pplleak.posterior import Posterior
+from pplleak import programs
+from pplleak.federation.defences import ats
+from pplleak.posterior import Posterior, metrics
 from pplleak.progress import bar
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA = 1e-3  # believed, and added: a thousandth of the gradient's norm

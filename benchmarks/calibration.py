@@ -20,8 +20,10 @@ from typing import Any
 import torch
 import tyro
 
-from pplleak import calibration, calibration_command, calibration_report
-from pplleak.calibration_draws import Draw
+from pplleak.cli import calibrate as calibration_command
+from pplleak.studies.calibration import calibration
+from pplleak.studies.calibration import report as calibration_report
+from pplleak.studies.calibration.draws import Draw
 
 COLUMNS = ["model", "inference", "size", "draws", "coverage_90", "coverage_90_se", "sbc_p_min", "rhat_max", "khat",
            "psnr_mean", "seconds", "converged", "verdict", "p", "narrow", "shifted"]  # fmt: skip

@@ -28,9 +28,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from pplleak import attack, metrics, programs
-from pplleak.attack import Target
+from pplleak import programs
+from pplleak.posterior import metrics
 from pplleak.progress import bar
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

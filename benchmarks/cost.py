@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-from pplleak import attack, density, programs
+from pplleak import density, programs
 from pplleak.inference import hmc
 from pplleak.inference.laplace import Laplace
+from pplleak.studies.attack import attack
 
 COLUMNS = ["posterior", "device", "threads", "chains", "gradient_ms", "training_step_ms", "ratio"]
 

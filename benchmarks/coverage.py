@@ -20,9 +20,11 @@ import pyro
 import torch
 import tyro
 
-from pplleak import attack, metrics, programs
-from pplleak.observation import Observation
+from pplleak import programs
+from pplleak.federation.observation import Observation
+from pplleak.posterior import metrics
 from pplleak.progress import bar
+from pplleak.studies.attack import attack
 
 COLUMNS = ["model", "inference", "data", "network", "widths", "activation", "sigma", "draw", "coverage_90", "rhat_max",
            "rhat_lp", "ess_min", "psnr_mean", "seconds", "cpu_seconds"]  # fmt: skip

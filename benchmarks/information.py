@@ -20,9 +20,11 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from pplleak import attack, information, risk
 from pplleak.models import linear_gaussian
+from pplleak.posterior import information
 from pplleak.progress import bar
+from pplleak.studies.attack import attack
+from pplleak.studies.risk import risk
 
 COLUMNS = [
     "model",

@@ -1,7 +1,7 @@
 """The Gaussian-prior posterior of an MLP, written by hand in JAX: for NumPyro's NUTS and BlackJAX's.
 
 `materialised` is how one would write it: the client's gradient by `jax.grad`, and a Normal around it. `lazy` is the
-likelihood of `pplleak.updates` by hand: ⟨G, δ aᵀ⟩ = δᵀ G a and ‖δ aᵀ‖² = ‖δ‖² ‖a‖², never the gradient.
+likelihood of `pplleak.client.update` by hand: ⟨G, δ aᵀ⟩ = δᵀ G a and ‖δ aᵀ‖² = ‖δ‖² ‖a‖², never the gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pplleak import priors
-from pplleak.attack import Target
+from pplleak.studies.attack.attack import Target
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "gelu": lambda a: jax.nn.gelu(a, approximate=False), "softplus": jax.nn.softplus, "sigmoid": jax.nn.sigmoid,

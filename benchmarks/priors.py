@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from pplleak import data, prior_command, priors
+from pplleak import data, priors
+from pplleak.cli import prior as prior_command
 from pplleak.priors import store
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,7 +30,8 @@ import numpy as np
 import torch
 import tyro
 
-from pplleak import attack, programs
+from pplleak import programs
+from pplleak.studies.attack import attack
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ["network", "route", "sigma", "chains", "draws", "seconds", "cpu_seconds", "rhat_max", "rhat_lp",

@@ -29,9 +29,10 @@ import numpy as np
 import torch
 import tyro
 
-from pplleak import attack, programs
-from pplleak.attack import Target
+from pplleak import programs
 from pplleak.inference import hmc, nuts
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
 
 COLUMNS = ["posterior", "sampler", "device", "chains", "warmup_s", "seconds_to_rhat_1.01", "ess_per_s_min",
            "ess_per_s_median", "rhat_max", "peak_mb"]  # fmt: skip

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pplleak.density.kinks.perceptron import Perceptron, flipped
 from pplleak.inference.hmc import DIVERGED, Info
-from pplleak.kinks import Perceptron, flipped
 
 MAX_EVENTS = 2000  # kinks in one drift; a trajectory that meets more is rejected, as its reverse would be
 

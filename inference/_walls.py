@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pplleak.density import Density
-from pplleak.gates import Gated
+from pplleak.density.kinks.gates import Gated
 from pplleak.inference.laplace import Laplace
 
 MAX_BRACKETS = 40  # evaluations in the search for one wall; a trajectory that needs more is rejected, as its reverse is

@@ -27,11 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pplleak import density as densities
-from pplleak.clients import Client
-from pplleak.density import Density, Model
+from pplleak.client import Client
+from pplleak.density import Density, Model, build
 from pplleak.errors import BadInput, require_positive
-from pplleak.observation import Observation
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
@@ -144,7 +143,7 @@ def run(
     if samples % 2:
         raise BadInput(f"samples must be even, not {samples}: offsets are drawn in pairs")
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     at = chart(density)
     balls = (observed.batch_size, math.prod(client.input_shape), delta, client.device)
     z = density.sample_prior(starts).requires_grad_()

@@ -1,6 +1,7 @@
 """Billiard Hamiltonian Monte Carlo: exact draws from the posterior of a ReLU convolutional client.
 
-U(w) = −log p(z(w) | g) jumps wherever a rectifier switches. `pplleak.gates` divides the kinks: the jumps at the dense
+U(w) = −log p(z(w) | g) jumps wherever a rectifier switches. `pplleak.density.kinks.gates` divides the kinks: the
+jumps at the dense
 layers' units are large and few (walls), those at the convolutions' units and in max pooling tiny and many (gates).
 A trajectory sees V(w; m), U with the walls' pattern m held and the gates softened. In coordinates whitened by the
 mean fixed-mask curvature V = ½w² + R, and the flow of ½w² + ½p² is a rotation; only R is left to the kicks:
@@ -29,17 +30,16 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client
-from pplleak.density import Density, Model, marginal
+from pplleak.client import Client
+from pplleak.density import Density, Model, build, marginal
+from pplleak.density.kinks.gates import Gated, Idle, gated
 from pplleak.errors import BadInput, require_positive
-from pplleak.gates import Gated, Idle, gated
+from pplleak.federation.observation import Observation
 from pplleak.inference import refractive
 from pplleak.inference._billiard import Field, State, place, step
 from pplleak.inference.hmc import TRAJECTORY, DualAveraging, starting_points, trajectory_steps
 from pplleak.inference.laplace import Laplace, locate
 from pplleak.inference.smc import resample
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, keep, silent
 
@@ -48,15 +48,15 @@ LONGEST = 0.5  # step size, while dual averaging still guesses
 COOLING_STEPS = 4  # leapfrog steps of a trajectory while the chains cool
 
 
-def build(density: Density, gates: Gated, laplace: Laplace) -> Field:
+def soften(density: Density, gates: Gated, laplace: Laplace) -> Field:
     """The target in the coordinates z = mode + L w of a Laplace fit."""
     return Field(density, replace(density, client=gates.client), replace(density, client=Idle.of(density.client)),
                  gates, laplace).with_images()  # fmt: skip
 
 
 def declines(model: Model, observed: Observation, client: Client) -> str:
-    """Why this sampler does not apply, "" where it does: what `pplleak.attack.choose` asks. Where `refractive` applies,
-    it is much faster."""
+    """Why this sampler does not apply, "" where it does: what `pplleak.studies.attack.choose` asks. Where
+    `refractive` applies, it is much faster."""
     try:
         gated(client, 1.0)
     except BadInput as error:
@@ -159,9 +159,9 @@ def run(
         raise BadInput("inference billiard is for networks with kinks, and this one is smooth: use hmc")
     pyro.set_rng_seed(seed)
     gates = gated(client, beta)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
-    field = build(density, gates, found.laplace)
+    field = soften(density, gates, found.laplace)
     field, state, size = warm_up(field, starting_points(found, chains), warmup, progress)
     leapfrogs = trajectory_steps(size)
 

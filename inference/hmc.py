@@ -25,16 +25,15 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client, distrust
-from pplleak.density import Model
+from pplleak.client import Client, distrust
+from pplleak.density import Model, build
+from pplleak.density.recording.tape import Recorded
 from pplleak.errors import require_positive
+from pplleak.federation.observation import Observation
 from pplleak.inference.laplace import Laplace, Located, locate
-from pplleak.information import bridge
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
+from pplleak.posterior.information import bridge
 from pplleak.progress import ProgressBar, keep, silent
-from pplleak.tape import Recorded
 
 Potential = Callable[[Tensor], tuple[Tensor, Tensor]]  # w (chains, dim) -> U (chains,), ∇U (chains, dim)
 
@@ -140,7 +139,8 @@ def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:
     """The diagonal metric diag(H)^−½ where it is about as good as the dense one, else the fit itself.
 
     In its coordinates the curvature then has eigenvalues within a factor of `spread`, and the step size, which the
-    largest decides, costs little. A diagonal metric leaves products that are sparse in z sparse (`pplleak.tape`).
+    largest decides, costs little. A diagonal metric leaves products that are sparse in z sparse
+    (`pplleak.density.recording.tape`).
     """
     inverse = torch.linalg.inv(laplace.factor.double())
     precision = inverse.mT @ inverse
@@ -208,7 +208,7 @@ def run(
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     reasons = list(distrust(client, "HMC"))
     for reason in reasons:
         warnings.warn(reason, stacklevel=2)  # before the work, not only after it

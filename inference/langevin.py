@@ -27,16 +27,15 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client, distrust
-from pplleak.density import Model
+from pplleak.client import Client, distrust
+from pplleak.density import Model, build
+from pplleak.density.recording.tape import Recorded
 from pplleak.errors import require_positive
+from pplleak.federation.observation import Observation
 from pplleak.inference import hmc
 from pplleak.inference._diagonal import Diagonal, Located, locate, nearest
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, keep, silent
-from pplleak.tape import Recorded
 
 LogDensity = Callable[[Tensor], tuple[Tensor, Tensor]]  # w (chains, dim) -> log p (chains,), its gradient (chains, dim)
 
@@ -142,7 +141,7 @@ def run(
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, thin=thin, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     reasons = list(distrust(client, "Langevin"))
     for reason in reasons:
         warnings.warn(reason, stacklevel=2)  # before the work, not only after it

@@ -15,12 +15,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client
-from pplleak.density import Density, Model
+from pplleak.client import Client
+from pplleak.density import Density, Model, build
 from pplleak.errors import require_positive
+from pplleak.federation.observation import Observation
 from pplleak.inference.map import peaks
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
@@ -133,7 +132,7 @@ def run(
     """
     require_positive(chains=chains, draws=draws, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
     fitted = found.laplace
     w = torch.randn(chains * draws, density.dim, dtype=fitted.mode.dtype, device=fitted.mode.device)

@@ -25,12 +25,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client
-from pplleak.density import Density, Model
+from pplleak.client import Client
+from pplleak.density import Density, Model, build
 from pplleak.errors import BadInput, require_positive
+from pplleak.federation.observation import Observation
 from pplleak.inference._boxed import Box, boxed, lbfgsb
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
@@ -210,7 +209,7 @@ def run(
     if consensus and optimizer == "lbfgs":
         raise BadInput("L-BFGS searches along the log-density alone: consensus needs adam or signed_adam")
     pyro.set_rng_seed(seed)
-    density, bounds = densities.build(model, client, observed), None
+    density, bounds = build(model, client, observed), None
     if box:
         density, bounds = boxed(density)
     found = maximise(

@@ -14,12 +14,11 @@ from pyro import poutine
 from pyro.infer import NUTS
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client, distrust
-from pplleak.density import Model
+from pplleak.client import Client, distrust
+from pplleak.density import Density, Model, build
 from pplleak.errors import require_positive
+from pplleak.federation.observation import Observation
 from pplleak.inference.map import maximise
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
@@ -54,7 +53,7 @@ def run(
         chains=chains, draws=draws, warmup=warmup, max_tree_depth=max_tree_depth, starts=starts, steps=steps
     )
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     found = maximise(density, starts=max(starts, 2), steps=steps, progress=progress).whole()
     data = {"g": observed.g} | ({} if observed.labels is None else {"y": observed.labels})
     conditioned = poutine.condition(model, data=data)
@@ -87,7 +86,7 @@ def run(
 
 def _chain(
     kernel: NUTS,
-    density: densities.Density,
+    density: Density,
     client: Client,
     observed: Observation,
     start: dict[str, Tensor],

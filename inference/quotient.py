@@ -19,11 +19,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pplleak import label_rules
-from pplleak.clients import Client
-from pplleak.density import Model
+from pplleak.client import Client
+from pplleak.density import Model, label_rules
 from pplleak.errors import BadInput, require_positive
-from pplleak.observation import Observation
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
 

@@ -28,17 +28,16 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
 from pplleak.channels import Gaussian
-from pplleak.clients import Client
-from pplleak.density import Density, Model
+from pplleak.client import Client
+from pplleak.density import Density, Model, build
+from pplleak.density.kinks.perceptron import Affine, Perceptron, check, read, read_affine
 from pplleak.errors import BadInput, require_positive
+from pplleak.federation.observation import Observation
 from pplleak.inference._refraction import Quadratic, State, Target, energy_and_force, parts, place, step
 from pplleak.inference.hmc import MAX_STEPS, TRAJECTORY, DualAveraging, starting_points, trajectory_steps
 from pplleak.inference.laplace import Laplace, locate
 from pplleak.inference.smc import resample
-from pplleak.kinks import Affine, Perceptron, check, read, read_affine
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, keep, silent
 
@@ -91,7 +90,7 @@ def prepare(model: Model, observed: Observation, client: Client) -> tuple[Densit
     read(client, observed.g, 0, 1.0)  # the network first: a model may take long to fit its prior
     client = replace(client, network=copy.deepcopy(client.network).double())
     labels, observed = observed.labels, replace(observed, g=observed.g.double())
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     with torch.no_grad():
         channel = density.trace(density.constrain(torch.zeros(1, density.dim, dtype=torch.float64))[0], 1).nodes["g"]
     if not isinstance(channel["fn"], Gaussian):
@@ -104,7 +103,7 @@ def prepare(model: Model, observed: Observation, client: Client) -> tuple[Densit
 
 
 def declines(model: Model, observed: Observation, client: Client) -> str:
-    """Why this sampler does not apply, "" where it does: what `pplleak.attack.choose` asks."""
+    """Why this sampler does not apply, "" where it does: what `pplleak.studies.attack.choose` asks."""
     try:
         prepare(model, observed, client)
     except BadInput as error:

@@ -20,17 +20,16 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client
-from pplleak.density import Density, Model, marginal
+from pplleak.client import Client
+from pplleak.density import Density, Model, build, marginal
+from pplleak.density.recording.tape import Plain
 from pplleak.errors import BadInput, require_positive
+from pplleak.federation.observation import Observation
 from pplleak.inference.hmc import init, step, trajectory_steps, whitened
 from pplleak.inference.laplace import Laplace
 from pplleak.inference.map import maximise
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
-from pplleak.tape import Plain
 
 GRID = 1000  # the progress bar counts thousandths of the way in log β, from FIRST
 FIRST = 1e-6
@@ -124,7 +123,7 @@ def run(
     if keep >= 1:
         raise BadInput(f"keep must lie below 1, not {keep}: it is the fraction of particles a step may leave effective")
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     z = density.sample_prior(islands * particles)
     beta, size, temperatures = 0.0, 0.3, [0.0]
     log_evidence = torch.zeros(islands, dtype=torch.float64, device=z.device)

@@ -26,16 +26,15 @@ from pyro.infer.autoguide import (
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client
-from pplleak.density import Density, Model
+from pplleak.client import Client
+from pplleak.density import Density, Model, build
 from pplleak.errors import BadInput, require_positive
-from pplleak.flows import Flow, coupling_spline
+from pplleak.federation.observation import Observation
 from pplleak.inference import _diagonal, laplace
 from pplleak.inference._diagonal import Diagonal
 from pplleak.inference.laplace import Laplace
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
+from pplleak.priors.splines import Flow, coupling_spline
 from pplleak.progress import ProgressBar, silent
 
 Family = Literal["normal", "low_rank", "full", "flow"]
@@ -146,7 +145,7 @@ def run(
         iterations=iterations, particles=particles, lr=lr, chains=chains, draws=draws, starts=starts, steps=steps
     )
     pyro.set_rng_seed(seed)
-    density = densities.build(model, client, observed)
+    density = build(model, client, observed)
     mode, base, factors = begin(guide, density, starts, steps, progress)
     reasons, losses = [], []
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):

@@ -17,7 +17,7 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, data, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 
 def model(

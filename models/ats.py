@@ -19,8 +19,8 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, data, priors
-from pplleak.clients import Client
-from pplleak.defences import ats
+from pplleak.client import Client
+from pplleak.federation.defences import ats
 
 MAP = {"starts": 16, "lr": 0.1}  # the posterior has a mode for every transform that may have been drawn
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pplleak import channels, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 300}
 

@@ -7,8 +7,8 @@ y ~ client's label prior                    (batch,)
 g | x, y ~ Normal(u(x, y, ε), sigma²)       (update_size,)
 
 The last layer's gradient gives the mask away: its columns are 0 where a feature was dropped. Which of the masks it is
-changes the density by a jump, and the slope in ε is that of a smooth one (`pplleak.defences.dropout`): a search finds
-its way, and values are exact. A client without dropout draws no noise: the model is then `gaussian`.
+changes the density by a jump, and the slope in ε is that of a smooth one (`pplleak.federation.defences.dropout`): a
+search finds its way, and values are exact. A client without dropout draws no noise: the model is then `gaussian`.
 
 Source: Scheliga, Mäder and Seeland, Dropout is NOT All You Need to Prevent Gradient Leakage, AAAI 2023 (image and mask
 together).
@@ -22,7 +22,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 
 from pplleak import channels, data, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 MAP = {"starts": 8, "lr": 0.1}  # a search may end on the wrong side of a mask
 

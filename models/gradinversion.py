@@ -22,8 +22,8 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
-from pplleak.label_rules import of_distinct as labels
+from pplleak.client import Client
+from pplleak.density.label_rules import of_distinct as labels
 
 __all__ = ["MAP", "labels", "model"]
 

@@ -19,7 +19,7 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 MAP = {"optimizer": "signed_adam", "decay": "step", "box": True, "starts": 1, "steps": 4000, "lr": 0.1}
 

@@ -17,7 +17,7 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 MAP = {"optimizer": "adam", "decay": "exponential", "box": True, "starts": 1, "steps": 200, "lr": 0.15}
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from pplleak import channels
-from pplleak.clients import Client
+from pplleak.client import Client
 from pplleak.errors import BadInput, require_positive
-from pplleak.observation import Observation
+from pplleak.federation.observation import Observation
 
 
 def factor(client: Client, scale: float, length: float) -> Tensor:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from pplleak import channels
-from pplleak.clients import Client
+from pplleak.client import Client
 from pplleak.errors import BadInput
-from pplleak.observation import Observation
+from pplleak.federation.observation import Observation
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, loc: float = 0.5, scale: float = 0.3) -> Tensor:

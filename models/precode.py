@@ -20,7 +20,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 
 from pplleak import channels, data, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 
 def model(

@@ -5,7 +5,8 @@ x = mean + factor z                                                   (batch, *i
 y ~ client's label prior                                              (batch,)
 g_i | x, y ~ 0 with probability rate, else Normal(u_i(x, y), sigma²)  (update_size,)
 
-An entry that is exactly 0 was dropped (`pplleak.defences.soteria`), and says nothing of x here; the rest is as shared.
+An entry that is exactly 0 was dropped (`pplleak.federation.defences.soteria`), and says nothing of x here; the rest
+is as shared.
 That its feature was a sensitive one is a hint that this adversary leaves out, so the true posterior is no wider.
 Balunović et al. 2022 remove the defended layer from the loss altogether.
 
@@ -18,7 +19,7 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, data, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 
 def model(

@@ -18,7 +18,7 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 MAP = {"optimizer": "adam", "decay": "cosine", "starts": 1, "steps": 1000, "lr": 0.05}
 

@@ -18,7 +18,7 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 
 def model(

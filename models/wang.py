@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 400}
 

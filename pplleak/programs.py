@@ -24,7 +24,8 @@ from typing import Any, Literal
 import docstring_parser
 import torch
 
-from pplleak import channels, networks
+from pplleak import channels
+from pplleak.client import networks
 from pplleak.errors import BadInput, unknown
 
 Kind = Literal["models", "inference"]

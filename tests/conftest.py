@@ -18,10 +18,9 @@ import torch
 from command_line import run
 from torch import Tensor, nn
 
-from pplleak import clients
-from pplleak.attack import build_client
-from pplleak.clients import Client
-from pplleak.observation import Observation
+from pplleak.client import Client, seeded
+from pplleak.federation.observation import Observation
+from pplleak.studies.attack.attack import build_client
 
 PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
 SCRIPTS = (
@@ -75,7 +74,7 @@ def tiny(
 
 def own(make: Callable[[], nn.Module], shape: tuple[int, ...], classes: int = 3, dtype: Any = torch.float64) -> Client:
     """A client of a hand-made network whose every parameter and statistic is random (no zeros, no ones)."""
-    network = clients.seeded(make, 0).to(dtype)
+    network = seeded(make, 0).to(dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():  # drawn in float64: one network, whatever its precision
@@ -83,7 +82,7 @@ def own(make: Callable[[], nn.Module], shape: tuple[int, ...], classes: int = 3,
         for name, b in network.named_buffers():
             if "running" in name:
                 b.copy_(0.5 + torch.rand(b.shape, dtype=torch.float64, generator=generator))
-    return clients.build(network, shape, classes)
+    return Client(network, shape, classes)
 
 
 def batch_of(client: Client, lead: tuple[int, ...] = (), size: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:

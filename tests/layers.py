@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models.resnet import BasicBlock
 
-from pplleak import networks
-from pplleak.clients import Client
-from pplleak.updates import Update
+from pplleak.client import Client, networks
+from pplleak.client.update import Update
 
 RELATIVE = 1e-9
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pplleak import networks, programs
+from pplleak import programs
+from pplleak.client import networks
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / "pplleak").rglob("*.py"))

@@ -15,7 +15,7 @@ from conftest import LIMIT, observe, tiny
 from torch import Tensor
 
 from pplleak import channels, density, programs
-from pplleak.clients import Client
+from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.inference import ball, map
 from pplleak.models import dlg, logistic

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pplleak import clients, networks
-from pplleak import density as densities
+from pplleak.client import Client, networks, seeded
+from pplleak.density import build
+from pplleak.density.kinks.gates import SoftMaxPool, gated
 from pplleak.errors import BadInput
-from pplleak.gates import SoftMaxPool, gated
+from pplleak.federation.observation import Observation
 from pplleak.inference import _billiard, _walls, billiard
 from pplleak.inference.laplace import Laplace
 from pplleak.models import dlg, gaussian
-from pplleak.observation import Observation
 
 SHAPE, DIM = (1, 2, 2), 4
 IMAGES = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(1))  # one tensor: cached by identity
@@ -53,7 +53,7 @@ ungated = pytest.mark.parametrize("network", [NETWORKS["curved walls"], NETWORKS
 
 
 def attack(network, sigma=0.3):  # type: ignore[no-untyped-def]
-    client = clients.build(clients.seeded(network, 0), SHAPE, 3)
+    client = Client(seeded(network, 0), SHAPE, 3)
     generator = torch.Generator().manual_seed(2)
     y = torch.tensor([1])
     u = client.update(IMAGES[:1].to(client.dtype), y).materialise().double()
@@ -68,7 +68,7 @@ def aimed(network, sigma=0.3, beta=20.0):  # type: ignore[no-untyped-def]
     generator = torch.Generator().manual_seed(3)
     factor = 0.8 * torch.eye(DIM) + 0.1 * torch.randn(DIM, DIM, generator=generator)
     laplace = Laplace(torch.randn(DIM, generator=generator).double(), factor.double(), 0.0, 0)
-    return billiard.build(densities.build(model, client, observed), gated(client, beta), laplace)
+    return billiard.build(build(model, client, observed), gated(client, beta), laplace)
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -225,7 +225,7 @@ def test_a_sampler_that_never_asks_the_true_client_is_rejected() -> None:
 
 
 def test_run() -> None:
-    network = clients.seeded(convolutional, 0).float()
+    network = seeded(convolutional, 0).float()
     model, observed, client = attack(lambda: network, sigma=0.5)
     settings = {"seed": 1, "chains": 4, "draws": 8, "warmup": 6, "starts": 2, "steps": 20}
     found = [billiard.run(model, observed, client, **settings) for _ in range(2)]
@@ -238,7 +238,7 @@ def test_run() -> None:
 def test_batches_and_unknown_labels() -> None:
     """Two examples, labels summed out: the walls' pattern is that of every example, repeated for every label."""
     model, observed, client = attack(convolutional)
-    density = densities.build(model, client, replace(observed, batch_size=2, labels=None))
+    density = build(model, client, replace(observed, batch_size=2, labels=None))
     laplace = Laplace(torch.zeros(2 * DIM).double(), torch.eye(2 * DIM).double(), 0.0, 0)
     field = billiard.build(density, gated(client, 1e5), laplace)
     w = normal(10, 2 * DIM, seed=13)
@@ -252,7 +252,7 @@ def test_batches_and_unknown_labels() -> None:
 
 def test_images_that_are_not_affine_in_the_latents() -> None:
     _, observed, client = attack(convolutional)
-    density = densities.build(partial(dlg.model, sigma=0.3), client, observed)
+    density = build(partial(dlg.model, sigma=0.3), client, observed)
     laplace = Laplace(torch.zeros(DIM).double(), torch.eye(DIM).double(), 0.0, 0)
     field = billiard.build(density, gated(client, 20.0), laplace)
     w = normal(10, DIM, seed=14)

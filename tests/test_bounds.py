@@ -13,11 +13,12 @@ from conftest import LIMIT, batch_of, observe, tiny
 from scipy import integrate, stats
 from torch import Tensor
 
-from pplleak import bounds, channels, density, rero
+from pplleak import channels, density
 from pplleak.channels import Channel
+from pplleak.client.update import DenseUpdate, Update
 from pplleak.errors import BadInput
 from pplleak.models import dlg, linear_gaussian, tv
-from pplleak.updates import DenseUpdate, Update
+from pplleak.studies.risk import bounds, rero
 
 SIGMA = 0.3
 

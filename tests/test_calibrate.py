@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from command_line import one_line, run
 
-from pplleak import calibration_command, calibration_draws
-from pplleak.calibration_draws import Draw
+from pplleak.cli import calibrate as calibration_command
+from pplleak.studies.calibration import draws as calibration_draws
+from pplleak.studies.calibration.draws import Draw
 
 TINY = ["calibrate", "--inference", "laplace", "--network.widths", "4", "--inference.starts", "1",
         "--inference.steps", "3", "--inference.chains", "2", "--inference.draws", "60"]  # fmt: skip

@@ -15,12 +15,15 @@ import torch
 from conftest import LIMIT, tiny
 from scipy import stats
 
-from pplleak import attack, calibration, density, programs, risk
-from pplleak import calibration_draws as truths
-from pplleak.attack import Target
-from pplleak.calibration import judge, pit
-from pplleak.calibration_draws import LEVELS, QUANTITIES, TWINS, Draw
+from pplleak import density, programs
 from pplleak.errors import BadInput
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
+from pplleak.studies.calibration import calibration
+from pplleak.studies.calibration import draws as truths
+from pplleak.studies.calibration.calibration import judge, pit
+from pplleak.studies.calibration.draws import LEVELS, QUANTITIES, TWINS, Draw
+from pplleak.studies.risk import risk
 
 # -- statistics of posteriors that are known -------------------------------------------------------------------------
 

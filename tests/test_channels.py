@@ -15,8 +15,8 @@ from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from pplleak import channels
-from pplleak.clients import Client
-from pplleak.updates import DenseUpdate, LazyUpdate
+from pplleak.client import Client
+from pplleak.client.update import DenseUpdate, LazyUpdate
 
 
 def convolutional() -> Client:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pplleak import channels
 from pplleak.channels.directional import log_bessel_i
+from pplleak.client.update import DenseUpdate, Update
 from pplleak.errors import BadInput
-from pplleak.updates import DenseUpdate, Update
 
 
 def plain(u: list[float], lead: tuple[int, ...] = ()) -> DenseUpdate:

@@ -11,10 +11,11 @@ from conftest import tiny
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pplleak import attack, channels, programs
-from pplleak.attack import Target, believe
+from pplleak import channels, programs
 from pplleak.errors import BadInput
-from pplleak.observation import Observation
+from pplleak.federation.observation import Observation
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target, believe
 
 each_name = pytest.mark.parametrize("name", list(programs.named_channels()))
 OTHERS = {

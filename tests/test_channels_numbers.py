@@ -15,9 +15,9 @@ from pplleak import channels, programs
 from pplleak.channels.base import log_interval, noise
 from pplleak.channels.directional import log_bessel_i
 from pplleak.channels.pruned import random_mask
+from pplleak.client.factors import Factor
+from pplleak.client.update import DenseUpdate
 from pplleak.errors import BadInput
-from pplleak.factors import Factor
-from pplleak.updates import DenseUpdate
 
 SIGMA, RATE = 0.3, 0.4
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from pplleak import attack, cli, programs
+from pplleak import cli, programs
 from pplleak.posterior import Posterior
+from pplleak.studies.attack import attack
 
 RELU = {"activation": "relu"}
 TINY = [f"--inference.{s}" for s in ("chains=2", "draws=8", "warmup=4", "starts=2", "steps=5")]

@@ -13,13 +13,15 @@ import torch
 from conftest import batch_of, own, tiny
 from torch import Tensor, nn
 
-from pplleak import attack, cli, density, label_rules, programs
-from pplleak.attack import Target
-from pplleak.clients import Client
+from pplleak import cli, density, programs
+from pplleak.client import Client
+from pplleak.density import label_rules
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.inference import map as maps
 from pplleak.inference._boxed import boxed
-from pplleak.observation import Observation
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
 
 SIGMA, KAPPA = 0.3, 50.0
 Loss = Callable[[Client, Tensor, Tensor, Tensor], Tensor]  # client, x (batch, …), u and g (D,) -> the published loss

@@ -1,4 +1,4 @@
-"""What `clients.build` accepts, refuses and finds out about a network; and that it leaves the user's own alone."""
+"""What `Client` accepts, refuses and finds out about a network; and that it leaves the user's own alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from conftest import batch_of, own, tiny
 from layers import Net, V, assert_quantities, client_of, head, reference, some_g
 from torch import Tensor, nn
 
-from pplleak import clients
-from pplleak.clients import Client
+from pplleak.client import Client
 from pplleak.errors import BadInput
 
 
 def test_dropout_in_train_mode_is_refused() -> None:
     with pytest.raises(BadInput, match="random"):
-        clients.build(head(5, nn.Linear(6, 5), nn.Dropout(0.5)), V, 3)
+        Client(head(5, nn.Linear(6, 5), nn.Dropout(0.5)), V, 3)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,7 @@ def test_dropout_in_train_mode_is_refused() -> None:
 )
 def test_a_network_that_cannot_be_attacked_is_refused_in_one_line(make: Callable[[], nn.Module], said: str) -> None:
     with pytest.raises(BadInput, match=said) as caught:
-        clients.build(make(), V, 3)
+        Client(make(), V, 3)
     assert "\n" not in str(caught.value)
 
 
@@ -43,13 +42,13 @@ def test_weights_with_nan_are_refused_by_name() -> None:
     with torch.no_grad():
         network[1].bias[0] = torch.nan
     with pytest.raises(BadInput, match=r"1\.bias"):
-        clients.build(network, V, 3)
+        Client(network, V, 3)
 
 
 def test_the_users_network_is_left_as_it_was() -> None:
     network = head(5, nn.Linear(6, 5), nn.ReLU(inplace=True), nn.BatchNorm1d(5).eval())
     before = {n: p.clone() for n, p in network.named_parameters()}
-    client = clients.build(network, V, 3)
+    client = Client(network, V, 3)
     client.update(*batch_of(client, (2,), 3)).materialise()
     assert all(torch.equal(p, before[n]) and p.requires_grad and p.grad is None for n, p in network.named_parameters())
     assert network[1].inplace
@@ -153,7 +152,7 @@ def test_a_fused_encoder_layer_hides_no_kink(activation: str, kinks: tuple[str, 
 
 def test_dropout_is_refused_however_little_it_drops() -> None:
     with pytest.raises(BadInput, match="random"):
-        clients.build(head(5, nn.Linear(6, 5), nn.Dropout(1e-9)), V, 3)
+        Client(head(5, nn.Linear(6, 5), nn.Dropout(1e-9)), V, 3)
 
 
 def test_batch_norm_that_needs_two_examples_is_known_to_mix_its_batch() -> None:

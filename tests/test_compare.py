@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pplleak import compare
 from pplleak.posterior import Posterior
+from pplleak.studies.compare import compare
 
 BLANK: dict[str, object] = dict.fromkeys(compare.COLUMNS)
 

@@ -6,7 +6,7 @@ import arviz
 import numpy as np
 import pytest
 
-from pplleak import convergence
+from pplleak.posterior import convergence
 
 
 def chains_of(chains: int, draws: int) -> np.ndarray:

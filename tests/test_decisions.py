@@ -7,8 +7,8 @@ import pytest
 from conftest import LIMIT
 from scipy import stats
 
-from pplleak import decisions
 from pplleak.errors import BadInput
+from pplleak.posterior import decisions
 
 N = 8000
 BROAD, SPIKE = (0.6, 0.0, 1.0), (0.4, 5.0, 0.05)  # weight, centre, sd

@@ -11,11 +11,13 @@ from conftest import batch_of, own, tiny
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 
-from pplleak import attack, clients, data, defences, networks, programs
-from pplleak.clients import Client
-from pplleak.defences import ats, mix, precode, soteria
+from pplleak import data, programs
+from pplleak.client import Client, networks, seeded
+from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
-from pplleak.training import LocalTraining
+from pplleak.federation import defences
+from pplleak.federation.defences import ats, mix, precode, soteria
+from pplleak.studies.attack import attack
 
 each_defence = pytest.mark.parametrize("name", list(defences.names()))
 SMOOTH = ["3-1-7", "2-6-10", "13-4-20", "0-8-7", "28-29-39", "21-12-18+42-26-25"]
@@ -195,7 +197,7 @@ def extended(base: str = "mlp", beta: float = 0.3, **settings: object) -> Client
         network = getattr(networks, base)((1, 4, 4), 3, **settings)
         return precode.network(network, (1, 4, 4), 3, size=3, beta=beta)
 
-    return clients.build(clients.seeded(build, 0).double(), (1, 4, 4), 3)
+    return Client(seeded(build, 0).double(), (1, 4, 4), 3)
 
 
 def gradient_by_hand(client: Client, x: Tensor, y: Tensor, noise: Tensor, *, kl: bool = True) -> Tensor:

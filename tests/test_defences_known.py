@@ -14,14 +14,16 @@ from conftest import batch_of, tiny
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pplleak import attack, cli, defences, density, metrics, programs, weights
-from pplleak.attack import Target, believe
-from pplleak.clients import Client
-from pplleak.defences import ats, dropout
+from pplleak import cli, density, programs
+from pplleak.client import Client, weights
 from pplleak.density import Density
 from pplleak.errors import BadInput
-from pplleak.observation import Observation
-from pplleak.posterior import Posterior
+from pplleak.federation import defences
+from pplleak.federation.defences import ats, dropout
+from pplleak.federation.observation import Observation
+from pplleak.posterior import Posterior, metrics
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target, believe
 
 SIGMA = 0.2
 

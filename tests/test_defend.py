@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pplleak import candidates, cli, defend, defend_report, federated, metrics, programs, protection, targets
-from pplleak.adversaries import ADVERSARIES
-from pplleak.defend import Job, Sweep
+from pplleak import cli, programs
 from pplleak.errors import BadInput
+from pplleak.federation import protection, rounds, targets
+from pplleak.posterior import metrics
+from pplleak.studies.defend import candidates, defend
+from pplleak.studies.defend import report as defend_report
+from pplleak.studies.defend.adversaries import ADVERSARIES
+from pplleak.studies.defend.defend import Job, Sweep
 
 TINY = [
     "defend", "--network", "mlp", "--network.widths", "8", "--steps", "0", "3", "--clients", "3", "--count", "1",
@@ -176,7 +180,7 @@ def test_a_sweep_writes_its_table_and_goes_on_with_more(
     assert {(r["defence"], r["strength"], r["step"]) for r in found} == {
         (d, s, t) for d, s in (("none", ""), ("gaussian", "sigma=0.01")) for t in ("0", "3")
     }
-    logged = federated.log(Path("defend/training/gaussian-sigma-0.01"))
+    logged = rounds.log(Path("defend/training/gaussian-sigma-0.01"))
     assert float(found[-1]["accuracy"]) == pytest.approx(logged[-1]["accuracy"], abs=1e-5)
     assert Path("defend/defences.png").stat().st_size > 1000
     done, attack = [], defend.attack

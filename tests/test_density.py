@@ -16,11 +16,11 @@ from conftest import assert_frequencies, assert_moments, chains_of, observe, tin
 from pyro import poutine
 from torch import Tensor
 
-from pplleak import channels, clients, density
-from pplleak.clients import Client
+from pplleak import channels, density
+from pplleak.client import Client
+from pplleak.client.training import LocalTraining
 from pplleak.density import Density
 from pplleak.models import dlg, gaussian, logistic
-from pplleak.training import LocalTraining
 
 SIGMA = 0.3
 REFERENCE = torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(3))
@@ -133,7 +133,7 @@ def test_minibatches_give_examples_a_place() -> None:
     client = tiny()
     observed = observe(client, SIGMA, size=2, known=False)
     for batch_size, expected in ((None, True), (1, False)):
-        trained = clients.build(client.network.requires_grad_(), (1, 2, 2), 3, LocalTraining(0.1, 2, batch_size))
+        trained = Client(client.network.requires_grad_(), (1, 2, 2), 3, LocalTraining(0.1, 2, batch_size))
         assert density.build(MODELS["logistic"][0], trained, observed).exchangeable is expected
 
 

@@ -13,7 +13,7 @@ from conftest import observe, tiny
 from torch import Tensor
 
 from pplleak import channels, density
-from pplleak.clients import Client
+from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.models import dlg
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplleak import channels
 from pplleak.channels import entrywise
-from pplleak.updates import DenseUpdate
+from pplleak.client.update import DenseUpdate
 
 SIGMA, SIZE, CHAINS = 0.3, 101, 3
 

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from conftest import tiny
 from torch import Tensor, nn
 
-from pplleak import channels, cli, federated, privacy, protection, weights
-from pplleak.attack import build_client
-from pplleak.clients import Client
+from pplleak import channels, cli
+from pplleak.client import Client, weights
+from pplleak.client.training import LocalTraining
 from pplleak.data import Images
 from pplleak.errors import BadInput
-from pplleak.federated import Federation
-from pplleak.training import LocalTraining
+from pplleak.federation import privacy, protection, rounds
+from pplleak.federation.rounds import Federation
+from pplleak.studies.attack.attack import build_client
 
 ALONE = Federation(clients=1, batch_size=12, lr=0.5)
 FEW = Federation(clients=2, batch_size=3, lr=0.5)
@@ -53,7 +54,7 @@ def test_a_step_of_one_client_is_a_step_of_sgd() -> None:
     client, data = tiny(), images()
     moved = by_sgd(client, data.x, data.y, 0.5, [list(range(12))])
     before = flat(client)
-    federated.step(client, data, ALONE, protection.resolve("none"), 1, seed=0)
+    rounds.step(client, data, ALONE, protection.resolve("none"), 1, seed=0)
     torch.testing.assert_close(flat(client) - before, moved)
 
 
@@ -75,10 +76,10 @@ def test_a_round_of_fedavg_moves_by_the_mean_of_what_its_clients_moved() -> None
     before, moves = flat(client), []
     for k in range(2):
         mine = federation.shard(4, k, seed=3)
-        torch.manual_seed(federated.seed_of(3, 1 + k))
+        torch.manual_seed(rounds.seed_of(3, 1 + k))
         picked = mine[torch.randperm(2)]
         moves.append(by_sgd(client, data.x[picked], data.y[picked], 0.3, [[0], [1], [0], [1]]))
-    federated.step(client, data, federation, protection.resolve("none"), 1, seed=3)
+    rounds.step(client, data, federation, protection.resolve("none"), 1, seed=3)
     torch.testing.assert_close(flat(client) - before, (moves[0] + moves[1]) / 2)
 
 
@@ -109,12 +110,12 @@ def stopping(after: int) -> object:
 
 def trained(out: Path, defence: str, steps: tuple[int, ...], **settings: object) -> Tensor:
     client, data = tiny(), images()
-    rows, _ = federated.train(
+    rows, _ = rounds.train(
         client, data, data, FEW, protection.parse(defence), out,
         checkpoints=steps, settings={"defence": defence}, seed=5, **settings,  # type: ignore[arg-type]
     )  # fmt: skip
-    assert [r["step"] for r in rows] == sorted(federated._steps(out))
-    tensors = weights.read(federated.path(out, rows[-1]["step"]))[0]
+    assert [r["step"] for r in rows] == sorted(rounds._steps(out))
+    tensors = weights.read(rounds.path(out, rows[-1]["step"]))[0]
     return torch.cat([tensors[n].flatten() for n in client.layers])
 
 
@@ -122,23 +123,23 @@ def trained(out: Path, defence: str, steps: tuple[int, ...], **settings: object)
 def test_an_interrupted_training_goes_on_bit_for_bit(defence: str, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", defence, (0, 2, 9))
     part = trained(tmp_path / "part", defence, (0, 2, 9), progress=stopping(5))
-    assert federated.path(tmp_path / "part", 5).exists() and not torch.equal(part, whole)
+    assert rounds.path(tmp_path / "part", 5).exists() and not torch.equal(part, whole)
     assert torch.equal(trained(tmp_path / "part", defence, (0, 2, 9)), whole)
     trained(tmp_path / "later", defence, (0, 2))
     assert torch.equal(trained(tmp_path / "later", defence, (0, 2, 9)), whole)
 
 
 def test_the_usual_checkpoints() -> None:
-    assert federated.milestones(1000) == (0, 10, 20, 50, 100, 200, 500, 1000)
-    assert federated.milestones(30) == (0, 10, 20, 30)
+    assert rounds.milestones(1000) == (0, 10, 20, 50, 100, 200, 500, 1000)
+    assert rounds.milestones(30) == (0, 10, 20, 30)
 
 
 def test_a_training_that_diverges_says_so_and_keeps_what_was_sound(tmp_path: Path) -> None:
     wild = replace(FEW, lr=1e300)
     with pytest.raises(BadInput, match="diverged before step 4"):
-        federated.train(tiny(), images(), images(), wild, protection.resolve("none"), tmp_path,
+        rounds.train(tiny(), images(), images(), wild, protection.resolve("none"), tmp_path,
                         checkpoints=(0, 4), settings={})  # fmt: skip
-    assert federated._steps(tmp_path) == [0]
+    assert rounds._steps(tmp_path) == [0]
 
 
 # -- DP-SGD, against Opacus -------------------------------------------------------------------------------------------
@@ -182,17 +183,17 @@ def test_epsilon_is_that_of_opacus_s_accountant_for_the_same_run() -> None:
     *_, engine = opacus_run(1.1, 1.0, 9)
     alone = Federation(clients=1, batch_size=3)
     dpsgd = protection.parse("dpsgd:noise_multiplier=1.1")
-    found = federated.epsilon(alone, dpsgd, 12, 9)
+    found = rounds.epsilon(alone, dpsgd, 12, 9)
     assert found == pytest.approx(engine.get_epsilon(1e-5), rel=1e-9)  # type: ignore[attr-defined]
-    assert found != pytest.approx(federated.epsilon(alone, dpsgd, 12, 10), rel=1e-6)
-    assert federated.epsilon(alone, dpsgd, 12, 0) == 0
-    assert federated.epsilon(alone, protection.parse("gaussian"), 12, 9) is None
+    assert found != pytest.approx(rounds.epsilon(alone, dpsgd, 12, 10), rel=1e-6)
+    assert rounds.epsilon(alone, dpsgd, 12, 0) == 0
+    assert rounds.epsilon(alone, protection.parse("gaussian"), 12, 9) is None
 
 
 def test_an_example_s_epsilon_counts_the_steps_in_which_its_client_was_asked() -> None:
     dpsgd = protection.parse("dpsgd:noise_multiplier=1.1")
-    apart = federated.epsilon(Federation(clients=4, batch_size=3), dpsgd, 48, 36)
-    assert apart == federated.epsilon(Federation(clients=1, batch_size=3), dpsgd, 12, 9)
+    apart = rounds.epsilon(Federation(clients=4, batch_size=3), dpsgd, 48, 36)
+    assert apart == rounds.epsilon(Federation(clients=1, batch_size=3), dpsgd, 12, 9)
 
 
 def test_dpsgd_takes_examples_one_by_one_and_divides_by_the_batch_that_was_meant() -> None:
@@ -202,11 +203,11 @@ def test_dpsgd_takes_examples_one_by_one_and_divides_by_the_batch_that_was_meant
     torch.manual_seed(0)
     came = torch.rand(12) < 3 / 12
     torch.manual_seed(0)
-    found = federated._sent(client, data, torch.arange(12), replace(ALONE, batch_size=3), quiet)
+    found = rounds._sent(client, data, torch.arange(12), replace(ALONE, batch_size=3), quiet)
     torch.testing.assert_close(found, each[came].sum(0) / 3, rtol=1e-5, atol=1e-8)
     assert came.sum() not in (0, 3)
     loud = protection.resolve("dpsgd", {"noise_multiplier": 2.0, "clip": clip})
-    nobody = torch.stack([federated._sent(client, data, torch.arange(12), replace(ALONE, batch_size=1e-9), loud) * 1e-9
+    nobody = torch.stack([rounds._sent(client, data, torch.arange(12), replace(ALONE, batch_size=1e-9), loud) * 1e-9
                           for _ in range(200)])  # fmt: skip
     assert float(nobody.std()) == pytest.approx(2.0 * clip, rel=5 / np.sqrt(2 * nobody.numel()))
 
@@ -230,7 +231,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_train_learns_and_an_attack_reads_its_checkpoint(workshop: Path) -> None:
     assert run("train", *QUICK, "--out", "t") == 0
-    rows = federated.log(Path("t"))
+    rows = rounds.log(Path("t"))
     assert [r["step"] for r in rows] == [0, 10, 20, 30]
     assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.2 and rows[-1]["loss"] < rows[0]["loss"]
     attack = ["attack", "--network.widths", "8", "--checkpoint", "t/step-30.safetensors", "--inference", "map"]
@@ -242,7 +243,7 @@ def test_train_says_what_dpsgd_spends(workshop: Path, capsys: pytest.CaptureFixt
     pytest.importorskip("opacus")
     assert run("train", *QUICK, "--channel", "dpsgd", "--channel.noise-multiplier", "2") == 0
     assert "ε" in capsys.readouterr().out
-    spent = [r["epsilon"] for r in federated.log(Path("train"))]
+    spent = [r["epsilon"] for r in rounds.log(Path("train"))]
     assert spent[0] == 0 and spent == sorted(spent)
     assert spent[-1] == pytest.approx(privacy.epsilon(2.0, 32 / 500, 10))
 

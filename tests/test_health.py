@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pplleak import report
 from pplleak.posterior import Posterior
+from pplleak.studies.attack import report
 
 
 def made(x: np.ndarray | None = None, **changes: Any) -> Posterior:

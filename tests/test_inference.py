@@ -28,10 +28,10 @@ from conftest import (
 from torch import Tensor
 
 from pplleak import programs
-from pplleak.clients import Client
+from pplleak.client import Client
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.models import gaussian, logistic
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
 

@@ -16,13 +16,16 @@ import torch
 from command_line import one_line, run
 from conftest import LIMIT, batch_of, observe, tiny
 
-from pplleak import attack, channels, density, information, programs, report, risk
-from pplleak.attack import Target
-from pplleak.clients import Client
+from pplleak import channels, density, programs
+from pplleak.client import Client
 from pplleak.errors import BadInput
-from pplleak.information import LN2
+from pplleak.federation.observation import Observation
 from pplleak.models import gaussian, linear_gaussian, logistic, tv
-from pplleak.observation import Observation
+from pplleak.posterior import information
+from pplleak.posterior.information import LN2
+from pplleak.studies.attack import attack, report
+from pplleak.studies.attack.attack import Target
+from pplleak.studies.risk import risk
 
 SIGMA = 0.3
 MODEL = functools.partial(linear_gaussian.model, sigma=SIGMA)

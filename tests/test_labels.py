@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from conftest import own, tiny
 from torch import Tensor, nn
 
-from pplleak import attack, cli, clients, data, labels
-from pplleak.attack import Target
-from pplleak.clients import Client
+from pplleak import cli, data
+from pplleak.client import Client
+from pplleak.client.training import LocalTraining
+from pplleak.density import label_recovery
 from pplleak.errors import BadInput
-from pplleak.observation import Observation
-from pplleak.training import LocalTraining
+from pplleak.federation.observation import Observation
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
 
 DIGITS = data.private("digits", None)
 PUBLIC = data.public("digits", None, without=range(300)).x
@@ -55,7 +57,7 @@ def test_labels_of_digits_are_recovered(network: str, size: int) -> None:
     victim = NETWORKS[network]()
     for start in range(0, 5 * size, size):
         observed, truth = shared(victim, start, size)
-        found = labels.recover(victim, observed, public=PUBLIC)
+        found = label_recovery.recover(victim, observed, public=PUBLIC)
         assert found.labels.tolist() == truth
         assert found.sure
 
@@ -64,9 +66,9 @@ def test_the_bias_gradient_names_the_label_by_its_sign_alone() -> None:
     victim = client("mlp")
     for start in range(10):
         observed, truth = shared(victim, start, 1)
-        bias = victim.split(observed.g)[labels.last_layer(victim).bias]
+        bias = victim.split(observed.g)[label_recovery.last_layer(victim).bias]
         assert torch.nonzero(bias < 0).flatten().tolist() == truth
-        assert labels.idlg(bias).labels.tolist() == truth
+        assert label_recovery.idlg(bias).labels.tolist() == truth
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3])
@@ -78,7 +80,7 @@ def test_under_noise_the_confidence_of_one_label_is_how_often_it_is_right(sigma:
         y = k % 10
         p = torch.full((10,), 0.1, dtype=torch.float64)
         noise = torch.randn(10, generator=generator, dtype=torch.float64)
-        found = labels.idlg(p - F.one_hot(torch.tensor(y), 10) + sigma * noise, sigma)
+        found = label_recovery.idlg(p - F.one_hot(torch.tensor(y), 10) + sigma * noise, sigma)
         assert found.confidence is not None
         right.append(int(found.labels) == y)
         said.append(found.confidence)
@@ -91,11 +93,11 @@ def test_under_noise_the_confidence_of_one_label_is_how_often_it_is_right(sigma:
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
 def test_without_a_bias_the_longest_row_is_that_of_the_label(activation: str) -> None:
     victim = client("mlp", activation=activation)
-    layer = labels.last_layer(victim)
+    layer = label_recovery.last_layer(victim)
     for start in range(20):
         observed, truth = shared(victim, start, 1, sigma=1e-3)
         weight = victim.split(observed.g)[layer.weight]
-        found = labels.idlg_from_weight(weight, 1e-3)
+        found = label_recovery.idlg_from_weight(weight, 1e-3)
         assert found.labels.tolist() == truth and found.sure
         rows = weight @ weight.mT  # iDLG's own words: the one row that points against all others
         assert (rows[truth[0]][torch.arange(10) != truth[0]] < 0).all()
@@ -106,9 +108,9 @@ def test_two_classes_without_a_bias_need_non_negative_inputs() -> None:
     for label in (0, 1):
         delta = torch.tensor([0.4, 0.6]) - F.one_hot(torch.tensor(label), 2)
         weight = torch.outer(delta, a)
-        assert labels.idlg_from_weight(weight, non_negative=True).labels.tolist() == [label]
+        assert label_recovery.idlg_from_weight(weight, non_negative=True).labels.tolist() == [label]
         with pytest.raises(BadInput, match="one sign for both labels"):
-            labels.idlg_from_weight(weight)
+            label_recovery.idlg_from_weight(weight)
 
 
 def test_llg_is_its_algorithm_and_right_where_all_probabilities_are_alike() -> None:
@@ -116,8 +118,8 @@ def test_llg_is_its_algorithm_and_right_where_all_probabilities_are_alike() -> N
     for y in ([0], [0, 1], [0, 0, 2], [1, 1, 1], [0, 1, 2, 2]):
         n = torch.bincount(torch.tensor(y), minlength=10)
         rows = 3.0 * (0.1 - n / len(y))
-        assert labels.llg(rows, len(y)).labels.tolist() == y
-        assert labels.llg(rows, len(y)).confidence is None
+        assert label_recovery.llg(rows, len(y)).labels.tolist() == y
+        assert label_recovery.llg(rows, len(y)).confidence is None
 
 
 def test_llg_takes_a_batch_only_behind_non_negative_activations() -> None:
@@ -125,14 +127,14 @@ def test_llg_takes_a_batch_only_behind_non_negative_activations() -> None:
     hits = 0
     for start in range(0, 40, 2):
         observed, truth = shared(relu, start, 2)
-        found = labels.recover(relu, observed)
+        found = label_recovery.recover(relu, observed)
         assert found.rule.startswith("LLG") and not found.sure
         hits += found.labels.tolist() == truth
     assert hits >= 18
     with pytest.raises(BadInput, match="either sign"):
-        labels.recover(gelu, shared(gelu, 0, 2)[0])
+        label_recovery.recover(gelu, shared(gelu, 0, 2)[0])
     with pytest.raises(BadInput, match="negative"):
-        labels.llg(torch.ones(10), 2)
+        label_recovery.llg(torch.ones(10), 2)
 
 
 def test_counts_come_from_the_row_sums_where_the_last_layer_has_no_bias() -> None:
@@ -143,7 +145,7 @@ def test_counts_come_from_the_row_sums_where_the_last_layer_has_no_bias() -> Non
     hits = 0
     for start in range(0, 80, 4):
         observed, truth = shared(victim, start, 4)
-        found = labels.recover(victim, observed, public=PUBLIC)
+        found = label_recovery.recover(victim, observed, public=PUBLIC)
         assert found.rule == "counts, from the last weight"
         hits += found.labels.tolist() == truth
         assert not found.sure
@@ -162,11 +164,11 @@ def test_counts_that_the_gradient_leaves_open_are_not_sure(case: str) -> None:
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()
-        victim = clients.build(network, (1, 8, 8), 10)
+        victim = Client(network, (1, 8, 8), 10)
     right, said = [], []
     for start in range(0, 296, 4):
         observed, truth = shared(victim, start, 4, sigma)
-        found = labels.recover(victim, observed, sigma=sigma, public=PUBLIC)
+        found = label_recovery.recover(victim, observed, sigma=sigma, public=PUBLIC)
         assert found.confidence is not None
         right.append(found.labels.tolist() == truth)
         said.append(found.confidence)
@@ -182,42 +184,42 @@ def test_what_is_not_one_cross_entropy_gradient_is_refused() -> None:
     victim = client("mlp")
     two = replace(shared(victim, 0, 2)[0], batch_size=1)
     with pytest.raises(BadInput, match="--batch-size"):
-        labels.recover(victim, two)
-    layer = labels.last_layer(victim)
+        label_recovery.recover(victim, two)
+    layer = label_recovery.last_layer(victim)
     with pytest.raises(BadInput, match="rank 1"):
-        labels.idlg_from_weight(victim.split(two.g)[layer.weight])
+        label_recovery.idlg_from_weight(victim.split(two.g)[layer.weight])
     x, y = batch(0, 1)
     logits = victim.network(x)[0]
     squared = 2 * (logits - F.one_hot(y[0], 10))  # the gradient of a squared error at the last bias
     with pytest.raises(BadInput, match="another loss"):
-        labels.idlg(squared)
+        label_recovery.idlg(squared)
     with pytest.raises(BadInput, match="another loss"):
-        labels.counts(squared, torch.ones(len(PUBLIC)), victim.network(PUBLIC).softmax(-1), 4)
+        label_recovery.counts(squared, torch.ones(len(PUBLIC)), victim.network(PUBLIC).softmax(-1), 4)
 
 
 def test_a_client_whose_gradient_does_not_tell_is_refused() -> None:
     victim = client("mlp")
     observed, _ = shared(victim, 0, 1)
     with pytest.raises(BadInput, match="not behind 'sign'"):
-        labels.recover(victim, observed, channel="sign")
+        label_recovery.recover(victim, observed, channel="sign")
     with pytest.raises(BadInput, match="local training"):
-        labels.recover(replace(victim, local=LocalTraining(0.1)), observed)
+        label_recovery.recover(replace(victim, local=LocalTraining(0.1)), observed)
     normed = own(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LayerNorm(3)), (1, 2, 2))
     with pytest.raises(BadInput, match="does not end in a linear layer"):
-        labels.recover(normed, Observation(torch.zeros(normed.update_size)))
+        label_recovery.recover(normed, Observation(torch.zeros(normed.update_size)))
 
 
 def test_a_target_keeps_what_was_recovered_and_whether_it_is_right() -> None:
     victim = tiny(classes=4)
     x, y = torch.rand(1, 1, 2, 2, dtype=torch.float64), torch.tensor([2])
     g = victim.update(x, y).materialise()
-    target = labels.recovered(Target(victim, Observation(g, 1, y), sigma=1e-3))
+    target = label_recovery.recovered(Target(victim, Observation(g, 1, y), sigma=1e-3))
     assert target.observed.labels is not None and target.observed.labels.tolist() == [2]
     assert target.said["recovered_labels"]["right"] is True
-    wrong = labels.recovered(Target(victim, Observation(g, 1, torch.tensor([1])), sigma=1e-3))
+    wrong = label_recovery.recovered(Target(victim, Observation(g, 1, torch.tensor([1])), sigma=1e-3))
     assert wrong.observed.labels is not None and wrong.observed.labels.tolist() == [2]
     assert wrong.said["recovered_labels"]["right"] is False
-    blind = labels.recovered(Target(victim, Observation(g, 1), sigma=1e-3))
+    blind = label_recovery.recovered(Target(victim, Observation(g, 1), sigma=1e-3))
     assert blind.said["recovered_labels"]["right"] is None
 
 

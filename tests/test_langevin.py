@@ -10,10 +10,11 @@ import torch
 from conftest import LIMIT, assert_moments, batch_of, misfit, observe, tiny, wrong_twins
 from torch import Tensor
 
-from pplleak import density, report
+from pplleak import density
+from pplleak.federation.observation import Observation
 from pplleak.inference import _diagonal, langevin, laplace
 from pplleak.models import logistic
-from pplleak.observation import Observation
+from pplleak.studies.attack import report
 
 SD = torch.tensor([0.7, 1.0, 1.6], dtype=torch.float64)
 SIZE = 0.9

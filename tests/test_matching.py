@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import observe, tiny
 
-from pplleak import density as densities
-from pplleak import diagnostics
+from pplleak.density import build
+from pplleak.federation.observation import Observation
 from pplleak.models import logistic
-from pplleak.posterior import Posterior, collect
+from pplleak.posterior import Posterior, collect, diagnostics
 
 
 def draws(modes: Any, chains: int = 4, count: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +75,8 @@ def test_an_inference_s_draws_are_matched_where_nothing_tells_examples_apart(lab
     client = tiny()
     g = observe(client, 0.3, size=2)
     y = None if labels is None else torch.tensor(labels)
-    observed = densities.Observation(g.g, 2, y)
-    density = densities.build(partial(logistic.model, sigma=0.3), client, observed)
+    observed = Observation(g.g, 2, y)
+    density = build(partial(logistic.model, sigma=0.3), client, observed)
     mode = torch.linspace(0, 1, density.dim, dtype=torch.float64)
     other = mode.reshape(2, -1).flip(0).flatten()
     z = torch.stack([mode, other])[:, None] + 0.01 * torch.randn(2, 50, density.dim, dtype=torch.float64)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from pplleak import metrics
+from pplleak.posterior import metrics
 
 RNG = np.random.default_rng
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pplleak import cli, model_table, programs
+from pplleak import cli, programs
+from pplleak.cli import _model_table as model_table
 from pplleak.errors import BadInput
 
 DLG = programs.locate("models", "dlg")

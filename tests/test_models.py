@@ -19,9 +19,9 @@ from pyro.infer.autoguide import AutoNormal, init_to_median
 from torch import Tensor, nn
 
 from pplleak import channels, programs
-from pplleak.attack import Target, believe
-from pplleak.clients import Client
-from pplleak.observation import Observation
+from pplleak.client import Client
+from pplleak.federation.observation import Observation
+from pplleak.studies.attack.attack import Target, believe
 
 SIGMA = 0.3
 each_model = pytest.mark.parametrize("name", list(programs.names("models")))

@@ -13,11 +13,12 @@ from layers import assert_quantities, reference, some_g
 from safetensors.torch import save_file
 from torch import nn
 
-from pplleak import cli, networks, programs, weights
-from pplleak.attack import build_client, from_data, from_file, write_observation
+from pplleak import cli, programs
+from pplleak.client import networks, weights
+from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.posterior import Posterior
-from pplleak.training import LocalTraining
+from pplleak.studies.attack.attack import build_client, from_data, from_file, write_observation
 
 SHAPE = (1, 8, 8)
 SMALL: dict[str, dict[str, Any]] = {

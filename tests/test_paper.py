@@ -18,10 +18,10 @@ import torch
 from conftest import PAPER, assert_moments, observe, rows, tiny
 
 from pplleak import channels, priors
-from pplleak import density as densities
-from pplleak.attack import from_data
+from pplleak.density import build
 from pplleak.errors import BadInput
 from pplleak.models import logistic
+from pplleak.studies.attack.attack import from_data
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_training_time_keeps_checkpoints_and_says_their_accuracy(
 
 def test_half_a_search_is_no_row(paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     attacks = paper("attacks")
-    density = densities.build(logistic.model, tiny(), observe(tiny(), 0.1))
+    density = build(logistic.model, tiny(), observe(tiny(), 0.1))
     effort = attacks.Effort(steps=3)
     assert attacks.climb(density, 0.1, effort, 0).shape == (1, density.dim)
     search = attacks.maximise
@@ -127,7 +127,7 @@ def test_half_a_search_is_no_row(paper: Callable[[str], ModuleType], monkeypatch
 
 def test_a_search_begins_at_the_most_probable_of_many_draws_of_the_prior(paper: Callable[[str], ModuleType]) -> None:
     attacks = paper("attacks")
-    density = densities.build(logistic.model, tiny(), observe(tiny(), 0.1))
+    density = build(logistic.model, tiny(), observe(tiny(), 0.1))
     pyro.set_rng_seed(0)
     heights = density(density.sample_prior(64)).sort(descending=True).values
     one, screened = (attacks.Effort(steps=1, starts=2, screened=n) for n in (1, 64))
@@ -166,7 +166,7 @@ def test_the_chains_draw_from_a_posterior_that_is_known(paper: Callable[[str], M
     attacks = paper("attacks")
     client = tiny("linear", (1, 3, 3), classes=2)
     observed = observe(client, 0.3)
-    density = densities.build(functools.partial(logistic.model, sigma=0.3), client, observed)
+    density = build(functools.partial(logistic.model, sigma=0.3), client, observed)
     exact = logistic.exact_posterior(client, observed, sigma=0.3)
     mode = attacks.climb(density, 0.1, attacks.Effort(steps=60), 0)[0]
     found = attacks.sample(density, mode, mode, attacks.Effort(chains=16, warmup=20, draws=150, rank=4), 0)

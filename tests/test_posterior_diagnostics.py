@@ -11,7 +11,8 @@ import pytest
 from arviz_stats.base import array_stats
 from test_posterior import made, rng
 
-from pplleak.posterior import ESS, KHAT, RHAT, Posterior
+from pplleak.posterior import Posterior
+from pplleak.posterior.posterior import ESS, KHAT, RHAT
 
 
 def log_weights(wide: float, narrow: float, of_narrow: bool, count: int = 4000) -> np.ndarray:

@@ -11,8 +11,8 @@ from conftest import batch_of
 from layers import CASES, client_of, reference
 from torch import Tensor
 
-from pplleak.clients import Client
-from pplleak.factors import Factor
+from pplleak.client import Client
+from pplleak.client.factors import Factor
 
 RATIOS = (1e-1, 1e-2, 1e-3, 1e-4)  # σ/‖g‖
 EXACT = 1e-6  # relative, of a float64 client

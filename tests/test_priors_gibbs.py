@@ -11,9 +11,9 @@ from conftest import batch_of, own, tiny
 from torch import Tensor, nn
 
 from pplleak import density, priors, programs
-from pplleak.attack import Target, believe
 from pplleak.errors import BadInput
-from pplleak.observation import Observation
+from pplleak.federation.observation import Observation
+from pplleak.studies.attack.attack import Target, believe
 
 
 def looped(x: Tensor, isotropic: bool, smoothing: float) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pplleak import priors
 from pplleak.errors import BadInput
-from pplleak.flows import coupling_spline
 from pplleak.priors import flow, vae
+from pplleak.priors.splines import coupling_spline
 
 FITTED = ("gaussian", "ppca", "gmrf", "logit_normal", "mixture", "flow")
 LEARNT = ("mixture", "flow", "vae")

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pplleak import cli, data, prior_command, priors, programs
+from pplleak import cli, data, priors, programs
+from pplleak.cli import prior as prior_command
 from pplleak.errors import BadInput
 from pplleak.priors import store
 from pplleak.priors.fitting import Interrupted

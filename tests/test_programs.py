@@ -12,8 +12,8 @@ from conftest import observe, tiny
 from torch import Tensor
 
 from pplleak import programs
-from pplleak.attack import Target, attack
 from pplleak.errors import BadInput
+from pplleak.studies.attack.attack import Target, attack
 
 KINDS: list[programs.Kind] = ["models", "inference"]
 every_file = pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in programs.names(k)])

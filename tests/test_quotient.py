@@ -10,12 +10,13 @@ import torch
 from conftest import batch_of, own, tiny
 from torch import nn
 
-from pplleak import attack, metrics
-from pplleak.attack import Target
+from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.inference import quotient
-from pplleak.observation import Observation
-from pplleak.training import LocalTraining
+from pplleak.posterior import metrics
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
 
 
 def psnr(target: Target, inference: str = "quotient") -> float:

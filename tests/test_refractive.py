@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pplleak import channels, clients, kinks, networks, priors
+from pplleak import channels, priors
+from pplleak.client import Client, networks, seeded
+from pplleak.density.kinks import perceptron as kinks
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.inference import _refraction, refractive
 from pplleak.inference.laplace import Laplace
 from pplleak.models import dlg, gaussian
-from pplleak.observation import Observation
 
 SHAPE = (1, 2, 2)
 NETWORKS = [((8,), "relu"), ((8, 6), "relu"), ((8,), "leaky_relu"), ((7, 6, 5), "leaky_relu")]
@@ -35,11 +37,11 @@ IMAGES = images()  # one tensor: `fit_gaussian` caches by identity
 def attack(widths=(8,), activation="relu", sigma=0.3, scale=3.0, network=None):  # type: ignore[no-untyped-def]
     """(model, observed, client): a tiny perceptron with weights large enough for its kinks to matter."""
     if network is None:
-        network = clients.seeded(partial(networks.mlp, SHAPE, 3, widths=widths, activation=activation), 0).double()
+        network = seeded(partial(networks.mlp, SHAPE, 3, widths=widths, activation=activation), 0).double()
         with torch.no_grad():
             for p in network.parameters():
                 p.mul_(scale)
-    client = clients.build(network, SHAPE, 3)
+    client = Client(network, SHAPE, 3)
     generator = torch.Generator().manual_seed(2)
     y = torch.tensor([1])
     u = client.update(IMAGES[:1].to(client.dtype), y).materialise().double()
@@ -187,7 +189,7 @@ class WithoutJumps(kinks.Perceptron):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_run(dtype: torch.dtype) -> None:
-    network = clients.seeded(partial(networks.mlp, SHAPE, 3, widths=(8,), activation="relu"), 0).to(dtype)
+    network = seeded(partial(networks.mlp, SHAPE, 3, widths=(8,), activation="relu"), 0).to(dtype)
     model, observed, client = attack(network=network, sigma=0.5)
     settings = {"seed": 1, "chains": 16, "draws": 150, "warmup": 60, "steps": 50}
     found = [refractive.run(model, observed, client, **settings) for _ in range(2)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import one_line, run
 
-from pplleak import programs, resume
+from pplleak import programs, runs
 from pplleak.errors import BadInput
 
 
@@ -32,25 +32,25 @@ def test_a_file_of_the_users_that_changes_is_another_run(setting: str, value: st
     mine.write_text("a = 1\n")
     word: str | Path = value.format(mine)
     args = dataclasses.replace(Run("gaussian"), **{setting: Path(word) if setting == "checkpoint" else word})
-    begun = resume.settings(args, leaving=("count",))
+    begun = runs.settings(args, leaving=("count",))
     kept = tmp_path / "out" / "run.json"
-    resume.settle(kept, begun)
-    resume.settle(kept, resume.settings(dataclasses.replace(args, count=9), leaving=("count",)))
+    runs.settle(kept, begun)
+    runs.settle(kept, runs.settings(dataclasses.replace(args, count=9), leaving=("count",)))
     mine.write_text("a = 2\n")
     with pytest.raises(BadInput, match=r"run\.json holds a sweep with files = .*mine\.py.*another folder with --out"):
-        resume.settle(kept, resume.settings(args, leaving=("count",)), "a sweep")
+        runs.settle(kept, runs.settings(args, leaving=("count",)), "a sweep")
     assert json.loads(kept.read_text()) == begun  # what was there stays
 
 
 def test_settings_are_said_as_json_gives_them_back() -> None:
-    assert resume.settings(Run("gaussian"), leaving=("count", "checkpoint")) == {
+    assert runs.settings(Run("gaussian"), leaving=("count", "checkpoint")) == {
         "model": "gaussian", "inference": "map,hmc", "network": "mlp", "widths": [4, 8],
     }  # fmt: skip
 
 
 def test_settings_within_settings_name_files_too(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"weights")
-    found = resume.settings({"model_settings": {"weights": [str(tmp_path / "w.safetensors")]}, "nul": "a\0b"})
+    found = runs.settings({"model_settings": {"weights": [str(tmp_path / "w.safetensors")]}, "nul": "a\0b"})
     assert list(found["files"]) == [str(tmp_path / "w.safetensors")]
 
 
@@ -59,14 +59,14 @@ def test_a_file_that_holds_no_settings_is_refused_in_a_line_and_left_alone(text:
     path = tmp_path / "run.json"
     path.write_text(text)
     with pytest.raises(BadInput, match=r"cannot go on from .*another folder with --out"):
-        resume.settle(path, {"model": "gaussian"})
+        runs.settle(path, {"model": "gaussian"})
     assert path.read_text() == text
 
 
 def test_settings_that_only_one_run_has_differ_from_none() -> None:
-    resume.require_same({"a": 1, "b": None}, {"a": 1}, Path("out"))
+    runs.require_same({"a": 1, "b": None}, {"a": 1}, Path("out"))
     with pytest.raises(BadInput, match="out holds a run with b = 2, this one has None"):
-        resume.require_same({"a": 1, "b": 2}, {"a": 1}, Path("out"))
+        runs.require_same({"a": 1, "b": 2}, {"a": 1}, Path("out"))
 
 
 LIGHT = ["--network.widths", "4", "--inference", "laplace"]

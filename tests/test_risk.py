@@ -17,9 +17,11 @@ from command_line import one_line, run, tiny
 from conftest import LIMIT
 from scipy import stats
 
-from pplleak import attack, decisions, limits, metrics, programs, risk
+from pplleak import programs
 from pplleak.errors import BadInput
-from pplleak.posterior import Posterior
+from pplleak.posterior import Posterior, decisions, metrics
+from pplleak.studies.attack import attack
+from pplleak.studies.risk import limits, risk
 
 PIXELS, IMAGES, DRAWS = 16, 120, 800
 DELTAS = (0.14, 0.17, 0.19, 0.21, 0.24)  # RMS, where the posterior sd is 0.2
@@ -155,7 +157,7 @@ def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pplleak.risk_command.bar", stops)
+        patch.setattr("pplleak.cli.risk.bar", stops)
         assert run([*argv, str(tmp_path / "a"), "--count", "3"]) == 130
     assert "the same command goes on" in capsys.readouterr().out
     before = lines(tmp_path / "a" / "risk_images.csv")

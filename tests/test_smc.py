@@ -8,11 +8,12 @@ import math
 import pytest
 import torch
 
-from pplleak import channels, clients, networks
+from pplleak import channels
+from pplleak.client import Client, networks, seeded
 from pplleak.density import marginal
+from pplleak.federation.observation import Observation
 from pplleak.inference import smc
 from pplleak.models import logistic
-from pplleak.observation import Observation
 
 SHAPE = (1, 2, 2)
 SIGMA = 0.3
@@ -20,11 +21,11 @@ SIGMA = 0.3
 
 @pytest.mark.parametrize("labels", ["known", "unknown"])
 def test_the_evidence_is_the_exact_one(labels: str) -> None:
-    network = clients.seeded(lambda: networks.linear(SHAPE, 2, zero=False), 0).double()
+    network = seeded(lambda: networks.linear(SHAPE, 2, zero=False), 0).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(5)
-    client = clients.build(network, SHAPE, 2)
+    client = Client(network, SHAPE, 2)
     torch.manual_seed(0)
     x, y = 0.5 + 0.3 * torch.randn(1, *SHAPE, dtype=torch.float64), torch.tensor([1])
     observed = Observation(channels.Gaussian(client.update(x, y), SIGMA).sample(), 1, y if labels == "known" else None)

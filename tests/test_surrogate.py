@@ -16,15 +16,16 @@ from matplotlib.text import Text
 from rich.console import Console
 from torch import nn
 
-from pplleak import attack, cli, clients, density, report
-from pplleak.clients import Client
+from pplleak import cli, density
+from pplleak.client import Client
 from pplleak.density import Density
+from pplleak.density.surrogate import Surrogate, smoothed
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.inference import hmc, laplace
 from pplleak.models import logistic
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior
-from pplleak.surrogate import Surrogate, smoothed
+from pplleak.studies.attack import attack, report
 
 SIGMA = 0.1
 MODEL = functools.partial(logistic.model, sigma=SIGMA)
@@ -120,7 +121,7 @@ def pair(inference: object, **settings: int) -> tuple[Posterior, Posterior, Dens
     network = surrogate.network
     for p in network.parameters():
         p.requires_grad_()
-    plain = clients.build(network, client.input_shape, client.num_classes)
+    plain = Client(network, client.input_shape, client.num_classes)
     a, b = (inference.run(MODEL, observed, c, starts=2, steps=20, **settings) for c in (surrogate, plain))  # type: ignore[attr-defined]
     return a, b, built(client, observed), built(surrogate, observed)
 

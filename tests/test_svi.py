@@ -12,9 +12,9 @@ from conftest import assert_moments, observe, tiny
 from torch import Tensor
 
 from pplleak.errors import BadInput
-from pplleak.flows import coupling_spline
 from pplleak.inference import svi
 from pplleak.models import logistic
+from pplleak.priors.splines import coupling_spline
 
 DIM, RANK = 12, 3
 SETTINGS: dict[str, Any] = {"chains": 4, "draws": 200, "starts": 4, "steps": 60}

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pplleak import clients, density, priors, tape
-from pplleak.attack import Target, believe, from_data
+from pplleak import density, priors
+from pplleak.client import Client
+from pplleak.density.recording import tape
+from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
 from pplleak.models import dlg, gaussian, masked
-from pplleak.tape import Chunked, Plain, Quadratics, Tape
+from pplleak.studies.attack.attack import Target, believe, from_data
 
 NETWORKS = {
     "mlp gelu": ("mlp", {"widths": (20,), "activation": "gelu"}),
@@ -98,7 +100,7 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     model = believe(gaussian.model, target)
     narrow = density.build(model, target.client, target.observed)
     network = copy.deepcopy(target.client.network).double().requires_grad_(True)
-    client = clients.build(network, target.client.input_shape, 10)
+    client = Client(network, target.client.input_shape, 10)
     observed = density.Observation(target.observed.g.double(), 1, target.observed.labels)
     fitted = priors.fit_gaussian(target.public, dtype=torch.float32)
     prior = priors.FittedGaussian(fitted.mean.double(), fitted.factor.double(), fitted.input_shape)
@@ -176,7 +178,7 @@ def test_chains_that_do_not_fit_are_chunked(monkeypatch) -> None:
 def test_a_client_that_materialises_is_recorded_or_left_alone() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Softplus(), nn.Linear(8, 10))
-    client = clients.build(network.double(), (1, 8, 8), 10)
+    client = Client(network.double(), (1, 8, 8), 10)
     target = target_of("mlp gelu")
     with torch.no_grad():
         assert target.truth is not None

@@ -12,11 +12,10 @@ from layers import CASES, assert_close, assert_quantities, some_g
 from torch import Tensor
 from torch.func import functional_call
 
-from pplleak import clients
-from pplleak.clients import Client
+from pplleak.client import Client
+from pplleak.client.training import LocalTraining
+from pplleak.client.update import DenseUpdate
 from pplleak.errors import BadInput
-from pplleak.training import LocalTraining
-from pplleak.updates import DenseUpdate
 
 TRAININGS = {
     "one step": LocalTraining(0.5),
@@ -30,7 +29,7 @@ each_network = pytest.mark.parametrize("case", NETWORKS)
 
 def client_of(case: str, how: str) -> Client:
     make, shape, _ = CASES[case]
-    return clients.build(own(make, shape).network.requires_grad_(), shape, 3, TRAININGS[how])
+    return Client(own(make, shape).network.requires_grad_(), shape, 3, TRAININGS[how])
 
 
 def by_hand(client: Client, x: Tensor, y: Tensor, how: str) -> Tensor:
@@ -71,7 +70,7 @@ def test_the_gradient_of_its_distance_in_x_equals_that_of_the_loop(case: str, ho
     (found,) = torch.autograd.grad(client.update(a, y).sqdist(g), a)
     (expected,) = torch.autograd.grad((g - by_hand(client, b, y, how)).square().sum(), b)
     assert_close(found, expected)
-    one_step = clients.build(copy.deepcopy(client.network).requires_grad_(), client.input_shape, 3, LocalTraining(0.3))
+    one_step = Client(copy.deepcopy(client.network).requires_grad_(), client.input_shape, 3, LocalTraining(0.3))
     c = x.clone().requires_grad_()
     (twin,) = torch.autograd.grad(one_step.update(c, y).sqdist(g), c)
     assert how == "one step" or float((twin - expected).norm()) > 1e-3 * float(expected.norm())

@@ -7,7 +7,7 @@ import pytest
 from arviz_stats.ecdf_utils import ecdf_pit
 from conftest import LIMIT
 
-from pplleak import uniformity
+from pplleak.studies.calibration import uniformity
 
 COLUMNS = 4000
 

@@ -7,8 +7,8 @@ import torch
 from conftest import batch_of
 from layers import CASES, assert_close, assert_quantities, client_of, reference, some_g
 
-from pplleak.factors import Factor
-from pplleak.updates import DenseUpdate, LazyUpdate
+from pplleak.client.factors import Factor
+from pplleak.client.update import DenseUpdate, LazyUpdate
 
 each_case = pytest.mark.parametrize("case", list(CASES))
 

@@ -10,7 +10,8 @@ by Hessian-vector products with a random subspace (Halko et al. 2011, section 4.
 hundreds of times as much as a draw.
 
 HMC cannot follow a ReLU network's density across its kinks. The chains therefore run on the network with a softplus
-of sharpness `beta` in the place of every ReLU (`pplleak.surrogate`): an approximation, marked ≈. k-hat, of the weights
+of sharpness `beta` in the place of every ReLU (`pplleak.density.surrogate`): an approximation, marked ≈. k-hat, of
+the weights
 that carry its draws to the network itself, says in every row how far off it is (above 0.7: far). `--effort.beta 0` runs
 the chains on the ReLU network: its Metropolis test takes the network's own density, so that they leave the exact
 posterior invariant, but the slopes do not see how the density jumps at a kink, and most trajectories are refused.
@@ -31,15 +32,15 @@ import torch
 from pruning import smoothed
 from torch import Tensor
 
-from pplleak import attack, data, decisions, metrics, programs
-from pplleak import density as densities
-from pplleak.attack import Target
-from pplleak.density import Density
+from pplleak import data, programs
+from pplleak.density import Density, build
 from pplleak.errors import require_positive
 from pplleak.inference import hmc
 from pplleak.inference.laplace import Laplace
 from pplleak.inference.map import maximise
-from pplleak.posterior import Posterior, collect
+from pplleak.posterior import Posterior, collect, decisions, metrics
+from pplleak.studies.attack import attack
+from pplleak.studies.attack.attack import Target
 
 Row = dict[str, Any]
 BASELINES = ("l2", "l1", "cosine")
@@ -104,7 +105,7 @@ def baseline(name: str, target: Target, settings: Mapping[str, float], effort: E
 def density_of(target: Target, model: str | Path, beliefs: Mapping[str, Any]) -> Density:
     """log p(z | g) of a model's name or path."""
     bound = attack.believe(programs.load("models", str(model)), target, beliefs)
-    return densities.build(bound, target.client, target.observed)
+    return build(bound, target.client, target.observed)
 
 
 def climb(density: Density, lr: float, effort: Effort, seed: int, jacobian: bool = False) -> Tensor:

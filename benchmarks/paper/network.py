@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pplleak import data, federated, targets
-from pplleak.federated import Federation
+from pplleak import data
+from pplleak.federation import rounds, targets
+from pplleak.federation.protection import Protection
+from pplleak.federation.rounds import Federation
 from pplleak.priors import store
 from pplleak.progress import bar
-from pplleak.protection import Protection
 
 NAME, USUAL = "convnet", (0, 10, 100, 1000)
 
@@ -21,22 +22,22 @@ def checkpoint(spec: str, root: Path | None, steps: int) -> Path:
     checkpoints of the shorter ones.
     """
     folder = _folder(spec)
-    if not federated.path(folder, steps).is_file():
+    if not rounds.path(folder, steps).is_file():
         images, private = data.public(spec, root), data.private(spec, root)
         client = targets.build_client(NAME, {}, private.input_shape, max(10, len(private.classes)))
-        _, finished = federated.train(
+        _, finished = rounds.train(
             client, images, private, Federation(), Protection(), folder, progress=bar,
             checkpoints=sorted({steps, *(s for s in USUAL if s < steps)}),
-            settings=federated.record(spec, NAME, {}, Federation(), Protection()),
+            settings=rounds.record(spec, NAME, {}, Federation(), Protection()),
         )  # fmt: skip
         if not finished:  # Ctrl-C: there is no such checkpoint
             raise KeyboardInterrupt
-    return federated.path(folder, steps)
+    return rounds.path(folder, steps)
 
 
 def accuracy(spec: str, steps: int) -> float:
     """Of a checkpoint, on all private images."""
-    return next(float(row["accuracy"]) for row in federated.log(_folder(spec)) if row["step"] == steps)
+    return next(float(row["accuracy"]) for row in rounds.log(_folder(spec)) if row["step"] == steps)
 
 
 def _folder(spec: str) -> Path:

@@ -32,7 +32,7 @@ import torch
 from attacks import Effort
 from pruning import pruning
 
-from pplleak.attack import Target, from_data
+from pplleak.studies.attack.attack import Target, from_data
 
 HERE = Path(__file__).resolve().parent
 CELL = ("dataset", "network", "step", "defence", "mask_known")

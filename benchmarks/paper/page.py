@@ -18,7 +18,7 @@ import training_time
 from matplotlib.figure import Figure
 from pictures import LOOKS
 
-from pplleak.attack import build_client
+from pplleak.studies.attack.attack import build_client
 
 DOCS = study.RESULTS.parents[1] / "docs"
 TEMPLATE = Path(__file__).with_suffix(".md")

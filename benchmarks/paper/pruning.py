@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from pplleak import surrogate
 from pplleak.channels.pruned import random_mask
-from pplleak.clients import Client
-from pplleak.surrogate import Surrogate
-from pplleak.updates import Update
+from pplleak.client import Client
+from pplleak.client.update import Update
+from pplleak.density import surrogate
+from pplleak.density.surrogate import Surrogate
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def pruning(client: Client, rate: float, mask_seed: int) -> Pruning:
 
 
 def smoothed(client: Client, beta: float) -> Surrogate:
-    """`pplleak.surrogate.smoothed`, of a pruning client, too."""
+    """`pplleak.density.surrogate.smoothed`, of a pruning client, too."""
     smooth = surrogate.smoothed(client, beta)
     if not isinstance(client, Pruning):
         return smooth

@@ -26,7 +26,7 @@ import torch
 from attacks import Effort
 
 from pplleak import data
-from pplleak.attack import Target, from_data
+from pplleak.studies.attack.attack import Target, from_data
 
 MODELS = {  # prior -> its model; p(x | y) has the reference of its label
     "flat": "dlg",

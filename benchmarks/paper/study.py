@@ -22,7 +22,7 @@ import torch
 import tyro
 from scipy.stats import qmc
 
-from pplleak import data, resume
+from pplleak import data, runs
 from pplleak.errors import BadInput, unknown
 from pplleak.progress import bar
 
@@ -66,7 +66,7 @@ def settle(args: Any, names: Sequence[str], **more: Any) -> None:
         BadInput: the rows that are there were made otherwise.
     """
     said = {n: v for n, v in dataclasses.asdict(args).items() if n in names} | more
-    resume.settle(args.out / f"{args.name}.json", resume.settings(said))
+    runs.settle(args.out / f"{args.name}.json", runs.settings(said))
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -28,8 +28,8 @@ from attacks import Effort
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from pplleak.attack import Target, from_data
-from pplleak.risk import interval
+from pplleak.studies.attack.attack import Target, from_data
+from pplleak.studies.risk.risk import interval
 
 CELL = ("dataset", "network", "step", "sigma")
 KEY = (*CELL, "decision", "index")

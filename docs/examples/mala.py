@@ -12,11 +12,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import density as densities
-from pplleak.clients import Client
-from pplleak.density import Model
+from pplleak.client import Client
+from pplleak.density import Model, build
+from pplleak.federation.observation import Observation
 from pplleak.inference.laplace import locate
-from pplleak.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
@@ -44,7 +43,7 @@ def run(
         step_size: ε, in posterior standard deviations.
     """
     pyro.set_rng_seed(seed)  # one seed, one result
-    density = densities.build(model, client, observed)  # log p(z | g) on flat real vectors z (chains, dim)
+    density = build(model, client, observed)  # log p(z | g) on flat real vectors z (chains, dim)
     found = locate(density, starts=8, steps=400, progress=progress)  # the MAP, and a Gaussian around it
     laplace = found.laplace
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
-from pplleak.updates import Update
+from pplleak.client import Client
+from pplleak.client.update import Update
 
 
 class Relative(channels.Channel):

@@ -11,7 +11,7 @@ import pyro
 from torch import Tensor
 
 from pplleak import channels, priors
-from pplleak.clients import Client
+from pplleak.client import Client
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, tv: float = 1.0) -> Tensor:

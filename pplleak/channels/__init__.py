@@ -1,5 +1,5 @@
 """Channels p(g | u): what the server sees of the update. The same object defends the client (`sample`) and informs
-the adversary (`log_prob`); each is a Pyro distribution over a lazy `pplleak.updates.Update`."""
+the adversary (`log_prob`); each is a Pyro distribution over a lazy `pplleak.client.update.Update`."""
 
 from pplleak.channels.aggregated import Aggregated, moments, others
 from pplleak.channels.base import Channel, Noise

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pplleak.channels import entrywise
-from pplleak.clients import Client
+from pplleak.client import Client
+from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive, unknown
-from pplleak.updates import Update
 
 Noise = Literal["gaussian", "laplace"]
 Sigma = float | Tensor

@@ -10,8 +10,8 @@ from scipy.special import ive
 from torch import Tensor
 
 from pplleak.channels.base import Channel
+from pplleak.client.update import Update
 from pplleak.errors import require_positive
-from pplleak.updates import Update
 
 
 class Directional(Channel):

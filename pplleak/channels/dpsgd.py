@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pplleak.channels.base import Channel
 from pplleak.channels.gaussian import Gaussian
-from pplleak.clients import Client
+from pplleak.client import Client
+from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
-from pplleak.updates import Update
 
 
 class DPSGD(Channel):

@@ -9,8 +9,8 @@ from scipy.special import log_ndtr, ndtri_exp
 from torch import Tensor
 
 from pplleak.channels.base import Channel, Sigma, per_chain, require_sigma
+from pplleak.client.update import Update
 from pplleak.errors import require_positive
-from pplleak.updates import Update
 
 
 class Elastic(Channel):

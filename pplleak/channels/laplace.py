@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pplleak.channels.base import Channel, Sigma, distance, laplace_log_prob, noise, per_chain, require_sigma
-from pplleak.updates import Update
+from pplleak.client.update import Update
 
 
 class Laplace(Channel):

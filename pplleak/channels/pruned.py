@@ -27,7 +27,7 @@ from pplleak.channels.base import (
     require_rate,
     require_sigma,
 )
-from pplleak.updates import Update
+from pplleak.client.update import Update
 
 Order = Literal["prune_first", "noise_first"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pplleak.channels.base import Channel, Sigma, log_interval, noise, per_chain, require_sigma
+from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
-from pplleak.updates import Update
 
 
 class Quantised(Channel):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pplleak.channels.base import Channel, Sigma, log_interval, noise_log_prob, per_chain, require_rate, require_sigma
+from pplleak.client.update import Update
 from pplleak.errors import BadInput
-from pplleak.updates import Update
 
 
 class TopK(Channel):

@@ -13,10 +13,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive, unknown
-from pplleak.flows import Flow, coupling_spline
 from pplleak.priors.fitting import Interrupted, apart, epochs_of, flat
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
 from pplleak.priors.mixture import rest
+from pplleak.priors.splines import Flow, coupling_spline
 from pplleak.priors.vae import VAE, fit_vae, log_importance, restore_vae
 from pplleak.progress import ProgressBar, silent
 

@@ -1,0 +1,126 @@
+"""The `pplleak bits` command: how many bits about its inputs one shared update carries, on average over the model."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pplleak import programs, runs
+from pplleak.cli import _arguments as arguments
+from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
+from pplleak.errors import BadInput
+from pplleak.posterior import information
+from pplleak.progress import bar
+from pplleak.studies.attack import attack as attacks
+from pplleak.studies.attack import report
+from pplleak.studies.risk.risk import from_model
+
+COLUMNS = ("draw", "bits", "bits_se", "converged", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits(Victim):
+    """How much was leaked: the mutual information of inputs and gradient, in bits."""
+
+    model: str = "gaussian"
+    """What the adversary believes, and what inputs and gradients are drawn from: a name (`pplleak ls`) or ./FILE.py."""
+    inference: str = "laplace"
+    """What finds the evidence p(g) (laplace, svi, smc or hmc); its settings are --inference.NAME."""
+    count: int = 50
+    """Inputs and gradients that are drawn from the model; --index is not used."""
+    out: Path = Path("bits")
+    """Folder for bits.csv and bits.json; a run with the same settings goes on there."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draw, attack, and average the gains; Ctrl-C keeps the draws that are complete."""
+    model, inference = given(argv, "--model", "gaussian"), given(argv, "--inference", "laplace")
+    groups = {
+        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+        "model": settings_of("Model", programs.load("models", model), BELIEFS),
+        "inference": settings_of("Inference", arguments.inference(model, inference)),
+    }
+    args = parse(Bits, "bits", argv, groups)
+    if args.count < 1:
+        raise BadInput(f"--count must be at least 1, not {args.count}")
+    out = report.prepare(args.out)
+    settings = runs.settings(args, leaving=("index", "count", "out"))
+    rows = read(out, settings)[: args.count]
+    base = arguments.spare_threads(arguments.private_target(args, 0))
+    beliefs = options(args, "model")
+    try:
+        for draw in bar("draws from the model", args.count):
+            if draw < len(rows):
+                continue
+            target = from_model(base, model, beliefs, args.seed + draw)
+            found = attacks.attack(target, model, inference, beliefs=beliefs, settings=options(args, "inference"),
+                                   seed=args.seed + draw).whole()  # fmt: skip
+            if "bits" not in found.attrs:  # `attack` does without; here it is an error, and this raises it
+                bound = attacks.believe(programs.load("models", model), target, beliefs)
+                information.gain(bound, target.observed, target.client, found, target.truth)  # type: ignore[arg-type]
+            rows.append({"draw": draw, **{c: found.attrs[c] for c in ("bits", "bits_se")},
+                         "converged": found.converged, "seconds": round(found.attrs["seconds"], 2)})  # fmt: skip
+            write(rows, settings, out)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    complete = len(rows) == args.count
+    console = Console()
+    console.print(table(rows, model, inference, math.prod(base.client.input_shape) * args.batch_size))
+    said = f"written to {out}/: bits.csv, bits.json"
+    console.print(said if complete else f"interrupted: {len(rows)} draws kept, the same command goes on; {said}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+    return 0 if complete else 130
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """mutual_information and se in bits, draws, and how many of their attacks converged."""
+    found = information.mutual_information([r["bits"] for r in rows])
+    return {"mutual_information": found.value, "se": found.se, "draws": len(rows),
+            "converged": sum(bool(r["converged"]) for r in rows)}  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]], model: str, inference: str, pixels: int) -> Table:
+    """What the gradient says, and how far to trust the number."""
+    found = summarise(rows)
+    error = "" if found["se"] is None else f" ± {found['se']:.1f}"
+    made = Table(
+        title=f"{model} × {inference}, {len(rows)} draws from the model", title_justify="left", show_header=False
+    )
+    made.add_row("information about the inputs", f"{found['mutual_information']:.1f}{error} bits")
+    made.add_row("a pixel", f"{found['mutual_information'] / pixels:.2f} bits")
+    good = found["converged"] == len(rows)
+    made.add_row("attacks that converged", f"[{'green' if good else 'bold red'}]{found['converged']} of {len(rows)}[/]")
+    return made
+
+
+def read(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that an earlier run with the same settings left in `out`; [] where there was none."""
+    if not (out / "bits.json").exists():
+        return []
+    with runs.readable(out / "bits.json"):
+        before = json.loads((out / "bits.json").read_text())
+        rows, old = list(before["rows"]), before["settings"]
+    runs.require_same(old, settings, out)
+    return rows
+
+
+def write(rows: Sequence[dict[str, Any]], settings: dict[str, Any], out: Path) -> None:
+    """bits.csv and bits.json; the JSON, which a later run goes on from, appears whole or not at all."""
+    with open(out / "bits.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    part = out / "bits.json.part"
+    said = {**summarise(rows), "settings": settings, "rows": list(rows)}
+    part.write_text(json.dumps(said, indent=2, default=str) + "\n")
+    part.replace(out / "bits.json")

@@ -1,0 +1,151 @@
+"""The `pplleak defend` command: what protects, when, at which cost in accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pplleak import data, programs, runs
+from pplleak.cli import _arguments as arguments
+from pplleak.cli._options import given, options, parse, settings_of, with_defaults
+from pplleak.errors import BadInput, require_positive
+from pplleak.federation import protection, rounds
+from pplleak.federation.protection import Protection
+from pplleak.federation.rounds import Federation
+from pplleak.progress import bar
+from pplleak.studies.attack import report
+from pplleak.studies.defend import defend
+from pplleak.studies.defend import report as defend_report
+from pplleak.studies.defend.defend import Sweep
+
+KNOWING = {"steps": 300, "starts": 2}  # of `map`: a few CPU seconds an attack
+QUICK = {"defences": ("none", "gaussian:sigma=0.01", "dpsgd:noise_multiplier=0.01"), "steps": (0, 100), "count": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Defend:
+    """What protects, when, at which cost: defences × training steps × adversaries who know of them or not."""
+
+    data: str = "digits"
+    """digits (embedded), mnist, cifar10, or a folder of images; networks are trained on the public half."""
+    data_root: Path | None = None
+    """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
+    network: str = "convnet"
+    """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
+    defences: tuple[str, ...] = ("none", "gaussian:sigma=0.01", "gaussian:sigma=0.1", "topk:rate=0.99",
+                                 "dpsgd:noise_multiplier=0.01", "dpsgd:noise_multiplier=1")  # fmt: skip
+    """Each NAME or NAME:SETTING=VALUE,…: channels, and the defences that change the client."""
+    steps: tuple[int, ...] = (0, 10, 100, 1000)
+    """Steps of training whose weights are attacked."""
+    index: int = 0
+    """The first private image that is attacked."""
+    count: int = 5
+    """How many are (with a batch size: batches)."""
+    batch_size: int = 1
+    """Examples behind an attacked gradient."""
+    local_lr: float | None = None
+    """Learning rate of local training (FedAvg): clients then share how their weights moved."""
+    local_steps: int = 1
+    """With --local-lr: steps of SGD that each client takes."""
+    local_batch_size: int | None = None
+    """With --local-lr: examples a step (default: all of them)."""
+    inference: str = "map"
+    """Of the adversary who knows the defence; its settings are --inference.NAME."""
+    surrogate: float | None = None
+    """Sharpness β of a softplus for the network's ReLU in that adversary's model: an approximation."""
+    classic_steps: int = 300
+    """Steps of the attacks that know of no defence."""
+    clients: int = Federation.clients
+    """Training: clients that the images are dealt out to."""
+    participants: int = Federation.participants
+    """Training: clients asked in each step."""
+    train_batch_size: int = Federation.batch_size
+    """Training: examples that each of them takes."""
+    lr: float = Federation.lr
+    """Training: learning rate of the server's step along gradients."""
+    delta: float = 0.1
+    """Risk: a reconstruction counts as a success within this root-mean-square error of a pixel."""
+    seed: int = 0
+    """Of the weights, the training, the noise and the attacks."""
+    workers: int = 1
+    """Processes that share the work, of one thread each."""
+    quick: bool = False
+    """Three defences, two steps, two images (`--quick True`): minutes."""
+    out: Path = Path("defend")
+    """Folder for defences.csv, defences_images.csv, defences.png and the trainings; the same settings go on there."""
+
+
+def run(argv: Sequence[str]) -> int:
+    network, inference = given(argv, "--network", Defend.network), given(argv, "--inference", Defend.inference)
+    attack = programs.load("inference", inference)
+    light = {s.name: KNOWING[s.name] for s in programs.settings(attack) if s.name in KNOWING}
+    groups = {
+        "network": settings_of("Network", programs.network(network)),
+        "inference": settings_of("Inference", with_defaults(attack, light, inference)),
+    }
+    args = parse(Defend, "defend", argv, groups)
+    if args.quick:
+        args = dataclasses.replace(args, **QUICK)
+    protections, sweep = _checked(args)
+    out = report.prepare(args.out)
+    path = out / "defences_images.csv"
+    runs.settle(out / "defend.json", sweep.said, "a sweep")
+    rows, whole = defend.read(path), True
+    kept = {defend.key(r) for r in rows}
+    jobs = defend.jobs(
+        protections, args.steps, range(args.index, args.index + args.count * args.batch_size, args.batch_size)
+    )
+    try:
+        train = functools.partial(defend.train, sweep, steps=args.steps)
+        for done in _shown("trainings", defend.spread(train, protections, args.workers), len(protections)):
+            if not done:
+                raise KeyboardInterrupt
+        left = [j for j in jobs if not defend.keys(sweep, j) <= kept]
+        attacks = defend.spread(functools.partial(defend.run, sweep), left, args.workers)
+        for found in _shown("gradients", attacks, len(left)):
+            fresh = {defend.key(r) for r in found}
+            rows = [r for r in rows if defend.key(r) not in fresh] + found
+            defend.write(path, defend.IMAGE_COLUMNS, rows)
+    except KeyboardInterrupt:
+        whole = False
+    asked = set().union(*(defend.keys(sweep, j) for j in jobs))
+    cells = defend.cells(sweep, [r for r in rows if defend.key(r) in asked], args.delta)
+    console = Console()
+    if cells:
+        defend.write(out / "defences.csv", defend.COLUMNS, cells)
+        defend_report.picture(cells).savefig(out / "defences.png", dpi=150)
+        console.print(defend_report.table(cells))
+    count = sum(defend.key(r) in asked for r in rows)
+    said = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
+    kept_said = "" if whole else f"interrupted: {count} of {len(asked)} attacks kept, the same command goes on; "
+    console.print(kept_said + said, highlight=False, soft_wrap=True)
+    return 0 if whole else 130
+
+
+def _checked(args: Any) -> tuple[list[Protection], Sweep]:
+    """The defences and what their attacks have in common; every mistake is told before the work."""
+    rounds.in_order(args.steps)
+    require_positive(count=args.count, workers=args.workers, classic_steps=args.classic_steps, delta=args.delta)
+    protections = [protection.parse(said) for said in args.defences]
+    for p in protections:
+        programs.locate("models", defend.adversaries(p.name).knowing)
+    if len({str(p) for p in protections}) < len(protections):
+        raise BadInput("--defences names one twice")
+    data.private(args.data, args.data_root).batch(args.index, args.count * args.batch_size)
+    federation = Federation(args.clients, args.participants, args.train_batch_size, args.lr)
+    sweep = Sweep(
+        args.out, args.data, args.data_root, args.network, options(args, "network"), federation, arguments.local(args),
+        args.batch_size, args.classic_steps, args.inference, options(args, "inference"), args.surrogate, args.seed,
+    )  # fmt: skip
+    return protections, defend.checked(sweep, protections)
+
+
+def _shown(label: str, results: Iterator[Any], total: int) -> Iterator[Any]:
+    """The results, with a bar that counts them."""
+    yield from (result for _, result in zip(bar(label, total), itertools.islice(results, total), strict=True))

@@ -1,0 +1,199 @@
+"""The `pplleak prior` command: fit, ls, show."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor
+
+from pplleak import data
+from pplleak.cli._options import options, parse, settings_of
+from pplleak.errors import BadInput, unknown
+from pplleak.priors import fit_gaussian, store
+from pplleak.priors.fitting import Interrupted
+from pplleak.progress import bar
+from pplleak.studies.attack import report
+
+matplotlib.use("Agg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Fit a prior to public images, list the fitted ones, show one: `pplleak prior fit|ls|show`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Fit a prior to the public half of the data: `pplleak prior fit vae --data mnist`, then --model vae --model.prior
+    vae-mnist. A tenth of the images (at most 1000) is held out to say how well it predicts."""
+
+    kind: Annotated[str, tyro.conf.Positional]
+    """flow, mixture or vae."""
+    data: str = "digits"
+    """digits (embedded), mnist, cifar10, or a folder of images."""
+    data_root: Path | None = None
+    """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
+    out: Path | None = None
+    """The file to write, ending in .safetensors (default: priors/KIND-DATA.safetensors, found as KIND-DATA)."""
+    seed: int = 0
+    """Of the fit and of the choice of the held-out images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """What a fitted prior is: its kind, images, settings and held-out log-likelihood."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """A name that `pplleak prior ls` lists, or a path ending in .safetensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ls:
+    """List the fitted priors in ./priors."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Dispatch to fit, ls or show."""
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {"fit": fit, "ls": ls, "show": show}
+    if not argv or argv[0] in ("-h", "--help"):
+        Console().print(
+            "usage: pplleak prior fit KIND [OPTIONS] | ls | show NAME      (pplleak prior fit vae --help)",
+            highlight=False,
+            markup=False,
+        )
+        return 0 if argv else 2
+    if argv[0] not in verbs:
+        raise unknown("prior command", argv[0], verbs)
+    return verbs[argv[0]](argv[1:])
+
+
+def fit(argv: Sequence[str]) -> int:
+    kind = next((word for word in argv if not word.startswith("-")), store.KINDS[-1])
+    settings = settings_of("Prior", store.fitter(kind))
+    args = parse(Fit, "prior fit", argv, {"prior": settings})
+    label = args.data if args.data in data.NAMES else Path(args.data).resolve().name
+    path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
+    if path.suffix != ".safetensors":
+        raise BadInput(f"{path} must end in .safetensors, so that --model.prior knows it for a file")
+    report.prepare(path.parent)
+    images = data.public(args.data, args.data_root).x
+    if len(images) < 4:
+        raise BadInput(f"a prior needs at least 4 public images, got {len(images)}")
+    train, held_out = store.split(images, args.seed)
+    start, interrupted = time.perf_counter(), ""
+    chosen = options(args, "prior")
+    try:
+        fitted = store.fitter(kind)(train, **chosen, seed=args.seed, progress=bar)
+    except Interrupted as stop:
+        fitted, interrupted = stop.fitted, str(stop)
+    seconds = time.perf_counter() - start
+    about = {
+        "data": args.data,
+        "images": len(train),
+        "settings": {**chosen, "seed": args.seed},
+        "held_out": _score(fitted.log_prob(held_out)),
+        "gaussian": _score(fit_gaussian(train).log_prob(held_out)),
+        "seconds": round(seconds, 1),
+        "interrupted": interrupted,
+    }
+    store.save(path, kind, fitted, about)
+    torch.manual_seed(args.seed)
+    picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)}).savefig(
+        path.with_suffix(".png"), dpi=110
+    )
+    console = Console()
+    _say(console, kind, fitted.input_shape, about)
+    named = path.stem if args.out is None else path
+    said = (
+        f"written to {path} and {path.with_suffix('.png').name}; attack with it: --model {kind} --model.prior {named}"
+    )
+    console.print(said, highlight=False, soft_wrap=True)
+    return 130 if interrupted else 0
+
+
+def _score(log_prob: Tensor) -> dict[str, Any]:
+    """Mean log-likelihood in nats an image, its standard error, and over how many images."""
+    error = float(log_prob.std()) / math.sqrt(len(log_prob)) if len(log_prob) > 1 else 0.0
+    return {"nats": float(log_prob.mean()), "error": error, "images": len(log_prob)}
+
+
+def _say(console: Console, kind: str, input_shape: tuple[int, ...], about: dict[str, Any]) -> None:
+    lines = [f"{kind} prior for images {tuple(input_shape)}"]
+    if "data" in about:
+        lines[0] += f", fitted to {about.get('images')} images of {about['data']} in {about.get('seconds')} s"
+    settings = about["settings"] if isinstance(about.get("settings"), dict) else {}
+    for key, label in (("held_out", "held-out log-likelihood"), ("gaussian", "  a Gaussian's, on the same images")):
+        score = about.get(key)
+        if isinstance(score, dict):
+            bound = " at least" if key == "held_out" and (kind == "vae" or settings.get("on") == "vae") else ""
+            try:
+                lines.append(f"{label}:{bound} {score['nats']:.1f} ± {score['error']:.1f} nats an image "
+                             f"({score['nats'] / math.prod(input_shape):.3f} a pixel)")  # fmt: skip
+            except (KeyError, TypeError, ValueError):
+                lines.append(f"{label}: not readable")
+    if about.get("interrupted"):
+        lines.append(f"{about['interrupted']}: what was fitted until then is kept")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def ls(argv: Sequence[str]) -> int:
+    parse(Ls, "prior ls", argv)
+    paths = sorted(store.FOLDER.glob("*.safetensors"))
+    console = Console()
+    if not paths:
+        console.print(f"{store.FOLDER}/ holds no fitted prior: pplleak prior fit vae", highlight=False)
+    for path in paths:
+        try:
+            stored = store.load(path)
+            said = f"{stored.kind}, images {stored.input_shape}"
+        except BadInput as error:
+            said = str(error)
+        console.print(f"  {path.stem:<20} {said}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def show(argv: Sequence[str]) -> int:
+    args = parse(Show, "prior show", argv)
+    stored = store.load(store.locate(args.name))
+    console = Console()
+    _say(console, stored.kind, stored.input_shape, stored.about)
+    settings = stored.about.get("settings")
+    if isinstance(settings, dict):
+        said = ", ".join(f"{n} {v}" for n, v in settings.items())
+        console.print(f"settings: {said}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def picture(rows: dict[str, Tensor]) -> Figure:
+    """One row of images a label: (N, channels, rows, columns) each, clipped to [0, 1] for the eye."""
+    count = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(0.55 * count + 0.2, 0.8 * len(rows) + 0.1))
+    for k, (label, images) in enumerate(rows.items()):
+        top = 1 - (k + 0.30) / len(rows)
+        figure.text(0.01, top + 0.04 / len(rows), label, fontsize=8, color=report.INK)
+        axes = figure.add_axes((0.01, top - 0.66 / len(rows), 0.98, 0.66 / len(rows)))
+        axes.set_axis_off()
+        axes.imshow(_strip(images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    return figure
+
+
+def _strip(images: Tensor) -> np.ndarray:
+    """Images side by side, a white pixel between them."""
+    x = images.detach().double().clamp(0, 1)
+    if x.dim() != 4:
+        x = x.reshape(len(x), 1, 1, -1)
+    x = torch.nn.functional.pad(x, (0, 1), value=1.0)
+    strip = torch.cat(list(x), -1).movedim(0, -1).numpy()
+    return strip if strip.shape[-1] == 3 else strip.mean(-1)

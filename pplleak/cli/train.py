@@ -1,0 +1,124 @@
+"""The `pplleak train` command."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pplleak import data, programs
+from pplleak.cli import _arguments as arguments
+from pplleak.cli._options import given, options, parse, settings_of
+from pplleak.errors import BadInput
+from pplleak.federation import protection, rounds, targets
+from pplleak.federation.rounds import Federation
+from pplleak.federation.targets import Precision
+from pplleak.progress import bar
+from pplleak.studies.attack import report
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train the client's network on the public half of the data, with or without a defence, and keep checkpoints."""
+
+    data: str = "digits"
+    """digits (embedded), mnist, cifar10, or a folder of images."""
+    data_root: Path | None = None
+    """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
+    network: str = "mlp"
+    """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
+    channel: str = "none"
+    """What every client's update goes through: none, gaussian, topk, dpsgd, …; its settings are --channel.NAME."""
+    sigma: float | None = None
+    """Noise of the channel: standard deviation on each entry. None means 0.1, if it has noise."""
+    defence: str = "none"
+    """In place of a channel: a defence of `pplleak.federation.defences`; its settings are --defence.NAME."""
+    checkpoint: Path | None = None
+    """Weights to start from: a safetensors file (default: weights drawn from --seed)."""
+    steps: int = 1000
+    """Steps of the server; with --local-lr, rounds."""
+    checkpoints: tuple[int, ...] = ()
+    """Steps whose weights are kept (default: 0 10 20 50 100 200 500 1000 … and the last)."""
+    clients: int = Federation.clients
+    """The training images are dealt out to so many clients."""
+    participants: int = Federation.participants
+    """Clients that are asked in each step, taking turns."""
+    batch_size: int = Federation.batch_size
+    """Examples that each of them takes."""
+    lr: float = Federation.lr
+    """Learning rate of the server's step along gradients."""
+    local_lr: float | None = None
+    """Learning rate of local training (FedAvg): clients then share how their weights moved."""
+    local_steps: int = 1
+    """With --local-lr: steps of SGD that each client takes."""
+    local_batch_size: int | None = None
+    """With --local-lr: examples a step (default: all of them)."""
+    delta: float = Federation.delta
+    """δ of the (ε, δ)-differential privacy of --channel dpsgd."""
+    seed: int = 0
+    """Of the weights, the batches and the noise: one seed, one result."""
+    dtype: Precision = "float32"
+    """Precision of the network."""
+    out: Path = Path("train")
+    """Folder for step-N.safetensors, log.csv and train.json; a run with the same settings goes on there."""
+
+
+def run(argv: Sequence[str]) -> int:
+    named = {part: given(argv, f"--{part}", protection.NONE) for part in ("channel", "defence")}
+    chosen = [part for part, name in named.items() if name != protection.NONE]
+    if len(chosen) > 1:
+        raise BadInput("name a --channel or a --defence, not both")
+    groups = {"network": settings_of("Network", programs.network(given(argv, "--network", "mlp")))}
+    for part in chosen:
+        groups[part] = settings_of(part.title(), protection.settable(named[part], part))
+    args = parse(Train, "train", argv, groups)
+    strength = {} if args.sigma is None else {"sigma": args.sigma}
+    for part in chosen:
+        strength |= options(args, part)
+    protected = protection.resolve(named[chosen[0]] if chosen else protection.NONE, strength)
+    federation = Federation(args.clients, args.participants, args.batch_size, args.lr, args.delta)
+    if args.steps < 1:
+        raise BadInput(f"--steps must be at least 1, not {args.steps}")
+    checkpoints = args.checkpoints or rounds.milestones(args.steps)
+    rounds.in_order(checkpoints)
+    if checkpoints[-1] > args.steps:
+        raise BadInput(f"--checkpoints ends at step {checkpoints[-1]}, after the last of --steps {args.steps}")
+    test = data.private(args.data, args.data_root)
+    client = targets.build_client(
+        args.network, options(args, "network"), test.input_shape, max(10, len(test.classes)), seed=args.seed,
+        dtype=args.dtype, checkpoint=args.checkpoint, local=arguments.local(args), **protected.of_client(),
+    )  # fmt: skip
+    images = data.public(args.data, args.data_root)
+    rounds.require(client, images, federation, protected)
+    settings = rounds.record(
+        args.data, args.network, options(args, "network"), federation, protected, local=client.local, seed=args.seed,
+        dtype=args.dtype, checkpoint=args.checkpoint,
+    )  # fmt: skip
+    out = report.prepare(args.out)
+    last = checkpoints if checkpoints[-1] == args.steps else (*checkpoints, args.steps)
+    rows, whole = rounds.train(
+        client, images, test, federation, protected, out,
+        checkpoints=last, settings=settings, seed=args.seed, progress=bar,
+    )  # fmt: skip
+    console = Console()
+    console.print(table(rows, protected.name))
+    said = f"written to {out}/: log.csv, train.json and step-N.safetensors, each for --checkpoint"
+    kept = f"interrupted after step {rows[-1]['step']}, the same command goes on; " if rows and not whole else ""
+    console.print(kept + said, highlight=False, soft_wrap=True)
+    return 0 if whole else 130
+
+
+def table(rows: Sequence[dict[str, Any]], name: str) -> Table:
+    """Accuracy, and for DP-SGD ε, at every checkpoint."""
+    made = Table(title=f"training, defence {name}", title_justify="left")
+    private = any(r["epsilon"] is not None for r in rows)
+    for column in ["step", "accuracy", "loss", *(["ε"] if private else []), "CPU s"]:
+        made.add_column(column, justify="right")
+    for r in rows:
+        spent = [f"{r['epsilon']:.3g}"] if private else []
+        made.add_row(str(r["step"]), f"{r['accuracy']:.1%}", f"{r['loss']:.3f}", *spent, f"{r['cpu_seconds']:.1f}")
+    return made

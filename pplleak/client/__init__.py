@@ -1,0 +1,5 @@
+"""The victim: its network, its loss and the update that it computes."""
+
+from pplleak.client.client import Client, distrust, seeded
+
+__all__ = ["Client", "distrust", "seeded"]

@@ -1,0 +1,264 @@
+"""The client: the victim's network, its loss, and the update it computes on a batch.
+
+    u(x, y) = ∇θ (1/B) Σ_b ℓ(f_θ(x_b), y_b),   ℓ the cross entropy            (FedSGD, one gradient)
+    u(x, y) = θ_after − θ_before                                               (FedAvg, `LocalTraining`)
+
+A network that draws noise ε for every example (`pplleak.federation.defences.precode`, `dropout`) has a `noise_shape`,
+is called as network(x, ε) and returns logits and what it adds to ℓ; u(x, y, ε) is then a function of the noise, too.
+
+`Client.update` returns a gradient as a lazy `pplleak.client.update.Update`: `pplleak.client.taps` collects each
+layer's input a and
+output gradient δ, and never forms ∇θ. A network that has no such form throughout, one that mixes the examples of a
+batch, and local training fall back to `pplleak.client.training`; the constructor compares the two once, so that a
+network the closed form does not fit is never attacked with a wrong gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pplleak.client import kernels, taps, training
+from pplleak.client.factors import Entries, Factor
+from pplleak.client.smoothness import probe
+from pplleak.client.training import LocalTraining
+from pplleak.client.update import DenseUpdate, LazyUpdate, Update
+from pplleak.errors import BadInput
+from pplleak.priors import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """θ, ℓ and what the client does locally: ``Client(my_module, input_shape=(1, 28, 28))``.
+
+    The network is copied, frozen and checked once; what the check finds are the fields after `local`, which are not
+    given by hand.
+
+    network      f_θ: (batch, *input_shape) -> logits (batch, num_classes); its parameters are frozen copies
+    input_shape  of one example
+    num_classes  of the logits; 0: as many as the network returns
+    local        what the client trains on its own before it shares, or None: it shares its gradient
+    layers       the trainable parameters in the order in which the flat update holds them: name -> shape
+    lazy         True where every parameter has a closed form, False where the update is materialised
+    mixes_batch  True where an example's output depends on the rest of its batch (BatchNorm in train mode)
+    kinks        the operations with a jump in their derivative (`relu`, `max_pool2d`, …); () for a smooth network
+    noise_shape  of the noise ε that the network draws for one example, or None: it draws none
+
+    Raises:
+        BadInput: the network does not take `input_shape`, does not give `num_classes` logits, holds NaN, has no
+            trainable parameters, is random (dropout in train mode), or draws noise and trains locally.
+    """
+
+    network: nn.Module
+    input_shape: tuple[int, ...]
+    num_classes: int = 0
+    local: LocalTraining | None = None
+    layers: dict[str, torch.Size] = field(default_factory=dict)
+    lazy: bool = False
+    mixes_batch: bool = False
+    kinks: tuple[str, ...] = ()
+    noise_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers:  # a copy by `replace` has been checked
+            for name, value in _checked(self).items():
+                object.__setattr__(self, name, value)
+            object.__setattr__(self, "lazy", _closed_form(self))
+
+    @property
+    def update_size(self) -> int:
+        """Entries of the flat update."""
+        return sum(shape.numel() for shape in self.layers.values())
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where the flat update holds each parameter."""
+        ends = list(itertools.accumulate((s.numel() for s in self.layers.values()), initial=0))
+        return {n: slice(a, b) for n, (a, b) in zip(self.layers, itertools.pairwise(ends), strict=True)}
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.network.named_parameters() if name in self.layers}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.parameters.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def label_prior(self, batch_size: int = 1) -> Labels:
+        """What the adversary knows of the labels before: uniform over the classes, shape (batch_size,)."""
+        return Labels(torch.zeros(self.num_classes, dtype=self.dtype, device=self.device), batch_size)
+
+    def noise(self, batch_size: int = 1) -> Tensor | None:
+        """ε ~ Normal(0, I) of one batch (batch_size, *noise_shape), by torch's generator; or None."""
+        if self.noise_shape is None:
+            return None
+        return torch.randn(batch_size, *self.noise_shape, dtype=self.dtype, device=self.device)
+
+    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
+        """u(x, y), lazy where it can be.
+
+        Args:
+            x: (*chains, batch, *input_shape). Differentiable.
+            y: (*chains, batch), class indices. Leading dimensions broadcast against those of x.
+            noise: ε, (*chains, batch, *noise_shape), of a network that draws some. Differentiable. None is its mean, 0:
+                what an adversary computes with who does not know that there is noise.
+        """
+        x = x.to(self.dtype)
+        event = len(self.input_shape)
+        lead = torch.broadcast_shapes(x.shape[: -event - 1], y.shape[:-1])
+        if self.noise_shape is not None:
+            inner = len(self.noise_shape)
+            noise = x.new_zeros(y.shape[-1], *self.noise_shape) if noise is None else noise.to(self.dtype)
+            lead = torch.broadcast_shapes(lead, noise.shape[: -inner - 1])
+            noise = noise.expand(*lead, *noise.shape[-inner - 1 :])
+        elif noise is not None:
+            raise BadInput("the client's network draws no noise: there is none to give it")
+        x = x.expand(*lead, *x.shape[-event - 1 :])
+        y = y.expand(*lead, y.shape[-1])
+        return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise)
+
+    def _factored(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> LazyUpdate:
+        lead, batch = y.shape[:-1], y.shape[-1]
+        slices = self.slices
+
+        def loss(output: training.Output) -> Tensor:  # of the mean over each chain's batch
+            return training.loss(output, y.flatten()) / batch
+
+        given = [t.flatten(0, len(lead)) for t in (x, noise) if t is not None]
+
+        def unflat(t: Tensor) -> Tensor:
+            return t.reshape(*lead, batch, *t.shape[1:])
+
+        names = {id(p): name for name, p in self.parameters.items()}
+        factors: list[Factor | Entries] = []
+        for found in taps.read(self.network, given, loss, names):
+            if isinstance(found, taps.Copies):
+                factors.append(Entries(unflat(found.gradients), slices[found.name]))
+            else:
+                weight, bias = (None if n is None else slices[n] for n in (found.weight, found.bias))
+                factors.append(Factor(unflat(found.inputs), unflat(found.deltas), weight, bias))
+        return LazyUpdate(tuple(factors), self.update_size)
+
+    def materialised(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> DenseUpdate:
+        """u(x, y) entry by entry: the general fallback, and the reference the lazy form is tested against.
+
+        Args as for `update`, with equal leading dimensions. A batch that its network mixes, or that several local
+        steps mix, counts as one example.
+        """
+        lead, batch = y.shape[:-1], y.shape[-1]
+        rows = 1 if self.mixes_batch or self.local else batch
+        xs = x.reshape(-1, batch // rows, *self.input_shape)
+        ys = y.reshape(-1, batch // rows)
+        if self.noise_shape is not None:
+            noise = x.new_zeros(*y.shape, *self.noise_shape) if noise is None else noise
+            noise = noise.reshape(-1, batch // rows, *self.noise_shape)
+        if self.local:
+            examples = training.movement(self.network, self.parameters, xs, ys, self.local)
+        else:
+            examples = training.gradients(self.network, self.parameters, xs, ys, noise) / batch
+        return DenseUpdate(examples.reshape(*lead, rows, -1))
+
+    def split(self, g: Tensor) -> dict[str, Tensor]:
+        """A flat update (*chains, update_size) as named tensors (*chains, *shape)."""
+        parts = g.split([s.numel() for s in self.layers.values()], -1)
+        return {n: p.reshape(*g.shape[:-1], *s) for (n, s), p in zip(self.layers.items(), parts, strict=True)}
+
+
+def _checked(client: Client) -> dict[str, Any]:
+    """The fields of a client that its network decides, and the frozen copy of the network itself."""
+    network, local = client.network, client.local
+    noise_shape = getattr(network, "noise_shape", None)
+    if noise_shape is not None and local is not None:
+        raise BadInput("a network that draws noise (precode, dropout) and local training: each step draws anew, "
+                       "which is not modelled; share one gradient")  # fmt: skip
+    network = copy.deepcopy(network)
+    layers = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+    if not layers:
+        raise BadInput("the network has no trainable parameters, so it shares no gradient")
+    for name, p in network.named_parameters():
+        if not p.isfinite().all():
+            raise BadInput(f"the network's parameter '{name}' holds NaN or infinity: load sound weights")
+    network.requires_grad_(False)
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            # an in-place activation would overwrite the outputs that the taps hold
+            setattr(module, "inplace", False)  # noqa: B010 (mypy knows no such attribute)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            # train mode uses the batch's statistics; vmap cannot update the running ones in place
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+            module.track_running_stats = False
+
+    x = _probe(next(network.parameters()), client.input_shape)
+    generator_state = torch.get_rng_state()
+    with kernels.plain():  # a fused kernel would hide the kinks inside it
+        kinks, logits = probe(network, x)
+        drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
+        classes = client.num_classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else "K")
+        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise BadInput(f"the network must return logits (batch, {classes}), but for a batch of 2 it returns {got}")
+        if drew or not torch.equal(logits, network(x)):
+            raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
+        try:
+            mixes = not torch.allclose(network(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+        except (RuntimeError, ValueError):  # batch statistics of one example do not exist
+            mixes = True
+    return {
+        "network": network, "input_shape": tuple(client.input_shape), "num_classes": classes, "layers": layers,
+        "mixes_batch": mixes, "kinks": kinks, "noise_shape": noise_shape,
+    }  # fmt: skip
+
+
+def _probe(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Two examples that the checks look at."""
+    return torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _closed_form(client: Client) -> bool:
+    """True where the taps give the very gradient of every example that `materialised` gives, on a probe batch."""
+    if client.mixes_batch or client.local:
+        return False
+    x = _probe(next(client.network.parameters()), client.input_shape)
+    y = torch.arange(2, device=x.device) % client.num_classes
+    try:
+        noise = None
+        if client.noise_shape is not None:
+            noise = torch.linspace(-1, 1, 2 * math.prod(client.noise_shape), dtype=x.dtype, device=x.device)
+            noise = noise.reshape(2, 1, *client.noise_shape)
+        lazy = client._factored(x[:, None], y[:, None], noise)
+        filled = [where for factor in lazy.factors for where, _ in factor.entries()]
+        if sorted(filled, key=lambda s: s.start) != list(client.slices.values()):
+            return False  # a parameter without a tap, or with two: there would be cross terms between its factors
+        found, reference = lazy.materialise(), client.materialised(x[:, None], y[:, None], noise).materialise()
+        return torch.allclose(found, reference, rtol=1e-3, atol=1e-5 * float(reference.abs().max()))
+    except (RuntimeError, ValueError, IndexError):  # shapes that are not (examples, …) throughout
+        return False
+
+
+def distrust(client: Client, method: str) -> tuple[str, ...]:
+    """Why a method that follows slopes is not to be trusted on this client; () where the network is smooth."""
+    if not client.kinks:
+        return ()
+    return (
+        f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, {method} cannot cross the jumps, and "
+        "this result is not to be trusted; attack a smooth activation, or cross them by --inference refractive "
+        "(perceptrons) or billiard (any network, slow), or take a labelled approximation by --surrogate 100",
+    )
+
+
+def seeded(build_network: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Run a network's constructor with torch's generator seeded, and leave the generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network()

@@ -1,0 +1,187 @@
+"""What each parameter's gradient is made of, read off one forward and one backward pass over all examples.
+
+A tap watches the torch functions that a parameter goes through, so that functional calls are seen as modules are:
+
+    linear, conv2d       the input a and, from the backward pass, the gradient δ at the output: ∇W = Σ_r δ_r a_rᵀ
+    batch_norm, …        γ x̂ + β, with x̂ normalised: every example gets copies of γ and β of its own
+    p + x, p.expand(n)   the same for any other parameter that meets the examples by broadcasting (a class token)
+    attention            the packed projection of q, k and v and the one behind it, each as linear
+
+The gradient at an example's own copy of a parameter is that example's share, so nothing is summed over chains. What
+goes through any other function has no tap; `Client` finds that out, and the client then materialises.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pplleak.client import kernels
+
+Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A layer call: rows a and δ (examples, groups, positions, fan), whose outer products sum to ∇W.
+
+    weight, bias: the parameters' names, or None where there is none or it is frozen
+    """
+
+    inputs: Tensor
+    deltas: Tensor
+    weight: str | None
+    bias: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """A parameter's gradient example by example: gradients (examples, entries)."""
+
+    gradients: Tensor
+    name: str
+
+
+def read(
+    network: nn.Module, x: Sequence[Tensor], loss: Callable[[Any], Tensor], names: dict[int, str]
+) -> list[Call | Copies]:
+    """Every tapped use of a parameter in loss(network(*x)).
+
+    Args:
+        x: what the network takes, each (examples, …). names: id of a trainable parameter -> its name.
+    Differentiable in x where one of them requires a gradient; the calls' tensors hold no graph otherwise.
+    """
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in x)
+    with torch.enable_grad(), kernels.plain():
+        with _Taps(names, len(x[0])) as taps:
+            output = network(*x)
+        at = [output for output, _, _, _ in taps.calls] + [copy for copy, _ in taps.copies]
+        gradients = torch.autograd.grad(loss(output), at, create_graph=differentiable, materialize_grads=True)
+    found: list[Call | Copies] = []
+    for (_, rows, weight, bias), d in zip(taps.calls, gradients, strict=False):
+        inputs, deltas = rows(d)
+        found.append(Call(inputs if differentiable else inputs.detach(), deltas, weight, bias))
+    for (_, name), d in zip(taps.copies, gradients[len(taps.calls) :], strict=True):
+        found.append(Copies(d.reshape(len(d), -1), name))
+    return found
+
+
+class _Taps(TorchFunctionMode):
+    """Collects (output, δ ↦ rows, weight, bias) of layer calls, and (copy, name) of copied parameters."""
+
+    def __init__(self, names: dict[int, str], examples: int) -> None:
+        super().__init__()
+        self.names, self.examples = names, examples
+        self.calls: list[tuple[Tensor, Rows, str | None, str | None]] = []
+        self.copies: list[tuple[Tensor, str]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _NORMS:
+            return self._norm(func, *args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._attention(*args, **kwargs)
+        if any(id(a) in self.names for a in (*args, *kwargs.values())):
+            if func == F.linear:
+                return self._linear(*args, **kwargs)
+            if func == F.conv2d:
+                return self._conv2d(*args, **kwargs)
+            if func.__name__.strip("_") in _BROADCASTING:
+                dims = max(a.dim() for a in args if isinstance(a, Tensor))
+                return func(*(self._copied(a, dims) for a in args), **kwargs)
+        return func(*args, **kwargs)
+
+    def _tap(self, output: Tensor, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
+        names = self.names.get(id(weight)), self.names.get(id(bias))
+        if names == (None, None):
+            return output
+        if not output.requires_grad:  # nothing differentiable upstream: δ still needs a graph
+            output.requires_grad_()
+        self.calls.append((output, rows, *names))
+        return output
+
+    def _copied(self, a: Any, dims: int) -> Any:
+        """A parameter as one copy an example, of `dims` dimensions; anything else as it is."""
+        name = self.names.get(id(a))
+        if name is None or (a.dim() == dims and a.shape[0] != 1):
+            return a
+        return self._copies(a, name, dims)
+
+    def _copies(self, value: Tensor, name: str, dims: int) -> Tensor:
+        own = value.shape[1:] if value.dim() == dims else value.shape
+        shape = (self.examples, *(1,) * (dims - 1 - len(own)), *own)
+        copy = value.detach().expand(shape).requires_grad_()
+        self.copies.append((copy, name))
+        return copy
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        def rows(d: Tensor) -> tuple[Tensor, Tensor]:
+            return tuple(t.reshape(len(t), 1, -1, t.shape[-1]) for t in (input, d))  # type: ignore[return-value]
+
+        return self._tap(F.linear(input, weight, bias), rows, weight, bias)
+
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        def rows(d: Tensor) -> tuple[Tensor, Tensor]:
+            a, pad, kernel = input, padding, weight.shape[2:]
+            if isinstance(padding, str):
+                pad = 0
+                if padding == "same":
+                    step = (dilation, dilation) if isinstance(dilation, int) else dilation
+                    total = [s * (k - 1) for s, k in zip(step, kernel, strict=True)]
+                    a = F.pad(a, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
+            patches = F.unfold(a, tuple(kernel), dilation, pad, stride)
+            return patches.unflatten(1, (groups, -1)).mT, d.flatten(2).unflatten(1, (groups, -1)).mT
+
+        return self._tap(F.conv2d(input, weight, bias, stride, padding, dilation, groups), rows, weight, bias)
+
+    def _norm(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        scale_shift = [bound.arguments.get(n) for n in ("weight", "bias")]
+        if not any(id(p) in self.names for p in scale_shift):
+            return func(*args, **kwargs)
+        bound.arguments.update({n: None for n in ("weight", "bias") if n in bound.arguments})
+        out = func(*bound.args, **bound.kwargs)
+        for k, p in enumerate(scale_shift):
+            if p is not None:
+                value = p if func in _OVER_LAST_DIMENSIONS else p.reshape(-1, *(1,) * (out.dim() - 2))
+                name = self.names.get(id(p))
+                value = value if name is None else self._copies(value, name, out.dim())
+                out = out + value if k else out * value
+        return out
+
+    def _attention(self, *args: Any, **kwargs: Any) -> Any:
+        """Plain self-attention, (positions, examples, width); masks and other extras are left to the fallback."""
+        func = F.multi_head_attention_forward
+        given = inspect.signature(func).bind(*args, **kwargs)
+        given.apply_defaults()
+        a = given.arguments
+        x, extras = a["query"], ("bias_k", "bias_v", "add_zero_attn", "key_padding_mask", "attn_mask", "static_k",
+                                 "static_v", "need_weights", "use_separate_proj_weight", "is_causal")  # fmt: skip
+        plain = x.dim() == 3 and x is a["key"] and x is a["value"] and not (a["training"] and a["dropout_p"])
+        if not plain or any(a[e] is not None and a[e] is not False for e in extras):
+            return func(*args, **kwargs)
+        packed = self._linear(x.transpose(0, 1), a["in_proj_weight"], a["in_proj_bias"])
+        q, k, v = (t.unflatten(-1, (a["num_heads"], -1)).transpose(1, 2) for t in packed.chunk(3, -1))
+        heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self._linear(heads, a["out_proj_weight"], a["out_proj_bias"]).transpose(0, 1), None
+
+
+_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm}
+_OVER_LAST_DIMENSIONS = {F.layer_norm, F.rms_norm}
+_BROADCASTING = {"add", "sub", "rsub", "mul", "div", "expand"}

@@ -1,0 +1,1 @@
+"""Where a ReLU network jumps, and what crosses the jumps."""

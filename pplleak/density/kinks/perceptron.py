@@ -1,0 +1,269 @@
+"""ReLU and leaky-ReLU perceptrons, whose gradient-leakage posterior is smooth on every side of every kink.
+
+With the activation pattern (the masks) held fixed, every pre-activation is affine in the input x:
+
+    h₁ = W₁x + b₁      a_l = s_l ∘ h_l      h_{l+1} = W_{l+1} a_l + b_{l+1}      s_l = 1 where h_l > 0, else the leak
+    δ_K = softmax(h_K) − onehot(y)          δ_l = s_l ∘ W_{l+1}ᵀ δ_{l+1}
+
+and the energy −log p(g | x, y) = ‖g − u(x, y)‖² / 2σ², with u the rows δ_l a_{l−1}ᵀ and δ_l, is
+
+    2σ² Φ = Σ_l ‖δ_l‖² (‖a_{l−1}‖² + 1) − 2 δ_l·(G_l a_{l−1} + γ_l)  + constant,     a₀ = x,   (G, γ) = g
+
+It sees x through h₁, q = G₁x + γ₁ and s = ‖x‖² alone, so a sampler that keeps these three never touches the pixels.
+At a kink of unit j (h_j = 0) the activations do not change, only δ_j switches; see `Perceptron.jump`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pplleak.client import Client
+from pplleak.density import Density
+from pplleak.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One Linear layer and what was shared of its gradient; a frozen parameter counts 0 and its g is 0.
+
+    weight, g_weight (fan_out, fan_in);  bias, g_bias (fan_out,)
+    """
+
+    weight: Tensor
+    bias: Tensor
+    g_weight: Tensor
+    g_bias: Tensor
+    counts_weight: float
+    counts_bias: float
+
+    def pull(self, a: Tensor) -> Tensor:
+        """G a + γ, (chains, fan_out)."""
+        return a @ self.g_weight.mT + self.g_bias
+
+    def scale(self, sqnorm: Tensor) -> Tensor:
+        """‖a‖² + 1: what ‖δ‖² is multiplied with in ‖(δ aᵀ, δ)‖²."""
+        return self.counts_weight * sqnorm + self.counts_bias
+
+
+@dataclass(frozen=True, eq=False)
+class Perceptron:
+    """The client's network with the observation built in; all tensors float64.
+
+    layers  K Linear layers;  leaks  K − 1 slopes below zero;  label y;  sigma σ
+    """
+
+    layers: tuple[Layer, ...]
+    leaks: tuple[float, ...]
+    label: int
+    sigma: float
+
+    @property
+    def widths(self) -> list[int]:
+        return [len(layer.bias) for layer in self.layers[:-1]]
+
+    def slopes(self, masks: Tensor) -> list[Tensor]:
+        """masks (chains, units), True where h > 0 -> s_l (chains, width) for every hidden layer."""
+        parts = masks.split(self.widths, 1)
+        return [leak + (1 - leak) * m.to(torch.float64) for leak, m in zip(self.leaks, parts, strict=True)]
+
+    def preactivations(self, h: Tensor, masks: Tensor) -> Tensor:
+        """h_1 … h_{K−1} side by side, (chains, units), from h_1 (chains, width₁) under the pattern `masks`."""
+        if len(self.widths) == 1:
+            return h
+        hs = [h]
+        for s, layer in zip(self.slopes(masks), self.layers[1:-1], strict=False):
+            hs.append((s * hs[-1]) @ layer.weight.mT + layer.bias)
+        return torch.cat(hs, 1)
+
+    def rates(self, dh: Tensor, masks: Tensor) -> Tensor:
+        """ḣ_1 … ḣ_{K−1} side by side from ḣ_1: the same maps without their biases."""
+        if len(self.widths) == 1:
+            return dh
+        rates = [dh]
+        for s, layer in zip(self.slopes(masks), self.layers[1:-1], strict=False):
+            rates.append((s * rates[-1]) @ layer.weight.mT)
+        return torch.cat(rates, 1)
+
+    def pattern(self, h: Tensor) -> Tensor:
+        """The masks that agree with h_1, (chains, units) bool."""
+        masks = []
+        for leak, layer in zip(self.leaks, self.layers[1:], strict=True):
+            masks.append(h > 0)
+            h = torch.where(masks[-1], h, leak * h) @ layer.weight.mT + layer.bias
+        return torch.cat(masks, 1)
+
+    def energy(self, h: Tensor, q: Tensor, sqnorm: Tensor, masks: Tensor) -> Tensor:
+        """Φ (chains,), up to its constant, with the masks held fixed.
+
+        Args:
+            h: (chains, width₁), h_1.  q: (chains, width₁), G₁x + γ₁.  sqnorm: (chains,), ‖x‖².
+            masks: (chains, units) bool.
+        """
+        slopes, pulls, scales = self.slopes(masks), [q], [self.layers[0].scale(sqnorm)]
+        for s, layer in zip(slopes, self.layers[1:], strict=True):
+            a = s * h
+            pulls.append(layer.pull(a))
+            scales.append(layer.scale(a.square().sum(1)))
+            h = a @ layer.weight.mT + layer.bias
+        delta = self._output_delta(h)
+        total = torch.zeros_like(sqnorm)
+        for k in reversed(range(len(self.layers))):
+            total = total + delta.square().sum(1) * scales[k] - 2 * (delta * pulls[k]).sum(1)
+            if k:
+                delta = slopes[k - 1] * (delta @ self.layers[k].weight)
+        return total / (2 * self.sigma**2)
+
+    def _output_delta(self, logits: Tensor) -> Tensor:
+        delta = logits.softmax(1)
+        onehot = torch.zeros_like(delta)
+        onehot[:, self.label] = 1
+        return delta - onehot
+
+    def jump(self, h: Tensor, q: Tensor, sqnorm: Tensor, masks: Tensor, unit: Tensor) -> Tensor:
+        """ΔΦ (chains,) of flipping one unit's mask at its kink; `unit` (chains,) counts through all hidden layers.
+
+        One hidden layer: δ_j goes from s v_j to s' v_j, with v = W₂ᵀ δ₂, so
+            2σ² ΔΦ = (s'² − s²) v_j² (‖x‖² + 1) − 2 (s' − s) v_j q_j
+        Deeper: the energies of the two patterns are subtracted.
+        """
+        if len(self.layers) > 2:
+            return self.energy(h, q, sqnorm, flipped(masks, unit)) - self.energy(h, q, sqnorm, masks)
+        (leak,), (first, last) = self.leaks, self.layers
+        delta = self._output_delta(torch.where(masks, h, leak * h) @ last.weight.mT + last.bias)
+        at = unit[:, None]
+        v = (delta * last.weight.mT[unit]).sum(1)
+        before = leak + (1 - leak) * masks.gather(1, at)[:, 0].to(v)
+        after = 1 + leak - before
+        quadratic = (after.square() - before.square()) * v.square() * first.scale(sqnorm)
+        return (quadratic - 2 * (after - before) * v * q.gather(1, at)[:, 0]) / (2 * self.sigma**2)
+
+    def normal(self, masks: Tensor, unit: Tensor) -> Tensor:
+        """The row r (chains, width₁) with ḣ_unit = r·ḣ_1: a kink's normal, seen from the first layer."""
+        if len(self.widths) == 1:
+            return torch.zeros(masks.shape, dtype=torch.float64, device=masks.device).scatter_(1, unit[:, None], 1.0)
+        starts = [0]
+        for width in self.widths:
+            starts.append(starts[-1] + width)
+        slopes = self.slopes(masks)
+        out = torch.zeros(len(masks), self.widths[0], dtype=torch.float64, device=masks.device)
+        for k in range(len(self.widths)):
+            here = ((unit >= starts[k]) & (unit < starts[k + 1])).nonzero()[:, 0]
+            if k == 0:
+                out[here, unit[here]] = 1
+                continue
+            row = self.layers[k].weight[unit[here] - starts[k]]
+            for back in reversed(range(k)):
+                row = row * slopes[back][here]
+                if back:
+                    row = row @ self.layers[back].weight
+            out[here] = row
+        return out
+
+    def deltas_and_activations(self, h: Tensor, masks: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """(δ_1 … δ_K) and (a_1 … a_{K−1}) of one input h (width₁,) with masks (units,) held fixed."""
+        h, masks = h[None], masks[None]
+        slopes, activations = self.slopes(masks), []
+        for s, layer in zip(slopes, self.layers[1:], strict=True):
+            activations.append(s * h)
+            h = activations[-1] @ layer.weight.mT + layer.bias
+        deltas = [self._output_delta(h)]
+        for s, layer in zip(reversed(slopes), reversed(self.layers[1:]), strict=True):
+            deltas.insert(0, s * (deltas[0] @ layer.weight))
+        return [d[0] for d in deltas], [a[0] for a in activations]
+
+
+def flipped(masks: Tensor, unit: Tensor) -> Tensor:
+    """`masks` (chains, units) with one unit (chains,) of every chain flipped."""
+    at = unit[:, None]
+    return masks.scatter(1, at, ~masks.gather(1, at))
+
+
+def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
+    """The client's network as a Perceptron.
+
+    Raises:
+        BadInput: the network is not Linear layers with ReLU or leaky ReLU between them.
+    """
+    chain = [(n, m) for n, m in client.network.named_modules() if not isinstance(m, nn.Sequential)]
+    needs = "inference refractive needs a stack of Linear layers with ReLU or LeakyReLU between them"
+    if client.local:
+        raise BadInput("inference refractive needs a client that shares its gradient, and this one trains locally")
+    if not isinstance(client.network, nn.Sequential):
+        raise BadInput(f"{needs}, but the network is a {type(client.network).__name__}: use hmc on a smooth network")
+    shared = client.split(g.to(torch.float64))
+    layers: list[Layer] = []
+    leaks: list[float] = []
+    for name, module in chain:
+        if isinstance(module, nn.Linear) and len(layers) == len(leaks):
+            weight = module.weight.detach().double()
+            bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+            g_weight, g_bias = shared.get(f"{name}.weight"), shared.get(f"{name}.bias")
+            layers.append(
+                Layer(
+                    weight,
+                    bias,
+                    torch.zeros_like(weight) if g_weight is None else g_weight,
+                    torch.zeros_like(bias) if g_bias is None else g_bias,
+                    float(g_weight is not None),
+                    float(g_bias is not None),
+                )
+            )
+        elif isinstance(module, (nn.ReLU, nn.LeakyReLU)) and len(layers) == len(leaks) + 1:
+            leaks.append(float(getattr(module, "negative_slope", 0.0)))
+        elif not isinstance(module, (nn.Flatten, nn.Identity, nn.Dropout)) or (
+            layers and isinstance(module, nn.Flatten)
+        ):
+            raise BadInput(f"{needs}, but this one holds a {type(module).__name__} ('{name}'): inference billiard "
+                           "takes ReLU, leaky ReLU and max pooling in any network")  # fmt: skip
+    if not leaks or len(layers) != len(leaks) + 1:
+        raise BadInput(f"{needs}, ending in a Linear layer, with at least one of each")
+    return Perceptron(tuple(layers), tuple(leaks), label, sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x(z) = offset + slope z, (pixels,) and (pixels, dim);  z ~ Normal(centre, precision⁻¹)."""
+
+    offset: Tensor
+    slope: Tensor
+    centre: Tensor
+    precision: Tensor
+
+
+def check(density: Density, net: Perceptron) -> None:
+    """Raises BadInput unless, at random points, x is affine in z, z is Gaussian, and −log p(z | g) is net's energy and
+    the prior's."""
+    z = torch.randn(8, density.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = torch.cat([z, z[:4] + z[4:], torch.zeros(1, density.dim)]).to(density.client.device)
+
+    def bent(f: Tensor) -> Tensor:
+        return f[:4] + f[4:8] - f[8:12] - f[12]  # zero where f is affine
+
+    with torch.no_grad():
+        theirs, x = -density(z), density.images(z)[0].flatten(1).double()
+    prior, slope = density.value_and_grad(z, temperature=0.0)
+    if not float(bent(x).abs().max()) <= 1e-8 * float(x.abs().max()):
+        raise BadInput("inference refractive needs images affine in the model's latents, as in models/gaussian.py: "
+                       "use hmc on a smooth network, or a Gaussian prior")  # fmt: skip
+    falls = bool(((slope[-1] - slope[:-1]) * z[:-1]).sum(1).gt(0).all())
+    if not falls or not float(bent(slope).abs().max()) <= 1e-6 * float(slope.abs().max()):
+        raise BadInput("inference refractive needs a Gaussian prior on the model's latents, as in models/gaussian.py")
+    first = net.layers[0]
+    h = x @ first.weight.mT + first.bias
+    gap = net.energy(h, first.pull(x), x.square().sum(1), net.pattern(h)) - prior - theirs
+    if not float(gap.max() - gap.min()) <= 1e-6 * float(theirs.abs().max()):
+        raise BadInput("inference refractive does not know this model's density: it needs z ~ Gaussian, x affine in z "
+                       "and g ~ channels.Gaussian(client.update(x, y), sigma), and nothing more")  # fmt: skip
+
+
+def read_affine(density: Density) -> Affine:
+    """x(z) and the prior, read off a model that `check` passed by evaluating it."""
+    zero = torch.zeros(1, density.dim, dtype=torch.float64, device=density.client.device)
+    points = torch.cat([zero, torch.eye(density.dim).to(zero)])
+    x = torch.cat([density.images(part)[0].flatten(1) for part in points.split(256)]).double()
+    slope = torch.cat([density.value_and_grad(part, temperature=0.0)[1] for part in points.split(256)])
+    precision = slope[0] - slope[1:]
+    return Affine(x[0], (x[1:] - x[0]).mT, torch.linalg.solve(precision, slope[0]), (precision + precision.mT) / 2)

@@ -1,0 +1,1 @@
+"""A density recorded once and replayed: what a sampler calls thousands of times."""

@@ -1,0 +1,76 @@
+"""Defences that do more to a gradient than a channel can: each is a file of this folder, and exports one of
+
+    share(client, x, y, *, settings) -> Tensor (D,)                        what is sent in place of u(x, y)
+    network(base, input_shape, num_classes, *, settings) -> nn.Module      the client's network, changed
+
+A file that shares may also export `sent(client, x, y, *, settings) -> Tensor (D,)`, bool: which entries it sends at
+all; a channel's noise is then on those alone. Noise, clipping, pruning, rounding and signs are `pplleak.channels`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplleak import programs
+from pplleak.client import Client
+from pplleak.errors import BadInput, unknown
+
+__all__ = ["check", "entry", "load", "names", "sent", "share"]
+
+
+def names() -> dict[str, str]:
+    """Every defence with its docstring's first line."""
+    found = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    return {name: (load(name).__doc__ or "").splitlines()[0] for name in found}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a defence; raises BadInput with the near names where there is none."""
+    known = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    if name not in known:
+        raise unknown("defence", name, known, "Noise, pruning, DP-SGD, … are channels: --channel.")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def entry(name: str) -> Callable[..., Any]:
+    """The one function that a defence exports, `share` or `network`, whose settings are the defence's."""
+    module = load(name)
+    return getattr(module, "share", None) or module.network
+
+
+def check(name: str, settings: Mapping[str, Any], where: str = "--defence") -> dict[str, Any]:
+    """All settings of a defence, those that are not given at their defaults; raises BadInput for one it has not."""
+    programs.require_settings(entry(name), settings, where, f"the defence {name}")
+    return {s.name: s.default for s in programs.settings(entry(name))} | dict(settings)
+
+
+@torch.no_grad()
+def share(client: Client, x: Tensor, y: Tensor, name: str = "", settings: Mapping[str, Any] | None = None) -> Tensor:
+    """What a client sends of one batch, before any channel, (D,); without a defence, its update.
+
+    Draws what there is to draw (ATS' transforms, PRECODE's noise) by torch's generator.
+
+    Args:
+        x: (batch, *input_shape). y: (batch,). name: of a defence, or "". settings: its keyword arguments.
+    """
+    module = load(name) if name else None
+    if module is None or not hasattr(module, "share"):
+        return client.update(x, y, client.noise(len(y))).materialise()
+    if client.local is not None:
+        raise BadInput(f"the defence {name} changes one gradient, and this client shares local training: "
+                       "leave --local-lr out")  # fmt: skip
+    return module.share(client, x, y, **(settings or {}))
+
+
+@torch.no_grad()
+def sent(client: Client, x: Tensor, y: Tensor, name: str, settings: Mapping[str, Any]) -> Tensor | None:
+    """Which entries a defence sends, (D,) bool; None where it sends them all."""
+    function = getattr(load(name), "sent", None)
+    return None if function is None else function(client, x, y, **settings)

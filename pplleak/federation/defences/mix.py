@@ -1,0 +1,40 @@
+"""Mixing gradients over clients: the server sees the mean over several, as secure aggregation gives it.
+
+    g = (1/K) (u(x, y) + Σ_{k=2}^K u(x_k, y_k))
+
+with K − 1 other clients, each with a batch as large of images of its own. Only the sum leaves the clients (Bonawitz et
+al. 2017): what hides an image is what the others happen to hold. The model `aggregated` is the adversary who knows how
+others' updates are distributed.
+
+Source: Bonawitz et al., Practical Secure Aggregation for Privacy-Preserving Machine Learning, CCS 2017.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pplleak import data
+from pplleak.client import Client
+from pplleak.errors import BadInput
+
+
+def share(client: Client, x: Tensor, y: Tensor, *, clients: int = 2, others: str = "digits") -> Tensor:
+    """The mean of this client's gradient and those of others, whose images are drawn at random, (D,).
+
+    Args:
+        clients: K, how many share one mean, this one included.
+        others: whose images the other clients hold: digits, mnist, cifar10 or a FOLDER ($PPLLEAK_DATA_ROOT).
+    """
+    if clients < 1:
+        raise BadInput(f"mix takes at least 1 client (this one), not {clients}")
+    images = data.private(others)
+    if images.input_shape != client.input_shape:
+        raise BadInput(f"the images of '{others}' have shape {images.input_shape}, the client's "
+                       f"{tuple(client.input_shape)}: set --defence.others to images like the client's")  # fmt: skip
+    total = client.update(x, y).materialise()
+    if clients > 1:
+        picks = torch.randint(len(images), (clients - 1, len(y)))
+        theirs = images.x[picks].to(client.device), images.y[picks].to(client.device)
+        total = total + client.update(*theirs).materialise().sum(0)
+    return total / clients

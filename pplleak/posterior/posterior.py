@@ -1,0 +1,311 @@
+"""The result of every attack: draws of x with their diagnostics, as an ArviZ `DataTree`, and decisions from them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplleak.density import Density
+from pplleak.density.surrogate import Surrogate, log_ratio
+from pplleak.errors import BadInput
+from pplleak.posterior import convergence, decisions, diagnostics
+from pplleak.posterior.convergence import Convergence
+from pplleak.posterior.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import arviz
+    import xarray
+
+__all__ = ["CHAINS", "ESS", "KHAT", "RHAT", "Kind", "Posterior", "collect"]
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Draws from p(x, y | g), or what an inference has in their place.
+
+    x            (chain, draw, example, *input_shape); examples of no fixed order stand as in the mode
+    y            (chain, draw, example)
+    mode         (example, *input_shape), the MAP: the highest density p(x, y | g) that the inference found
+    kind         `sampler`: exact in the limit; `approximate sampler`: chains of something else, which `approximation`
+                 names; `approximation`: a fitted family; `point`: one estimate, no spread
+    stats        per-draw statistics (chain, draw): `lp`, `diverging`, `acceptance_rate`, `energy`, …
+    curves       traces of an optimisation: name -> (step,) or (step, restart)
+    log_weights  (chain·draw,) log p − log q of an approximation, for its k-hat
+    approximation  what stands in for the posterior, in plain words: a surrogate network, …; "" where nothing does
+    reasons      why this result is not to be trusted, in plain words; () where nothing is known against it
+    attrs        what was run: model, inference, settings, seed, versions, seconds, …
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    mode: np.ndarray
+    kind: Kind
+    stats: dict[str, np.ndarray] = field(default_factory=dict)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    log_weights: np.ndarray | None = None
+    approximation: str = ""
+    reasons: tuple[str, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+    truth: np.ndarray | None = None
+    g: np.ndarray | None = None
+
+    # -- decisions ---------------------------------------------------------------------------------------------
+
+    @property
+    def draws(self) -> np.ndarray:
+        """All draws in one row, (chain·draw, example, *input_shape)."""
+        return self.x.reshape(-1, *self.x.shape[2:])
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """argmin over x̂ of E‖x − x̂‖²: the decision for squared error."""
+        return self.draws.mean(0)
+
+    @cached_property
+    def sd(self) -> np.ndarray:
+        """Posterior standard deviation of every pixel; zero for a point estimate."""
+        return self.draws.std(0)
+
+    @cached_property
+    def medoid(self) -> np.ndarray:
+        """argmin over the draws x̂ of E‖x − x̂‖, for every example: its most central draw."""
+        return decisions.medoid(self.draws)
+
+    def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """The central posterior interval of every pixel."""
+        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
+
+    # -- diagnostics -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def convergence(self) -> Convergence:
+        """R-hat and effective sample sizes of every pixel, and of the log-density, which comes last."""
+        flat = self.x.reshape(*self.x.shape[:2], -1)
+        return convergence.measure(flat, *([self.stats["lp"][..., None]] if "lp" in self.stats else []))
+
+    @cached_property
+    def rhat_max(self) -> float | None:
+        """Worst rank-normalised split R-hat over pixels and log-density (Vehtari et al. 2021, eq. 4 and section 4)."""
+        if self.kind not in CHAINS or self.x.shape[0] < 2 or self.x.shape[1] < 4:
+            return None
+        return diagnostics.worst(self.convergence.rhat)
+
+    @property
+    def rhat_lp(self) -> float | None:
+        """R-hat of the log-density alone: it sees what no single pixel does."""
+        return None if self.rhat_max is None or "lp" not in self.stats else float(self.convergence.rhat[-1])
+
+    @cached_property
+    def ess_min(self) -> float | None:
+        """Smallest bulk effective sample size over pixels and log-density."""
+        if self.kind not in CHAINS or self.x.shape[1] < 4:
+            return None
+        return diagnostics.fewest(self.convergence.ess_bulk)
+
+    @cached_property
+    def health(self) -> diagnostics.Health:
+        """Tail ESS, BFMI, acceptance, what the ELBO still gained, spread over restarts."""
+        return diagnostics.health(self)
+
+    @cached_property
+    def khat(self) -> float | None:
+        """Pareto k-hat of an approximation's importance weights; above 0.7 it is not the posterior."""
+        return None if self.log_weights is None else diagnostics.khat(self.log_weights)
+
+    @property
+    def divergences(self) -> int | None:
+        return int(self.stats["diverging"].sum()) if "diverging" in self.stats else None
+
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """Everything that speaks against this result, in plain words."""
+        return diagnostics.doubts(self)
+
+    @property
+    def interrupted(self) -> bool:
+        """True where Ctrl-C ended the work early; what was finished is here."""
+        return any(reason.startswith("interrupted") for reason in self.reasons)
+
+    def whole(self) -> Posterior:
+        """Itself, for a study that scores nothing half done.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    @property
+    def converged(self) -> bool:
+        return not self.doubts
+
+    # -- ArviZ -------------------------------------------------------------------------------------------------
+
+    def to_arviz(self) -> xarray.DataTree:
+        """An ArviZ DataTree: posterior (x, y), sample_stats, observed_data, constant_data (mode, truth), curves."""
+        event = ["channel", "row", "col"] if self.x.ndim == 6 else [f"axis_{k}" for k in range(self.x.ndim - 3)]
+        groups: dict[str, dict[str, np.ndarray]] = {"posterior": {"x": self.x, "y": self.y}}
+        if self.stats:
+            groups["sample_stats"] = dict(self.stats)
+        constant = {"mode": self.mode}
+        if self.truth is not None:
+            constant["truth"] = self.truth
+        if self.log_weights is not None:
+            constant["log_weights"] = self.log_weights
+        groups["constant_data"] = constant
+        if self.g is not None:
+            groups["observed_data"] = {"g": self.g}
+        dims = {n: ["example", *event] for n in ("x", "mode", "truth")} | {"y": ["example"], "g": ["entry"],
+                                                                           "log_weights": ["weight"]}  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # more chains than draws is what a batch of chains looks like
+            tree = arviz.from_dict(groups, dims=dims)
+        if self.curves:
+            tree["curves"] = xarray.DataTree(
+                xarray.Dataset({n: ([f"{n}_{k}" for k in range(c.ndim)], c) for n, c in self.curves.items()})
+            )
+        tree.attrs = {n: _written(v) for n, v in self.attrs.items()}
+        tree.attrs |= {"kind": self.kind, "reasons": json.dumps(self.reasons), "approximation": self.approximation}
+        return tree
+
+    @staticmethod
+    def from_arviz(tree: xarray.DataTree) -> Posterior:
+        """The inverse of `to_arviz`; raises BadInput where the tree holds no attack."""
+        if "posterior" not in tree.children or "x" not in tree["posterior"]:
+            raise BadInput("this DataTree holds no posterior of x: it was not written by pplleak")
+
+        def values(group: str) -> dict[str, np.ndarray]:
+            return {str(n): v.values for n, v in tree[group].data_vars.items()} if group in tree.children else {}
+
+        attrs = {}
+        for name, value in tree.attrs.items():
+            value = value.item() if isinstance(value, np.generic) else value
+            try:
+                attrs[str(name)] = json.loads(value) if isinstance(value, str) else value
+            except json.JSONDecodeError:
+                attrs[str(name)] = value
+        posterior, constant = values("posterior"), values("constant_data")
+        return Posterior(
+            x=posterior["x"],
+            y=posterior["y"],
+            mode=constant["mode"],
+            kind=attrs.pop("kind", "sampler"),
+            stats=values("sample_stats"),
+            curves=values("curves"),
+            log_weights=constant.get("log_weights"),
+            approximation=attrs.pop("approximation", ""),
+            reasons=tuple(attrs.pop("reasons", ())),
+            attrs=attrs,
+            truth=constant.get("truth"),
+            g=values("observed_data").get("g"),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write NetCDF (through h5netcdf), compressed. The file appears whole or not at all."""
+        part = Path(f"{path}.part")
+        tree = self.to_arviz()
+        packed = {
+            f"/{name}": {str(v): {"zlib": True, "complevel": 1} for v, a in node.data_vars.items() if a.ndim}
+            for name, node in tree.children.items()
+        }
+        try:
+            tree.to_netcdf(part, engine="h5netcdf", encoding=packed)
+            part.replace(path)
+        except OSError as error:
+            raise BadInput(f"cannot write {path}: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):  # a place that cannot be written to cannot be cleaned, either
+                part.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | Path) -> Posterior:
+        """Read what `save` wrote; raises BadInput for anything else."""
+        try:
+            with xarray.open_datatree(path, engine="h5netcdf") as tree:
+                return Posterior.from_arviz(tree.load())
+        except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(f"{path} is not a posterior written by pplleak: {error}") from error
+
+    def with_(self, **changes: Any) -> Posterior:
+        """A copy with fields replaced."""
+        return replace(self, **changes)
+
+
+def _written(value: Any) -> Any:
+    """An attribute as NetCDF keeps it: numbers and plain words; anything else, and words that read as JSON, as JSON."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    return json.dumps(value)
+
+
+def collect(
+    density: Density,
+    z: Tensor,
+    *,
+    mode: Tensor,
+    kind: Kind,
+    stats: dict[str, Tensor] | None = None,
+    curves: dict[str, Tensor] | None = None,
+    log_weights: Tensor | None = None,
+    approximation: str = "",
+    reasons: Sequence[str] = (),
+    attrs: dict[str, Any] | None = None,
+) -> Posterior:
+    """What an inference found, in flat coordinates, as a `Posterior` of images.
+
+    Where the client is a surrogate, the result is labelled an approximation, and the log-weights of its draws include
+    how far the density of the client itself lies from the surrogate's: k-hat then judges the surrogate, too. Examples
+    that nothing tells apart stand in the order nearest to the mode (`diagnostics.relabelled`).
+
+    Args:
+        z: (chain, draw, dim). mode: (dim,). The rest as in `Posterior`, as tensors.
+    """
+
+    def array(t: Tensor) -> np.ndarray:
+        return t.detach().cpu().numpy()
+
+    if isinstance(density.client, Surrogate):
+        if kind == "sampler" or log_weights is not None:
+            ratio = log_ratio(density, density.client, z.flatten(0, 1))
+            log_weights = ratio if log_weights is None else ratio + log_weights
+        kind = "approximate sampler" if kind == "sampler" else kind
+        approximation = "; ".join(filter(None, (density.client.said, approximation)))
+    parts = [density.images(part) for part in z.flatten(0, 1).split(256)]
+    x, y = (array(torch.cat([p[k] for p in parts]).unflatten(0, z.shape[:2])) for k in (0, 1))
+    best = array(density.images(mode[None])[0][0])
+    if density.exchangeable:
+        labels = density.observed.labels
+        x, y = diagnostics.relabelled(x, y, best, None if labels is None else array(labels))
+    return Posterior(
+        x=x,
+        y=y,
+        mode=best,
+        kind=kind,
+        stats={n: array(t) for n, t in (stats or {}).items()},
+        curves={n: array(t) for n, t in (curves or {}).items()},
+        log_weights=None if log_weights is None else array(log_weights),
+        approximation=approximation,
+        reasons=tuple(reasons),
+        attrs=dict(attrs or {}),
+        g=array(density.observed.g),
+    )

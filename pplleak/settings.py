@@ -1,0 +1,101 @@
+"""What a thing is called and how it is set: `gaussian:sigma=0.1`, and the keyword arguments that can be set at all.
+
+A network, a prior, a channel, a defence, a loss and an optimiser are each a name with settings. `Named` is parsed once,
+checked once against the signature of what it names, and travels whole from the command line into an observation's file.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from pplleak.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A keyword argument that can be set: its name, type and default, and the line that its docstring has for it."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name with settings, printed as ``gaussian:sigma=0.1``.
+
+    >>> Named.parse("topk:rate=0.9,sigma=0.01")
+    Named('topk:rate=0.9,sigma=0.01')
+    >>> Named.parse("topk:rate=0.9").settings["rate"]
+    0.9
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        frozen = {n: tuple(v) if isinstance(v, list) else v for n, v in self.settings.items()}  # as JSON has them
+        object.__setattr__(self, "settings", MappingProxyType(frozen))
+
+    @classmethod
+    def parse(cls, text: str | Named) -> Named:
+        """NAME or NAME:SETTING=VALUE,SETTING=VALUE; a value is a Python literal, or a word.
+
+        Raises:
+            BadInput: it does not read like that.
+        """
+        if isinstance(text, Named):
+            return text
+        name, _, rest = text.partition(":")
+        settings: dict[str, Any] = {}
+        for part in _parts(rest):
+            setting, equals, value = part.partition("=")
+            if not (setting.strip() and equals and value.strip()):
+                raise BadInput(f"'{text}' must read NAME:SETTING=VALUE,SETTING=VALUE: gaussian:sigma=0.1")
+            settings[setting.strip()] = _literal(value.strip())
+        return cls(name, settings)
+
+    def with_(self, **settings: Any) -> Named:
+        """The same with some settings replaced; None leaves a setting as it is."""
+        return Named(self.name, {**self.settings, **{n: v for n, v in settings.items() if v is not None}})
+
+    def to_json(self) -> dict[str, Any]:
+        """{"name": …, "settings": {…}}, as an observation's file has it."""
+        return {"name": self.name, "settings": dict(self.settings)}
+
+    def __str__(self) -> str:
+        said = ",".join(f"{n}={str(v).replace(' ', '')}" for n, v in self.settings.items())
+        return f"{self.name}:{said}" if said else self.name
+
+    def __repr__(self) -> str:
+        return f"Named({str(self)!r})"
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy is not pickled, and worker processes are sent these
+        return Named, (self.name, dict(self.settings))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Split at the commas that stand outside brackets: ``sigmas=(0.1,0.2),rate=0.5``."""
+    depth, start = 0, 0
+    for k, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and not depth:
+            yield text[start:k]
+            start = k + 1
+    if text[start:].strip():
+        yield text[start:]
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value

@@ -1,0 +1,1 @@
+"""One question over many attacks a folder, each with its measure, its picture and its files."""

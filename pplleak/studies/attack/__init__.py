@@ -1,0 +1,1 @@
+"""Attack one observation with a model and an inference."""

@@ -1,0 +1,244 @@
+"""What a person sees of an attack: the summary (JSON and a table) and the picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from pplleak.errors import BadInput
+from pplleak.posterior import Posterior, metrics
+from pplleak.posterior.posterior import CHAINS
+
+matplotlib.use("Agg")
+
+GOOD, BAD, INK = "#1a7f37", "#b42318", "#333333"
+
+
+def summarise(posterior: Posterior) -> dict[str, Any]:
+    """The numbers of an attack; None where they need a truth or a spread that is not there.
+
+    psnr_map, psnr_mean (dB) and ssim_map, ssim_mean: of the MAP and of the posterior mean, averaged over the batch,
+    each matched to the truth by assignment. sd_mean: posterior sd averaged over pixels. coverage_90: fraction of
+    pixels whose truth lies in its 90 % interval. bits, bits_se: the information gained about the truth
+    (`pplleak.posterior.information`), where the inference knows its evidence. rhat_max, ess_min, khat, divergences:
+    `Posterior`.
+    ess_tail, bfmi, acceptance, elbo_gain, elbo_error, restarts_nats, restarts_rms: `diagnostics.Health`. seconds.
+    converged, and doubts: why not. approximation: what stands in for the posterior, or None. chosen: why this
+    inference, where it was not named. recovered_labels: what `--labels recovered` found, by which rule, how sure.
+    """
+    point = posterior.kind == "point"
+    scores: dict[str, float | None] = dict.fromkeys(
+        ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90")
+    )
+    if not point:
+        scores["sd_mean"] = float(posterior.sd.mean())
+    if posterior.truth is not None:
+        truth = posterior.truth
+        for name, x in (("map", posterior.mode), ("mean", posterior.mean)):
+            x = x[metrics.match(x, truth)]
+            scores[f"psnr_{name}"] = float(metrics.psnr(x, truth).mean())
+            similar = float(metrics.ssim(x, truth).mean())
+            scores[f"ssim_{name}"] = None if math.isnan(similar) else similar
+        if not point:
+            order = metrics.match(posterior.mean, truth)
+            scores["coverage_90"] = metrics.coverage(posterior.draws[:, order], truth)
+    return {
+        **scores,
+        "bits": posterior.attrs.get("bits"),
+        "bits_se": posterior.attrs.get("bits_se"),
+        "rhat_max": None if posterior.rhat_max == math.inf else posterior.rhat_max,  # JSON knows no infinity
+        "ess_min": posterior.ess_min,
+        "khat": posterior.khat,
+        "divergences": posterior.divergences,
+        **dataclasses.asdict(posterior.health),
+        "seconds": posterior.attrs.get("seconds"),
+        "converged": posterior.converged,
+        "doubts": list(posterior.doubts),
+        "kind": posterior.kind,
+        "approximation": posterior.approximation or None,
+        "model": posterior.attrs.get("model"),
+        "inference": posterior.attrs.get("inference"),
+        "settings": posterior.attrs.get("settings"),
+        "chosen": posterior.attrs.get("chosen"),
+        "recovered_labels": posterior.attrs.get("recovered_labels"),
+    }
+
+
+ROWS = {
+    "psnr_map": ("PSNR of the MAP", "{:.2f} dB"),
+    "psnr_mean": ("PSNR of the posterior mean", "{:.2f} dB"),
+    "ssim_map": ("SSIM of the MAP", "{:.3f}"),
+    "ssim_mean": ("SSIM of the posterior mean", "{:.3f}"),
+    "sd_mean": ("mean posterior sd of a pixel", "{:.3f}"),
+    "coverage_90": ("true pixels inside their 90 % interval", "{:.1%}"),
+    "rhat_max": ("worst R-hat", "{:.4f}"),
+    "ess_min": ("smallest effective sample size", "{:.0f}"),
+    "khat": ("Pareto k-hat of the approximation", "{:.2f}"),
+    "divergences": ("divergent trajectories", "{:d}"),
+    "restarts_nats": ("spread of the restarts, nats", "{:.3g}"),
+    "restarts_rms": ("spread of the restarts, a pixel", "{:.3g}"),
+    "seconds": ("seconds", "{:.1f}"),
+}
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """One sentence: may this result be believed?"""
+    if summary["approximation"]:
+        return f"approximate, by {summary['approximation']}: {verdict({**summary, 'approximation': None})}"
+    if not summary["converged"]:
+        return "did not converge: " + "; ".join(summary["doubts"])
+    if summary["kind"] in CHAINS:
+        return f"converged: chains agree (R-hat {summary['rhat_max']:.3f}, ESS {summary['ess_min']:.0f})"
+    if summary["kind"] == "approximation":
+        return f"an approximation, close to the posterior (k-hat {summary['khat']:.2f})"
+    return "a point estimate: one image, no uncertainty"
+
+
+def _named(label: str, summary: dict[str, Any]) -> str:
+    """A label as this result may wear it: an approximation is never called the posterior, nor its mode the MAP."""
+    if not summary["approximation"]:
+        return label
+    return label.replace("MAP", "approximate MAP").replace("posterior", "approximate")
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The summary as a terminal table."""
+    said = f"{summary['model']} × {summary['inference']}{', approximate' if summary['approximation'] else ''}"
+    shown = Table(title=said, title_justify="left", show_header=False)
+    for key, (label, form) in ROWS.items():
+        if summary[key] is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
+            shown.add_row(_named(label, summary), form.format(summary[key]))
+    if summary["bits"] is not None:
+        error = "" if summary["bits_se"] is None else f" ± {summary['bits_se']:.1g}"
+        shown.add_row("information gained about the truth", f"{summary['bits']:.1f}{error} bits")
+    if summary.get("recovered_labels"):
+        shown.add_row("labels, recovered", _recovered(summary["recovered_labels"]))
+    colour = "green" if summary["converged"] else "bold red"
+    shown.add_section()
+    shown.add_row("verdict", f"[{colour}]{verdict(summary)}[/]")
+    return shown
+
+
+def _recovered(found: dict[str, Any]) -> str:
+    """The labels of `pplleak.density.label_recovery.recovered`, and what speaks for them."""
+    confidence = "no confidence" if found["confidence"] is None else f"confidence {found['confidence']:.3f}"
+    right = {True: ", right", False: ", [bold red]wrong[/]", None: ""}[found["right"]]
+    return f"{' '.join(map(str, found['labels']))} ({found['rule']}; {confidence}{right})"
+
+
+def prepare(out: str | Path) -> Path:
+    """Make the output folder and prove that it can be written to, before any work is done."""
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".pplleak-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"cannot write to {out}: {error.strerror}; give another folder with --out") from error
+    return out
+
+
+def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
+    """posterior.nc, attack.png and summary.json into `out`, and the table onto the terminal."""
+    posterior.save(out / "posterior.nc")
+    summary = summarise(posterior)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False, default=str) + "\n")
+    picture(posterior, summary).savefig(out / "attack.png", dpi=150)
+    console.print(table(summary))
+    console.print(f"written to {out}/: attack.png, posterior.nc, summary.json", highlight=False)
+    return summary
+
+
+def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Figure:
+    """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it."""
+    shown = min(len(posterior.mode), 4)
+    order = np.arange(len(posterior.mode))
+    map_order = order
+    if posterior.truth is not None:
+        order, map_order = (metrics.match(x, posterior.truth) for x in (posterior.mean, posterior.mode))
+    columns: list[tuple[str, np.ndarray]] = []
+    if posterior.truth is not None:
+        columns.append(("private image\n(the truth)", posterior.truth))
+    columns.append(("most probable\n(MAP)", posterior.mode[map_order]))
+    if posterior.kind != "point":
+        columns.append(("posterior mean\n(least expected error)", posterior.mean[order]))
+        columns.append(("uncertainty\n(posterior sd)", posterior.sd[order]))
+        picks = np.linspace(0, len(posterior.draws) - 1, draws + 2).astype(int)[1:-1]
+        columns += [(f"posterior draw {k + 1}\n", posterior.draws[i][order]) for k, i in enumerate(picks)]
+    width = max(5.0, 1.45 * len(columns) + 0.5)
+    figure = Figure(figsize=(width, 1.75 * shown + 1.75))
+    bottom, top = 0.95 / figure.get_figheight(), 1 - 1.0 / figure.get_figheight()
+    grid = figure.add_gridspec(
+        shown, len(columns), left=0.015, right=0.985, bottom=bottom, top=top, wspace=0.08, hspace=0.25
+    )
+    scale = max(float(posterior.sd.max()), 1e-9)
+    for row in range(shown):
+        for column, (title, images) in enumerate(columns):
+            axes = figure.add_subplot(grid[row, column])
+            axes.set_xticks([]), axes.set_yticks([])
+            if "uncertainty" in title:
+                drawn = axes.imshow(_grey(images[row]), cmap="magma", vmin=0, vmax=scale)
+                bar = axes.inset_axes((0.0, -0.09, 1.0, 0.05))
+                figure.colorbar(drawn, cax=bar, orientation="horizontal", ticks=[0, scale])
+                bar.set_xticklabels(["0", f"{scale:.2g}"], fontsize=7)
+            else:
+                _show(axes, images[row])
+                note = _note(title, images, posterior.truth, row)
+                axes.set_xlabel(note, fontsize=8, color=INK)
+            if row == 0:
+                axes.set_title(_named(title, summary), fontsize=9, color=INK)
+    sigma = posterior.attrs.get("sigma")
+    noise = f" + noise σ = {sigma:g}" if sigma else ""
+    source = posterior.attrs.get("data") or posterior.attrs.get("observed") or ""
+    of = "/".join(Path(str(source)).parts[-2:])
+    network = posterior.attrs.get("network", "")
+    said = f"{of}, network {network}, model {summary['model']}, inference {summary['inference']}"
+    said += f", approximate: {summary['approximation']}" if summary["approximation"] else ""
+    figure.text(0.015, 1 - 0.22 / figure.get_figheight(), f"What one shared gradient{noise} reveals", fontsize=10.5,
+                color=INK, weight="bold", va="center")  # fmt: skip
+    figure.text(0.015, 1 - 0.45 / figure.get_figheight(), said, fontsize=8, color=INK, va="center")
+    lines = []
+    if summary["coverage_90"] is not None:
+        lines.append(
+            _named(
+                f"{summary['coverage_90']:.0%} of the true pixels lie inside their 90 % posterior interval.", summary
+            )
+        )
+    if posterior.kind != "point":
+        lines.append("Bright sd: the gradient leaves this pixel open. Draws: images that explain it as well.")
+    figure.text(0.015, 0.48 / figure.get_figheight(), "  ".join(lines), fontsize=8, color=INK, va="center")
+    figure.text(0.015, 0.22 / figure.get_figheight(), _shorten(verdict(summary), int(width * 13)), fontsize=9,
+                weight="bold", va="center", color=GOOD if summary["converged"] else BAD)  # fmt: skip
+    return figure
+
+
+def _note(title: str, images: np.ndarray, truth: np.ndarray | None, row: int) -> str:
+    if truth is None or "truth" in title or "draw" in title:
+        return ""
+    return f"{metrics.psnr(images[row : row + 1], truth[row : row + 1])[0]:.1f} dB"
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rsplit(" ", 1)[0] + " …"
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return image.mean(0) if image.ndim == 3 else np.atleast_2d(image)
+
+
+def _show(axes: Any, image: np.ndarray) -> None:
+    image = np.clip(image, 0, 1)
+    if image.ndim == 3 and image.shape[0] == 3:
+        axes.imshow(np.moveaxis(image, 0, -1))
+    else:
+        axes.imshow(_grey(image), cmap="gray", vmin=0, vmax=1)

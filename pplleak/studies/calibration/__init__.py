@@ -1,0 +1,1 @@
+"""Is an inference's posterior that of the model?"""

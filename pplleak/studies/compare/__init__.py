@@ -1,0 +1,1 @@
+"""MAP against the full posterior, on the same images."""

@@ -1,0 +1,282 @@
+"""MAP against the full posterior: the same images attacked by several inferences."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from pplleak.posterior import Posterior
+from pplleak.progress import ProgressBar, silent
+from pplleak.studies.attack import report
+from pplleak.studies.attack.attack import Target, attack
+
+COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
+           "divergences", "seconds", "converged", "approximation")  # fmt: skip
+NUMBERS = [c for c in COLUMNS if c != "approximation"]
+GREY, BLUE = "#8a8a8a", "#1f6feb"
+SHOWN = {  # the terminal has 80 columns
+    "psnr_map": "MAP, dB",
+    "psnr_mean": "mean, dB",
+    "ssim_mean": "SSIM",
+    "coverage_90": "in 90 %",
+    "seconds": "seconds",
+}
+
+
+def each(
+    targets: Sequence[tuple[int, Callable[[], Target]]],
+    model: str,
+    inferences: Sequence[str],
+    *,
+    beliefs: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    done: Container[tuple[int, str]] = (),
+) -> Iterator[tuple[int, str, Posterior]]:
+    """Attack every target with every inference, except what is `done`: (index, inference, what was found).
+
+    Raises:
+        KeyboardInterrupt: an attack was ended early: half a posterior is not compared with whole ones.
+    """
+    jobs = [(index, make, name) for index, make in targets for name in inferences if (index, name) not in done]
+    for k in progress("attacks", len(jobs)):
+        index, make, name = jobs[k]
+        given = (settings or {}).get(name, {})
+        yield index, name, attack(make(), model, name, beliefs=beliefs, settings=given, seed=seed).whole()
+
+
+def compare(
+    targets: Sequence[tuple[int, Callable[[], Target]]],
+    model: str,
+    inferences: Sequence[str],
+    *,
+    beliefs: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
+    """Attack every target with every inference; one row an attack. Ctrl-C keeps the rows that are complete.
+
+    Args:
+        targets: pairs of an image's index and a function that builds its target.
+        settings: for each inference, its keyword arguments. keep: called with all rows after each attack.
+    """
+    rows: list[dict[str, Any]] = []
+    attacks = each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed, progress=progress)
+    try:
+        for index, name, found in attacks:
+            summary = report.summarise(found)
+            fitted = "a fitted family" if found.kind == "approximation" else None
+            row = {**summary, "approximation": summary["approximation"] or fitted}
+            rows.append({"index": index, "inference": name, **{c: row[c] for c in COLUMNS}})
+            keep(rows)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    return rows
+
+
+def average(rows: Sequence[Mapping[str, Any]], inference: str, column: str) -> tuple[float, float, int] | None:
+    """Mean, standard error (NaN for one image) and number of the values that are there."""
+    values = [float(r[column]) for r in rows if r["inference"] == inference and r[column] is not None]
+    if not values:
+        return None
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), error, len(values)
+
+
+def paired(
+    rows: Sequence[Mapping[str, Any]], one: tuple[str, str], other: tuple[str, str]
+) -> dict[str, float | int | None] | None:
+    """The difference one − other of two (inference, column), image by image, over the images that have both.
+
+    mean and se (None for one image) of the difference, wins: images where it is positive, ties count a half, count.
+    The se of a paired difference leaves out how much the images differ among themselves.
+    """
+    values = [
+        {r["index"]: float(r[column]) for r in rows if r["inference"] == name and r[column] is not None}
+        for name, column in (one, other)
+    ]
+    gap = np.array([values[0][i] - values[1][i] for i in values[0] if i in values[1]])
+    if not len(gap):
+        return None
+    se = float(gap.std(ddof=1)) / math.sqrt(len(gap)) if len(gap) > 1 else None
+    wins = float((gap > 0).sum() + 0.5 * (gap == 0).sum())
+    return {"mean": float(gap.mean()), "se": se, "wins": wins, "count": len(gap)}
+
+
+def against(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each inference, in PSNR of the posterior mean, dB: `baseline`, against the first inference; `own_map`,
+    against the same inference's MAP (None for a point, which has no other)."""
+    points = {n for n in inferences if all(r["coverage_90"] is None for r in rows if r["inference"] == n)}
+    return {
+        n: {
+            "baseline": None if n == inferences[0] else paired(rows, (n, "psnr_mean"), (inferences[0], "psnr_mean")),
+            "own_map": None if n in points else paired(rows, (n, "psnr_mean"), (n, "psnr_map")),
+        }
+        for n in inferences
+    }
+
+
+def paired_table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Table:
+    """Paired differences and win rates, with the coverage beside them: quality and honesty."""
+    made = Table(
+        title=f"paired differences of the posterior mean's PSNR, dB (baseline: {inferences[0]})",
+        title_justify="left",
+        padding=(0, 0, 0, 1),
+        caption="wins: images on which the mean is the better of the two; 90 % intervals should hold 90 %",
+        caption_justify="left",
+    )
+    for name in ("inference", "− baseline", "wins", "− own MAP", "wins", "in 90 %"):
+        made.add_column(name, justify="left" if name == "inference" else "right", no_wrap=True)
+    for name, found in against(rows, inferences).items():
+        cells: list[str] = []
+        for gap in found.values():
+            if gap is None:
+                cells += ["–", "–"]
+                continue
+            spread = "" if gap["se"] is None else f"±{gap['se']:.2f}"
+            cells += [f"{gap['mean']:+.2f}{spread}", f"{gap['wins']:g} of {gap['count']}"]
+        held = average(rows, name, "coverage_90")
+        honest = "–" if held is None else f"{held[0]:.1%}" + ("" if math.isnan(held[1]) else f"±{held[1]:.1%}")
+        made.add_row(_marked(rows, name), *cells, honest)
+    return made
+
+
+def _marked(rows: Sequence[Mapping[str, Any]], inference: str) -> str:
+    """The inference's name, with a sign where something stands in for the posterior."""
+    return inference + " ≈" * any(r["approximation"] for r in rows if r["inference"] == inference)
+
+
+def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_image: bool = False) -> Table:
+    """Mean ± standard error of each inference, or every attack."""
+    made = Table(
+        title="each image" if per_image else "mean ± standard error",
+        title_justify="left",
+        padding=(0, 0, 0, 1),
+        caption="PSNR of the MAP and of the posterior mean; SSIM of the mean; true pixels in their 90 % interval; "
+        "≈: an approximation of the posterior",
+        caption_justify="left",
+    )
+    for name in (["image"] if per_image else []) + ["inference", *SHOWN.values(), "good"]:
+        made.add_column(name, justify="left" if name in ("image", "inference") else "right", no_wrap=True)
+    if per_image:
+        for r in rows:
+            cells = [_number(r[c], c) for c in SHOWN]
+            made.add_row(
+                str(r["index"]), _marked([r], r["inference"]), *cells, "yes" if r["converged"] else "[red]no[/]"
+            )
+        return made
+    for name in inferences:
+        cells = []
+        for column in SHOWN:
+            found = average(rows, name, column)
+            if found is None:
+                cells.append("–")
+            else:
+                spread = "" if math.isnan(found[1]) else f"±{_number(found[1], column, short=True)}"
+                cells.append(_number(found[0], column, short=True) + spread)
+        mine = [r for r in rows if r["inference"] == name]
+        cells.append(f"{sum(bool(r['converged']) for r in mine)} of {len(mine)}")
+        made.add_row(_marked(rows, name), *cells)
+    return made
+
+
+def _number(value: float | None, column: str, short: bool = False) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if column in ("ssim_mean", "coverage_90") else f"{value:.{1 if short else 2}f}"
+
+
+def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Path) -> None:
+    """compare.csv (one row an attack), compare.json (means, standard errors, paired differences) and compare.png."""
+    with open(out / "compare.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, ["index", "inference", *COLUMNS])
+        writer.writeheader()
+        writer.writerows(rows)
+    means: dict[str, dict[str, Any]] = {}
+    paired_all = against(rows, inferences)
+    for name in inferences:
+        means[name] = {}
+        for column in NUMBERS:
+            found = average(rows, name, column)
+            means[name][column] = None if found is None else {
+                "mean": found[0], "se": None if math.isnan(found[1]) else found[1], "count": found[2]
+            }  # fmt: skip
+        means[name]["paired"] = paired_all[name]
+    (out / "compare.json").write_text(json.dumps(means, indent=2) + "\n")
+    picture(rows, inferences).savefig(out / "compare.png", dpi=150)
+
+
+def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Figure:
+    """Quality, honesty and cost: a dot an image, a bar the mean ± standard error."""
+    panels = (
+        (
+            "quality: PSNR of the reconstruction (dB)",
+            (("psnr_map", "MAP", GREY), ("psnr_mean", "posterior mean", BLUE)),
+            None,
+        ),
+        ("honesty: true pixels inside their 90 % interval", (("coverage_90", "", BLUE),), 0.9),
+        ("cost: seconds an image", (("seconds", "", BLUE),), None),
+    )
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    count = len({r["index"] for r in rows})
+    figure.suptitle(
+        f"MAP against the full posterior, {count} image{'s' * (count > 1)}",
+        fontsize=11,
+        weight="bold",
+        x=0.01,
+        ha="left",
+    )
+    for axes, (title, series, line) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.set_title(title, fontsize=9, loc="left")
+        for s, (column, label, colour) in enumerate(series):
+            for k, name in enumerate(inferences):
+                place = k + (s - (len(series) - 1) / 2) * 0.28
+                values = [r[column] for r in rows if r["inference"] == name and r[column] is not None]
+                found = average(rows, name, column)
+                if found is None:
+                    axes.text(place, 0.5, "none: a point\nhas no interval", ha="center", va="center", fontsize=7,
+                              color=GREY, transform=axes.get_xaxis_transform())  # fmt: skip
+                    continue
+                axes.plot(
+                    np.full(len(values), place) + np.linspace(-0.05, 0.05, len(values)),
+                    values,
+                    "o",
+                    ms=4,
+                    alpha=0.45,
+                    color=colour,
+                )
+                axes.errorbar(place, found[0], yerr=None if math.isnan(found[1]) else found[1], fmt="_", ms=18, mew=2.2,
+                              capsize=4, color=colour, label=label if label and k == 0 else None)  # fmt: skip
+        if line is not None:
+            axes.axhline(line, color="#1a7f37", lw=1, ls="--")
+            axes.text(
+                0.01,
+                line,
+                " should be 90 %",
+                ha="left",
+                va="bottom",
+                fontsize=7.5,
+                color="#1a7f37",
+                transform=axes.get_yaxis_transform(),
+            )
+            axes.set_ylim(0, 1.05)
+        if title.startswith("cost"):
+            axes.set_ylim(bottom=0)
+        if len(series) > 1:
+            axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.07))
+        axes.set_xticks(range(len(inferences)), inferences)
+        axes.set_xlim(-0.6, len(inferences) - 0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

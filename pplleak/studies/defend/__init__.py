@@ -1,0 +1,1 @@
+"""What protects, when, at which cost."""

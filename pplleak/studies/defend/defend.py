@@ -1,0 +1,307 @@
+"""What protects, when, at which cost: defences × training steps × adversaries.
+
+Every defence trains the client's network from the same start, and at chosen steps its gradients are attacked by
+
+    own       the attack that the defence's own paper evaluated it with
+    classic   the strongest classic attack: the best, on average over the images, of those that know of no defence
+    knowing   the Bayes adversary, who knows the defence and the data's distribution
+    exact     the quotient of a fully connected first layer, which no defence behind it hides
+
+The classic one is chosen with the truth in hand, which can only flatter it. `psnr_blind` is the PSNR of the mean public
+image: what a guess scores that has seen no gradient.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pplleak import data, programs, runs
+from pplleak.client import Client
+from pplleak.client.training import LocalTraining
+from pplleak.federation import protection, rounds, targets
+from pplleak.federation.protection import Protection
+from pplleak.federation.rounds import Federation
+from pplleak.posterior import metrics
+from pplleak.studies.attack import report
+from pplleak.studies.attack.attack import attack
+from pplleak.studies.defend import candidates
+from pplleak.studies.defend.adversaries import CLASSIC, adversaries, models
+
+Row = dict[str, Any]
+ROLES = ("own", "classic", "knowing", "exact")
+EXACT = "quotient"
+KEY = ("defence", "strength", "step", "model", "index")
+IMAGE_COLUMNS = (*KEY, "inference", "found_by", "psnr", "ssim", "rms", "psnr_blind", "bits", "converged", "cpu_seconds")
+COLUMNS = (
+    "dataset", "network", "defence", "strength", "step", "attack", "images", "psnr_mean", "psnr_se", "accuracy",
+    "epsilon", "model", "inference", "batch_size", "psnr_blind", "gap_mean", "gap_se", "gain_mean", "gain_se",
+    "ssim_mean", "risk", "bits", "cpu_seconds",
+)  # fmt: skip
+FLOOR = 0.01  # σ believed in where there is no noise, in units of a typical entry: a peak that can be climbed
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all attacks of a sweep have in common; plain values, which a worker process can be sent."""
+
+    out: Path
+    data: str = "digits"
+    data_root: Path | None = None
+    network: str = "convnet"
+    network_settings: Mapping[str, Any] = field(default_factory=dict)
+    federation: Federation = field(default_factory=Federation)
+    local: LocalTraining | None = None
+    batch_size: int = 1
+    classic_steps: int = 300
+    inference: str = "map"
+    inference_settings: Mapping[str, Any] = field(default_factory=dict)
+    surrogate: float | None = None
+    seed: int = 0
+    readable: tuple[str, ...] = ()  # the defences behind which the first layer can be read, in words
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The settings that one folder of results has in common."""
+        return runs.settings(self, leaving=("out", "data_root", "readable"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Every attack on one gradient: that of a batch of images from `index` on, `step` steps into a training."""
+
+    protection: Protection
+    step: int
+    index: int
+
+
+def attackers(sweep: Sweep, protected: Protection) -> list[str]:
+    """Every model that attacks, the one that knows the defence last; `quotient` is one where it can be had."""
+    *others, knowing = models(protected.name)
+    return [*others, *[EXACT] * (str(protected) in sweep.readable), knowing]
+
+
+def keys(sweep: Sweep, job: Job) -> set[tuple[Any, ...]]:
+    """Of the rows that a job makes."""
+    said = job.protection.name, job.protection.given, job.step
+    return {(*said, model, job.index) for model in attackers(sweep, job.protection)}
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """Which attack on which gradient a row is."""
+    return tuple(row[column] for column in KEY)
+
+
+def jobs(protections: Sequence[Protection], steps: Sequence[int], indices: Sequence[int]) -> list[Job]:
+    """Every gradient, image by image, so that what Ctrl-C leaves is a sweep of fewer images."""
+    return [Job(p, s, i) for i in indices for p in protections for s in steps]
+
+
+def folder(sweep: Sweep, protected: Protection) -> Path:
+    """Where the training of a defence keeps its checkpoints."""
+    return sweep.out / "training" / str(protected).translate(str.maketrans(":,= ()", "------"))
+
+
+def _client(sweep: Sweep, protected: Protection) -> Client:
+    test = data.private(sweep.data, sweep.data_root)
+    return targets.build_client(
+        sweep.network, sweep.network_settings, test.input_shape, max(10, len(test.classes)), seed=sweep.seed,
+        local=sweep.local, **protected.of_client(),
+    )  # fmt: skip
+
+
+def checked(sweep: Sweep, protections: Sequence[Protection]) -> Sweep:
+    """The sweep, and behind which defences images can be read; BadInput for one that cannot train the network."""
+    readable = []
+    for protected in protections:
+        client = _client(sweep, protected)
+        rounds.require(client, data.public(sweep.data, sweep.data_root), sweep.federation, protected)
+        if candidates.readable(client):
+            readable.append(str(protected))
+    return replace(sweep, readable=tuple(readable))
+
+
+def train(sweep: Sweep, protected: Protection, steps: Sequence[int]) -> bool:
+    """Train behind one defence, or go on; True when all steps are done."""
+    test, client = data.private(sweep.data, sweep.data_root), _client(sweep, protected)
+    settings = rounds.record(
+        sweep.data, sweep.network, sweep.network_settings, sweep.federation, protected, local=sweep.local,
+        seed=sweep.seed,
+    )  # fmt: skip
+    _, whole = rounds.train(
+        client, data.public(sweep.data, sweep.data_root), test, sweep.federation, protected,
+        folder(sweep, protected), checkpoints=steps, settings=settings, seed=sweep.seed,
+    )  # fmt: skip
+    return whole
+
+
+def run(sweep: Sweep, job: Job) -> list[Row]:
+    """Every attack on one gradient, scored: PSNR and SSIM (a batch's mean), RMS of a pixel, CPU seconds.
+
+    Where the knowing adversary climbs to a point, it also climbs from the images that the other attacks found, and
+    keeps the one that its own posterior density ranks highest (`found_by`): no truth is needed for that.
+    """
+    protected, who = job.protection, adversaries(job.protection.name)
+    target = targets.from_data(
+        sweep.data, root=sweep.data_root, index=job.index, batch_size=sweep.batch_size, network=sweep.network,
+        settings=sweep.network_settings, checkpoint=rounds.path(folder(sweep, protected), job.step),
+        local=sweep.local, seed=sweep.seed, noise_seed=sweep.seed + job.index, **protected.of_target(),
+    )  # fmt: skip
+    assert target.truth is not None and target.public is not None
+    truth, made = target.truth.numpy(), []
+    images: dict[str, np.ndarray] = {}
+    blind = np.broadcast_to(target.public.mean(0).numpy(), truth.shape)
+    for model in attackers(sweep, protected):
+        begin = time.process_time()
+        if model == EXACT:
+            said = {"inference": EXACT, "found_by": EXACT, "bits": None, "converged": True}
+            x = candidates.read_off(target, who.knowing)
+        else:
+            x, said = _climbed(sweep, job, target, model, images)
+        spent = time.process_time() - begin
+        if x is not None:
+            images[model] = x
+        x = blind if x is None else x[metrics.match(x, truth)]
+        similar = float(metrics.ssim(x, truth).mean())
+        made.append({
+            "defence": protected.name, "strength": protected.given, "step": job.step, "model": model,
+            "index": job.index, "psnr": float(metrics.psnr(x, truth).mean()),
+            "ssim": None if math.isnan(similar) else similar,
+            "rms": float(np.sqrt(np.mean((np.clip(x, 0, 1).astype(np.float64) - truth) ** 2))),
+            "psnr_blind": float(metrics.psnr(blind, truth).mean()), "cpu_seconds": round(spent, 2), **said,
+        })  # fmt: skip
+    return made
+
+
+def _climbed(
+    sweep: Sweep, job: Job, target: targets.Target, model: str, images: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, Row]:
+    """What one model finds, and what is said of it; `images` are what others found before."""
+    knowing, victim, wide = model == adversaries(job.protection.name).knowing, target, {}
+    inference, settings = "map", {"steps": sweep.classic_steps}
+    if knowing:
+        inference = sweep.inference
+        settings = {**sweep.inference_settings, **programs.preferred(model, inference)}  # modes that only it has
+        if sweep.surrogate is not None and target.client.kinks:
+            victim = targets.with_surrogate(target, sweep.surrogate)
+        if target.sigma == protection.QUIET:
+            wide["sigma"] = FLOOR * entry_scale(target)
+    found = attack(victim, model, inference, beliefs=wide, settings=settings, seed=sweep.seed + job.index).whole()
+    x, by = found.mode if found.kind == "point" else found.mean, model
+    if knowing and found.kind == "point":
+        known = EXACT if wide and EXACT in images else model  # without noise, every posterior collapses to that
+        steps = sweep.classic_steps // 2
+        by, x = candidates.best(target, model, {}, {**images, model: x}, known, wide=wide, steps=steps)
+    bits = report.summarise(found).get("bits")
+    return x, {"inference": inference, "found_by": by, "bits": bits, "converged": found.converged}
+
+
+@torch.no_grad()
+def entry_scale(target: targets.Target) -> float:
+    """The RMS of an entry of the update, as an adversary can know it: that of the mean public image."""
+    assert target.public is not None and target.observed.labels is not None
+    x = target.public.mean(0).expand(target.observed.batch_size, *target.client.input_shape)
+    update = target.client.update(x, target.observed.labels)
+    return float((update.sqnorm() / update.size).sqrt())
+
+
+def spread(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+    """function(task) for every task, as they finish, in so many processes of one thread each."""
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, _worker) as pool:  # its end terminates the processes
+        yield from pool.imap_unordered(function, tasks)
+
+
+def _worker() -> None:
+    """A worker process leaves Ctrl-C to its parent, and the other cores to the other workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def cells(sweep: Sweep, rows: Iterable[Row], delta: float) -> list[Row]:
+    """A row of COLUMNS for each defence, strength, step and role, averaged over its images.
+
+    gap: PSNR less that of the knowing adversary on the undefended network at the same step; gain: less that of the
+    classic attack on the same gradients. Both paired over the images that have both, with standard errors. risk: the
+    share of images that no pixel error below `delta` (RMS) was reached for.
+    """
+    groups: dict[tuple[str, str, int], dict[str, dict[int, Row]]] = {}
+    for r in rows:
+        groups.setdefault((r["defence"], r["strength"], r["step"]), {}).setdefault(r["model"], {})[r["index"]] = r
+    logs: dict[tuple[str, str], dict[int, Row]] = {}
+    made: list[Row] = []
+    for (name, strength, step), found in groups.items():
+        who = adversaries(name)
+        classic = [m for m in CLASSIC if m in found]
+        best = max(classic, key=lambda m: np.mean([r["psnr"] for r in found[m].values()]), default="")
+        bare = groups.get(("none", "", step), {}).get(adversaries("none").knowing, {})
+        if (name, strength) not in logs:
+            logs[name, strength] = {r["step"]: r for r in rounds.log(folder(sweep, Protection(name, strength)))}
+        trained = logs[name, strength].get(step, {})
+        for role, model in zip(ROLES, (who.own, best, who.knowing, EXACT), strict=True):
+            mine = found.get(model, {})
+            if not mine:
+                continue
+            mean, se = _mean([r["psnr"] for r in mine.values()])
+            gap, gap_se = _mean([r["psnr"] - bare[i]["psnr"] for i, r in mine.items() if i in bare])
+            known = found.get(best, {})
+            gain, gain_se = _mean([r["psnr"] - known[i]["psnr"] for i, r in mine.items() if i in known])
+            made.append({
+                "dataset": sweep.data, "network": sweep.network, "defence": name, "strength": strength, "step": step,
+                "attack": role, "images": len(mine), "psnr_mean": mean, "psnr_se": se,
+                "accuracy": trained.get("accuracy"), "epsilon": trained.get("epsilon"), "model": model,
+                "inference": next(iter(mine.values()))["inference"], "batch_size": sweep.batch_size,
+                "psnr_blind": _mean([r["psnr_blind"] for r in mine.values()])[0],
+                "gap_mean": gap, "gap_se": gap_se, "gain_mean": gain, "gain_se": gain_se,
+                "ssim_mean": _mean([r["ssim"] for r in mine.values() if r["ssim"] is not None])[0],
+                "risk": _mean([float(r["rms"] > delta) for r in mine.values()])[0],
+                "bits": _mean([r["bits"] for r in mine.values() if r["bits"] is not None])[0],
+                "cpu_seconds": _mean([r["cpu_seconds"] for r in mine.values()])[0],
+            })  # fmt: skip
+    return made
+
+
+def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard error; None where there are too few."""
+    if not values:
+        return None, None
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return float(np.mean(values)), error
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of one attack each that an earlier run left; [] where there was none."""
+    if not path.exists():
+        return []
+    kinds: dict[str, Callable[[str], Any]] = {"step": int, "index": int, "converged": lambda word: word == "True"}
+    kinds |= dict.fromkeys(("psnr", "ssim", "rms", "psnr_blind", "bits", "cpu_seconds"), float)
+    with runs.readable(path), open(path, newline="") as f:
+        return [
+            {c: kinds.get(c, str)(r[c]) if r[c] or c == "strength" else None for c in IMAGE_COLUMNS}
+            for r in csv.DictReader(f)
+        ]
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """A CSV that appears whole or not at all; floats with six digits."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", newline="") as f:
+        writer = csv.DictWriter(f, columns)
+        writer.writeheader()
+        writer.writerows({c: f"{v:.6g}" if isinstance(v, float) else v for c, v in r.items()} for r in rows)
+    part.replace(path)

@@ -1,0 +1,1 @@
+"""How often a reconstruction is near enough, claimed and realised, and what bounds it."""

@@ -1,0 +1,285 @@
+"""Risk: how often a reconstruction comes within δ of the private image, and how often its adversary says it does.
+
+    R(f) = P(d(x, f(g)) > δ)                       success = 1 − R(f)   (Balunović et al. 2022, section 4)
+    claimed(δ)  = mean over observations g of P(d(x, f(g)) ≤ δ | g), by posterior draws that f did not see
+    realised(δ) = fraction of true images with d(x, f(g)) ≤ δ
+
+Where the truths are drawn from the model itself and the posterior is right, both estimate the same number. On real
+images their gap is the price of a wrong belief; on draws from the model, that of a wrong computation.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from scipy.stats import binomtest
+
+from pplleak import programs, runs
+from pplleak.errors import BadInput, require_positive
+from pplleak.posterior import Posterior, decisions, metrics
+from pplleak.progress import ProgressBar, silent
+from pplleak.studies.attack.attack import Target, believe
+from pplleak.studies.compare import compare
+
+Name = Literal["rms", "l2", "psnr", "ssim"]
+Row = dict[str, Any]
+COLUMNS = ("index", "example", "inference", "decision", "delta", "claimed", "distance", "success", "converged")
+MOST = 2000  # posterior draws that are looked at, evenly spaced; SSIM takes a tenth
+IMAGES = "risk_images.csv"
+
+
+@dataclass(frozen=True)
+class Distance:
+    """What counts as a success: a distance of at most δ, or a PSNR of at least that.
+
+    said: the axis of the picture. grid: the default values of δ, `l2`'s in RMS.
+    """
+
+    name: Name
+    said: str
+    grid: tuple[float, ...]
+
+    def __call__(self, x: np.ndarray, truths: np.ndarray) -> np.ndarray:
+        """d(x, truth) of each example: x (batch, *input_shape), truths (N, batch, *input_shape) -> (N, batch). The
+        examples are matched first; for PSNR and SSIM the reconstruction is clipped to [0, 1], as everywhere."""
+        x = np.broadcast_to(x, truths.shape)
+        if truths.shape[1] > 1:
+            x = np.stack([a[metrics.match(a, b)] for a, b in zip(x, truths, strict=True)])
+        if self.name == "ssim":
+            return np.stack([1 - metrics.ssim(a, b) for a, b in zip(x, truths, strict=True)])
+        if self.name == "psnr":
+            return np.stack([metrics.psnr(a, b) for a, b in zip(x, truths, strict=True)])
+        square = ((x.astype(np.float64) - truths) ** 2).reshape(*truths.shape[:2], -1)
+        return np.sqrt(square.sum(-1) if self.name == "l2" else square.mean(-1))
+
+    def within(self, values: np.ndarray, delta: float) -> np.ndarray:
+        return values >= delta if self.name == "psnr" else values <= delta
+
+    def radius(self, delta: float, pixels: int) -> float | None:
+        """δ as an L2 distance, what the ball decision asks for; None for SSIM, which is none."""
+        rms = {"l2": delta / math.sqrt(pixels), "rms": delta, "psnr": 10 ** (-delta / 20), "ssim": None}[self.name]
+        return None if rms is None else rms * math.sqrt(pixels)
+
+    def deltas(self, given: Sequence[float], pixels: int) -> tuple[float, ...]:
+        """The thresholds that were given, or the default ones."""
+        for value in given:
+            require_positive(deltas=value)
+        if len(set(given)) < len(given):
+            raise BadInput("--deltas names a threshold twice: every image would count twice there")
+        scale = math.sqrt(pixels) if self.name == "l2" else 1.0
+        return tuple(given) or tuple(round(scale * d, 4) for d in self.grid)
+
+
+_RMS = (0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.25, 0.3)
+DISTANCES = {
+    "rms": Distance("rms", "δ: root-mean-square error of a pixel", _RMS),
+    "l2": Distance("l2", "δ: L2 distance over all pixels", _RMS),
+    "psnr": Distance(
+        "psnr", "t: PSNR of at least t (dB)", (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 24.0, 27.0, 30.0)
+    ),
+    "ssim": Distance("ssim", "δ: 1 − SSIM", (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)),
+}
+
+
+def from_model(target: Target, model: str, beliefs: Mapping[str, Any] | None = None, seed: int = 0) -> Target:
+    """The same client, with x, y and g drawn from the model: the adversary's belief is then the truth.
+
+    The truth has random numbers of its own: an inference with the same seed must not begin where it lies.
+
+    Raises:
+        BadInput: the model has a `pyro.factor`: it is a density that cannot be drawn from; or the seed is negative.
+    """
+    if seed < 0:
+        raise BadInput(f"a draw from the model needs a seed of at least 0, not {seed}: raise --seed or --index")
+    bound = believe(programs.load("models", model), target, beliefs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
+        nodes = poutine.trace(bound).get_trace(target.client, target.observed.batch_size).nodes
+    factors = [n for n, node in nodes.items() if node["type"] == "sample" and isinstance(node["fn"], Unit)]
+    if factors:
+        raise BadInput(f"--draws-from model: the model {model} cannot be drawn from, it is known only up to its factor "
+                       f"'{factors[0]}': take a proper prior (gmrf for tv), or --draws-from data")  # fmt: skip
+    labels = None if target.observed.labels is None else nodes["y"]["value"]
+    observed = replace(target.observed, g=nodes["g"]["value"], labels=labels)
+    latents = {n: v["value"] for n, v in nodes.items() if v["type"] == "sample" and not v["is_observed"]}
+    said = {**target.said, "drawn_from": model}
+    return replace(target, observed=observed, truth=nodes["x"]["value"], said=said, latents=latents)
+
+
+def score(found: Posterior, distance: Distance, deltas: Sequence[float]) -> list[Row]:
+    """Every decision of a posterior at every δ, against its truth: a row each, without index and inference.
+
+    A point has one decision, its `mode`, and claims nothing.
+    """
+    truth = found.truth
+    if truth is None:
+        raise BadInput("the risk of a reconstruction needs the true image")
+    pixels = math.prod(truth.shape[1:])
+    held = None
+    made: dict[str, Callable[[float], np.ndarray]] = {"mode": lambda delta: found.mode}
+    if found.kind != "point":
+        parts = decisions.split(_aligned(_thinned(found.draws, MOST), found.mode))
+        held = _thinned(parts.score, MOST // 10) if distance.name == "ssim" else parts.score
+        mean, medoid = parts.fit.mean(0), decisions.medoid(parts.fit)
+        made = {"mean": lambda delta: mean, "medoid": lambda delta: medoid, **made}
+        if distance.name != "ssim":
+            made["ball"] = lambda delta: decisions.ball(parts, found.mode, distance.radius(delta, pixels) or 0)
+    rows: list[Row] = []
+    for name, decide in made.items():
+        for k, delta in enumerate(deltas):
+            if k == 0 or name == "ball":  # the others do not depend on δ
+                x = decide(delta)
+                true, drawn = distance(x, truth[None])[0], None if held is None else distance(x, held)
+            if np.isnan(true).any():
+                why = "the attack found no finite image: give it another --seed, or smaller steps"
+                if distance.name == "ssim":
+                    why = "SSIM needs images of at least 3x3 pixels: choose --distance rms"
+                raise BadInput(f"a distance is not a number: {why}")
+            for b, value in enumerate(true):
+                claimed = None if drawn is None else float(distance.within(drawn[:, b], delta).mean())
+                rows.append({"example": b, "decision": name, "delta": delta, "claimed": claimed,
+                             "distance": float(value), "success": int(distance.within(value, delta)),
+                             "converged": found.converged})  # fmt: skip
+    return rows
+
+
+def _thinned(draws: np.ndarray, most: int) -> np.ndarray:
+    return draws[np.linspace(0, len(draws) - 1, most).astype(int)] if len(draws) > most else draws
+
+
+def _aligned(draws: np.ndarray, mode: np.ndarray) -> np.ndarray:
+    """Every draw with its examples in the order of the mode's: a gradient does not say which is which."""
+    return draws if len(mode) == 1 else np.stack([d[metrics.match(d, mode)] for d in draws])
+
+
+def measure(
+    targets: Sequence[tuple[int, Callable[[], Target]]],
+    model: str,
+    inferences: Sequence[str],
+    distance: Distance,
+    deltas: Sequence[float],
+    *,
+    beliefs: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    known: Sequence[Row] = (),
+    keep: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:
+    """Attack every target with every inference and score the decisions. Ctrl-C keeps the attacks that are complete.
+
+    Args:
+        targets: pairs of an image's index and a function that builds its target. known: rows of an earlier run, whose
+            attacks are not run again. keep: called with all rows after each attack.
+    """
+    rows = list(known)
+    done = {(r["index"], r["inference"]) for r in rows}
+    attacks = compare.each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed,
+                           progress=progress, done=done)  # fmt: skip
+    try:
+        for index, inference, found in attacks:
+            rows += [{"index": index, "inference": inference, **row} for row in score(found, distance, deltas)]
+            keep(rows)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    return rows
+
+
+def interval(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a probability that came true `hits` times of `count` (Clopper & Pearson 1934)."""
+    found = binomtest(hits, count).proportion_ci(0.95, "exact")
+    return float(found.low), float(found.high)
+
+
+def curves(rows: Sequence[Row]) -> list[Row]:
+    """A row for each inference, decision and δ: images, claimed and its standard error, realised and its 95 %
+    Clopper-Pearson interval, and whether claimed lies inside it (None where nothing is claimed)."""
+    groups: dict[tuple[str, str, float], list[Row]] = {}
+    for r in rows:
+        groups.setdefault((r["inference"], r["decision"], r["delta"]), []).append(r)
+    made: list[Row] = []
+    for (inference, decision, delta), mine in groups.items():
+        hits = sum(r["success"] for r in mine)
+        low, high = interval(hits, len(mine))
+        claims = np.array([r["claimed"] for r in mine if r["claimed"] is not None])
+        claimed = float(claims.mean()) if len(claims) else None
+        made.append({
+            "inference": inference, "decision": decision, "delta": delta, "images": len(mine),
+            "claimed": claimed,
+            "claimed_se": float(claims.std(ddof=1)) / math.sqrt(len(claims)) if len(claims) > 1 else None,
+            "realised": hits / len(mine), "low": low, "high": high,
+            "agrees": None if claimed is None else low <= claimed <= high,
+        })  # fmt: skip
+    return made
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def read(out: Path, settings: Mapping[str, Any]) -> list[Row]:
+    """The rows that an earlier run left in `out`; [] where there was none.
+
+    Args:
+        settings: of this run (`resume.settings`).
+
+    Raises:
+        BadInput: that run had other settings, or the file is not one of these.
+    """
+    if not (out / IMAGES).exists():
+        return []
+    with runs.readable(out / IMAGES):
+        before = json.loads((out / "risk.json").read_text())["settings"]
+        with open(out / IMAGES, newline="") as f:
+            rows = [_typed(r) for r in csv.DictReader(f)]
+    runs.require_same(before, settings, out)
+    return rows
+
+
+def _typed(row: Mapping[str, str]) -> Row:
+    numbers = {"index": int, "example": int, "delta": float, "distance": float, "success": int}
+    read: Row = {n: numbers.get(n, str)(row[n]) for n in COLUMNS}
+    return {
+        **read,
+        "claimed": float(row["claimed"]) if row["claimed"] else None,
+        "converged": row["converged"] == "True",
+    }
+
+
+def write(
+    rows: Sequence[Row], settings: Mapping[str, Any], out: Path, indices: Container[int] | None = None, **more: Any
+) -> None:
+    """risk_images.csv (every image, to go on from), risk.csv (the curves) and risk.json (both the curves and what was
+    run, and `more`). Each appears whole or not at all.
+
+    Args:
+        indices: the images that the curves are of (all, where it is None): a shorter run leaves a longer one's rows.
+    """
+    found = curves([r for r in rows if indices is None or r["index"] in indices])
+    said = {"settings": dict(settings), "curves": found, **more}
+    _replace(out / "risk.json", lambda p: p.write_text(json.dumps(said, indent=2, default=str) + "\n"))
+    _replace(out / IMAGES, lambda p: _csv(p, COLUMNS, rows))
+    _replace(out / "risk.csv", lambda p: _csv(p, list(found[0]), found))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def _csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, columns)
+        writer.writeheader()
+        writer.writerows(rows)
