@@ -8,6 +8,7 @@ with their defaults, types and the lines that its docstring says about them.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -27,6 +28,7 @@ import torch
 from pplleak import channels
 from pplleak.client import networks
 from pplleak.errors import BadInput, unknown
+from pplleak.settings import Named
 
 Kind = Literal["models", "inference"]
 ENTRY: dict[Kind, str] = {"models": "model", "inference": "run"}
@@ -62,7 +64,9 @@ def names(kind: Kind) -> dict[str, str]:
 
 
 def locate(kind: Kind, name: str) -> Path:
-    """The file behind a name or a path; raises BadInput with the near names where there is none."""
+    """The file behind a name or a path, with settings or without; raises BadInput with the near names where there is
+    none."""
+    name = named(name).name
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
@@ -73,10 +77,17 @@ def locate(kind: Kind, name: str) -> Path:
     return folder(kind) / f"{name}.py"
 
 
+def named(text: str) -> Named:
+    """A program's name or path, with settings where some are given: `optimal:prior=vae`."""
+    return Named(text) if text.endswith(".py") else Named.parse(text)
+
+
 def load(kind: Kind, name: str) -> Callable[..., Any]:
-    """The `model` of a model file or the `run` of an inference file."""
-    path = locate(kind, name)
-    return _function(_opened(kind, path), ENTRY[kind], path)
+    """The `model` of a model file or the `run` of an inference file, with the settings of its name bound."""
+    path, settings = locate(kind, name), named(name).settings
+    function = _function(_opened(kind, path), ENTRY[kind], path)
+    require_settings(function, settings, name, f"the {ENTRY[kind]} {path.stem}")
+    return functools.partial(function, **settings) if settings else function
 
 
 def offers(kind: Kind, function: str) -> dict[str, Callable[..., Any]]:
@@ -170,15 +181,15 @@ def _module(path: Path, name: str | None) -> ModuleType:
         return module
     except Exception as error:
         sys.modules.pop(key, None)
-        raise BadInput(f"{path} cannot be loaded: {said(error, path)}") from error
+        raise BadInput(f"{path} cannot be loaded: {message(error, path)}") from error
 
 
-def said(error: Exception, path: Path | None = None) -> str:
+def message(error: Exception, path: Path | None = None) -> str:
     """An error of a user's file in one line: its kind, its message, and the last line of the file it passed."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if path and Path(f.filename).name == path.name]
     where = f" (line {frames[-1].lineno})" if frames else ""
-    message = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {message[0] if message else ''}{where}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
 
 
 def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:

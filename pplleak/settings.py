@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from pplleak.errors import BadInput
@@ -40,7 +39,7 @@ class Named:
 
     def __post_init__(self) -> None:
         frozen = {n: tuple(v) if isinstance(v, list) else v for n, v in self.settings.items()}  # as JSON has them
-        object.__setattr__(self, "settings", MappingProxyType(frozen))
+        object.__setattr__(self, "settings", frozen)
 
     @classmethod
     def parse(cls, text: str | Named) -> Named:
@@ -77,9 +76,6 @@ class Named:
 
     def __hash__(self) -> int:
         return hash(str(self))
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy is not pickled, and worker processes are sent these
-        return Named, (self.name, dict(self.settings))
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -33,3 +33,47 @@ __all__ = [
     "others",
     "require_examples",
 ]
+
+
+def names():  # type: ignore  # until the room is found by listing
+    from pplleak import programs
+
+    return {n: (c.__doc__ or "") for n, c in programs.named_channels().items()}
+
+
+def get(name):  # type: ignore
+    from pplleak import programs
+
+    return programs.channel(name)
+
+
+def check(named, where=""):  # type: ignore
+    import inspect
+
+    import torch
+
+    from pplleak import programs
+    from pplleak.client.update import DenseUpdate
+    from pplleak.errors import BadInput
+    from pplleak.settings import Named
+
+    kind = get(named.name)
+    constructor = programs.spelled(kind)
+    given = dict(named.settings)
+    sigma = given.pop("sigma", None)
+    programs.require_settings(kind, given, where or named.name, f"the channel {named.name}")
+    chosen = {s.name: s.default for s in programs.settings(kind)} | given
+    if "sigma" in inspect.signature(constructor).parameters:
+        chosen["sigma"] = 0.1 if sigma is None else sigma
+    elif sigma is not None:
+        raise BadInput(f"{where}: the channel {named.name} has no sigma: set {' and '.join(chosen)}")
+    try:
+        if constructor is kind:
+            kind(DenseUpdate(torch.zeros(1, 1)), **chosen)
+    except TypeError as error:
+        raise BadInput(f"{where}: the channel {named.name} cannot be set to {chosen}: {error}") from error
+    return Named(named.name, chosen)
+
+
+def make(named, update, client, batch_size, public=None):  # type: ignore
+    return get(named.name).of(update, client, batch_size, public, **named.settings)

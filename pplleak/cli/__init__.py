@@ -24,80 +24,77 @@ from pplleak.cli import prior as prior_command  # noqa: E402
 from pplleak.cli import risk as risk_command  # noqa: E402
 from pplleak.cli import train as train_command  # noqa: E402
 from pplleak.cli._options import (  # noqa: E402
-    BELIEFS,
     Attack,
     Compare,
     Cp,
     Ls,
     Observe,
     Risk,
-    defence_group,
     given,
     options,
     parse,
     settings_of,
     with_defaults,
 )
+from pplleak.client import networks  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
-from pplleak.federation import observation  # noqa: E402
+from pplleak.federation import files  # noqa: E402
+from pplleak.federation.observation import Observation, check_labels, flatten  # noqa: E402
+from pplleak.federation.scenario import build_client, save  # noqa: E402
 from pplleak.progress import bar  # noqa: E402
+from pplleak.settings import Named  # noqa: E402
 from pplleak.studies.attack import attack as attacks  # noqa: E402
 from pplleak.studies.attack import report  # noqa: E402
+from pplleak.studies.attack.attack import AUTO, MODEL, choose  # noqa: E402
 
 # -- commands ------------------------------------------------------------------------------------------------------
 
 
 def attack(argv: Sequence[str]) -> int:
-    observed = given(argv, "--observed", "")
-    network, defaults = arguments.network_defaults(argv, observed)
-    name, target = given(argv, "--inference", attacks.AUTO), None
+    path = given(argv, "--observed", "")
+    network, defaults = arguments.network_defaults(argv, path)
+    model, name, observed = given(argv, "--model", MODEL), given(argv, "--inference", AUTO), None
     groups = {
-        "network": settings_of("Network", with_defaults(programs.network(network), defaults, observed)),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        **defence_group(argv),
-        "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
+        **arguments.victim_groups(argv),
+        "network": settings_of("Network", with_defaults(networks.load(network), defaults, path)),
+        **arguments.model_groups(argv),
     }
-    if name == attacks.AUTO and not {"-h", "--help"} & set(argv):  # its settings are known once it is chosen
+    if name == AUTO and not {"-h", "--help"} & set(argv):  # its settings are known once it is chosen
         args = parse(Attack, "attack", argv, groups, partly=True)
         report.prepare(args.out)
-        target = arguments.attacked(args, network)
-        name, why = attacks.choose(target, args.model, options(args, "model"))
-        target = replace(target, said={**target.said, "chosen": why})
-        if target.client.kinks:
+        observed = arguments.attacked(args, network)
+        name, why = choose(observed, args.model, arguments.beliefs(args))
+        observed = replace(observed, provenance={**observed.provenance, "chosen": why})
+        if observed.client.kinks:
             Console().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
-    shown = "hmc" if name == attacks.AUTO else name
-    groups["inference"] = settings_of("Inference", arguments.inference(given(argv, "--model", "gaussian"), shown))
+    shown = "hmc" if name == AUTO else name
+    groups["inference"] = settings_of("Inference", arguments.inference(model, shown))
     args = parse(Attack, "attack", argv, groups)
     out = report.prepare(args.out)
-    found = attacks.attack(
-        target or arguments.attacked(args, network),
+    posterior = attacks.attack(
+        observed or arguments.attacked(args, network),
         args.model,
         name,
-        beliefs=options(args, "model"),
+        beliefs=arguments.beliefs(args),
         settings=options(args, "inference"),
         seed=args.seed,
         progress=bar,
     )
-    report.write(found, out, Console())
-    return 130 if found.interrupted else 0
+    report.write(posterior, out, Console())
+    return 130 if posterior.interrupted else 0
 
 
 def observe(argv: Sequence[str]) -> int:
-    groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        **defence_group(argv),
-    }
-    args = parse(Observe, "observe", argv, groups)
+    args = parse(Observe, "observe", argv, arguments.victim_groups(argv))
     if args.labels == "recovered":
         raise BadInput("a client shares its labels or not: --labels known or unknown; recover them in `pplleak attack`")
     if args.gradient is None:
-        attacks.write_observation(arguments.private_target(args), args.out)
+        save(arguments.observed(args), args.out)
     else:
         _wrap(args)
     code = f" --network {args.network}" if ":" in args.network else ""  # a file is not let choose code to run
-    said = f"written to {args.out}; attack it with: pplleak attack --observed {args.out}{code}"
-    Console().print(said, highlight=False, soft_wrap=True)
+    message = f"written to {args.out}; attack it with: pplleak attack --observed {args.out}{code}"
+    Console().print(message, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -105,24 +102,22 @@ def _wrap(args: Any) -> None:
     """An observation of the user's own gradient, checked against the user's own network."""
     if args.input_shape is None:
         raise BadInput("--gradient needs --input-shape, the shape of one example: --input-shape 1 28 28")
-    shared = observation.load(args.gradient)
-    client = attacks.build_client(
-        args.network, options(args, "network"), args.input_shape, args.num_classes,
+    shared, network, protected = (
+        files.read(args.gradient),
+        Named(args.network, options(args, "network")),
+        arguments.protection(args),
+    )
+    client = build_client(
+        network, args.input_shape, args.num_classes,
         seed=args.seed, dtype=args.dtype, parameters=shared.parameters, where=str(args.gradient),
-        checkpoint=args.checkpoint, local=arguments.local(args),
-        defence=args.defence, defence_settings=options(args, "defence"),
+        checkpoint=args.checkpoint, local=arguments.local(args), defence=protected.defence,
     )  # fmt: skip
-    g = observation.flatten(client, shared.gradient, str(args.gradient))
+    g = flatten(client, shared.gradient, str(args.gradient))
     labels = None
     if args.shared_labels is not None:
-        labels = observation.check_labels(list(args.shared_labels), args.num_classes, args.batch_size)
-    said = {"network": args.network, "network_settings": options(args, "network")}
-    observed = observation.Observation(g, args.batch_size, labels)
-    _, sigma, settings = attacks.resolve_channel(args.channel, args.sigma, options(args, "channel"))
-    target = attacks.Target(
-        client, observed, None, None, sigma, args.channel, settings, args.defence, options(args, "defence"), said
-    )
-    attacks.write_observation(target, args.out)
+        labels = check_labels(list(args.shared_labels), args.num_classes, args.batch_size)
+    provenance = {"network": network.name, "network_settings": dict(network.settings)}
+    save(Observation(g, args.batch_size, labels, client, protected, provenance=provenance), args.out)
 
 
 def ls(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the command line said, as what the library takes: clients, targets, inferences."""
+"""A command line as what the library takes: scenarios, observations, beliefs, inferences."""
 
 from __future__ import annotations
 
@@ -8,20 +8,52 @@ from typing import Any
 
 import torch
 
-from pplleak import data, programs
-from pplleak.cli._options import BELIEFS, defence_group, given, options, parse, settings_of, with_defaults
+from pplleak import channels, data, priors, programs
+from pplleak.cli._options import BELIEFS, given, options, parse, settings_of, with_defaults, without
+from pplleak.client import networks
 from pplleak.client.training import LocalTraining
-from pplleak.density import label_recovery
+from pplleak.density import label_recovery, surrogate
 from pplleak.errors import BadInput
-from pplleak.federation import observation, targets
-from pplleak.federation.targets import Target
+from pplleak.federation import defences, files
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import NONE, Protection
+from pplleak.federation.scenario import Scenario, built_in, load, observe
+from pplleak.settings import Named
+from pplleak.studies.attack.attack import MODEL
 
 
-def spare_threads(target: Target) -> Target:
+def protection_groups(argv: Sequence[str], channel: str = "gaussian") -> dict[str, type]:
+    """Groups of settings of the channel and of the defence that are named, or of the default channel."""
+    groups: dict[str, type] = {}
+    if (name := given(argv, "--channel", channel)) != NONE:
+        groups["channel"] = settings_of("Channel", without(channels.get(name), "sigma"))
+    if (name := given(argv, "--defence", "")) not in ("", NONE):
+        groups["defence"] = settings_of("Defence", defences.entry(name))
+    return groups
+
+
+def victim_groups(argv: Sequence[str], network: str = "mlp") -> dict[str, type]:
+    """Groups of settings of the network and of what protects it."""
+    named = given(argv, "--network", network)
+    return {"network": settings_of("Network", networks.load(named)), **protection_groups(argv)}
+
+
+def model_groups(argv: Sequence[str], fallback: dict[str, str] = BELIEFS) -> dict[str, type]:
+    """Groups of settings of the model and, where it takes one, of the prior that is named."""
+    model = programs.load("models", given(argv, "--model", MODEL))
+    groups = {"model": settings_of("Model", model, fallback)}
+    default = {s.name: s.default for s in programs.settings(model)}.get("prior")
+    if default is not None:
+        named = Named.parse(given(argv, "--prior", given(argv, "--model.prior", str(default))))
+        groups["prior"] = settings_of("Prior", without(priors.get(named.name), "reference"))
+    return groups
+
+
+def spare_threads(observed: Observation) -> Observation:
     """A small network is faster on one core than split over several, many times so on a busy machine."""
-    if target.client.update_size < 50_000:
+    if observed.client.update_size < 50_000:
         torch.set_num_threads(1)
-    return target
+    return observed
 
 
 def local(args: Any) -> LocalTraining | None:
@@ -32,28 +64,53 @@ def local(args: Any) -> LocalTraining | None:
     return None
 
 
-def private_target(args: Any, index: int | None = None, noise_seed: int | None = None) -> Target:
-    target = targets.from_data(
+def protection(args: Any) -> Protection:
+    """The defence and the channel of a command line, with their settings; a channel that has a sigma gets 0.1 unless
+    it is given."""
+    defence = None if args.defence in ("", NONE) else Named(args.defence, options(args, "defence"))
+    channel = None
+    if args.channel != NONE:
+        channel = channels.check(Named(args.channel, options(args, "channel")).with_(sigma=args.sigma), "the channel")
+    elif args.sigma is not None:
+        raise BadInput("--sigma is the noise of a channel: name one, --channel gaussian")
+    return Protection(defence, channel)
+
+
+def scenario(args: Any, index: int | None = None, noise_seed: int | None = None) -> Scenario:
+    """What the command line attacks: an image of the data, or another one, with noise of its own."""
+    return Scenario(
         args.data,
-        root=args.data_root,
+        args.data_root,
         index=args.index if index is None else index,
         batch_size=args.batch_size,
         label=args.label,
-        labels_shared=args.labels != "unknown",
-        network=args.network,
-        settings=options(args, "network"),
+        labels="unknown" if args.labels == "unknown" else "known",
+        network=Named(args.network, options(args, "network")),
         checkpoint=args.checkpoint,
         local=local(args),
-        sigma=args.sigma,
-        channel=args.channel,
-        channel_settings=options(args, "channel"),
-        defence=args.defence,
-        defence_settings=options(args, "defence"),
+        protection=protection(args),
         seed=args.seed,
         noise_seed=noise_seed,
         dtype=args.dtype,
+        device=args.device,
     )
-    return label_recovery.recovered(target) if args.labels == "recovered" else target
+
+
+def observed(args: Any, index: int | None = None, noise_seed: int | None = None) -> Observation:
+    """The observation of `scenario`, with its labels recovered where that is asked for."""
+    made = observe(scenario(args, index, noise_seed))
+    return label_recovery.recovered(made) if args.labels == "recovered" else made
+
+
+def beliefs(args: Any) -> dict[str, Any]:
+    """Of the model, with the prior and its settings where the model takes one."""
+    chosen = options(args, "model")
+    if "prior" in chosen:
+        named = Named.parse(args.prior or chosen["prior"])
+        chosen["prior"] = Named(named.name, {**options(args, "prior"), **named.settings})
+    elif args.prior:
+        raise BadInput(f"the model {args.model} has a prior of its own: leave --prior out, or take --model {MODEL}")
+    return chosen
 
 
 def several(base: type, command: str, argv: Sequence[str], default: str) -> tuple[Any, list[str], dict[str, Any]]:
@@ -61,14 +118,12 @@ def several(base: type, command: str, argv: Sequence[str], default: str) -> tupl
     names = [n for n in given(argv, "--inference", default).split(",") if n]
     if not names:
         raise BadInput("--inference needs at least one name: map,hmc for example")
-    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", "gaussian")
+    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", MODEL)
     if len(set(prefixes.values())) < len(names):
         raise BadInput(f"--inference names one twice, and both would take the same settings: {','.join(names)}")
     groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        **defence_group(argv),
-        "model": settings_of("Model", programs.load("models", model), BELIEFS),
+        **victim_groups(argv),
+        **model_groups(argv),
         **{prefixes[n]: settings_of(prefixes[n].title(), inference(model, n)) for n in names},
     }
     args = parse(base, command, argv, groups)
@@ -77,38 +132,37 @@ def several(base: type, command: str, argv: Sequence[str], default: str) -> tupl
     return args, names, {n: options(args, prefixes[n]) for n in names}
 
 
-def network_defaults(argv: Sequence[str], observed: str) -> tuple[str, dict[str, Any]]:
+def network_defaults(argv: Sequence[str], path: str) -> tuple[str, dict[str, Any]]:
     """The network to build the parser for: the one that is named, else the observation's."""
-    if not observed:
+    if not path:
         return given(argv, "--network", "mlp"), {}
-    metadata = observation.load(observed).metadata
+    metadata = files.read(path).metadata
     if not metadata:
         return given(argv, "--network", "mlp"), {}
-    named = given(argv, "--network", "")
-    name = named or targets.network_of(observed, metadata)
+    name = given(argv, "--network", "") or built_in(path, metadata)
     return name, metadata["settings"] if name == metadata["network"] else {}
 
 
-def attacked(args: Any, network: str) -> Target:
+def attacked(args: Any, network: str) -> Observation:
     """What `attack` is told to attack: an observation or an image, as its adversary sees it."""
     if args.observed:
         if args.defence:
             raise BadInput("an observation says which defence it went through: leave --defence out")
-        target = targets.from_file(
+        made = load(
             args.observed,
-            network=network,
-            settings=options(args, "network"),
+            network=Named(network, options(args, "network")),
             checkpoint=args.checkpoint,
             seed=args.seed,
             dtype=args.dtype,
+            device=args.device,
             public=data.public(args.data, args.data_root).x,
         )
-        target = label_recovery.recovered(target) if args.labels == "recovered" else target
+        made = label_recovery.recovered(made) if args.labels == "recovered" else made
     else:
-        target = private_target(args)
+        made = observed(args)
     if args.surrogate is not None:
-        target = targets.with_surrogate(target, args.surrogate)
-    return spare_threads(target)
+        made = surrogate.believed(made, args.surrogate)
+    return spare_threads(made)
 
 
 def inference(model: str, name: str) -> Callable[..., Any]:

@@ -18,7 +18,8 @@ import tyro
 
 from pplleak import programs
 from pplleak.federation import defences
-from pplleak.studies.attack.attack import AUTO, Precision
+from pplleak.federation.scenario import Precision
+from pplleak.studies.attack.attack import AUTO, MODEL
 from pplleak.studies.risk import risk
 
 BELIEFS = {
@@ -68,14 +69,18 @@ class Victim:
     """Of the weights, the noise and the inference: one seed, one result."""
     dtype: Precision = "float32"
     """Precision of the network; distances to the observation are summed in float64 either way."""
+    device: str = "cpu"
+    """Where the network runs: cpu, cuda, …"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack(Victim):
     """Attack one shared gradient: what does it reveal about the image behind it?"""
 
-    model: str = "gaussian"
+    model: str = MODEL
     """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
+    prior: str = ""
+    """What it knows of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
     inference: str = AUTO
     """How it computes with that: a name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME. auto: hmc on a
     smooth network, else an exact sampler that takes the network's kinks."""
@@ -107,8 +112,10 @@ class Observe(Victim):
 class Compare(Victim):
     """Attack the same images with several inferences: MAP against the full posterior."""
 
-    model: str = "gaussian"
+    model: str = MODEL
     """What the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME."""
+    prior: str = ""
+    """What it knows of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
     inference: str = "map,laplace,svi,hmc"
     """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
     count: int = 5
@@ -121,8 +128,10 @@ class Compare(Victim):
 class Risk(Victim):
     """How often reconstructions come within δ of the private image: claimed by the posterior, and really."""
 
-    model: str = "gaussian"
+    model: str = MODEL
     """What the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME."""
+    prior: str = ""
+    """What it knows of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
     inference: str = "map,hmc"
     """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
     count: int = 20
@@ -179,12 +188,6 @@ def settings_of(title: str, function: Callable[..., Any], fallback: dict[str, st
     return dataclasses.make_dataclass(title, fields, frozen=True)
 
 
-def defence_group(argv: Sequence[str]) -> dict[str, type]:
-    """The group of settings of the defence that is named, if one is."""
-    name = given(argv, "--defence", "")
-    return {"defence": settings_of("Defence", defences.entry(name))} if name else {}
-
-
 def _with_groups(base: type, groups: dict[str, type]) -> type:
     """`base` with a group of settings for each part, under the flag prefix that is the part's name."""
     fields: list[Any] = [
@@ -217,6 +220,21 @@ def options(args: Any, part: str) -> dict[str, Any]:
     """A part's settings, as its function takes them; {} for a part that was not chosen."""
     found = getattr(args, f"{part}_settings", None)
     return {} if found is None else dataclasses.asdict(found)
+
+
+def without(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """The same settings, without those that the command line sets in another way."""
+    signature = inspect.signature(programs.spelled(function))
+
+    @functools.wraps(programs.spelled(function))
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    kept = [p for n, p in signature.parameters.items() if n not in names]
+    changed.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    if inspect.isclass(function) and not isinstance(programs.spelled(function), type(changed)):
+        changed.__annotations__ = function.__init__.__annotations__  # type: ignore[misc]
+    return changed
 
 
 def with_defaults(function: Callable[..., Any], defaults: dict[str, Any], where: str) -> Callable[..., Any]:

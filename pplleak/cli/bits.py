@@ -15,12 +15,12 @@ from rich.table import Table
 
 from pplleak import programs, runs
 from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
+from pplleak.cli._options import Victim, given, options, parse, settings_of
 from pplleak.errors import BadInput
 from pplleak.posterior import information
 from pplleak.progress import bar
-from pplleak.studies.attack import attack as attacks
 from pplleak.studies.attack import report
+from pplleak.studies.attack.attack import MODEL, attack, believe
 from pplleak.studies.risk.risk import from_model
 
 COLUMNS = ("draw", "bits", "bits_se", "converged", "seconds")
@@ -30,8 +30,10 @@ COLUMNS = ("draw", "bits", "bits_se", "converged", "seconds")
 class Bits(Victim):
     """How much was leaked: the mutual information of inputs and gradient, in bits."""
 
-    model: str = "gaussian"
+    model: str = MODEL
     """What the adversary believes, and what inputs and gradients are drawn from: a name (`pplleak ls`) or ./FILE.py."""
+    prior: str = ""
+    """What is known of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
     inference: str = "laplace"
     """What finds the evidence p(g) (laplace, svi, smc or hmc); its settings are --inference.NAME."""
     count: int = 50
@@ -42,11 +44,10 @@ class Bits(Victim):
 
 def run(argv: Sequence[str]) -> int:
     """Draw, attack, and average the gains; Ctrl-C keeps the draws that are complete."""
-    model, inference = given(argv, "--model", "gaussian"), given(argv, "--inference", "laplace")
+    model, inference = given(argv, "--model", MODEL), given(argv, "--inference", "laplace")
     groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        "model": settings_of("Model", programs.load("models", model), BELIEFS),
+        **arguments.victim_groups(argv),
+        **arguments.model_groups(argv),
         "inference": settings_of("Inference", arguments.inference(model, inference)),
     }
     args = parse(Bits, "bits", argv, groups)
@@ -55,18 +56,18 @@ def run(argv: Sequence[str]) -> int:
     out = report.prepare(args.out)
     settings = runs.settings(args, leaving=("index", "count", "out"))
     rows = read(out, settings)[: args.count]
-    base = arguments.spare_threads(arguments.private_target(args, 0))
-    beliefs = options(args, "model")
+    base = arguments.spare_threads(arguments.observed(args, 0))
+    beliefs = arguments.beliefs(args)
     try:
         for draw in bar("draws from the model", args.count):
             if draw < len(rows):
                 continue
-            target = from_model(base, model, beliefs, args.seed + draw)
-            found = attacks.attack(target, model, inference, beliefs=beliefs, settings=options(args, "inference"),
+            observed = from_model(base, model, beliefs, args.seed + draw)
+            found = attack(observed, model, inference, beliefs=beliefs, settings=options(args, "inference"),
                                    seed=args.seed + draw).whole()  # fmt: skip
             if "bits" not in found.attrs:  # `attack` does without; here it is an error, and this raises it
-                bound = attacks.believe(programs.load("models", model), target, beliefs)
-                information.gain(bound, target.observed, target.client, found, target.truth)  # type: ignore[arg-type]
+                bound = believe(programs.load("models", model), observed, beliefs)
+                information.gain(bound, observed, observed.client, found, observed.truth)  # type: ignore[arg-type]
             rows.append({"draw": draw, **{c: found.attrs[c] for c in ("bits", "bits_se")},
                          "converged": found.converged, "seconds": round(found.attrs["seconds"], 2)})  # fmt: skip
             write(rows, settings, out)

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from pplleak import programs, runs
 from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
+from pplleak.cli._options import Victim, given, options, parse, settings_of
 from pplleak.errors import BadInput, require_positive
 from pplleak.progress import bar
 from pplleak.studies.attack import report
+from pplleak.studies.attack.attack import MODEL
 from pplleak.studies.calibration import draws as calibration_draws
 from pplleak.studies.calibration import report as calibration_report
 from pplleak.studies.calibration.draws import Draw
@@ -32,9 +33,11 @@ FEWEST = 3  # draws that a standard error can be made of
 class Calibrate(Victim):
     """Is a posterior calibrated? Truths drawn from the model, the inference run on each: SBC, TARP, coverage."""
 
-    model: str = "gaussian"
+    model: str = MODEL
     """What the truths are drawn from, and the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME.
     --adversary.NAME lets the adversary believe something else."""
+    prior: str = ""
+    """What is known of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
     inference: str = "hmc"
     """A name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME."""
     draws: int = 100
@@ -72,13 +75,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> Any:
-    model = given(argv, "--model", "gaussian")
+    model = given(argv, "--model", MODEL)
     program = programs.load("models", model)
     beliefs = {s.name: "what the model was told" for s in programs.settings(program)}
     groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        "model": settings_of("Model", program, BELIEFS),
+        **arguments.victim_groups(argv),
+        **arguments.model_groups(argv),
         "adversary": settings_of("Adversary", program, beliefs),
         "inference": settings_of("Inference", arguments.inference(model, given(argv, "--inference", "hmc"))),
     }
@@ -135,7 +137,7 @@ def _one(k: int) -> None:
 
 def maker(args: Any) -> Callable[[int], None]:
     """What makes draw k of a run and keeps it."""
-    base = arguments.spare_threads(arguments.private_target(args, 0))
+    base = arguments.spare_threads(arguments.observed(args, 0))
     own = {n: v for n, v in options(args, "adversary").items() if v is not None}
 
     def make(k: int) -> None:
@@ -144,7 +146,7 @@ def maker(args: Any) -> Callable[[int], None]:
             args.model,
             args.inference,
             k,
-            beliefs=options(args, "model"),
+            beliefs=arguments.beliefs(args),
             adversary=own,
             settings=options(args, "inference"),
             seed=args.seed,

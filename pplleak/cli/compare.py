@@ -9,10 +9,10 @@ from rich.console import Console
 
 from pplleak import data
 from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import Compare, options
+from pplleak.cli._options import Compare
+from pplleak.federation.observation import Observation
 from pplleak.progress import bar
 from pplleak.studies.attack import report
-from pplleak.studies.attack.attack import Target
 from pplleak.studies.compare import compare
 
 
@@ -23,14 +23,14 @@ def run(argv: Sequence[str]) -> int:
     for index in indices:
         data.private(args.data, args.data_root).batch(index, args.batch_size)  # say so before the work, not after
 
-    def target(index: int) -> Target:  # with noise of its own: differences are over images and noise
-        return arguments.spare_threads(arguments.private_target(args, index, args.seed + index))
+    def observed(index: int) -> Observation:  # with noise of its own: differences are over images and noise
+        return arguments.spare_threads(arguments.observed(args, index, args.seed + index))
 
     rows = compare.compare(
-        [(i, functools.cache(functools.partial(target, i))) for i in indices],
+        [(i, functools.cache(functools.partial(observed, i))) for i in indices],
         args.model,
         names,
-        beliefs=options(args, "model"),
+        beliefs=arguments.beliefs(args),
         settings=settings,
         seed=args.seed,
         progress=bar,

@@ -15,10 +15,11 @@ from pplleak import data, programs, runs
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import given, options, parse, settings_of, with_defaults
 from pplleak.errors import BadInput, require_positive
-from pplleak.federation import protection, rounds
+from pplleak.federation import rounds
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
 from pplleak.progress import bar
+from pplleak.settings import Named
 from pplleak.studies.attack import report
 from pplleak.studies.defend import defend
 from pplleak.studies.defend import report as defend_report
@@ -132,7 +133,7 @@ def _checked(args: Any) -> tuple[list[Protection], Sweep]:
     """The defences and what their attacks have in common; every mistake is told before the work."""
     rounds.in_order(args.steps)
     require_positive(count=args.count, workers=args.workers, classic_steps=args.classic_steps, delta=args.delta)
-    protections = [protection.parse(said) for said in args.defences]
+    protections = [Protection.parse(text) for text in args.defences]
     for p in protections:
         programs.locate("models", defend.adversaries(p.name).knowing)
     if len({str(p) for p in protections}) < len(protections):
@@ -140,7 +141,8 @@ def _checked(args: Any) -> tuple[list[Protection], Sweep]:
     data.private(args.data, args.data_root).batch(args.index, args.count * args.batch_size)
     federation = Federation(args.clients, args.participants, args.train_batch_size, args.lr)
     sweep = Sweep(
-        args.out, args.data, args.data_root, args.network, options(args, "network"), federation, arguments.local(args),
+        args.out, args.data, args.data_root, Named(args.network, options(args, "network")), federation,
+        arguments.local(args),
         args.batch_size, args.classic_steps, args.inference, options(args, "inference"), args.surrogate, args.seed,
     )  # fmt: skip
     return protections, defend.checked(sweep, protections)

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from pplleak import data, runs
 from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import Risk, options
+from pplleak.cli._options import Risk
 from pplleak.density import label_recovery
+from pplleak.federation.observation import Observation
 from pplleak.progress import bar
 from pplleak.studies.attack import report
-from pplleak.studies.attack.attack import Target
 from pplleak.studies.risk import limits, risk
 from pplleak.studies.risk import report as risk_report
 
@@ -30,23 +30,23 @@ def run(argv: Sequence[str]) -> int:
     distance = risk.DISTANCES[args.distance]
     deltas = distance.deltas(args.deltas, math.prod(private.input_shape))
 
-    def target(index: int) -> Target:
+    def observed(index: int) -> Observation:
         if args.draws_from == "data":
-            return arguments.spare_threads(arguments.private_target(args, index, args.seed + index))
+            return arguments.spare_threads(arguments.observed(args, index, args.seed + index))
         recover = args.labels == "recovered"  # from the gradient of the image that is drawn, not of the data's
         asked = dataclasses.replace(args, labels="known") if recover else args
-        base = arguments.spare_threads(arguments.private_target(asked, 0))
-        drawn = risk.from_model(base, args.model, options(args, "model"), args.seed + index)
+        base = arguments.spare_threads(arguments.observed(asked, 0))
+        drawn = risk.from_model(base, args.model, arguments.beliefs(args), args.seed + index)
         return label_recovery.recovered(drawn) if recover else drawn
 
     said = runs.settings(args, leaving=("index", "count", "out", "bounds"))
     every = risk.measure(
-        [(i, functools.partial(target, i)) for i in indices],
+        [(i, functools.partial(observed, i)) for i in indices],
         args.model,
         names,
         distance,
         deltas,
-        beliefs=options(args, "model"),
+        beliefs=arguments.beliefs(args),
         settings=settings,
         seed=args.seed,
         progress=bar,
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
         raise KeyboardInterrupt
     bound, more = None, {}
     if args.bounds and args.draws_from == "model":
-        bound = limits.of_model(target(args.index), args.model, options(args, "model"), distance, deltas, bar)
+        bound = limits.of_model(observed(args.index), args.model, arguments.beliefs(args), distance, deltas, bar)
         more = {"bounds": bound.to_json()}
     risk.write(every, said, out, indices, **more)
     console = Console()

@@ -10,14 +10,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pplleak import data, programs
+from pplleak import data
 from pplleak.cli import _arguments as arguments
+from pplleak.cli._arguments import protection_groups
 from pplleak.cli._options import given, options, parse, settings_of
+from pplleak.client import networks
 from pplleak.errors import BadInput
-from pplleak.federation import protection, rounds, targets
+from pplleak.federation import rounds
+from pplleak.federation.protection import NONE
 from pplleak.federation.rounds import Federation
-from pplleak.federation.targets import Precision
+from pplleak.federation.scenario import Precision, Scenario, client_of
 from pplleak.progress import bar
+from pplleak.settings import Named
 from pplleak.studies.attack import report
 
 
@@ -36,7 +40,7 @@ class Train:
     sigma: float | None = None
     """Noise of the channel: standard deviation on each entry. None means 0.1, if it has noise."""
     defence: str = "none"
-    """In place of a channel: a defence of `pplleak.federation.defences`; its settings are --defence.NAME."""
+    """What the client does to its gradient, or to its network, before the channel; its settings are --defence.NAME."""
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file (default: weights drawn from --seed)."""
     steps: int = 1000
@@ -68,18 +72,11 @@ class Train:
 
 
 def run(argv: Sequence[str]) -> int:
-    named = {part: given(argv, f"--{part}", protection.NONE) for part in ("channel", "defence")}
-    chosen = [part for part, name in named.items() if name != protection.NONE]
-    if len(chosen) > 1:
-        raise BadInput("name a --channel or a --defence, not both")
-    groups = {"network": settings_of("Network", programs.network(given(argv, "--network", "mlp")))}
-    for part in chosen:
-        groups[part] = settings_of(part.title(), protection.settable(named[part], part))
+    groups = {"network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
+              **protection_groups(argv, NONE)}  # fmt: skip
     args = parse(Train, "train", argv, groups)
-    strength = {} if args.sigma is None else {"sigma": args.sigma}
-    for part in chosen:
-        strength |= options(args, part)
-    protected = protection.resolve(named[chosen[0]] if chosen else protection.NONE, strength)
+    protected = arguments.protection(args)
+    network = Named(args.network, options(args, "network"))
     federation = Federation(args.clients, args.participants, args.batch_size, args.lr, args.delta)
     if args.steps < 1:
         raise BadInput(f"--steps must be at least 1, not {args.steps}")
@@ -88,15 +85,15 @@ def run(argv: Sequence[str]) -> int:
     if checkpoints[-1] > args.steps:
         raise BadInput(f"--checkpoints ends at step {checkpoints[-1]}, after the last of --steps {args.steps}")
     test = data.private(args.data, args.data_root)
-    client = targets.build_client(
-        args.network, options(args, "network"), test.input_shape, max(10, len(test.classes)), seed=args.seed,
-        dtype=args.dtype, checkpoint=args.checkpoint, local=arguments.local(args), **protected.of_client(),
-    )  # fmt: skip
+    client = client_of(Scenario(
+        args.data, args.data_root, network=network, checkpoint=args.checkpoint, local=arguments.local(args),
+        protection=protected, seed=args.seed, dtype=args.dtype,
+    ))  # fmt: skip
     images = data.public(args.data, args.data_root)
     rounds.require(client, images, federation, protected)
     settings = rounds.record(
-        args.data, args.network, options(args, "network"), federation, protected, local=client.local, seed=args.seed,
-        dtype=args.dtype, checkpoint=args.checkpoint,
+        args.data, network, federation, protected, local=client.local, seed=args.seed, dtype=args.dtype,
+        checkpoint=args.checkpoint,
     )  # fmt: skip
     out = report.prepare(args.out)
     last = checkpoints if checkpoints[-1] == args.steps else (*checkpoints, args.steps)

@@ -23,7 +23,6 @@ from pplleak.client import Client
 from pplleak.client.last_layer import ELSE, inputs, last_layer
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.federation.targets import Target
 
 ADDITIVE = ("gaussian", "laplace")  # channels that leave an update its scale and its signs, up to noise
 PUBLIC = 512  # images that the moments of `counts` are taken over
@@ -278,23 +277,27 @@ def recover(
     return llg(rows, size)
 
 
-def recovered(target: Target) -> Target:
-    """The target as an adversary sees it who recovers the labels, whatever was shared of them.
+def recovered(observed: Observation) -> Observation:
+    """The observation as an adversary sees it who recovers the labels, whatever was shared of them.
 
-    What was found stands in `said["recovered_labels"]`: labels, rule, confidence, and, where the labels are known
+    The result stands in `provenance["recovered_labels"]`: labels, rule, confidence, and, where the labels are known
     after all, whether they are right.
     """
-    found = recover(
-        target.client, target.observed, sigma=target.sigma or 0.0, channel=target.channel, public=target.public
+    channel = observed.protection.channel
+    result = recover(
+        observed.client,
+        observed,
+        sigma=observed.sigma or 0.0,
+        channel="gaussian" if channel is None else channel.name,
+        public=observed.public,
     )
-    truth = target.observed.labels
-    said: dict[str, Any] = {
-        "labels": found.labels.tolist(),
-        "rule": found.rule,
-        "confidence": found.confidence,
-        "sure": found.sure,
-        "right": None if truth is None else found.labels.tolist() == sorted(truth.tolist()),
+    truth = observed.labels
+    summary: dict[str, Any] = {
+        "labels": result.labels.tolist(),
+        "rule": result.rule,
+        "confidence": result.confidence,
+        "sure": result.sure,
+        "right": None if truth is None else result.labels.tolist() == sorted(truth.tolist()),
     }
-    labels = found.labels.to(target.observed.g.device)
-    observed = replace(target.observed, labels=labels)
-    return replace(target, observed=observed, said={**target.said, "recovered_labels": said})
+    provenance = {**observed.provenance, "recovered_labels": summary}
+    return replace(observed, labels=result.labels.to(observed.g.device), provenance=provenance)

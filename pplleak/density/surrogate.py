@@ -12,7 +12,7 @@ density, and the k-hat of these weights says how far the surrogate's posterior i
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pplleak.client import Client
 from pplleak.density import Density, build
 from pplleak.errors import BadInput, require_positive
+from pplleak.federation.observation import Observation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,6 +67,12 @@ def smoothed(client: Client, beta: float) -> Surrogate:
             f"kind ({', '.join(smooth.kinks)}): use average pooling and smooth activations there"
         )
     return Surrogate(**{f.name: getattr(smooth, f.name) for f in fields(smooth)}, exact=client, beta=beta)
+
+
+def believed(observed: Observation, beta: float) -> Observation:
+    """The same observation, to an adversary who believes in a softplus network."""
+    provenance = {**observed.provenance, "surrogate": beta}
+    return replace(observed, client=smoothed(observed.client, beta), provenance=provenance)
 
 
 def _replaced(module: nn.Module, beta: float) -> nn.Module:

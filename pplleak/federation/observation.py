@@ -1,52 +1,48 @@
-"""The observation g: the tensors that a client really shared, and the file that carries them.
-
-The file is safetensors, so reading it runs no code: ``gradient.NAME`` holds what was shared for parameter NAME,
-``parameter.NAME`` the network's weights at that moment (the server knows them), and the metadata (JSON strings)
-say the network, the shapes, the batch size, the local training, the defence, the channel with its noise and, where
-they were shared, the labels.
-"""
+"""The observation g: the tensors that a client really shared, with all that the server knows of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pplleak.client import Client, weights
-from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
-
-FORMAT = "pplleak-observation-1"
+from pplleak.federation.protection import Protection
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What the adversary sees.
+    """What the adversary sees and knows, and, where the attacker is also the experimenter, the truth.
 
     g           (update_size,), the shared tensors, flat, in the order of `Client.layers`
     batch_size  examples behind it
     labels      (batch_size,) where the client shared them, else None
+    client      who shared it; an inference is handed the client that its adversary believes in, which may be another
+    protection  the defence and the channel that it went through, as far as the server knows them
+    public      images of the same kind, (N, *input_shape), or None: what a prior may be fitted to
+    truth       (batch, *input_shape) or None; no file ever holds it
+    latents     the values of the model's sites that a truth drawn from it came from; None for data
+    provenance  where all this came from, for the record: data, index, network, settings, …
     """
 
     g: Tensor
     batch_size: int = 1
     labels: Tensor | None = None
+    client: Client = field(default_factory=lambda: cast(Client, None))  # none where only an inference reads this
+    protection: Protection = Protection()
+    public: Tensor | None = None
+    truth: Tensor | None = None
+    latents: dict[str, Tensor] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, eq=False)
-class SharedFile:
-    """An observation file as read: named tensors and metadata, not yet fitted to a client."""
-
-    gradient: dict[str, Tensor]
-    parameters: dict[str, Tensor]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    @property
+    def sigma(self) -> float | None:
+        """σ of the channel, where it has one and it is known."""
+        return self.protection.sigma
 
 
 def check_labels(labels: list[int] | Tensor, num_classes: int, batch_size: int) -> Tensor:
@@ -58,112 +54,6 @@ def check_labels(labels: list[int] | Tensor, num_classes: int, batch_size: int) 
         raise BadInput(f"label {int(y.max() if y.max() >= num_classes else y.min())} is out of range: "
                        f"the network knows classes 0 to {num_classes - 1}")  # fmt: skip
     return y
-
-
-def save(
-    path: str | Path,
-    gradient: Mapping[str, Tensor],
-    *,
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    network: str,
-    settings: Mapping[str, Any] | None = None,
-    parameters: Mapping[str, Tensor] | None = None,
-    batch_size: int = 1,
-    sigma: float | None = None,
-    channel: str = "gaussian",
-    channel_settings: Mapping[str, Any] | None = None,
-    defence: str = "",
-    defence_settings: Mapping[str, Any] | None = None,
-    labels: list[int] | None = None,
-    local: LocalTraining | None = None,
-) -> None:
-    """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
-
-    Args:
-        gradient: parameter name -> the shared tensor, of that parameter's shape.
-        input_shape: of one example. num_classes: of the network's logits.
-        network: what rebuilds it: ``mlp``, or ``FILE.py:FUNCTION``. settings: its keyword arguments.
-        parameters: the weights; without them the network's own construction must give the same ones.
-        batch_size: examples behind the gradient. sigma: the channel's noise, where the server knows it.
-        channel, channel_settings: what the update went through, by name: the server knows the protocol.
-        defence, defence_settings: what the client did to it before, by name (`pplleak.federation.defences`); "" for
-        nothing. labels: where the client shared them. local: what it trained, where it shares θ_after − θ_before.
-    """
-    tensors = {f"gradient.{n}": t.detach().cpu().contiguous() for n, t in gradient.items()}
-    tensors |= {f"parameter.{n}": t.detach().cpu().contiguous() for n, t in (parameters or {}).items()}
-    metadata = {
-        "format": FORMAT,
-        "network": network,
-        "settings": dict(settings or {}),
-        "input_shape": list(input_shape),
-        "num_classes": num_classes,
-        "batch_size": batch_size,
-        "sigma": sigma,
-        "channel": {"name": channel, "settings": dict(channel_settings or {})},
-        "defence": {"name": defence, "settings": dict(defence_settings or {})},
-        "labels": labels,
-        "local": None if local is None else asdict(local),
-    }
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={k: json.dumps(v) for k, v in metadata.items()})
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"cannot write {path}: {error}") from error
-
-
-def load(path: str | Path) -> SharedFile:
-    """Read an observation file without running anything in it.
-
-    Raises:
-        BadInput: missing, truncated, pickled or otherwise not a safetensors file; NaN; metadata of the wrong kind.
-    """
-    path = Path(path)
-    tensors, raw = weights.read(path)
-    for name, t in tensors.items():
-        if not t.is_floating_point():
-            raise BadInput(f"{path}: '{name}' holds {t.dtype}, not floating-point numbers")
-    gradient = {n.removeprefix("gradient."): t for n, t in tensors.items() if n.startswith("gradient.")}
-    parameters = {n.removeprefix("parameter."): t for n, t in tensors.items() if n.startswith("parameter.")}
-    if not gradient:
-        if not tensors or parameters:
-            raise BadInput(f"{path} holds no gradient: its tensors must be named gradient.LAYER")
-        gradient = tensors  # a bare file of named gradients, as `observe --gradient` takes it
-    return SharedFile(gradient, parameters, _metadata(path, raw))
-
-
-def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
-    if raw.get("format") != json.dumps(FORMAT):
-        return {}
-    older = {"channel": {"name": "gaussian", "settings": {}}, "defence": {"name": "", "settings": {}}}
-    raw = {n: json.dumps(v) for n, v in older.items()} | raw  # older files know no other
-    kinds: dict[str, Any] = {
-        "network": str, "settings": dict, "input_shape": list, "num_classes": int, "batch_size": int,
-        "sigma": (float, int, type(None)), "channel": dict, "defence": dict, "labels": (list, type(None)),
-    }  # fmt: skip
-    metadata: dict[str, Any] = {}
-    for key, kind in kinds.items():
-        try:
-            metadata[key] = json.loads(raw[key])
-        except (KeyError, json.JSONDecodeError) as error:
-            raise BadInput(f"{path}: its metadata has no readable '{key}'") from error
-        if not isinstance(metadata[key], kind):
-            raise BadInput(f"{path}: its metadata '{key}' is {metadata[key]!r}, of the wrong kind")
-    try:
-        local = json.loads(raw.get("local", "null"))
-        metadata["local"] = None if local is None else LocalTraining(**local)
-    except (TypeError, BadInput, json.JSONDecodeError) as error:
-        raise BadInput(f"{path}: its metadata has no readable 'local': {error}") from error
-    for key in older:
-        part = metadata[key]
-        if not (isinstance(part.get("name"), str) and isinstance(part.get("settings"), dict)):
-            raise BadInput(f"{path}: its metadata '{key}' is {part!r}, not a name with settings")
-    positive = [*metadata["input_shape"], metadata["num_classes"], metadata["batch_size"]]
-    if not all(isinstance(n, int) and 0 < n < 1_000_000 for n in positive):
-        raise BadInput(f"{path}: its metadata holds impossible sizes: {positive}")
-    if not all(isinstance(n, int) for n in metadata["labels"] or []):
-        raise BadInput(f"{path}: its labels must be whole numbers, not {metadata['labels']}")
-    return metadata
 
 
 def flatten(client: Client, gradient: Mapping[str, Tensor], where: str = "the observation") -> Tensor:

@@ -1,26 +1,24 @@
-"""What a client does against leakage, said in one line: `none`, a channel, or a file of `pplleak.federation.defences`.
+"""What stands between a client's update and the server: a defence, which changes the client, and a channel.
 
-none        gaussian:sigma=0.1        dpsgd:noise_multiplier=1,clip=1        topk:rate=0.99
+none      gaussian:sigma=0.1      dpsgd:noise_multiplier=1,clip=1      soteria:rate=0.4+gaussian:sigma=0.01
 """
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import ModuleType
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pplleak import channels, programs
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.client.update import DenseUpdate, Update
 from pplleak.errors import BadInput, unknown
-from pplleak.federation import targets
+from pplleak.federation import defences
+from pplleak.settings import Named
 
 NONE = "none"
 NOISE = ("gaussian", "laplace", "elastic")  # channels whose strength is their sigma
@@ -29,106 +27,123 @@ QUIET = 1e-6  # σ of what is shared in full: less than float32 rounds off, and 
 
 @dataclass(frozen=True)
 class Protection:
-    """A defence by name, with its settings.
+    """A defence and a channel, each with its settings or None; without both, the update is shared as it is.
 
-    given     the settings that were named, in words: how strong it is
-    settings  all settings, sigma included
+    It is printed as it was given, so that rows and folders are called by it; `filled` has every setting.
     """
 
-    name: str = NONE
-    given: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    defence: Named | None = None
+    channel: Named | None = None
 
-    def __str__(self) -> str:
-        return f"{self.name}:{self.given}" if self.given else self.name
+    @classmethod
+    def parse(cls, text: str | Protection) -> Protection:
+        """`none`, a channel, a defence, or DEFENCE+CHANNEL, each NAME or NAME:SETTING=VALUE,SETTING=VALUE.
+
+        Where noise is not what a channel is for (`topk`, `sign`, …) and no sigma is named, it adds `QUIET`.
+
+        Raises:
+            BadInput: an unknown name or setting, or a value that is refused.
+        """
+        if isinstance(text, Protection):
+            return text
+        made = cls()
+        for part in text.split("+"):
+            named = Named.parse(part)
+            if named.name == NONE:
+                if named.settings or part != text:
+                    raise BadInput(f"'{text}': none stands alone, without settings")
+            elif named.name in channels.names() and made.channel is None:
+                made = replace(made, channel=named)
+            elif named.name in defences.names() and made.defence is None:
+                made = replace(made, defence=named)
+            elif named.name in channels.names() or named.name in defences.names():
+                raise BadInput(f"'{text}' names two channels or two defences: one of each is what a client has")
+            else:
+                raise unknown("defence", named.name, [NONE, *channels.names(), *defences.names()])
+        made.filled()
+        return made
 
     @property
-    def channel(self) -> type[channels.Channel] | None:
-        """The channel that it is, or None."""
-        return programs.named_channels().get(self.name)
+    def strength(self) -> str:
+        """The settings that were given, in words: `sigma=0.1`."""
+        parts = [str(n).partition(":")[2] for n in (self.defence, self.channel) if n is not None]
+        return "+".join(filter(None, parts))
 
-    def of_target(self) -> dict[str, Any]:
-        """The keyword arguments by which `targets.from_data` attacks a client behind it."""
-        if self.channel:
-            settings = dict(self.settings)
-            return {"channel": self.name, "sigma": settings.pop("sigma", None), "channel_settings": settings}
-        return {"channel": "gaussian", "sigma": QUIET, **self.of_client()}
+    @property
+    def name(self) -> str:
+        """What it is without its settings: `gaussian`, `soteria+gaussian`, `none`."""
+        return "+".join(n.name for n in (self.defence, self.channel) if n is not None) or NONE
 
-    def of_client(self) -> dict[str, Any]:
-        """The keyword arguments by which `targets.build_client` builds the client's network."""
-        if self.name == NONE or self.channel:
-            return {}
-        return {"defence": self.name, "defence_settings": dict(self.settings)}
-
-    def share(self, client: Client, x: Tensor, y: Tensor) -> Tensor:
-        """What the server sees of one batch x (B, *input_shape), y (B,): (D,). Draws by torch's own generator."""
-        with torch.no_grad():
-            if self.channel:
-                return self.channel(client.update(x, y), **self.settings).sample()
-            package = _package()
-            if package is None or self.name == NONE:
-                return client.update(x, y).materialise()
-            return package.share(client, x, y, self.name, self.settings)
-
-
-def resolve(name: str, settings: Mapping[str, Any] | None = None) -> Protection:
-    """A defence by name; raises BadInput for a name, a setting or a value that there is not."""
-    settings = dict(settings or {})
-    given = ",".join(f"{n}={v}" for n, v in settings.items())
-    if name == NONE:
-        if settings:
-            raise BadInput(f"the defence none has no setting '{min(settings)}'")
-        return Protection()
-    package = _package()
-    if name in programs.named_channels():
-        sigma = settings.pop("sigma", None)
-        _, sigma, settings = targets.resolve_channel(name, sigma, settings, str(name))
-        return Protection(name, given, {**settings, **({} if sigma is None else {"sigma": sigma})})
-    if package is not None and name in package.names():
-        return Protection(name, given, package.check(name, settings, name))
-    raise unknown("defence", name, known())
-
-
-def settable(name: str, kind: str = "channel") -> Callable[..., Any]:
-    """What of a channel, or of a defence, can be set: the function whose settings they are."""
-    package = _package()
-    if kind == "channel":
-        return programs.channel(name)
-    if package is None or name not in package.names():
-        raise unknown(
-            "defence", name, package.names() if package else (), "Noise, pruning, DP-SGD, … are channels: --channel."
+    def filled(self, where: str = "") -> Protection:
+        """The same with every setting at its value; raises BadInput, which begins with `where`, for one that is
+        unknown or refused."""
+        return Protection(
+            self.defence and defences.check(self.defence, where),
+            self.channel and channels.check(_quiet(self.channel), where),
         )
-    return package.entry(name)
+
+    @property
+    def sigma(self) -> float | None:
+        """σ of the channel; None where it has none, or there is no channel."""
+        return None if self.channel is None else self.channel.settings.get("sigma")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that is known of the defence and the channel, by the names under which a model may ask for it."""
+        return {n: v for part in (self.defence, self.channel) if part is not None for n, v in part.settings.items()}
+
+    def observable(self) -> Protection:
+        """The same with a channel: an update shared in full is seen through noise of `QUIET`."""
+        return self if self.channel is not None else replace(self, channel=Named("gaussian", {"sigma": QUIET}))
+
+    def is_channel(self, name: str) -> bool:
+        """Whether the channel is the one of that name."""
+        return self.channel is not None and self.channel.name == name
+
+    def share(self, client: Client, x: Tensor, y: Tensor, public: Tensor | None = None) -> Tensor:
+        """What the server sees of one batch x (B, *input_shape), y (B,): (D,). Draws by torch's own generator.
+
+        Args:
+            public: images that the server has, on which a channel may rest (`aggregated`).
+        """
+        full = self.filled()
+        with torch.no_grad():
+            if full.defence is None and full.channel is None:
+                return client.update(x, y, client.noise(len(y))).materialise()
+            update: Update
+            if full.defence is not None:
+                update = DenseUpdate(defences.share(client, x, y, full.defence)[None])
+            else:
+                update = client.update(x, y)
+            sent = None if full.defence is None else defences.sent(client, x, y, full.defence)
+            if full.channel is None:
+                return update.materialise()
+            g = channels.make(full.channel, update, client, len(y), public).sample()
+            return g if sent is None else g * sent
+
+    def to_json(self) -> dict[str, Any]:
+        """As an observation's file has it; the inverse is `from_json`."""
+        full = self.filled()
+        return {
+            "defence": {"name": "", "settings": {}} if full.defence is None else full.defence.to_json(),
+            "channel": {"name": "", "settings": {}} if full.channel is None else full.channel.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any], where: str = "") -> Protection:
+        """What `to_json` wrote, checked anew."""
+        parts = (kept["defence"], kept["channel"])
+        defence, channel = (Named(p["name"], p["settings"]) if p["name"] else None for p in parts)
+        return cls(defence, channel).filled(where)
+
+    def __str__(self) -> str:
+        return "+".join(str(n) for n in (self.defence, self.channel) if n is not None) or NONE
 
 
-def known() -> list[str]:
-    """Every name that `resolve` takes."""
-    package = _package()
-    return [NONE, *programs.named_channels(), *(package.names() if package else ())]
-
-
-def parse(said: str) -> Protection:
-    """`resolve` of one line: NAME, or NAME:SETTING=VALUE,SETTING=VALUE.
-
-    Where noise is not what a channel is for (`topk`, `sign`, …) and no sigma is named, there is none.
-    """
-    name, _, rest = said.partition(":")
-    settings: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        setting, equals, value = part.partition("=")
-        if not (setting and equals and value):
-            raise BadInput(f"the defence '{said}' must read NAME:SETTING=VALUE,SETTING=VALUE: gaussian:sigma=0.1")
-        try:
-            settings[setting] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[setting] = value  # a word
-    channel = programs.named_channels().get(name)
-    noisy = channel is not None and "sigma" in inspect.signature(channel).parameters
-    quiet = {"sigma": QUIET} if noisy and name not in NOISE and "sigma" not in settings else {}
-    return replace(resolve(name, settings | quiet), given=rest)
-
-
-def _package() -> ModuleType | None:
-    """`pplleak.federation.defences`, where this installation has it."""
-    name = "pplleak.federation.defences"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+def _quiet(channel: Named) -> Named:
+    noisy = channel.name in channels.names() and "sigma" in inspect.signature(channels.get(channel.name)).parameters
+    return (
+        channel.with_(sigma=QUIET)
+        if noisy and channel.name not in NOISE and "sigma" not in channel.settings
+        else channel
+    )

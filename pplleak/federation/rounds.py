@@ -36,6 +36,7 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.federation import privacy
 from pplleak.federation.protection import Protection
 from pplleak.progress import ProgressBar, silent
+from pplleak.settings import Named
 
 COLUMNS = ("step", "accuracy", "loss", "epsilon", "cpu_seconds")
 LOG, SETTINGS = "log.csv", "train.json"
@@ -91,13 +92,12 @@ def milestones(steps: int) -> tuple[int, ...]:
 
 def epsilon(federation: Federation, protection: Protection, examples: int, steps: int) -> float | None:
     """The ε that DP-SGD has spent on the examples of any one client after so many steps; None for other defences."""
-    if protection.channel is not channels.DPSGD:
+    if not protection.is_channel("dpsgd"):
         return None
     smallest = examples // federation.clients  # whose examples take part most often
     rate = federation.batch_size / smallest
-    return privacy.epsilon(
-        protection.settings["noise_multiplier"], rate, federation.turns(steps), delta=federation.delta
-    )
+    noise = protection.filled().settings["noise_multiplier"]
+    return privacy.epsilon(noise, rate, federation.turns(steps), delta=federation.delta)
 
 
 def step(
@@ -118,13 +118,14 @@ def step(
 def _sent(client: Client, images: Images, mine: Tensor, federation: Federation, protection: Protection) -> Tensor:
     """What one client sends of its own images in one step, (D,)."""
     size = federation.batch_size
-    if protection.channel is not channels.DPSGD:
+    if not protection.is_channel("dpsgd"):
         picked = mine[torch.randperm(len(mine))[:size]]
         return protection.share(client, images.x[picked].to(client.dtype), images.y[picked])
     picked = mine[torch.rand(len(mine)) < size / len(mine)]
     if len(picked):  # the channel divides by those who came
         return protection.share(client, images.x[picked].to(client.dtype), images.y[picked]) * (len(picked) / size)
-    spread = protection.settings["noise_multiplier"] * protection.settings["clip"] / size
+    settings = protection.filled().settings
+    spread = settings["noise_multiplier"] * settings["clip"] / size
     return spread * torch.randn(client.update_size, dtype=client.dtype)
 
 
@@ -143,7 +144,7 @@ def require(client: Client, images: Images, federation: Federation, protection: 
             f"{len(images)} training images dealt out to {federation.clients} clients are {smallest} each, fewer "
             f"than a batch of {federation.batch_size}: take fewer clients or a smaller batch"
         )
-    if protection.channel is channels.DPSGD:
+    if protection.is_channel("dpsgd"):
         privacy.require_opacus()
         channels.require_examples(client, federation.batch_size)
         if client.local:
@@ -228,8 +229,7 @@ def _copy(client: Client) -> dict[str, Tensor]:
 
 def record(
     data: str,
-    network: str,
-    network_settings: Mapping[str, Any],
+    network: Named,
     federation: Federation,
     protection: Protection,
     *,
@@ -240,8 +240,8 @@ def record(
 ) -> dict[str, Any]:
     """What a training is: a folder of checkpoints belongs to one such record."""
     said = {
-        "data": data, "network": network, "network_settings": dict(network_settings), "defence": protection.name,
-        "defence_settings": dict(protection.settings), **asdict(federation), "local": asdict(local) if local else None,
+        "data": data, "network": network.name, "network_settings": dict(network.settings),
+        "defence": str(protection), **asdict(federation), "local": asdict(local) if local else None,
         "seed": seed, "dtype": dtype, "checkpoint": checkpoint,
     }  # fmt: skip
     return runs.settings(said)

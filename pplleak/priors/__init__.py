@@ -36,3 +36,22 @@ __all__ = [
     "trained",
     "uniform",
 ]
+
+
+def get(name):  # type: ignore  # until the room is found by listing
+    def prior(like, *, reference="digits", floor: float = 0.02):  # type: ignore
+        """A Gaussian.
+
+        Args:
+            reference: the public images.
+            floor: standard deviation, in pixel units, that even a constant pixel keeps.
+        """
+        from pplleak import data
+
+        return fit_gaussian(data.reference(reference, like.input_shape), floor=floor, dtype=like.dtype)
+
+    return prior
+
+
+def make(named, like, reference):  # type: ignore
+    return get(named.name)(like, reference=reference, **named.settings)

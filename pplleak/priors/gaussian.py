@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -28,6 +29,10 @@ class FittedGaussian:
     @property
     def rank(self) -> int:
         return self.factor.shape[1]
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """x, in a Pyro program: z ~ Normal(0, I), x = mean + factor z."""
+        return pyro.deterministic("x", self.decode(pyro.sample("z", self.coefficients(batch_size))))
 
     def coefficients(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, rank)."""

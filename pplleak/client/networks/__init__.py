@@ -13,3 +13,15 @@ from pplleak.client.networks.residual import resnet18, resnet20
 from pplleak.client.networks.transformer import vit
 
 __all__ = ["ACTIVATIONS", "Activation", "convbig", "convnet", "lenet", "linear", "mlp", "resnet18", "resnet20", "vit"]
+
+
+def names():  # type: ignore
+    from pplleak import programs
+
+    return programs.network_names()
+
+
+def load(name):  # type: ignore
+    from pplleak import programs
+
+    return programs.network(name)

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplleak import programs
 from pplleak.client import Client
 from pplleak.errors import BadInput, unknown
+from pplleak.settings import Named
 
 __all__ = ["check", "entry", "load", "names", "sent", "share"]
 
@@ -35,7 +36,7 @@ def load(name: str) -> ModuleType:
     """The module of a defence; raises BadInput with the near names where there is none."""
     known = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
     if name not in known:
-        raise unknown("defence", name, known, "Noise, pruning, DP-SGD, … are channels: --channel.")
+        raise unknown("defence", name, known, "Noise, pruning, DP-SGD, … are channels.")
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -45,32 +46,47 @@ def entry(name: str) -> Callable[..., Any]:
     return getattr(module, "share", None) or module.network
 
 
-def check(name: str, settings: Mapping[str, Any], where: str = "--defence") -> dict[str, Any]:
-    """All settings of a defence, those that are not given at their defaults; raises BadInput for one it has not."""
-    programs.require_settings(entry(name), settings, where, f"the defence {name}")
-    return {s.name: s.default for s in programs.settings(entry(name))} | dict(settings)
+def check(named: Named, where: str = "") -> Named:
+    """The defence with all its settings, those that are not given at their defaults.
+
+    Raises:
+        BadInput: an unknown defence, or a setting that it has not.
+    """
+    function = entry(named.name)
+    programs.require_settings(function, named.settings, where or named.name, f"the defence {named.name}")
+    return Named(named.name, {s.name: s.default for s in programs.settings(function)} | dict(named.settings))
+
+
+def network(base: nn.Module, input_shape: tuple[int, ...], num_classes: int, named: Named | None) -> nn.Module:
+    """The client's network behind a defence: changed by one that exports `network`, else as it is."""
+    change = None if named is None else getattr(load(named.name), "network", None)
+    if change is None or named is None:
+        return base
+    changed: nn.Module = change(base, input_shape, num_classes, **named.settings)
+    return changed
 
 
 @torch.no_grad()
-def share(client: Client, x: Tensor, y: Tensor, name: str = "", settings: Mapping[str, Any] | None = None) -> Tensor:
+def share(client: Client, x: Tensor, y: Tensor, named: Named | None = None) -> Tensor:
     """What a client sends of one batch, before any channel, (D,); without a defence, its update.
 
     Draws what there is to draw (ATS' transforms, PRECODE's noise) by torch's generator.
 
     Args:
-        x: (batch, *input_shape). y: (batch,). name: of a defence, or "". settings: its keyword arguments.
+        x: (batch, *input_shape). y: (batch,). named: the defence with its settings, or None.
     """
-    module = load(name) if name else None
-    if module is None or not hasattr(module, "share"):
+    module = load(named.name) if named else None
+    if module is None or named is None or not hasattr(module, "share"):
         return client.update(x, y, client.noise(len(y))).materialise()
     if client.local is not None:
-        raise BadInput(f"the defence {name} changes one gradient, and this client shares local training: "
-                       "leave --local-lr out")  # fmt: skip
-    return module.share(client, x, y, **(settings or {}))
+        raise BadInput(f"the defence {named.name} changes one gradient, and this client shares local training: "
+                       "let it share a gradient")  # fmt: skip
+    shared: Tensor = module.share(client, x, y, **named.settings)
+    return shared
 
 
 @torch.no_grad()
-def sent(client: Client, x: Tensor, y: Tensor, name: str, settings: Mapping[str, Any]) -> Tensor | None:
+def sent(client: Client, x: Tensor, y: Tensor, named: Named) -> Tensor | None:
     """Which entries a defence sends, (D,) bool; None where it sends them all."""
-    function = getattr(load(name), "sent", None)
-    return None if function is None else function(client, x, y, **settings)
+    function = getattr(load(named.name), "sent", None)
+    return None if function is None else function(client, x, y, **named.settings)

@@ -1,4 +1,4 @@
-"""Attack a target with a model and an inference, by name."""
+"""Attack an observation with a model and an inference, by name."""
 
 from __future__ import annotations
 
@@ -15,37 +15,24 @@ from typing import Any
 
 from torch import Tensor
 
-from pplleak import programs
+from pplleak import channels, programs
 from pplleak.errors import BadInput, require_positive
-from pplleak.federation.targets import (
-    Precision,
-    Target,
-    build_client,
-    from_data,
-    from_file,
-    network_of,
-    resolve_channel,
-    with_surrogate,
-    write_observation,
-)
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, information
 from pplleak.progress import ProgressBar, silent
-
-__all__ = [
-    "AUTO", "Precision", "Target", "attack", "believe", "build_client", "choose", "from_data", "from_file",
-    "network_of", "resolve_channel", "versions", "with_surrogate", "write_observation",
-]  # fmt: skip
+from pplleak.settings import Named
 
 AUTO = "auto"  # the inference that `choose` names
+MODEL = "optimal"
 
 
 def believe(
-    model: Callable[..., Any], target: Target, beliefs: Mapping[str, Any] | None = None
+    model: Callable[..., Any], observed: Observation, beliefs: Mapping[str, Any] | None = None
 ) -> functools.partial[Any]:
     """The model with its beliefs bound.
 
-    What is not set falls to what is known of the target: `sigma` and any other setting of the true channel (`rate`,
-    `clip`, …) to the channel's, one of the true defence (`policy`, …) to the defence's, `reference` to public images.
+    What is not set falls to what is known of the observation: `channel` to its channel, `sigma` and any other setting
+    (`rate`, `clip`, `policy`, …) to that of its channel or defence, `reference` to the public images.
     """
     parameters = inspect.signature(model).parameters
     bound = {n: v for n, v in (beliefs or {}).items() if v is not None}
@@ -54,71 +41,89 @@ def believe(
         raise BadInput(f"the model has no belief '{sorted(unknown)[0]}'")
     if isinstance(bound.get("sigma"), (int, float)):
         require_positive(sigma=bound["sigma"])
-    known = {"sigma": target.sigma, "reference": target.public, **target.defence_settings, **target.channel_settings}
+    known = {**observed.protection.settings, "reference": observed.public}
+    if "channel" in parameters:
+        preset = getattr(model, "keywords", {})  # of a name with settings: optimal:channel=laplace
+        bound["channel"] = believed_channel(bound.get("channel") or preset.get("channel"), observed)
+        known.pop("sigma", None)  # the channel has it
     for name in [n for n, value in known.items() if n in parameters and n not in bound and value is not None]:
         bound[name] = known[name]
     return functools.partial(model, **bound)
 
 
-def choose(target: Target, model: str = "gaussian", beliefs: Mapping[str, Any] | None = None) -> tuple[str, str]:
-    """The inference for a target where none was named, and why.
+def believed_channel(said: str | Named | None, observed: Observation) -> Named:
+    """The channel that an adversary believes in: the observation's where none is named, and every setting that is
+    not given as it is known of the observation."""
+    true = observed.protection.channel
+    if not said:
+        return true or Named("gaussian")
+    named, known = Named.parse(said), observed.protection.settings
+    own = {s for s in channels.check(named).settings if s in known and s not in named.settings}
+    return named.with_(**{s: known[s] for s in own})
+
+
+def choose(observed: Observation, model: str = MODEL, beliefs: Mapping[str, Any] | None = None) -> tuple[str, str]:
+    """The inference for an observation where none was named, and why.
 
     hmc, where the network is smooth. Where it has kinks, the first file of inference/ by name that is exact there: one
     with a function `declines(model, observed, client)` that returns "", and not a reason. If there is none, hmc, which
     then warns.
     """
-    kinks = target.client.kinks
+    kinks = observed.client.kinks
     if not kinks:
         return "hmc", "the network is smooth"
-    said = f"the network has kinks ({', '.join(kinks)})"
-    bound = believe(programs.load("models", model), target, beliefs)
+    has = f"the network has kinks ({', '.join(kinks)})"
+    bound = believe(programs.load("models", model), observed, beliefs)
     reasons = []
     for name, declines in programs.offers("inference", "declines").items():
         with _blaming(programs.locate("models", model)):
-            reason = declines(bound, target.observed, target.client)
+            reason = declines(bound, observed, observed.client)
         if not reason:
-            return name, f"{said}, and this sampler crosses them exactly"
+            return name, f"{has}, and this sampler crosses them exactly"
         reasons.append(reason)
-    return "hmc", f"{said}, and no exact sampler takes them: {'; '.join(reasons)}"
+    return "hmc", f"{has}, and no exact sampler takes them: {'; '.join(reasons)}"
 
 
 def attack(
-    target: Target,
-    model: str = "gaussian",
+    observed: Observation,
+    model: str = MODEL,
     inference: str = AUTO,
     *,
+    prior: str | Named | None = None,
     beliefs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: ProgressBar = silent,
 ) -> Posterior:
-    """Attack a target with a model and an inference, each a name or a path.
+    """Attack an observation with a model and an inference, each a name or a path.
 
     Args:
+        model: `optimal` is the Bayes-optimal adversary; a name may carry settings, `optimal:prior=vae`.
         inference: `auto` leaves it to `choose`.
+        prior: short for the belief `prior`: what the adversary knows of the data, `vae` or `gaussian:floor=0.05`.
         beliefs: keyword arguments of the model. settings: keyword arguments of the inference; what is not set
             falls to what the model's file prefers (`programs.preferred`). A model's file may also know how to read
             labels that were not shared off g (`pplleak.density.label_rules`).
         seed: of the inference; one seed, one result.
     """
-    said = target.said
+    provenance = dict(observed.provenance)
+    beliefs = {**(beliefs or {}), **({} if prior is None else {"prior": prior})}
     if inference == AUTO:
-        inference, why = choose(target, model, beliefs)
-        said = {**said, "chosen": why}
+        inference, provenance["chosen"] = choose(observed, model, beliefs)
     run = programs.load("inference", inference)
     settings = programs.preferred(model, inference) | dict(settings or {})
     rule = programs.exported("models", model, "labels")
-    if target.observed.labels is None and callable(rule):
-        target = replace(target, observed=replace(target.observed, labels=rule(target.client, target.observed)))
-        said = {**said, "labels": "read off the gradient"}
-    bound = believe(programs.load("models", model), target, beliefs)
+    if observed.labels is None and callable(rule):
+        observed = replace(observed, labels=rule(observed.client, observed))
+        provenance["labels"] = "read off the gradient"
+    bound = believe(programs.load("models", model), observed, beliefs)
     start = time.perf_counter()
     with _blaming(programs.locate("models", model)):
-        posterior: Posterior = run(bound, target.observed, target.client, seed=seed, progress=progress, **settings)
+        posterior: Posterior = run(bound, observed, observed.client, seed=seed, progress=progress, **settings)
     leaked: dict[str, Any] = {}
-    if target.truth is not None:
+    if observed.truth is not None:
         with suppress(BadInput):  # not every inference knows p(g), nor every model p(g | x)
-            gained = information.gain(bound, target.observed, target.client, posterior, target.truth)
+            gained = information.gain(bound, observed, observed.client, posterior, observed.truth)
             leaked = {"bits": gained.value, "bits_se": gained.se}
     attrs = {
         **leaked,
@@ -127,16 +132,13 @@ def attack(
         "beliefs": _plain(bound.keywords),
         "settings": _plain(settings),
         "seed": seed,
-        "sigma": target.sigma,
-        "channel": target.channel,
-        "channel_settings": dict(target.channel_settings),
-        "defence": target.defence,
-        "defence_settings": dict(target.defence_settings),
+        "sigma": observed.sigma,
+        "protection": str(observed.protection),
         "seconds": time.perf_counter() - start,
         "versions": versions(),
-        **said,
+        **provenance,
     }
-    truth = None if target.truth is None else target.truth.cpu().numpy()
+    truth = None if observed.truth is None else observed.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
 
 
@@ -149,11 +151,11 @@ def _blaming(model: Path) -> Iterator[None]:
         chain: list[BaseException] = [error]
         while chain[-1].__cause__ is not None:  # Pyro raises errors anew, with its trace's shapes in their text
             chain.append(chain[-1].__cause__)
-        said, inner = [e for e in chain if isinstance(e, BadInput)], chain[-1]
-        if said:
-            raise said[-1] from error
+        refusals, inner = [e for e in chain if isinstance(e, BadInput)], chain[-1]
+        if refusals:
+            raise refusals[-1] from error
         if isinstance(inner, Exception) and _raised_in(inner, model):
-            raise BadInput(f"the model {model} failed: {programs.said(inner, model)}") from error
+            raise BadInput(f"the model {model} failed: {programs.message(inner, model)}") from error
         raise
 
 
@@ -167,8 +169,14 @@ def _raised_in(error: Exception, file: Path) -> bool:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON can hold them; a tensor by its shape."""
-    return {n: f"tensor{tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in values.items()}
+    """Settings as JSON can hold them; a tensor by its shape, a name with settings as it is written."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return f"tensor{tuple(value.shape)}"
+        return str(value) if isinstance(value, Named) else value
+
+    return {n: plain(v) for n, v in values.items()}
 
 
 def versions() -> dict[str, str]:

@@ -22,9 +22,10 @@ from torch.distributions import biject_to, constraints
 from pplleak import programs
 from pplleak.density import Density, Model, Site, build, marginal
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, diagnostics, metrics
 from pplleak.posterior.posterior import CHAINS
-from pplleak.studies.attack.attack import Target, attack, believe
+from pplleak.studies.attack.attack import attack, believe
 from pplleak.studies.risk import risk
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -81,7 +82,7 @@ class Draw:
 
 
 def make(
-    base: Target,
+    base: Observation,
     model: str,
     inference: str,
     number: int,
@@ -102,21 +103,23 @@ def make(
         KeyboardInterrupt: the attack was interrupted: half a posterior is not what the inference gives.
     """
     program, believed = programs.load("models", model), {**(beliefs or {}), **(adversary or {})}
-    target = risk.from_model(base, model, beliefs, seed + 2 * number)
+    observed = risk.from_model(base, model, beliefs, seed + 2 * number)
     other = risk.from_model(base, model, beliefs, seed + 2 * number + 1)
     assert other.truth is not None
     start = time.process_time()
-    found = attack(target, model, inference, beliefs=believed, settings=settings, seed=seed + number).whole()
+    found = attack(observed, model, inference, beliefs=believed, settings=settings, seed=seed + number).whole()
     seconds = time.process_time() - start
     reference = other.truth.cpu().numpy()
-    return measure(found, target, believe(program, target, believed), reference, seed + number, seconds)
+    return measure(found, observed, believe(program, observed, believed), reference, seed + number, seconds)
 
 
-def measure(found: Posterior, target: Target, model: Model, reference: np.ndarray, seed: int, seconds: float) -> Draw:
+def measure(
+    found: Posterior, observed: Observation, model: Model, reference: np.ndarray, seed: int, seconds: float
+) -> Draw:
     """Rank a truth in its posterior.
 
     Args:
-        target: drawn from the model (`pplleak.studies.risk.risk.from_model`), with its latents. model: what the
+        observed: drawn from the model (`pplleak.studies.risk.risk.from_model`), with its latents. model: what the
         adversary
             believes, beliefs bound. reference: x_ref, (batch, *input_shape).
         seed: of the order among equal values, where a pixel has any. seconds: what the attack took.
@@ -127,9 +130,9 @@ def measure(found: Posterior, target: Target, model: Model, reference: np.ndarra
     if found.kind == "point":
         raise BadInput(f"{found.attrs.get('inference', 'this inference')} gives a point, without a posterior to "
                        "calibrate: take hmc, laplace or svi for example")  # fmt: skip
-    assert target.truth is not None and target.latents is not None
-    density = build(model, target.client, target.observed)
-    truth, labels = target.truth.cpu().numpy(), target.observed.labels
+    assert observed.truth is not None and observed.latents is not None
+    density = build(model, observed.client, observed)
+    truth, labels = observed.truth.cpu().numpy(), observed.labels
     if density.exchangeable:  # in the order that the posterior's draws were put into, by the same rule
         shared = None if labels is None else labels.cpu().numpy()
         truth = diagnostics.relabelled(truth[None, None], np.zeros((1, 1, len(truth))), found.mode, shared)[0][0, 0]
@@ -137,7 +140,7 @@ def measure(found: Posterior, target: Target, model: Model, reference: np.ndarra
     picked = thinned(found)
     others = np.delete(np.arange(len(draws)), picked) if len(draws) > 2 * len(picked) else picked
     centre = draws[others].mean(0)  # of draws that are not ranked: those would lie nearer to a mean of their own
-    lp = density(density.unconstrain({n: v[None] for n, v in target.latents.items()})).item()
+    lp = density(density.unconstrain({n: v[None] for n, v in observed.latents.items()})).item()
     generator = np.random.default_rng(seed)
     ends = np.quantile(draws, [(1 + s * level) / 2 for level in LEVELS for s in (-1, 1)], axis=0)
     ranks, inside = [], []

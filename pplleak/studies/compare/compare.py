@@ -13,10 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
 from pplleak.studies.attack import report
-from pplleak.studies.attack.attack import Target, attack
+from pplleak.studies.attack.attack import attack
 
 COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
            "divergences", "seconds", "converged", "approximation")  # fmt: skip
@@ -32,7 +33,7 @@ SHOWN = {  # the terminal has 80 columns
 
 
 def each(
-    targets: Sequence[tuple[int, Callable[[], Target]]],
+    targets: Sequence[tuple[int, Callable[[], Observation]]],
     model: str,
     inferences: Sequence[str],
     *,
@@ -55,7 +56,7 @@ def each(
 
 
 def compare(
-    targets: Sequence[tuple[int, Callable[[], Target]]],
+    targets: Sequence[tuple[int, Callable[[], Observation]]],
     model: str,
     inferences: Sequence[str],
     *,
@@ -68,7 +69,7 @@ def compare(
     """Attack every target with every inference; one row an attack. Ctrl-C keeps the rows that are complete.
 
     Args:
-        targets: pairs of an image's index and a function that builds its target.
+        targets: pairs of an image's index and a function that makes its observation.
         settings: for each inference, its keyword arguments. keep: called with all rows after each attack.
     """
     rows: list[dict[str, Any]] = []

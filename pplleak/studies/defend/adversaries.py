@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pplleak import channels
 from pplleak.errors import BadInput
+from pplleak.federation.protection import NONE
 
 CLASSIC = ("dlg", "inverting_gradients")  # they know of no defence
 
@@ -19,17 +21,12 @@ class Adversaries:
     knowing: str
 
 
-DLG = "none of its own; Deep Leakage from Gradients"
+OPTIMAL = "optimal"  # knows the data's distribution, and the channel, whichever it is
 ADVERSARIES = (
-    Adversaries("none", "dlg", DLG, "gaussian"),
-    Adversaries("gaussian", "dlg", "Zhu et al. 2019, noisy gradients", "gaussian"),
-    Adversaries("laplace", "dlg", "Zhu et al. 2019, noisy gradients", "laplace_noise"),
-    Adversaries("topk", "dlg", "Zhu et al. 2019, gradient compression", "topk"),
-    Adversaries("masked", "dlg", DLG, "masked"),
-    Adversaries("pruned", "dlg", DLG, "pruned"),
-    Adversaries("quantised", "dlg", "Zhu et al. 2019, low precision", "quantised"),
-    Adversaries("sign", "dlg", DLG, "sign"),
-    Adversaries("dpsgd", "dlg", DLG, "dpsgd"),
+    Adversaries("gaussian", "dlg", "Zhu et al. 2019, noisy gradients", OPTIMAL),
+    Adversaries("laplace", "dlg", "Zhu et al. 2019, noisy gradients", OPTIMAL),
+    Adversaries("topk", "dlg", "Zhu et al. 2019, gradient compression", OPTIMAL),
+    Adversaries("quantised", "dlg", "Zhu et al. 2019, low precision", OPTIMAL),
     Adversaries("soteria", "inverting_gradients", "Sun et al. 2021", "soteria"),
     Adversaries("ats", "inverting_gradients", "Gao et al. 2021", "ats"),
     Adversaries("precode", "inverting_gradients", "Scheliga et al. 2022", "precode"),
@@ -39,10 +36,15 @@ ADVERSARIES = (
 
 def adversaries(name: str) -> Adversaries:
     """The row of a defence; raises BadInput where nobody is known to attack it."""
-    found = {a.defence: a for a in ADVERSARIES}
-    if name not in found:
-        raise BadInput(f"no adversary is known to attack the defence '{name}': known are {', '.join(found)}")
-    return found[name]
+    known = {a.defence: a for a in ADVERSARIES}
+    if name in known:
+        return known[name]
+    if name == NONE or name in channels.names():
+        return Adversaries(name, "dlg", "none of its own; Deep Leakage from Gradients", OPTIMAL)
+    defence = name.partition("+")[0]  # behind a channel, too: who knows the defence is told the channel
+    if defence in known:
+        return replace(known[defence], defence=name)
+    raise BadInput(f"no adversary is known to attack the defence '{name}': known are {', '.join(known)}")
 
 
 def models(name: str) -> list[str]:

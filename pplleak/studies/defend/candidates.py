@@ -18,7 +18,7 @@ from pplleak import programs
 from pplleak.client import Client
 from pplleak.density import Density, build
 from pplleak.errors import BadInput
-from pplleak.federation.targets import Target
+from pplleak.federation.observation import Observation
 from pplleak.studies.attack.attack import attack, believe
 
 LR = 0.02  # of the climbs from images that are near a peak, in prior standard deviations a step
@@ -33,16 +33,16 @@ def readable(client: Client) -> bool:
     return True
 
 
-def read_off(target: Target, model: str) -> np.ndarray | None:
+def read_off(observed: Observation, model: str) -> np.ndarray | None:
     """The images (batch, *input_shape) that the first layer's gradient holds; None where that of this one is zero."""
     try:
-        return attack(target, model, "quotient").mode
+        return attack(observed, model, "quotient").mode
     except BadInput:
         return None
 
 
 def best(
-    target: Target,
+    observed: Observation,
     model: str,
     beliefs: Mapping[str, Any],
     images: Mapping[str, np.ndarray],
@@ -63,8 +63,8 @@ def best(
     names = list(images)
 
     def built(believed: Mapping[str, Any]) -> Density:
-        bound = believe(programs.load("models", model), target, believed)
-        return build(bound, target.client, target.observed)
+        bound = believe(programs.load("models", model), observed, believed)
+        return build(bound, observed.client, observed)
 
     density = built(beliefs)
     try:
@@ -72,7 +72,7 @@ def best(
     except BadInput:
         return otherwise, images[otherwise]
     x = np.stack([v.reshape(-1) for v in images.values()])
-    z = chart.latents(torch.tensor(x, dtype=torch.float64)).to(target.client.dtype)
+    z = chart.latents(torch.tensor(x, dtype=torch.float64)).to(observed.client.dtype)
     if steps:
         climbed = built(wide) if wide else density
         found = programs.exported("inference", "map", "maximise")(climbed, begin=z, steps=steps, lr=LR).whole()

@@ -29,10 +29,14 @@ import torch
 from pplleak import data, programs, runs
 from pplleak.client import Client
 from pplleak.client.training import LocalTraining
-from pplleak.federation import protection, rounds, targets
-from pplleak.federation.protection import Protection
+from pplleak.density import surrogate
+from pplleak.federation import rounds
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import QUIET, Protection
 from pplleak.federation.rounds import Federation
+from pplleak.federation.scenario import Scenario, client_of, observe
 from pplleak.posterior import metrics
+from pplleak.settings import Named
 from pplleak.studies.attack import report
 from pplleak.studies.attack.attack import attack
 from pplleak.studies.defend import candidates
@@ -58,8 +62,7 @@ class Sweep:
     out: Path
     data: str = "digits"
     data_root: Path | None = None
-    network: str = "convnet"
-    network_settings: Mapping[str, Any] = field(default_factory=dict)
+    network: Named = Named("convnet")
     federation: Federation = field(default_factory=Federation)
     local: LocalTraining | None = None
     batch_size: int = 1
@@ -93,7 +96,7 @@ def attackers(sweep: Sweep, protected: Protection) -> list[str]:
 
 def keys(sweep: Sweep, job: Job) -> set[tuple[Any, ...]]:
     """Of the rows that a job makes."""
-    said = job.protection.name, job.protection.given, job.step
+    said = job.protection.name, job.protection.strength, job.step
     return {(*said, model, job.index) for model in attackers(sweep, job.protection)}
 
 
@@ -109,14 +112,22 @@ def jobs(protections: Sequence[Protection], steps: Sequence[int], indices: Seque
 
 def folder(sweep: Sweep, protected: Protection) -> Path:
     """Where the training of a defence keeps its checkpoints."""
-    return sweep.out / "training" / str(protected).translate(str.maketrans(":,= ()", "------"))
+    return _folder(sweep, protected.name, protected.strength)
+
+
+def _folder(sweep: Sweep, name: str, strength: str) -> Path:
+    label = f"{name}:{strength}" if strength else name
+    return sweep.out / "training" / label.translate(str.maketrans(":,= ()", "------"))
 
 
 def _client(sweep: Sweep, protected: Protection) -> Client:
-    test = data.private(sweep.data, sweep.data_root)
-    return targets.build_client(
-        sweep.network, sweep.network_settings, test.input_shape, max(10, len(test.classes)), seed=sweep.seed,
-        local=sweep.local, **protected.of_client(),
+    return client_of(_scenario(sweep, protected))
+
+
+def _scenario(sweep: Sweep, protected: Protection) -> Scenario:
+    return Scenario(
+        sweep.data, sweep.data_root, batch_size=sweep.batch_size, network=sweep.network, local=sweep.local,
+        protection=protected, seed=sweep.seed,
     )  # fmt: skip
 
 
@@ -135,8 +146,7 @@ def train(sweep: Sweep, protected: Protection, steps: Sequence[int]) -> bool:
     """Train behind one defence, or go on; True when all steps are done."""
     test, client = data.private(sweep.data, sweep.data_root), _client(sweep, protected)
     settings = rounds.record(
-        sweep.data, sweep.network, sweep.network_settings, sweep.federation, protected, local=sweep.local,
-        seed=sweep.seed,
+        sweep.data, sweep.network, sweep.federation, protected, local=sweep.local, seed=sweep.seed,
     )  # fmt: skip
     _, whole = rounds.train(
         client, data.public(sweep.data, sweep.data_root), test, sweep.federation, protected,
@@ -152,29 +162,27 @@ def run(sweep: Sweep, job: Job) -> list[Row]:
     keeps the one that its own posterior density ranks highest (`found_by`): no truth is needed for that.
     """
     protected, who = job.protection, adversaries(job.protection.name)
-    target = targets.from_data(
-        sweep.data, root=sweep.data_root, index=job.index, batch_size=sweep.batch_size, network=sweep.network,
-        settings=sweep.network_settings, checkpoint=rounds.path(folder(sweep, protected), job.step),
-        local=sweep.local, seed=sweep.seed, noise_seed=sweep.seed + job.index, **protected.of_target(),
-    )  # fmt: skip
-    assert target.truth is not None and target.public is not None
-    truth, made = target.truth.numpy(), []
+    checkpoint = rounds.path(folder(sweep, protected), job.step)
+    scenario = replace(_scenario(sweep, protected), index=job.index, checkpoint=checkpoint)
+    observed = observe(replace(scenario, noise_seed=sweep.seed + job.index))
+    assert observed.truth is not None and observed.public is not None
+    truth, made = observed.truth.numpy(), []
     images: dict[str, np.ndarray] = {}
-    blind = np.broadcast_to(target.public.mean(0).numpy(), truth.shape)
+    blind = np.broadcast_to(observed.public.mean(0).numpy(), truth.shape)
     for model in attackers(sweep, protected):
         begin = time.process_time()
         if model == EXACT:
             said = {"inference": EXACT, "found_by": EXACT, "bits": None, "converged": True}
-            x = candidates.read_off(target, who.knowing)
+            x = candidates.read_off(observed, who.knowing)
         else:
-            x, said = _climbed(sweep, job, target, model, images)
+            x, said = _climbed(sweep, job, observed, model, images)
         spent = time.process_time() - begin
         if x is not None:
             images[model] = x
         x = blind if x is None else x[metrics.match(x, truth)]
         similar = float(metrics.ssim(x, truth).mean())
         made.append({
-            "defence": protected.name, "strength": protected.given, "step": job.step, "model": model,
+            "defence": protected.name, "strength": protected.strength, "step": job.step, "model": model,
             "index": job.index, "psnr": float(metrics.psnr(x, truth).mean()),
             "ssim": None if math.isnan(similar) else similar,
             "rms": float(np.sqrt(np.mean((np.clip(x, 0, 1).astype(np.float64) - truth) ** 2))),
@@ -184,34 +192,34 @@ def run(sweep: Sweep, job: Job) -> list[Row]:
 
 
 def _climbed(
-    sweep: Sweep, job: Job, target: targets.Target, model: str, images: Mapping[str, np.ndarray]
+    sweep: Sweep, job: Job, observed: Observation, model: str, images: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, Row]:
     """What one model finds, and what is said of it; `images` are what others found before."""
-    knowing, victim, wide = model == adversaries(job.protection.name).knowing, target, {}
+    knowing, victim, wide = model == adversaries(job.protection.name).knowing, observed, {}
     inference, settings = "map", {"steps": sweep.classic_steps}
     if knowing:
         inference = sweep.inference
         settings = {**sweep.inference_settings, **programs.preferred(model, inference)}  # modes that only it has
-        if sweep.surrogate is not None and target.client.kinks:
-            victim = targets.with_surrogate(target, sweep.surrogate)
-        if target.sigma == protection.QUIET:
-            wide["sigma"] = FLOOR * entry_scale(target)
+        if sweep.surrogate is not None and observed.client.kinks:
+            victim = surrogate.believed(observed, sweep.surrogate)
+        if observed.sigma == QUIET:
+            wide["sigma"] = FLOOR * entry_scale(observed)
     found = attack(victim, model, inference, beliefs=wide, settings=settings, seed=sweep.seed + job.index).whole()
     x, by = found.mode if found.kind == "point" else found.mean, model
     if knowing and found.kind == "point":
         known = EXACT if wide and EXACT in images else model  # without noise, every posterior collapses to that
         steps = sweep.classic_steps // 2
-        by, x = candidates.best(target, model, {}, {**images, model: x}, known, wide=wide, steps=steps)
+        by, x = candidates.best(observed, model, {}, {**images, model: x}, known, wide=wide, steps=steps)
     bits = report.summarise(found).get("bits")
     return x, {"inference": inference, "found_by": by, "bits": bits, "converged": found.converged}
 
 
 @torch.no_grad()
-def entry_scale(target: targets.Target) -> float:
+def entry_scale(observed: Observation) -> float:
     """The RMS of an entry of the update, as an adversary can know it: that of the mean public image."""
-    assert target.public is not None and target.observed.labels is not None
-    x = target.public.mean(0).expand(target.observed.batch_size, *target.client.input_shape)
-    update = target.client.update(x, target.observed.labels)
+    assert observed.public is not None and observed.labels is not None
+    x = observed.public.mean(0).expand(observed.batch_size, *observed.client.input_shape)
+    update = observed.client.update(x, observed.labels)
     return float((update.sqnorm() / update.size).sqrt())
 
 
@@ -251,7 +259,7 @@ def cells(sweep: Sweep, rows: Iterable[Row], delta: float) -> list[Row]:
         best = max(classic, key=lambda m: np.mean([r["psnr"] for r in found[m].values()]), default="")
         bare = groups.get(("none", "", step), {}).get(adversaries("none").knowing, {})
         if (name, strength) not in logs:
-            logs[name, strength] = {r["step"]: r for r in rounds.log(folder(sweep, Protection(name, strength)))}
+            logs[name, strength] = {r["step"]: r for r in rounds.log(_folder(sweep, name, strength))}
         trained = logs[name, strength].get(step, {})
         for role, model in zip(ROLES, (who.own, best, who.knowing, EXACT), strict=True):
             mine = found.get(model, {})
@@ -262,8 +270,8 @@ def cells(sweep: Sweep, rows: Iterable[Row], delta: float) -> list[Row]:
             known = found.get(best, {})
             gain, gain_se = _mean([r["psnr"] - known[i]["psnr"] for i, r in mine.items() if i in known])
             made.append({
-                "dataset": sweep.data, "network": sweep.network, "defence": name, "strength": strength, "step": step,
-                "attack": role, "images": len(mine), "psnr_mean": mean, "psnr_se": se,
+                "dataset": sweep.data, "network": sweep.network.name, "defence": name, "strength": strength,
+                "step": step, "attack": role, "images": len(mine), "psnr_mean": mean, "psnr_se": se,
                 "accuracy": trained.get("accuracy"), "epsilon": trained.get("epsilon"), "model": model,
                 "inference": next(iter(mine.values()))["inference"], "batch_size": sweep.batch_size,
                 "psnr_blind": _mean([r["psnr_blind"] for r in mine.values()])[0],

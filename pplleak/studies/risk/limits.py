@@ -16,8 +16,9 @@ import torch
 from pplleak import channels, programs
 from pplleak.density import Density, build
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.progress import ProgressBar, silent
-from pplleak.studies.attack.attack import Target, believe
+from pplleak.studies.attack.attack import believe
 from pplleak.studies.risk import bounds, rero
 from pplleak.studies.risk.bounds import VanTrees
 from pplleak.studies.risk.risk import Distance, Row, curves
@@ -45,7 +46,7 @@ class Limits:
 
 
 def of_model(
-    target: Target,
+    observed: Observation,
     model: str,
     beliefs: Mapping[str, Any] | None,
     distance: Distance,
@@ -53,10 +54,10 @@ def of_model(
     progress: ProgressBar = silent,
     seed: int = 0,
 ) -> Limits:
-    """The bounds for a target drawn from the model of that name or path (`risk.from_model`)."""
-    if target.observed.batch_size > 1:
+    """The bounds for an observation drawn from the model of that name or path (`risk.from_model`)."""
+    if observed.batch_size > 1:
         return Limits(None, {}, {}, ("bounds hold for examples in a fixed order: take --batch-size 1",))
-    density = build(believe(programs.load("models", model), target, beliefs), target.client, target.observed)
+    density = build(believe(programs.load("models", model), observed, beliefs), observed.client, observed)
     notes, found = [], None
     try:
         found = bounds.van_trees(density, FISHER, seed=seed, progress=progress)

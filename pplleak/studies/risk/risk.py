@@ -26,9 +26,10 @@ from scipy.stats import binomtest
 
 from pplleak import programs, runs
 from pplleak.errors import BadInput, require_positive
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, decisions, metrics
 from pplleak.progress import ProgressBar, silent
-from pplleak.studies.attack.attack import Target, believe
+from pplleak.studies.attack.attack import believe
 from pplleak.studies.compare import compare
 
 Name = Literal["rms", "l2", "psnr", "ssim"]
@@ -91,7 +92,9 @@ DISTANCES = {
 }
 
 
-def from_model(target: Target, model: str, beliefs: Mapping[str, Any] | None = None, seed: int = 0) -> Target:
+def from_model(
+    observed: Observation, model: str, beliefs: Mapping[str, Any] | None = None, seed: int = 0
+) -> Observation:
     """The same client, with x, y and g drawn from the model: the adversary's belief is then the truth.
 
     The truth has random numbers of its own: an inference with the same seed must not begin where it lies.
@@ -101,19 +104,25 @@ def from_model(target: Target, model: str, beliefs: Mapping[str, Any] | None = N
     """
     if seed < 0:
         raise BadInput(f"a draw from the model needs a seed of at least 0, not {seed}: raise --seed or --index")
-    bound = believe(programs.load("models", model), target, beliefs)
+    bound = believe(programs.load("models", model), observed, beliefs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
-        nodes = poutine.trace(bound).get_trace(target.client, target.observed.batch_size).nodes
+        nodes = poutine.trace(bound).get_trace(observed.client, observed.batch_size).nodes
     factors = [n for n, node in nodes.items() if node["type"] == "sample" and isinstance(node["fn"], Unit)]
     if factors:
         raise BadInput(f"--draws-from model: the model {model} cannot be drawn from, it is known only up to its factor "
                        f"'{factors[0]}': take a proper prior (gmrf for tv), or --draws-from data")  # fmt: skip
-    labels = None if target.observed.labels is None else nodes["y"]["value"]
-    observed = replace(target.observed, g=nodes["g"]["value"], labels=labels)
+    labels = None if observed.labels is None else nodes["y"]["value"]
     latents = {n: v["value"] for n, v in nodes.items() if v["type"] == "sample" and not v["is_observed"]}
-    said = {**target.said, "drawn_from": model}
-    return replace(target, observed=observed, truth=nodes["x"]["value"], said=said, latents=latents)
+    provenance = {**observed.provenance, "drawn_from": model}
+    return replace(
+        observed,
+        g=nodes["g"]["value"],
+        labels=labels,
+        truth=nodes["x"]["value"],
+        latents=latents,
+        provenance=provenance,
+    )
 
 
 def score(found: Posterior, distance: Distance, deltas: Sequence[float]) -> list[Row]:
@@ -163,7 +172,7 @@ def _aligned(draws: np.ndarray, mode: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    targets: Sequence[tuple[int, Callable[[], Target]]],
+    targets: Sequence[tuple[int, Callable[[], Observation]]],
     model: str,
     inferences: Sequence[str],
     distance: Distance,
@@ -179,8 +188,8 @@ def measure(
     """Attack every target with every inference and score the decisions. Ctrl-C keeps the attacks that are complete.
 
     Args:
-        targets: pairs of an image's index and a function that builds its target. known: rows of an earlier run, whose
-            attacks are not run again. keep: called with all rows after each attack.
+        targets: pairs of an image's index and a function that makes its observation.
+        known: rows of an earlier run, whose attacks are not run again. keep: called with all rows after each attack.
     """
     rows = list(known)
     done = {(r["index"], r["inference"]) for r in rows}

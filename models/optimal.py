@@ -1,0 +1,45 @@
+"""The Bayes-optimal adversary: any prior, behind any channel, on any client.
+
+x ~ prior                                 (batch, *input_shape)
+y ~ client's label prior                  (batch,)
+g | x, y ~ channel(u(x, y))               (update_size,)
+
+It knows p(x) and p(g | x), and no adversary has a lower risk than f*(g) = argmax over x₀ of ∫ over B(x₀, δ) of
+p(x | g) dx. The prior is one of `pplleak.priors`, `vae` or `gaussian:floor=0.05` for example; the channel is
+that of the observation, unless the adversary is told to believe in another one of `pplleak.channels`.
+
+Source: Balunović et al. 2022, section 4.
+"""
+
+from __future__ import annotations
+
+import pyro
+from torch import Tensor
+
+from pplleak import channels, priors
+from pplleak.client import Client
+from pplleak.settings import Named
+
+
+def model(
+    client: Client,
+    batch_size: int = 1,
+    *,
+    prior: str | Named = "gaussian",
+    channel: str | Named = "gaussian",
+    sigma: float | None = None,
+    reference: str | Tensor = "digits",
+) -> Tensor:
+    """The generative program.
+
+    Args:
+        prior: what the adversary knows of the data: NAME or NAME:SETTING=VALUE,…, one of `pplleak ls`.
+        channel: what it believes that the update went through, in the same form; an attack takes what is not given here
+            from the observation.
+        sigma: the channel's noise as the adversary believes it, in the gradient's own units, where it has one.
+        reference: the public images the prior is fitted to: digits, mnist, cifar10 or a FOLDER (or a tensor).
+    """
+    believed = channels.check(Named.parse(channel).with_(sigma=sigma))
+    x = priors.make(Named.parse(prior), client, reference).sample(batch_size)
+    y = pyro.sample("y", client.label_prior(batch_size))
+    return pyro.sample("g", channels.make(believed, client.update(x, y), client, batch_size, reference))

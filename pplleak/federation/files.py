@@ -1,0 +1,147 @@
+"""The file that carries an observation, and reading it runs no code: safetensors.
+
+``gradient.NAME`` holds what was shared for parameter NAME, ``parameter.NAME`` the network's weights at that moment (the
+server knows them), and the metadata (JSON strings) say the network, the shapes, the batch size, the local training, the
+defence, the channel with its noise and, where they were shared, the labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pplleak.client import weights
+from pplleak.client.training import LocalTraining
+from pplleak.errors import BadInput
+from pplleak.federation.protection import Protection
+from pplleak.settings import Named
+
+FORMAT = "pplleak-observation-1"
+
+
+@dataclass(frozen=True, eq=False)
+class SharedFile:
+    """An observation file as read: named tensors and metadata, not yet fitted to a client."""
+
+    gradient: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def write(
+    path: str | Path,
+    gradient: Mapping[str, Tensor],
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    network: str | Named,
+    parameters: Mapping[str, Tensor] | None = None,
+    protection: str | Protection,
+    batch_size: int = 1,
+    labels: list[int] | None = None,
+    local: LocalTraining | None = None,
+) -> None:
+    """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
+
+    Args:
+        gradient: parameter name -> the shared tensor, of that parameter's shape.
+        input_shape: of one example. num_classes: of the network's logits.
+        network: what rebuilds it: ``mlp:widths=(64,)``, or ``FILE.py:FUNCTION`` as the name of a `Named`.
+        parameters: the weights; without them the network's own construction must give the same ones.
+        protection: what the update went through, ``gaussian:sigma=0.1`` for example, or ``none``, where it was shared
+            as it is: the server knows the protocol.
+        batch_size: examples behind the gradient.
+        labels: where the client shared them. local: what it trained, where it shares θ_after − θ_before.
+    """
+    tensors = {f"gradient.{n}": t.detach().cpu().contiguous() for n, t in gradient.items()}
+    tensors |= {f"parameter.{n}": t.detach().cpu().contiguous() for n, t in (parameters or {}).items()}
+    network = Named(network) if isinstance(network, str) and ".py:" in network else Named.parse(network)
+    parts = Protection.parse(protection).observable().to_json()
+    sigma = parts["channel"]["settings"].pop("sigma", None)
+    metadata = {
+        "format": FORMAT,
+        "network": network.name,
+        "settings": dict(network.settings),
+        "input_shape": list(input_shape),
+        "num_classes": num_classes,
+        "batch_size": batch_size,
+        "sigma": sigma,
+        **parts,
+        "labels": labels,
+        "local": None if local is None else asdict(local),
+    }
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata={k: json.dumps(v) for k, v in metadata.items()})
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"cannot write {path}: {error}") from error
+
+
+def read(path: str | Path) -> SharedFile:
+    """Read an observation file without running anything in it.
+
+    Raises:
+        BadInput: missing, truncated, pickled or otherwise not a safetensors file; NaN; metadata of the wrong kind.
+    """
+    path = Path(path)
+    tensors, raw = weights.read(path)
+    for name, t in tensors.items():
+        if not t.is_floating_point():
+            raise BadInput(f"{path}: '{name}' holds {t.dtype}, not floating-point numbers")
+    gradient = {n.removeprefix("gradient."): t for n, t in tensors.items() if n.startswith("gradient.")}
+    parameters = {n.removeprefix("parameter."): t for n, t in tensors.items() if n.startswith("parameter.")}
+    if not gradient:
+        if not tensors or parameters:
+            raise BadInput(f"{path} holds no gradient: its tensors must be named gradient.LAYER")
+        gradient = tensors  # a bare file of named gradients, as `observe --gradient` takes it
+    return SharedFile(gradient, parameters, _metadata(path, raw))
+
+
+def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
+    if raw.get("format") != json.dumps(FORMAT):
+        return {}
+    older = {"channel": {"name": "gaussian", "settings": {}}, "defence": {"name": "", "settings": {}}}
+    raw = {n: json.dumps(v) for n, v in older.items()} | raw  # older files know no other
+    kinds: dict[str, Any] = {
+        "network": str, "settings": dict, "input_shape": list, "num_classes": int, "batch_size": int,
+        "sigma": (float, int, type(None)), "channel": dict, "defence": dict, "labels": (list, type(None)),
+    }  # fmt: skip
+    metadata: dict[str, Any] = {}
+    for key, kind in kinds.items():
+        try:
+            metadata[key] = json.loads(raw[key])
+        except (KeyError, json.JSONDecodeError) as error:
+            raise BadInput(f"{path}: its metadata has no readable '{key}'") from error
+        if not isinstance(metadata[key], kind):
+            raise BadInput(f"{path}: its metadata '{key}' is {metadata[key]!r}, of the wrong kind")
+    try:
+        local = json.loads(raw.get("local", "null"))
+        metadata["local"] = None if local is None else LocalTraining(**local)
+    except (TypeError, BadInput, json.JSONDecodeError) as error:
+        raise BadInput(f"{path}: its metadata has no readable 'local': {error}") from error
+    for key in older:
+        part = metadata[key]
+        if not (isinstance(part.get("name"), str) and isinstance(part.get("settings"), dict)):
+            raise BadInput(f"{path}: its metadata '{key}' is {part!r}, not a name with settings")
+    positive = [*metadata["input_shape"], metadata["num_classes"], metadata["batch_size"]]
+    if not all(isinstance(n, int) and 0 < n < 1_000_000 for n in positive):
+        raise BadInput(f"{path}: its metadata holds impossible sizes: {positive}")
+    if not all(isinstance(n, int) for n in metadata["labels"] or []):
+        raise BadInput(f"{path}: its labels must be whole numbers, not {metadata['labels']}")
+    return metadata
+
+
+def protection_of(metadata: Mapping[str, Any], where: str) -> Protection:
+    """The protection that a file's metadata name, with σ, which stands beside the channel there."""
+    channel = metadata["channel"]
+    sigma = {} if metadata["sigma"] is None else {"sigma": metadata["sigma"]}
+    return Protection.from_json(
+        {**metadata, "channel": {**channel, "settings": {**channel["settings"], **sigma}}}, where
+    )

@@ -1,0 +1,243 @@
+"""Everything that makes an observation, as one value; a client shares real images, and a file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pplleak import channels, data, programs
+from pplleak.client import Client, networks, seeded, weights
+from pplleak.client.training import LocalTraining
+from pplleak.errors import BadInput
+from pplleak.federation import defences, files
+from pplleak.federation.observation import Observation, check_labels, flatten
+from pplleak.federation.protection import Protection
+from pplleak.settings import Named
+
+Precision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Data, network, client, protection and seed: what makes an observation.
+
+    data        which images (`pplleak.data`): a name, or a folder; root: the folder that holds named data
+    index       the first private image; batch_size: how many from there on
+    label       instead of the image's own (for a folder without classes)
+    labels      known: the client shares them; unknown: it does not
+    network     a name with settings, `mlp:widths=(64,)`; FILE.py:FUNCTION is given as `Named("FILE.py:FUNCTION")`
+    checkpoint  a safetensors file of weights; None: they are drawn from `seed`
+    local       what the client trains before it shares; None: it shares its gradient
+    protection  a defence and a channel, `gaussian:sigma=0.1`
+    seed        of the weights and of the noise, each from a generator of its own; noise_seed: another for the noise
+    dtype       precision of the network; device: where it runs, `cpu` or `cuda`
+    """
+
+    data: str = "digits"
+    root: Path | None = None
+    index: int = 0
+    batch_size: int = 1
+    label: int | None = None
+    labels: Literal["known", "unknown"] = "known"
+    network: Named = Named("mlp")
+    checkpoint: Path | None = None
+    local: LocalTraining | None = None
+    protection: Protection = Protection(channel=Named("gaussian"))
+    seed: int = 0
+    noise_seed: int | None = None
+    dtype: Precision = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.network, str):  # as a user writes it
+            named = Named(self.network) if ".py:" in self.network else Named.parse(self.network)
+            object.__setattr__(self, "network", named)
+        object.__setattr__(self, "protection", Protection.parse(self.protection))
+        if self.batch_size < 1:
+            raise BadInput(f"the batch size must be at least 1, not {self.batch_size}")
+        if self.labels not in ("known", "unknown"):
+            raise BadInput(f"labels are known or unknown to the server, not {self.labels!r}")
+
+
+def build_client(
+    network: str | Named,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    dtype: Precision = "float32",
+    device: str = "cpu",
+    parameters: Mapping[str, Tensor] | None = None,
+    where: str = "the observation",
+    checkpoint: str | Path | None = None,
+    local: LocalTraining | None = None,
+    defence: Named | None = None,
+) -> Client:
+    """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
+
+    Args:
+        parameters: the weights that an observation (`where`) holds. checkpoint: a safetensors file of weights.
+        local: what the client trains before it shares; None shares the gradient.
+        defence: one of `pplleak.federation.defences`, which may change the network.
+    """
+    named = network if isinstance(network, Named) else Scenario(network=network).network  # type: ignore[arg-type]
+    constructor = networks.load(named.name)
+    programs.require_settings(constructor, named.settings, named.name)
+
+    def build() -> Any:
+        base = constructor(input_shape, num_classes, **named.settings)
+        return defences.network(base, input_shape, num_classes, defence)
+
+    try:
+        made = seeded(build, seed)
+    except BadInput:
+        raise
+    except Exception as error:
+        file = named.name.rpartition(":")[0]
+        message = programs.message(error, Path(file) if file else None)
+        raise BadInput(f"the network '{named}' cannot be built for images {input_shape}: {message}") from error
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"the network '{named}' returned a {type(made).__name__}, not a torch.nn.Module")
+    if parameters and checkpoint:
+        raise BadInput(f"{where} holds the client's weights already: leave the checkpoint {checkpoint} out")
+    if checkpoint:
+        tensors, metadata = weights.read(checkpoint)
+        own, trained = "" if defence is None else defence.name, metadata.get("defence", "")
+        if "defence" in metadata and trained != own:
+            raise BadInput(f"{checkpoint} was trained with the defence {trained or 'none'}, and this client has "
+                           f"{own or 'none'}: choose the same defence")  # fmt: skip
+        made = weights.load(made, tensors, str(checkpoint))
+    if parameters:
+        made = weights.load(made, parameters, where, whole=False)
+    return Client(made.to(torch_device(device), getattr(torch, dtype)), input_shape, num_classes, local=local)
+
+
+def torch_device(name: str) -> torch.device:
+    """A device by name; raises BadInput where this machine has none such."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"no device '{name}' on this machine ({str(error).splitlines()[0]}): take cpu") from error
+    return device
+
+
+def client_of(scenario: Scenario) -> Client:
+    """The client of a scenario, before it sees any image."""
+    images = data.private(scenario.data, scenario.root)
+    return build_client(
+        scenario.network, images.input_shape, max(10, len(images.classes)), seed=scenario.seed, dtype=scenario.dtype,
+        device=scenario.device, checkpoint=scenario.checkpoint, local=scenario.local,
+        defence=scenario.protection.filled().defence,
+    )  # fmt: skip
+
+
+def observe(scenario: Scenario) -> Observation:
+    """What the server sees where a client shares the update of real images, with the truth beside it."""
+    protection = scenario.protection.filled().observable()
+    images = data.private(scenario.data, scenario.root)
+    x, y = images.batch(scenario.index, scenario.batch_size)
+    if scenario.label is not None:
+        y = check_labels([scenario.label] * scenario.batch_size, max(10, len(images.classes)), scenario.batch_size)
+    client = client_of(scenario)
+    x, y = x.to(client.device, client.dtype), y.to(client.device)
+    if protection.is_channel("dpsgd"):
+        channels.require_examples(client, scenario.batch_size)
+    attacked = range(scenario.index, scenario.index + scenario.batch_size)
+    public = data.public(scenario.data, scenario.root, without=attacked).x
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed((scenario.seed if scenario.noise_seed is None else scenario.noise_seed) + 1)
+        g = protection.share(client, x, y, public)
+    if not g.isfinite().all():
+        raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
+    provenance = {"data": scenario.data, "index": scenario.index, **_of_client(scenario.network, scenario.checkpoint,
+                                                                               scenario.local)}  # fmt: skip
+    labels = y if scenario.labels == "known" else None
+    return Observation(g, scenario.batch_size, labels, client, protection, public, x, provenance=provenance)
+
+
+def load(
+    path: str | Path,
+    *,
+    network: str | Named | None = None,
+    checkpoint: str | Path | None = None,
+    public: Tensor | None = None,
+    seed: int = 0,
+    dtype: Precision = "float32",
+    device: str = "cpu",
+) -> Observation:
+    """What an observation file holds.
+
+    Args:
+        network: overrides the one that the file names; needed where that is code, FILE.py:FUNCTION.
+        checkpoint: the weights, where the file holds none. public: images of the same kind, (N, *input_shape).
+
+    Raises:
+        BadInput: no readable observation, or one of another network.
+    """
+    shared = files.read(path)
+    meta = shared.metadata
+    if not meta:
+        raise BadInput(f"{path} has no pplleak metadata: wrap it with `pplleak observe`, which asks for its network "
+                       "and the shape of one example")  # fmt: skip
+    named = Named(built_in(path, meta), meta["settings"]) if network is None else network
+    protection = files.protection_of(meta, str(path))
+    client = build_client(
+        named, tuple(meta["input_shape"]), meta["num_classes"], seed=seed, dtype=dtype, device=device,
+        parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
+        defence=protection.defence,
+    )  # fmt: skip
+    g = flatten(client, shared.gradient, str(path))
+    labels = meta["labels"]
+    if labels is not None:
+        labels = check_labels(labels, client.num_classes, meta["batch_size"]).to(client.device)
+    named = named if isinstance(named, Named) else Scenario(network=named).network  # type: ignore[arg-type]
+    provenance = {"observed": str(path), **_of_client(named, checkpoint, meta["local"])}
+    return Observation(g, meta["batch_size"], labels, client, protection, public, provenance=provenance)
+
+
+def built_in(path: str | Path, metadata: Mapping[str, Any]) -> str:
+    """The built-in network that a file names; it is looked up, never parsed.
+
+    Raises:
+        BadInput: the file names anything else. A file is never allowed to choose code to run.
+    """
+    name: str = metadata["network"]
+    if name not in networks.names():
+        raise BadInput(f"{path} was made with the network {name!r}, which is not a built-in one but code: if you trust "
+                       f"it, say --network {name}")  # fmt: skip
+    return name
+
+
+def save(observed: Observation, path: str | Path) -> None:
+    """The file of an observation: what `load` reads, and nothing of the truth."""
+    client = observed.client
+    files.write(
+        path,
+        client.split(observed.g),
+        input_shape=client.input_shape,
+        num_classes=client.num_classes,
+        network=Named(observed.provenance["network"], observed.provenance["network_settings"]),
+        parameters=weights.state(client.network),
+        batch_size=observed.batch_size,
+        protection=observed.protection,
+        labels=None if observed.labels is None else observed.labels.tolist(),
+        local=client.local,
+    )
+
+
+def _of_client(network: Named, checkpoint: str | Path | None, local: LocalTraining | None) -> dict[str, Any]:
+    made: dict[str, Any] = {"network": network.name, "network_settings": dict(network.settings)}
+    if checkpoint:
+        made["checkpoint"] = str(checkpoint)
+    return {**made, "local": asdict(local)} if local else made
+
+
+def with_noise_seed(scenario: Scenario, index: int, noise_seed: int) -> Scenario:
+    """The same scenario for another image, with noise of its own."""
+    return replace(scenario, index=index, noise_seed=noise_seed)
