@@ -10,12 +10,13 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # Pyro's own use of t
 logging.getLogger("arviz").setLevel(logging.WARNING)
 
 project = "pplleak"
-author = "The pplleak authors"
-copyright = "The pplleak authors"
+author = "pplleak contributors"
+copyright = "pplleak contributors"
 release = version = installed("pplleak")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "examples"]
+suppress_warnings = ["ref.python"]  # a builtin in an annotation (`type`) may also be the name of two fields
 default_role = "code"  # our docstrings write `name`, not ``name``
 
 html_theme = "furo"
@@ -32,36 +33,54 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
 
-# -- the API pages: one entry a file, by listing the folders, as the command line does --------------------------------
+# -- the API pages: a room a page, an entry a file, by listing the folders --------------------------------------------
 
 HERE = Path(__file__).parent
-PARTS = {
-    "library": ("The library", "pplleak", "pplleak"),
-    "channels": ("Channels", "pplleak/channels", "pplleak.channels"),
-    "defences": ("Defences", "pplleak/defences", "pplleak.defences"),
-    "networks": ("Networks", "pplleak/networks", "pplleak.networks"),
-    "priors": ("Priors", "pplleak/priors", "pplleak.priors"),
-    "models": ("Models", "models", "pplleak.models"),
-    "inference": ("Inferences", "inference", "pplleak.inference"),
-}
+ROOT = HERE.parent
+LIBRARY = ROOT / "pplleak"
+
+
+def modules(folder: Path, package: str) -> list[str]:
+    """Every public module under a folder, by its importable name; a package before its modules."""
+    names = []
+    for path in sorted(folder.rglob("*.py"), key=lambda p: (*p.parent.parts, "" if p.stem == "__init__" else p.stem)):
+        parts = path.relative_to(folder).with_suffix("").parts
+        if parts[-1] == "__init__":
+            names.append(".".join([package, *parts[:-1]]))
+        elif not any(p.startswith("_") for p in parts):
+            names.append(".".join([package, *parts]))
+    return names
+
+
+def write_page(page: str, title: str, names: list[str]) -> None:
+    entry = "## {0}\n\n```{{eval-rst}}\n.. automodule:: {0}\n   :ignore-module-all:\n```\n"
+    text = f"# {title}\n\n" + "\n".join(entry.format(name) for name in names)
+    path = HERE / "api" / f"{page}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
 
 
 def write_api_pages() -> None:
-    (HERE / "api").mkdir(exist_ok=True)
-    for page, (title, folder, package) in PARTS.items():
-        names = sorted(p.stem for p in (HERE.parent / folder).glob("*.py") if not p.name.startswith("_"))
-        sections = [f"## {package}.{n}\n\n```{{eval-rst}}\n.. automodule:: {package}.{n}\n```\n" for n in names]
-        text = f"# {title}\n\n" + "\n".join(sections)
-        path = HERE / "api" / f"{page}.md"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+    rooms = sorted(p.parent for p in LIBRARY.glob("*/__init__.py"))
+    for old in (HERE / "api").rglob("*.md"):
+        if old.stem not in {"ground", "models", "inference", "adversaries", *(room.name for room in rooms)}:
+            old.unlink()  # of a room that is no more
+    for room in rooms:
+        write_page(f"rooms/{room.name}", f"pplleak.{room.name}", modules(room, f"pplleak.{room.name}"))
+    ground = [f"pplleak.{p.stem}" for p in sorted(LIBRARY.glob("*.py")) if not p.name.startswith("_")]
+    write_page("ground", "The ground", ground)
+    write_page("models", "Models", modules(ROOT / "models", "pplleak.models")[1:])
+    write_page("inference", "Inferences", modules(ROOT / "inference", "pplleak.inference")[1:])
 
 
 def write_model_table() -> None:
-    from pplleak import model_table
+    from pplleak.cli import _model_table
 
-    said = "# Adversaries\n\nWhat each file of `models/` believes, read off its docstring. The same table: "
-    text = f"{said}`uv run pplleak ls --form markdown`.\n\n{model_table.markdown()}\n"
+    text = (
+        "# Adversaries\n\nWhat each file of `models/` believes, read off its docstring. The same table: "
+        f"`uv run pplleak ls --form markdown`.\n\n{_model_table.markdown()}\n"
+    )
     (HERE / "api" / "adversaries.md").write_text(text, encoding="utf-8")
 
 

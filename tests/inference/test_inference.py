@@ -1,6 +1,6 @@
 """Every inference against a posterior that is known exactly; tolerances come from the Monte Carlo error alone.
 
-An inference with restrictions of its own (`refractive`: ReLU perceptrons) has a file of its own, tests/test_NAME.py.
+An inference with restrictions of its own (`refractive`: ReLU perceptrons) has its own test_NAME.py beside this file.
 """
 
 from __future__ import annotations

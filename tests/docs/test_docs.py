@@ -12,7 +12,7 @@ import pytest
 from pplleak import cli
 from pplleak.posterior import Posterior
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 MAP = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "5"]
 
 
