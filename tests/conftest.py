@@ -16,11 +16,11 @@ import pyro
 import pytest
 import torch
 from command_line import run
+from scenes import build_client
 from torch import Tensor, nn
 
 from pplleak.client import Client, seeded
 from pplleak.federation.observation import Observation
-from pplleak.studies.attack.attack import build_client
 
 PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
 SCRIPTS = (

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import pytest
 import torch
 from conftest import observe, tiny
+from scenes import known
 from torch import Tensor
 
 from pplleak import programs
 from pplleak.errors import BadInput
-from pplleak.studies.attack.attack import Target, attack
+from pplleak.studies.attack.attack import attack
 
 KINDS: list[programs.Kind] = ["models", "inference"]
 every_file = pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in programs.names(k)])
@@ -97,7 +98,7 @@ def test_a_model_that_raises_when_it_runs_is_one_line_with_its_place(tmp_path: P
     path = tmp_path / "mine.py"
     path.write_text("def model(client, batch_size=1):\n    return [][batch_size]\n")
     client = tiny()
-    target = Target(client, observe(client, 0.1))
+    target = known(client, observe(client, 0.1))
     with pytest.raises(BadInput, match=r"IndexError.*line 2") as error:
         attack(target, str(path), "map", settings={"steps": 2})
     assert "mine.py" in one_line(error)

@@ -16,12 +16,12 @@ import pyro
 import pytest
 import torch
 from conftest import PAPER, assert_moments, observe, rows, tiny
+from scenes import from_data
 
 from pplleak import channels, priors
 from pplleak.density import build
 from pplleak.errors import BadInput
 from pplleak.models import logistic
-from pplleak.studies.attack.attack import from_data
 
 
 @pytest.fixture(scope="module")

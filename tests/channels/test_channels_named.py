@@ -10,12 +10,14 @@ import torch
 from conftest import tiny
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scenes import from_data, known
 
 from pplleak import channels, programs
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
+from pplleak.federation.scenario import save
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target, believe
+from pplleak.studies.attack.attack import believe
 
 each_name = pytest.mark.parametrize("name", list(programs.named_channels()))
 OTHERS = {
@@ -32,29 +34,29 @@ def other_settings(name: str) -> dict[str, object]:
 @each_name
 def test_what_is_shared_went_through_the_channel(name: str) -> None:
     settings = other_settings(name)
-    target = attack.from_data(network="linear", channel=name, channel_settings=settings, seed=3)
-    again = attack.from_data(network="linear", channel=name, channel_settings=settings, seed=3)
-    assert torch.equal(target.observed.g, again.observed.g)
-    assert target.observed.g.dtype == target.client.dtype
-    assert target.truth is not None and target.observed.labels is not None
-    update = target.client.update(target.truth, target.observed.labels)
+    target = from_data(network="linear", channel=name, channel_settings=settings, seed=3)
+    again = from_data(network="linear", channel=name, channel_settings=settings, seed=3)
+    assert torch.equal(target.g, again.g)
+    assert target.g.dtype == target.client.dtype
+    assert target.truth is not None and target.labels is not None
+    update = target.client.update(target.truth, target.labels)
     noise = {} if target.sigma is None else {"sigma": target.sigma}
     channel = programs.channel(name).of(update, target.client, 1, target.public, **noise, **settings)
-    assert channel.log_prob(target.observed.g).isfinite()
-    assert not torch.equal(target.observed.g, update.materialise())
+    assert channel.log_prob(target.g).isfinite()
+    assert not torch.equal(target.g, update.materialise())
 
 
 @each_name
 def test_an_observation_file_carries_the_channel(name: str, tmp_path: Path) -> None:
-    target = attack.from_data(network="linear", channel=name, channel_settings=other_settings(name))
-    attack.write_observation(target, tmp_path / "o.safetensors")
+    target = from_data(network="linear", channel=name, channel_settings=other_settings(name))
+    save(target, tmp_path / "o.safetensors")
     read = attack.from_file(tmp_path / "o.safetensors")
-    assert torch.equal(read.observed.g, target.observed.g)
+    assert torch.equal(read.observed.g, target.g)
     assert (read.channel, read.channel_settings, read.sigma) == (name, other_settings(name), target.sigma)
 
 
 def test_a_file_that_names_no_channel_holds_a_gaussian_one(tmp_path: Path) -> None:
-    attack.write_observation(attack.from_data(network="linear"), tmp_path / "o.safetensors")
+    save(from_data(network="linear"), tmp_path / "o.safetensors")
     with safe_open(tmp_path / "o.safetensors", "pt") as f:
         metadata, tensors = dict(f.metadata()), {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118 (not a dict)
     assert json.loads(metadata.pop("channel")) == {"name": "gaussian", "settings": {}}
@@ -66,7 +68,7 @@ def test_a_file_that_names_no_channel_holds_a_gaussian_one(tmp_path: Path) -> No
 def test_beliefs_fall_to_the_true_channels_settings_unless_they_are_set() -> None:
     client = tiny()
     settings = {"rate": 0.25, "noise": "laplace", "mask_seed": 7}
-    target = Target(
+    target = known(
         client, Observation(torch.zeros(client.update_size)), sigma=0.2, channel="masked", channel_settings=settings
     )
     masked = programs.load("models", "masked")

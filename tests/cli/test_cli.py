@@ -17,10 +17,10 @@ import torch
 from command_line import ROOT, run, shell, tiny
 from pyro import poutine
 from safetensors.torch import save_file
+from scenes import build_client
 
 from pplleak import programs
 from pplleak.posterior import Posterior
-from pplleak.studies.attack.attack import build_client
 
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",
         "divergences", "seconds", "converged"}  # fmt: skip

@@ -11,8 +11,7 @@ import pytest
 import torch
 from command_line import changed, one_line
 from safetensors.torch import save_file
-
-from pplleak.studies.attack.attack import build_client
+from scenes import build_client
 
 MISTAKES = {
     "index out of range": (["--index", "1000"], "images 0 to 296"),

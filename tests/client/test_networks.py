@@ -11,14 +11,15 @@ import torch
 from conftest import batch_of
 from layers import assert_quantities, reference, some_g
 from safetensors.torch import save_file
+from scenes import build_client, from_data
 from torch import nn
 
 from pplleak import cli, programs
 from pplleak.client import networks, weights
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
+from pplleak.federation.scenario import load, save
 from pplleak.posterior import Posterior
-from pplleak.studies.attack.attack import build_client, from_data, from_file, write_observation
 
 SHAPE = (1, 8, 8)
 SMALL: dict[str, dict[str, Any]] = {
@@ -114,12 +115,12 @@ def test_a_checkpoint_gives_the_client_its_weights_and_running_statistics(tmp_pa
 def test_an_observation_carries_them(tmp_path: Path) -> None:
     path, _ = trained(tmp_path / "w.safetensors")
     target = from_data(network="resnet20", settings={"width": 2}, checkpoint=path)
-    write_observation(target, tmp_path / "o.safetensors")
-    found = from_file(tmp_path / "o.safetensors")
+    save(target, tmp_path / "o.safetensors")
+    found = load(tmp_path / "o.safetensors")
     x, y = batch_of(found.client, (), 1)
     assert torch.equal(found.client.update(x, y).materialise(), target.client.update(x, y).materialise())
-    with pytest.raises(BadInput, match="leave --checkpoint"):
-        from_file(tmp_path / "o.safetensors", checkpoint=path)
+    with pytest.raises(BadInput, match="leave the checkpoint"):
+        load(tmp_path / "o.safetensors", checkpoint=path)
 
 
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_an_observation_of_a_trained_client_that_trains_locally_is_attacked_as_s
         with pytest.raises(SystemExit) as stopped:
             cli.main(command)
         assert not stopped.value.code
-    assert from_file("observation.safetensors").client.local == LocalTraining(0.01, 2)
+    assert load("observation.safetensors").client.local == LocalTraining(0.01, 2)
     said = Posterior.load("attack/posterior.nc").attrs
     assert said["local"] == {"lr": 0.01, "steps": 2, "batch_size": None}
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import own, tiny
+from scenes import build_client, known
 from torch import Tensor, nn
 
 from pplleak import cli, data
@@ -20,15 +21,13 @@ from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 
 DIGITS = data.private("digits", None)
 PUBLIC = data.public("digits", None, without=range(300)).x
 
 
 def client(network: str, **settings: object) -> Client:
-    return attack.build_client(network, settings, (1, 8, 8), 10)
+    return build_client(network, settings, (1, 8, 8), 10)
 
 
 def batch(start: int, size: int) -> tuple[Tensor, Tensor]:
@@ -213,14 +212,14 @@ def test_a_target_keeps_what_was_recovered_and_whether_it_is_right() -> None:
     victim = tiny(classes=4)
     x, y = torch.rand(1, 1, 2, 2, dtype=torch.float64), torch.tensor([2])
     g = victim.update(x, y).materialise()
-    target = label_recovery.recovered(Target(victim, Observation(g, 1, y), sigma=1e-3))
-    assert target.observed.labels is not None and target.observed.labels.tolist() == [2]
-    assert target.said["recovered_labels"]["right"] is True
-    wrong = label_recovery.recovered(Target(victim, Observation(g, 1, torch.tensor([1])), sigma=1e-3))
+    target = label_recovery.recovered(known(victim, Observation(g, 1, y), sigma=1e-3))
+    assert target.labels is not None and target.labels.tolist() == [2]
+    assert target.provenance["recovered_labels"]["right"] is True
+    wrong = label_recovery.recovered(known(victim, Observation(g, 1, torch.tensor([1])), sigma=1e-3))
     assert wrong.observed.labels is not None and wrong.observed.labels.tolist() == [2]
-    assert wrong.said["recovered_labels"]["right"] is False
-    blind = label_recovery.recovered(Target(victim, Observation(g, 1), sigma=1e-3))
-    assert blind.said["recovered_labels"]["right"] is None
+    assert wrong.provenance["recovered_labels"]["right"] is False
+    blind = label_recovery.recovered(known(victim, Observation(g, 1), sigma=1e-3))
+    assert blind.provenance["recovered_labels"]["right"] is None
 
 
 # -- on the command line -------------------------------------------------------------------------------------------

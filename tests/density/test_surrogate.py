@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from conftest import batch_of, observe, own, tiny
 from matplotlib.text import Text
 from rich.console import Console
+from scenes import from_data, known
 from torch import nn
 
 from pplleak import cli, density
 from pplleak.client import Client
-from pplleak.density import Density
+from pplleak.density import Density, surrogate
 from pplleak.density.surrogate import Surrogate, smoothed
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import hmc, laplace
 from pplleak.models import logistic
 from pplleak.posterior import Posterior
-from pplleak.studies.attack import attack, report
+from pplleak.studies.attack import report
 
 SIGMA = 0.1
 MODEL = functools.partial(logistic.model, sigma=SIGMA)
@@ -78,8 +79,8 @@ def test_a_surrogate_is_a_smooth_client_with_the_same_weights_and_leaves_the_cli
     assert surrogate.layers == client.layers and surrogate.lazy
     for name, p in surrogate.parameters.items():
         assert torch.equal(p, client.parameters[name]) and not p.requires_grad
-    target = attack.Target(client, observe(client, SIGMA))
-    assert attack.with_surrogate(target, 10).observed is target.observed
+    target = known(client, observe(client, SIGMA))
+    assert surrogate.believed(target, 10).observed is target
 
 
 class Functional(nn.Module):
@@ -176,4 +177,4 @@ def test_table_picture_json_and_file_say_approximate_and_never_posterior(
         assert "posterior" not in said.lower() or "misses the posterior" in said
     for shown in (" ".join(drawn), " ".join(capsys.readouterr().out.split())):
         assert "approximate" in shown and "softplus (β = 100)" in shown.replace("│ │ ", "")
-    assert isinstance(attack.with_surrogate(attack.from_data(settings={"activation": "relu"}), 5).client, Surrogate)
+    assert isinstance(surrogate.believed(from_data(settings={"activation": "relu"}), 5).client, Surrogate)

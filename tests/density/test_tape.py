@@ -7,14 +7,16 @@ import functools
 
 import pytest
 import torch
+from scenes import from_data
 from torch import Tensor, nn
 
 from pplleak import density, priors
 from pplleak.client import Client
 from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
+from pplleak.federation.observation import Observation
 from pplleak.models import dlg, gaussian, masked
-from pplleak.studies.attack.attack import Target, believe, from_data
+from pplleak.studies.attack.attack import believe
 
 NETWORKS = {
     "mlp gelu": ("mlp", {"widths": (20,), "activation": "gelu"}),
@@ -25,14 +27,14 @@ NETWORKS = {
 }
 
 
-def target_of(name: str, *, batch_size: int = 1, labels_shared: bool = True, sigma: float = 0.1) -> Target:
+def target_of(name: str, *, batch_size: int = 1, labels_shared: bool = True, sigma: float = 0.1) -> Observation:
     network, settings = NETWORKS[name]
     return from_data(network=network, settings=settings, dtype="float64", batch_size=batch_size, sigma=sigma,
                      labels_shared=labels_shared)  # fmt: skip
 
 
-def built(model, target: Target) -> density.Density:
-    return density.build(believe(model, target), target.client, target.observed)
+def built(model, target: Observation) -> density.Density:
+    return density.build(believe(model, target), target.client, target)
 
 
 def plain(d: density.Density) -> Plain:
@@ -93,15 +95,15 @@ def test_the_image_is_never_formed() -> None:
 @pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch) -> None:
     """Around the posterior at σ/‖g‖ = `ratio`, against the same weights and prior promoted to float64."""
-    sigma = ratio * float(target_of("mlp gelu").observed.g.norm())
+    sigma = ratio * float(target_of("mlp gelu").g.norm())
     target = from_data(network="mlp", settings=NETWORKS["mlp gelu"][1], sigma=sigma)
     assert target.public is not None
     assert target.truth is not None
     model = believe(gaussian.model, target)
-    narrow = density.build(model, target.client, target.observed)
+    narrow = density.build(model, target.client, target)
     network = copy.deepcopy(target.client.network).double().requires_grad_(True)
     client = Client(network, target.client.input_shape, 10)
-    observed = density.Observation(target.observed.g.double(), 1, target.observed.labels)
+    observed = density.Observation(target.g.double(), 1, target.labels)
     fitted = priors.fit_gaussian(target.public, dtype=torch.float32)
     prior = priors.FittedGaussian(fitted.mean.double(), fitted.factor.double(), fitted.input_shape)
     at = torch.linalg.solve(prior.factor, target.truth.double().flatten() - prior.mean)

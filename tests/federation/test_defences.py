@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import batch_of, own, tiny
 from PIL import Image, ImageEnhance, ImageOps
+from scenes import build_client, from_data
 from torch import Tensor, nn
 
 from pplleak import data, programs
@@ -17,7 +18,6 @@ from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.federation import defences
 from pplleak.federation.defences import ats, mix, precode, soteria
-from pplleak.studies.attack import attack
 
 each_defence = pytest.mark.parametrize("name", list(defences.names()))
 SMOOTH = ["3-1-7", "2-6-10", "13-4-20", "0-8-7", "28-29-39", "21-12-18+42-26-25"]
@@ -34,11 +34,11 @@ def test_it_exports_one_entry_whose_settings_have_defaults_and_help(name: str) -
 @each_defence
 @pytest.mark.parametrize("size", [1, 2])
 def test_what_it_shares_is_as_large_as_an_update_and_another_than_it(name: str, size: int) -> None:
-    target = attack.from_data(defence=name, batch_size=size, settings={"widths": (16,)}, sigma=1e-6, dtype="float64")
-    client, y = target.client, target.observed.labels
+    target = from_data(defence=name, batch_size=size, settings={"widths": (16,)}, sigma=1e-6, dtype="float64")
+    client, y = target.client, target.labels
     assert target.truth is not None and y is not None
-    assert target.observed.g.shape == (client.update_size,)
-    assert not torch.allclose(target.observed.g, client.update(target.truth, y).materialise(), rtol=1e-3, atol=1e-4)
+    assert target.g.shape == (client.update_size,)
+    assert not torch.allclose(target.g, client.update(target.truth, y).materialise(), rtol=1e-3, atol=1e-4)
     assert (target.defence, target.defence_settings) == (name, defences.check(name, {}))
 
 
@@ -95,10 +95,10 @@ def test_soteria_defends_the_layer_that_is_named() -> None:
 
 
 def test_the_channels_noise_is_on_what_was_sent_alone() -> None:
-    target = attack.from_data(defence="soteria", defence_settings={"rate": 0.6}, sigma=0.1)
-    assert target.truth is not None and target.observed.labels is not None
-    sent = soteria.sent(target.client, target.truth, target.observed.labels, rate=0.6)
-    assert torch.equal(target.observed.g != 0, sent)
+    target = from_data(defence="soteria", defence_settings={"rate": 0.6}, sigma=0.1)
+    assert target.truth is not None and target.labels is not None
+    sent = soteria.sent(target.client, target.truth, target.labels, rate=0.6)
+    assert torch.equal(target.g != 0, sent)
 
 
 # -- ATS -------------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_where_there_is_no_noise_none_is_taken_and_where_it_cannot_be_modelled_i
     with pytest.raises(BadInput, match="draws no noise"):
         client.update(*batch_of(client), torch.zeros(1, 3))
     with pytest.raises(BadInput, match="leave --local-lr out"):
-        attack.from_data(defence="precode", local=LocalTraining(0.1))
+        from_data(defence="precode", local=LocalTraining(0.1))
     with pytest.raises(BadInput, match="the network has none"):
         precode.network(nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten()), (1, 2, 2), 3)
 
@@ -271,7 +271,7 @@ def test_where_there_is_no_noise_none_is_taken_and_where_it_cannot_be_modelled_i
 
 
 def test_a_mix_is_the_mean_over_clients() -> None:
-    client = attack.build_client("linear", {}, (1, 8, 8), 10, dtype="float64")
+    client = build_client("linear", {}, (1, 8, 8), 10, dtype="float64")
     x, y = batch_of(client, size=2)
     u = client.update(x, y).materialise()
     assert torch.equal(mix.share(client, x, y, clients=1), u)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import batch_of, tiny
 from safetensors.torch import save_file
+from scenes import from_data, known
 from torch import Tensor
 
 from pplleak import cli, density, programs
@@ -23,15 +24,15 @@ from pplleak.federation.defences import ats, dropout
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, metrics
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target, believe
+from pplleak.studies.attack.attack import believe
 
 SIGMA = 0.2
 
 
 def density_of(model: str, client: Client, g: Tensor, y: Tensor, **beliefs: Any) -> Density:
     public = torch.rand(30, *client.input_shape, generator=torch.Generator().manual_seed(3))
-    target = Target(client, Observation(g, len(y), y), public=public, sigma=SIGMA)
-    return density.build(believe(programs.load("models", model), target, beliefs), client, target.observed)
+    target = known(client, Observation(g, len(y), y), public=public, sigma=SIGMA)
+    return density.build(believe(programs.load("models", model), target, beliefs), client, target)
 
 
 def likelihoods(built: Density, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,32 +74,32 @@ def test_behind_ats_every_transform_is_summed_out() -> None:
 
 
 def test_behind_precode_the_noise_is_a_latent_variable() -> None:
-    target = attack.from_data(
+    target = from_data(
         settings={"widths": (6,)}, defence="precode", defence_settings={"size": 3}, sigma=SIGMA, dtype="float64"
     )
-    client, y = target.client, target.observed.labels
+    client, y = target.client, target.labels
     assert y is not None
     bound = believe(programs.load("models", "precode"), target)
-    built = density.build(bound, client, target.observed)
+    built = density.build(bound, client, target)
     z = built.sample_prior(4)
     assert [s.name for s in built.sites] == ["z", "noise"]
     values, _ = built.constrain(z)
     x = built.images(z)[0]
     u = client.materialised(x, y.expand(4, -1), values["noise"]).materialise()
-    expected = -0.5 * (target.observed.g - u).square().sum(-1) / SIGMA**2
+    expected = -0.5 * (target.g - u).square().sum(-1) / SIGMA**2
     torch.testing.assert_close(built.terms(z)[1].diff(), expected.diff())
     without = client.materialised(x, y.expand(4, -1)).materialise()
-    twin = -0.5 * (target.observed.g - without).square().sum(-1) / SIGMA**2
+    twin = -0.5 * (target.g - without).square().sum(-1) / SIGMA**2
     assert not torch.allclose(expected.diff(), twin.diff(), rtol=1e-3)
 
 
 def test_behind_dropout_the_mask_is_a_latent_variable() -> None:
-    target = attack.from_data(
+    target = from_data(
         settings={"widths": (6,)}, defence="dropout", defence_settings={"rate": 0.5}, sigma=SIGMA, dtype="float64"
     )
-    client, y = target.client, target.observed.labels
+    client, y = target.client, target.labels
     assert y is not None and isinstance(client.network, dropout.Dropout)
-    built = density.build(believe(programs.load("models", "dropout"), target), client, target.observed)
+    built = density.build(believe(programs.load("models", "dropout"), target), client, target)
     z = built.sample_prior(4)
     values, _ = built.constrain(z)
     kept = (values["noise"][:, 0].abs() <= client.network.bound).double()
@@ -111,10 +112,10 @@ def test_behind_dropout_the_mask_is_a_latent_variable() -> None:
     for image, mask in zip(x, kept, strict=True):  # the gradient of the thinned network, by plain autograd
         loss = torch.nn.functional.cross_entropy(last(2 * mask * features(image)), y)
         u.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))
-    expected = -0.5 * (target.observed.g - torch.stack(u)).square().sum(-1) / SIGMA**2
+    expected = -0.5 * (target.g - torch.stack(u)).square().sum(-1) / SIGMA**2
     torch.testing.assert_close(built.terms(z)[1].diff(), expected.diff())
     whole = client.materialised(x, y.expand(4, -1)).materialise()
-    twin = -0.5 * (target.observed.g - whole).square().sum(-1) / SIGMA**2
+    twin = -0.5 * (target.g - whole).square().sum(-1) / SIGMA**2
     assert not torch.allclose(expected.diff(), twin.diff(), rtol=1e-3)
 
 
@@ -134,7 +135,7 @@ def test_a_dropped_feature_has_the_slope_of_a_smooth_mask_and_the_value_of_a_har
 @functools.cache
 def found(defence: str, settings: tuple[tuple[str, Any], ...], model: str) -> float:
     """PSNR of the MAP on one digit of the embedded data."""
-    target = attack.from_data(defence=defence, defence_settings=dict(settings), sigma=1e-3, index=4)
+    target = from_data(defence=defence, defence_settings=dict(settings), sigma=1e-3, index=4)
     posterior = attack.attack(target, model, "map", settings={"steps": 300, "starts": 4})
     assert target.truth is not None
     return float(metrics.psnr(posterior.mode, target.truth.numpy())[0])
@@ -204,15 +205,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_a_checkpoint_of_another_defence_is_refused(tmp_path: Path) -> None:
-    plain = attack.from_data(settings={"widths": (4,)})
+    plain = from_data(settings={"widths": (4,)})
     file = tmp_path / "weights.safetensors"
     tensors = {n: t.contiguous() for n, t in weights.state(plain.client.network).items()}
     save_file(tensors, file, {"defence": "soteria"})
     with pytest.raises(BadInput, match="trained with the defence soteria, and this client has ats"):
-        attack.from_data(settings={"widths": (4,)}, checkpoint=file, defence="ats")
+        from_data(settings={"widths": (4,)}, checkpoint=file, defence="ats")
     with pytest.raises(BadInput, match="and this client has none"):
-        attack.from_data(settings={"widths": (4,)}, checkpoint=file)
-    attack.from_data(settings={"widths": (4,)}, checkpoint=file, defence="soteria")
+        from_data(settings={"widths": (4,)}, checkpoint=file)
+    from_data(settings={"widths": (4,)}, checkpoint=file, defence="soteria")
     save_file(tensors, file)  # weights of nobody knows which training
     with pytest.raises(BadInput, match="is of another network"):
-        attack.from_data(settings={"widths": (4,)}, checkpoint=file, defence="precode")
+        from_data(settings={"widths": (4,)}, checkpoint=file, defence="precode")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
+from scenes import build_client
 from torch import Tensor, nn
 
 from pplleak import channels, cli
@@ -20,9 +21,9 @@ from pplleak.client import Client, weights
 from pplleak.client.training import LocalTraining
 from pplleak.data import Images
 from pplleak.errors import BadInput
-from pplleak.federation import privacy, protection, rounds
+from pplleak.federation import privacy, rounds
+from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
-from pplleak.studies.attack.attack import build_client
 
 ALONE = Federation(clients=1, batch_size=12, lr=0.5)
 FEW = Federation(clients=2, batch_size=3, lr=0.5)
@@ -54,7 +55,7 @@ def test_a_step_of_one_client_is_a_step_of_sgd() -> None:
     client, data = tiny(), images()
     moved = by_sgd(client, data.x, data.y, 0.5, [list(range(12))])
     before = flat(client)
-    rounds.step(client, data, ALONE, protection.resolve("none"), 1, seed=0)
+    rounds.step(client, data, ALONE, Protection(), 1, seed=0)
     torch.testing.assert_close(flat(client) - before, moved)
 
 
@@ -79,7 +80,7 @@ def test_a_round_of_fedavg_moves_by_the_mean_of_what_its_clients_moved() -> None
         torch.manual_seed(rounds.seed_of(3, 1 + k))
         picked = mine[torch.randperm(2)]
         moves.append(by_sgd(client, data.x[picked], data.y[picked], 0.3, [[0], [1], [0], [1]]))
-    rounds.step(client, data, federation, protection.resolve("none"), 1, seed=3)
+    rounds.step(client, data, federation, Protection(), 1, seed=3)
     torch.testing.assert_close(flat(client) - before, (moves[0] + moves[1]) / 2)
 
 
@@ -111,7 +112,7 @@ def stopping(after: int) -> object:
 def trained(out: Path, defence: str, steps: tuple[int, ...], **settings: object) -> Tensor:
     client, data = tiny(), images()
     rows, _ = rounds.train(
-        client, data, data, FEW, protection.parse(defence), out,
+        client, data, data, FEW, Protection.parse(defence), out,
         checkpoints=steps, settings={"defence": defence}, seed=5, **settings,  # type: ignore[arg-type]
     )  # fmt: skip
     assert [r["step"] for r in rows] == sorted(rounds._steps(out))
@@ -137,7 +138,7 @@ def test_the_usual_checkpoints() -> None:
 def test_a_training_that_diverges_says_so_and_keeps_what_was_sound(tmp_path: Path) -> None:
     wild = replace(FEW, lr=1e300)
     with pytest.raises(BadInput, match="diverged before step 4"):
-        rounds.train(tiny(), images(), images(), wild, protection.resolve("none"), tmp_path,
+        rounds.train(tiny(), images(), images(), wild, Protection(), tmp_path,
                         checkpoints=(0, 4), settings={})  # fmt: skip
     assert rounds._steps(tmp_path) == [0]
 
@@ -182,23 +183,23 @@ def test_the_clipped_sum_is_opacus_s(clip: float) -> None:
 def test_epsilon_is_that_of_opacus_s_accountant_for_the_same_run() -> None:
     *_, engine = opacus_run(1.1, 1.0, 9)
     alone = Federation(clients=1, batch_size=3)
-    dpsgd = protection.parse("dpsgd:noise_multiplier=1.1")
+    dpsgd = Protection.parse("dpsgd:noise_multiplier=1.1")
     found = rounds.epsilon(alone, dpsgd, 12, 9)
     assert found == pytest.approx(engine.get_epsilon(1e-5), rel=1e-9)  # type: ignore[attr-defined]
     assert found != pytest.approx(rounds.epsilon(alone, dpsgd, 12, 10), rel=1e-6)
     assert rounds.epsilon(alone, dpsgd, 12, 0) == 0
-    assert rounds.epsilon(alone, protection.parse("gaussian"), 12, 9) is None
+    assert rounds.epsilon(alone, Protection.parse("gaussian"), 12, 9) is None
 
 
 def test_an_example_s_epsilon_counts_the_steps_in_which_its_client_was_asked() -> None:
-    dpsgd = protection.parse("dpsgd:noise_multiplier=1.1")
+    dpsgd = Protection.parse("dpsgd:noise_multiplier=1.1")
     apart = rounds.epsilon(Federation(clients=4, batch_size=3), dpsgd, 48, 36)
     assert apart == rounds.epsilon(Federation(clients=1, batch_size=3), dpsgd, 12, 9)
 
 
 def test_dpsgd_takes_examples_one_by_one_and_divides_by_the_batch_that_was_meant() -> None:
     client, data, clip = tiny(), images(), 0.1
-    quiet = protection.resolve("dpsgd", {"noise_multiplier": 1e-9, "clip": clip})
+    quiet = Protection.parse(f"dpsgd:noise_multiplier=1e-9,clip={clip}")
     each = channels.DPSGD(client.update(data.x[:, None], data.y[:, None]), clip=clip).clipped.update.materialise()
     torch.manual_seed(0)
     came = torch.rand(12) < 3 / 12
@@ -206,7 +207,7 @@ def test_dpsgd_takes_examples_one_by_one_and_divides_by_the_batch_that_was_meant
     found = rounds._sent(client, data, torch.arange(12), replace(ALONE, batch_size=3), quiet)
     torch.testing.assert_close(found, each[came].sum(0) / 3, rtol=1e-5, atol=1e-8)
     assert came.sum() not in (0, 3)
-    loud = protection.resolve("dpsgd", {"noise_multiplier": 2.0, "clip": clip})
+    loud = Protection.parse(f"dpsgd:noise_multiplier=2.0,clip={clip}")
     nobody = torch.stack([rounds._sent(client, data, torch.arange(12), replace(ALONE, batch_size=1e-9), loud) * 1e-9
                           for _ in range(200)])  # fmt: skip
     assert float(nobody.std()) == pytest.approx(2.0 * clip, rel=5 / np.sqrt(2 * nobody.numel()))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import batch_of, own, tiny
+from scenes import from_data
 from torch import nn
 
 from pplleak.client.training import LocalTraining
@@ -16,10 +17,9 @@ from pplleak.federation.observation import Observation
 from pplleak.inference import quotient
 from pplleak.posterior import metrics
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 
 
-def psnr(target: Target, inference: str = "quotient") -> float:
+def psnr(target: Observation, inference: str = "quotient") -> float:
     found = attack.attack(target, "gaussian", inference)
     assert found.kind == "point" and found.converged and target.truth is not None
     truth = target.truth.numpy()
@@ -28,27 +28,27 @@ def psnr(target: Target, inference: str = "quotient") -> float:
 
 @pytest.mark.parametrize("defence", ["", "precode"])
 def test_one_image_is_exact_whatever_lies_behind_the_first_layer(defence: str) -> None:
-    target = attack.from_data(defence=defence, sigma=1e-9, index=3)
+    target = from_data(defence=defence, sigma=1e-9, index=3)
     assert psnr(target) > 60
-    hidden = replace(target, observed=replace(target.observed, labels=None))
-    assert attack.attack(hidden, "gaussian", "quotient").y.item() == target.observed.labels
+    hidden = replace(target, observed=replace(target, labels=None))
+    assert attack.attack(hidden, "gaussian", "quotient").y.item() == target.labels
 
 
 @pytest.mark.parametrize("defence", ["", "precode"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_images_of_a_batch_are_exact_where_units_are_active_for_one_alone(defence: str, size: int) -> None:
     settings = {"widths": (256,), "activation": "relu"}
-    assert psnr(attack.from_data(defence=defence, batch_size=size, settings=settings, sigma=1e-9, index=3)) > 60
+    assert psnr(from_data(defence=defence, batch_size=size, settings=settings, sigma=1e-9, index=3)) > 60
 
 
 def test_where_units_are_active_for_all_it_says_so() -> None:
     with pytest.raises(BadInput, match="active for several examples"):
-        attack.attack(attack.from_data(batch_size=2, sigma=1e-9), "gaussian", "quotient")
+        attack.attack(from_data(batch_size=2, sigma=1e-9), "gaussian", "quotient")
 
 
 def test_images_that_share_every_unit_are_told() -> None:
     """Two images that are one have the same active units: each row's quotient is that image."""
-    target = attack.from_data(batch_size=2, settings={"widths": (64,), "activation": "relu"}, sigma=1e-9)
+    target = from_data(batch_size=2, settings={"widths": (64,), "activation": "relu"}, sigma=1e-9)
     assert target.truth is not None
     x, y = target.truth[:1].expand(2, -1, -1, -1), torch.tensor([1, 2])
     observed = Observation(target.client.update(x, y).materialise(), 2, y)
@@ -87,6 +87,6 @@ def test_a_first_layer_that_is_not_fully_connected_or_hides_its_bias_is_refused(
         client = own(made, shape)
         with pytest.raises(BadInput, match=said):
             quotient.run(None, Observation(torch.zeros(client.update_size), 1, torch.tensor([0])), client)
-    local = attack.from_data(local=LocalTraining(0.1), sigma=1e-9)
+    local = from_data(local=LocalTraining(0.1), sigma=1e-9)
     with pytest.raises(BadInput, match="shares local training"):
         attack.attack(local, "gaussian", "quotient")

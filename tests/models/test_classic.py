@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import batch_of, own, tiny
+from scenes import from_data, known
 from torch import Tensor, nn
 
 from pplleak import cli, density, programs
@@ -21,7 +22,6 @@ from pplleak.federation.observation import Observation
 from pplleak.inference import map as maps
 from pplleak.inference._boxed import boxed
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 
 SIGMA, KAPPA = 0.3, 50.0
 Loss = Callable[[Client, Tensor, Tensor, Tensor], Tensor]  # client, x (batch, …), u and g (D,) -> the published loss
@@ -101,7 +101,7 @@ def test_log_density_is_the_published_loss_up_to_a_constant_and_the_stated_scale
         u = torch.stack([client.materialised(one, Y).materialise() for one in x])
         g = client.materialised(x[0].flip(0), Y).materialise() + 0.1
         losses = torch.stack([loss(client, one, each, g) for one, each in zip(x, u, strict=True)]).double()
-    bound = attack.believe(programs.load("models", name), Target(client, Observation(g), sigma=SIGMA), beliefs)
+    bound = attack.believe(programs.load("models", name), known(client, Observation(g), sigma=SIGMA), beliefs)
     built, _ = boxed(density.build(bound, client, Observation(g, 2, Y)))
     found = built(x.flatten(1))
 
@@ -121,7 +121,7 @@ def attacked(name: str = "inverting_gradients") -> tuple[density.Density, Client
     x, y = batch_of(client)
     x[0, 0, 0] = torch.tensor([0.0, 0.99, 0.0])  # at the border, where clamping shows
     g = client.update(x, y).materialise()
-    bound = attack.believe(programs.load("models", name), Target(client, Observation(g), sigma=0.01))
+    bound = attack.believe(programs.load("models", name), known(client, Observation(g), sigma=0.01))
     return density.build(bound, client, Observation(g, 1, y)), client
 
 
@@ -214,7 +214,7 @@ def test_its_map_is_its_papers_optimiser_unless_the_user_says_another(name: str)
     wanted = programs.preferred(name, "map")
     assert wanted.get("box") or name == "tag"
     assert not programs.preferred(name, "hmc")
-    target = attack.from_data(network="linear")
+    target = from_data(network="linear")
     found = attack.attack(target, name, "map", settings={"steps": 2})
     assert found.attrs["settings"] == wanted | {"steps": 2}
 
@@ -262,8 +262,8 @@ def test_distinct_labels_of_a_batch_are_read_off_its_gradient() -> None:
 
 
 def test_an_attack_follows_its_models_rule_where_labels_were_not_shared() -> None:
-    target = attack.from_data(network="linear", labels_shared=False, sigma=1e-6, index=2)
-    truth = attack.from_data(network="linear", index=2).observed.labels
+    target = from_data(network="linear", labels_shared=False, sigma=1e-6, index=2)
+    truth = from_data(network="linear", index=2).labels
     assert truth is not None
     found = attack.attack(target, "idlg", "map", settings={"steps": 2})
     assert found.y.ravel().tolist() == truth.tolist()

@@ -16,12 +16,13 @@ from conftest import batch_of, own, tiny
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal, init_to_median
+from scenes import known
 from torch import Tensor, nn
 
 from pplleak import channels, programs
 from pplleak.client import Client
 from pplleak.federation.observation import Observation
-from pplleak.studies.attack.attack import Target, believe
+from pplleak.studies.attack.attack import believe
 
 SIGMA = 0.3
 each_model = pytest.mark.parametrize("name", list(programs.names("models")))
@@ -36,7 +37,7 @@ CLIENTS: dict[str, Callable[[], Client]] = {
 def bound(name: str, client: Client) -> Callable[..., Any]:
     """The model as `attack` would bind it: noise and public images are the target's, the rest stays at its defaults."""
     public = torch.rand(30, *client.input_shape, generator=torch.Generator().manual_seed(3))
-    target = Target(client, Observation(torch.zeros(client.update_size)), public=public, sigma=SIGMA)
+    target = known(client, Observation(torch.zeros(client.update_size)), public=public, sigma=SIGMA)
     return believe(programs.load("models", name), target)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from command_line import one_line, run
 from conftest import LIMIT, batch_of, observe, tiny
+from scenes import from_data
 
 from pplleak import channels, density, programs
 from pplleak.client import Client
@@ -24,7 +25,6 @@ from pplleak.models import gaussian, linear_gaussian, logistic, tv
 from pplleak.posterior import information
 from pplleak.posterior.information import LN2
 from pplleak.studies.attack import attack, report
-from pplleak.studies.attack.attack import Target
 from pplleak.studies.risk import risk
 
 SIGMA = 0.3
@@ -125,8 +125,8 @@ DRAWS, LOW_NOISE = 32, 0.01
 
 
 @functools.cache
-def gains() -> tuple[tuple[float, ...], Target]:
-    base = attack.from_data("digits", network="linear", sigma=LOW_NOISE, dtype="float64")
+def gains() -> tuple[tuple[float, ...], Observation]:
+    base = from_data("digits", network="linear", sigma=LOW_NOISE, dtype="float64")
     quick = {"starts": 1, "steps": 1, "chains": 1, "draws": 30}  # one Newton step ends at the mode of a Gaussian
     found = []
     for seed in range(DRAWS):
@@ -144,7 +144,7 @@ def test_the_mutual_information_is_the_closed_form_within_two_percent() -> None:
         assert found.se is not None
         return abs(found.value - exact) < min(0.02 * exact, LIMIT * found.se)
 
-    exact = functools.partial(linear_gaussian.exact_posterior, target.client, target.observed)
+    exact = functools.partial(linear_gaussian.exact_posterior, target.client, target)
     assert agrees(exact(sigma=LOW_NOISE).mutual_information / LN2)
     assert not agrees(exact(sigma=1.25 * LOW_NOISE).mutual_information / LN2), "a quarter more noise passes"
 
@@ -152,10 +152,8 @@ def test_the_mutual_information_is_the_closed_form_within_two_percent() -> None:
 def test_the_gain_at_another_image_is_a_loss() -> None:
     values, target = gains()
     model = attack.believe(linear_gaussian.model, target)
-    posterior = programs.load("inference", "laplace")(
-        model, target.observed, target.client, starts=1, steps=1, draws=10
-    )
-    ask = functools.partial(information.gain, model, target.observed, target.client, posterior)
+    posterior = programs.load("inference", "laplace")(model, target, target.client, starts=1, steps=1, draws=10)
+    ask = functools.partial(information.gain, model, target, target.client, posterior)
     assert target.truth is not None
     assert ask(target.truth).value == pytest.approx(values[-1], abs=1e-6)
     assert ask(1 - target.truth).value < 0 < ask(target.truth).value

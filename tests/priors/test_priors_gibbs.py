@@ -8,12 +8,13 @@ import math
 import pytest
 import torch
 from conftest import batch_of, own, tiny
+from scenes import known
 from torch import Tensor, nn
 
 from pplleak import density, priors, programs
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.studies.attack.attack import Target, believe
+from pplleak.studies.attack.attack import believe
 
 
 def looped(x: Tensor, isotropic: bool, smoothing: float) -> float:
@@ -73,8 +74,8 @@ def test_a_factor_is_tempered_with_the_likelihood_for_starting_points_know_nothi
     x, y = batch_of(client)
     with torch.no_grad():
         observed = Observation(client.update(x, y).materialise(), labels=y)
-    model = believe(programs.load("models", "tv"), Target(client, observed, sigma=0.3), {"tv": 2.0})
-    flat = believe(programs.load("models", "dlg"), Target(client, observed, sigma=0.3))
+    model = believe(programs.load("models", "tv"), known(client, observed, sigma=0.3), {"tv": 2.0})
+    flat = believe(programs.load("models", "dlg"), known(client, observed, sigma=0.3))
     tv, dlg = (density.build(m, client, observed) for m in (model, flat))
     z = tv.sample_prior(6)
     torch.testing.assert_close(tv(z, temperature=0.0), dlg(z, temperature=0.0))

@@ -13,12 +13,13 @@ import pyro
 import pytest
 import torch
 from conftest import LIMIT, tiny
+from scenes import from_data
 from scipy import stats
 
 from pplleak import density, programs
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 from pplleak.studies.calibration import calibration
 from pplleak.studies.calibration import draws as truths
 from pplleak.studies.calibration.calibration import judge, pit
@@ -118,12 +119,12 @@ def test_too_few_draws_are_refused() -> None:
 # -- a truth in its posterior ----------------------------------------------------------------------------------------
 
 
-def base(sigma: float = 0.1, shape: tuple[int, ...] = (1, 2, 2), **client: Any) -> Target:
+def base(sigma: float = 0.1, shape: tuple[int, ...] = (1, 2, 2), **client: Any) -> Observation:
     made = tiny(shape=shape, **client)
     public = torch.rand(60, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    observed = attack.from_data().observed
+    observed = from_data().observed
     zeros = torch.zeros(made.update_size, dtype=made.dtype)
-    return Target(made, dataclasses.replace(observed, g=zeros, labels=torch.zeros(1, dtype=torch.long)), public=public,
+    return known(made, dataclasses.replace(observed, g=zeros, labels=torch.zeros(1, dtype=torch.long)), public=public,
                   sigma=sigma)  # fmt: skip
 
 
@@ -132,17 +133,17 @@ def base(sigma: float = 0.1, shape: tuple[int, ...] = (1, 2, 2), **client: Any) 
 def test_the_log_likelihood_of_an_image_is_that_of_its_materialised_gradient(model: str, shared: bool) -> None:
     target = base()
     if not shared:
-        target = dataclasses.replace(target, observed=dataclasses.replace(target.observed, labels=None))
+        target = dataclasses.replace(target, observed=dataclasses.replace(target, labels=None))
     target = risk.from_model(target, model, seed=3)
     believed = attack.believe(programs.load("models", model), target)
-    built = density.build(believed, target.client, target.observed)
+    built = density.build(believed, target.client, target)
     x = torch.rand(5, 1, 1, 2, 2, dtype=torch.float64)
-    classes = [int(target.observed.labels[0])] if target.observed.labels is not None else [0, 1, 2]
+    classes = [int(target.labels[0])] if target.labels is not None else [0, 1, 2]
     each = []
     for label in classes:
         for image in x:
             u = target.client.update(image, torch.tensor([label])).materialise()
-            each.append(torch.distributions.Normal(u, 0.1).log_prob(target.observed.g).sum())
+            each.append(torch.distributions.Normal(u, 0.1).log_prob(target.g).sum())
     expected = torch.stack(each).reshape(len(classes), 5).logsumexp(0) - np.log(len(classes))
     torch.testing.assert_close(truths.log_likelihood(built, x), expected)
 
@@ -150,7 +151,7 @@ def test_the_log_likelihood_of_an_image_is_that_of_its_materialised_gradient(mod
 def test_a_truth_lies_nowhere_near_where_an_inference_of_the_same_seed_begins() -> None:
     target = risk.from_model(base(), "gaussian", seed=0)
     believed = attack.believe(programs.load("models", "gaussian"), target)
-    built = density.build(believed, target.client, target.observed)
+    built = density.build(believed, target.client, target)
     pyro.set_rng_seed(0)
     starts = built.sample_prior(8)
     assert target.latents is not None
@@ -185,7 +186,7 @@ def calibrated(
     inference: str, model: str = "gaussian", sigma: float = 0.02, count: int = 9, believed: float | None = None
 ) -> tuple[Draw, ...]:
     """Truths from a prior fitted to 8x8 digits, behind a small smooth network."""
-    digits = attack.from_data(settings={"widths": (16,)}, sigma=sigma)
+    digits = from_data(settings={"widths": (16,)}, sigma=sigma)
     settings: dict[str, Any] = {"hmc": HMC, "laplace": FIT, "svi": SVI}[inference]
     adversary = {} if believed is None else {"sigma": believed}
     return tuple(truths.make(digits, model, inference, k, adversary=adversary, settings=settings) for k in range(count))

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scenes import from_data
 from torch import Tensor, nn
 
 from pplleak import cli, programs
+from pplleak.density import surrogate
 from pplleak.posterior import Posterior
 from pplleak.studies.attack import attack
 
@@ -57,12 +59,12 @@ def run(*argv: str) -> int:
 def test_the_exact_sampler_that_takes_the_kinks_is_chosen(
     target: dict[str, Any], model: str, name: str, said: str
 ) -> None:
-    chosen, why = attack.choose(attack.from_data(**target), model)
+    chosen, why = attack.choose(from_data(**target), model)
     assert chosen == name and said in why
 
 
 def test_a_surrogate_is_smooth_and_so_is_its_choice() -> None:
-    target = attack.with_surrogate(attack.from_data(settings=RELU), 100)
+    target = surrogate.believed(from_data(settings=RELU), 100)
     assert attack.choose(target) == ("hmc", "the network is smooth")
 
 
@@ -71,7 +73,7 @@ def test_whoever_declines_says_so_before_it_runs() -> None:
     asked = programs.offers("inference", "declines")
     assert "refractive" in asked and "hmc" not in asked and "map" not in asked
     found = attack.attack(
-        attack.from_data(settings=RELU),
+        from_data(settings=RELU),
         settings={"chains": 2, "draws": 3, "warmup": 2, "starts": 2, "steps": 5},
     )
     assert found.attrs["inference"] == "refractive" and "kinks" in found.attrs["chosen"]

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scenes import from_data
 
 from pplleak import cli, programs
 from pplleak.errors import BadInput
-from pplleak.federation import protection, rounds, targets
+from pplleak.federation import rounds
+from pplleak.federation.protection import QUIET, Protection
 from pplleak.posterior import metrics
+from pplleak.settings import Named
 from pplleak.studies.defend import candidates, defend
 from pplleak.studies.defend import report as defend_report
 from pplleak.studies.defend.adversaries import ADVERSARIES
@@ -50,30 +53,31 @@ def test_every_channel_s_adversaries_are_models_that_there_are() -> None:
     for row in ADVERSARIES:
         assert row.source
         assert row.own in programs.names("models")
-        if row.defence == "none" or row.defence in programs.named_channels():
+        if row.defence in channels.names():
             assert row.knowing in programs.names("models")
-            assert protection.parse(row.defence).name == row.defence
+            assert Protection.parse(row.defence).name == row.defence
 
 
 def test_a_batch_and_a_channel_are_told_in_one_line() -> None:
-    said = protection.parse("dpsgd:noise_multiplier=2,clip=0.5")
-    assert said.settings == {"noise_multiplier": 2, "clip": 0.5} and str(said) == "dpsgd:noise_multiplier=2,clip=0.5"
-    assert protection.parse("topk:rate=0.5").settings == {"rate": 0.5, "sigma": protection.QUIET}
-    assert protection.parse("masked:noise=laplace").settings["noise"] == "laplace"
-    assert protection.parse("gaussian").settings == {"sigma": 0.1}
+    said = Protection.parse("dpsgd:noise_multiplier=2,clip=0.5")
+    assert said.filled().settings == {"noise_multiplier": 2, "clip": 0.5}
+    assert str(said) == "dpsgd:noise_multiplier=2,clip=0.5"
+    assert Protection.parse("topk:rate=0.5").filled().settings == {"rate": 0.5, "sigma": QUIET}
+    assert Protection.parse("masked:noise=laplace").settings["noise"] == "laplace"
+    assert Protection.parse("gaussian").filled().settings == {"sigma": 0.1}
 
 
 def test_the_knowing_adversary_knows_and_the_others_do_not(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Sweep(Path("s"), network="mlp", network_settings={"widths": (8,)}, classic_steps=2,
+    sweep = Sweep(Path("s"), network=Named("mlp", {"widths": (8,)}), classic_steps=2,
                   inference_settings={"steps": 2, "starts": 1})  # fmt: skip
-    dpsgd = protection.parse("dpsgd:noise_multiplier=0.3,clip=0.5")
-    bare = protection.parse("none")
+    dpsgd = Protection.parse("dpsgd:noise_multiplier=0.3,clip=0.5")
+    bare = Protection.parse("none")
     believed: dict[tuple[str, str], dict[str, Any]] = {}
     attack = defend.attack
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         found = attack(*args, **kwargs)
-        believed[found.attrs["channel"], args[1]] = found.attrs["beliefs"]
+        believed[found.attrs["protection"].partition(":")[0], args[1]] = found.attrs["beliefs"]
         return found
 
     monkeypatch.setattr(defend, "attack", spy)
@@ -81,33 +85,33 @@ def test_the_knowing_adversary_knows_and_the_others_do_not(workshop: Path, monke
         assert defend.train(sweep, protected, [0])
         for row in defend.run(sweep, Job(protected, 0, 4)):
             assert row["rms"] == pytest.approx(10 ** (-row["psnr"] / 20))
-    assert believed["dpsgd", "dpsgd"]["clip"] == 0.5 and believed["dpsgd", "dpsgd"]["noise_multiplier"] == 0.3
+    assert believed["dpsgd", "optimal"]["channel"] == "dpsgd:noise_multiplier=0.3,clip=0.5"
     assert "clip" not in believed["dpsgd", "dlg"]
-    assert 1e-5 < believed["gaussian", "gaussian"]["sigma"] < 1e-2  # nothing is hidden: a peak that can be climbed
+    assert 1e-5 < believed["gaussian", "optimal"]["sigma"] < 1e-2  # nothing is hidden: a peak that can be climbed
 
 
 def test_the_knowing_adversary_keeps_the_image_that_its_own_posterior_prefers() -> None:
-    target = targets.from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01)
+    target = from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01)
     assert target.truth is not None and target.public is not None
-    images = {"dlg": target.truth.numpy(), "gaussian": target.public[:1].numpy(), "guess": 0 * target.truth.numpy()}
-    assert candidates.best(target, "gaussian", {}, images, "guess")[0] == "dlg"
+    images = {"dlg": target.truth.numpy(), "optimal": target.public[:1].numpy(), "guess": 0 * target.truth.numpy()}
+    assert candidates.best(target, "optimal", {}, images, "guess")[0] == "dlg"
     del images["dlg"]
-    whose, x = candidates.best(target, "gaussian", {"sigma": 1e6}, images, "guess")
-    assert whose == "gaussian" and x is images["gaussian"]  # only the prior speaks
+    whose, x = candidates.best(target, "optimal", {"sigma": 1e6}, images, "guess")
+    assert whose == "optimal" and x is images["optimal"]  # only the prior speaks
 
 
 def test_the_knowing_adversary_climbs_on_from_what_others_found() -> None:
-    target = targets.from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01)
+    target = from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01)
     assert target.truth is not None and target.public is not None
     truth = target.truth.numpy()
     rough = truth + 0.1 * np.random.default_rng(0).normal(size=truth.shape).astype(np.float32)
-    images = {"dlg": rough, "gaussian": target.public[:1].numpy()}
-    whose, x = candidates.best(target, "gaussian", {}, images, "gaussian", steps=100)
+    images = {"dlg": rough, "optimal": target.public[:1].numpy()}
+    whose, x = candidates.best(target, "optimal", {}, images, "optimal", steps=100)
     assert whose == "dlg" and metrics.psnr(x, truth) > metrics.psnr(rough, truth) + 3
 
 
 def test_an_image_without_a_density_is_left_to_the_one_that_is_named() -> None:
-    target = targets.from_data("digits", network="mlp", settings={"widths": (16,)}, defence="precode",
+    target = from_data("digits", network="mlp", settings={"widths": (16,)}, defence="precode",
                                defence_settings={"size": 4}, sigma=0.01)  # fmt: skip
     assert target.truth is not None
     images = {"dlg": target.truth.numpy(), "precode": 0 * target.truth.numpy()}
@@ -115,12 +119,11 @@ def test_an_image_without_a_density_is_left_to_the_one_that_is_named() -> None:
 
 
 def test_what_the_first_layer_gives_away_is_read_behind_a_defence_and_through_training(workshop: Path) -> None:
-    kept = {"network_settings": {"widths": (16,)}, "classic_steps": 2,
-            "inference_settings": {"steps": 2, "starts": 1}}  # fmt: skip
+    kept = {"classic_steps": 2, "inference_settings": {"steps": 2, "starts": 1}}
     for network, protected in (("mlp", "soteria"), ("mlp", "precode:size=4"), ("convnet", "soteria")):
-        made = kept if network == "mlp" else {**kept, "network_settings": {"channels": (2, 2), "width": 4}}
-        defence = protection.parse(protected)
-        sweep = defend.checked(Sweep(Path(network), network=network, **made), [defence])
+        named = Named(network, {"widths": (16,)} if network == "mlp" else {"channels": (2, 2), "width": 4})
+        defence = Protection.parse(protected)
+        sweep = defend.checked(Sweep(Path(network), network=named, **kept), [defence])
         assert defend.train(sweep, defence, [0, 3])
         found = {r["model"]: r for r in defend.run(sweep, Job(defence, 3, 4))}
         assert set(found) == {key[3] for key in defend.keys(sweep, Job(defence, 3, 4))}

@@ -15,12 +15,13 @@ import pytest
 import torch
 from command_line import one_line, run, tiny
 from conftest import LIMIT
+from scenes import from_data
 from scipy import stats
 
 from pplleak import programs
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, decisions, metrics
-from pplleak.studies.attack import attack
 from pplleak.studies.risk import limits, risk
 
 PIXELS, IMAGES, DRAWS = 16, 120, 800
@@ -108,7 +109,7 @@ def test_the_distances_are_those_of_their_names_and_match_the_examples_of_a_batc
 
 
 def test_draws_from_the_model_are_its_own_and_differ_by_seed() -> None:
-    base = attack.from_data("digits", sigma=0.5)
+    base = from_data("digits", sigma=0.5)
     one, again, other = (risk.from_model(base, "logistic", {}, seed) for seed in (1, 1, 2))
     assert one.truth is not None and again.truth is not None and other.truth is not None
     assert torch.equal(one.truth, again.truth) and not torch.equal(one.truth, other.truth)
@@ -164,7 +165,9 @@ def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
     assert {r["index"] for r in before} == {"0", "1"}
     attacked: list[int] = []
     real = risk.compare.attack
-    monkeypatch.setattr(risk.compare, "attack", lambda t, *a, **k: attacked.append(t.said["index"]) or real(t, *a, **k))
+    monkeypatch.setattr(
+        risk.compare, "attack", lambda t, *a, **k: attacked.append(t.provenance["index"]) or real(t, *a, **k)
+    )
     assert run([*argv, str(tmp_path / "a"), "--count", "3"]) == 0
     assert attacked == [2]
     assert run([*argv, str(tmp_path / "b"), "--count", "3"]) == 0
@@ -181,8 +184,8 @@ def test_labels_are_recovered_from_the_gradient_of_the_image_that_is_drawn(
     said: list[dict[str, Any]] = []
     real = risk.compare.attack
 
-    def seen(target: attack.Target, *args: Any, **settings: Any) -> Posterior:
-        said.append(target.said)
+    def seen(target: Observation, *args: Any, **settings: Any) -> Posterior:
+        said.append(target.provenance)
         return real(target, *args, **settings)
 
     monkeypatch.setattr(risk.compare, "attack", seen)
@@ -194,7 +197,7 @@ def test_labels_are_recovered_from_the_gradient_of_the_image_that_is_drawn(
 
 
 def test_every_image_has_noise_of_its_own_and_image_0_that_of_attack() -> None:
-    plain, same, other = (attack.from_data(noise_seed=s).observed.g for s in (None, 0, 1))
+    plain, same, other = (from_data(noise_seed=s).g for s in (None, 0, 1))
     assert torch.equal(plain, same) and not torch.equal(plain, other)
 
 
@@ -227,8 +230,8 @@ def test_the_bounds_are_drawn_where_images_come_from_the_model_and_only_there(
     assert run([*argv, "--draws-from", "model", "--out", str(tmp_path / "a")]) == 0
     assert "no adversary has a smaller RMS error than 0.08" in capsys.readouterr().out
     found = json.loads((tmp_path / "a" / "risk.json").read_text())["bounds"]
-    target = risk.from_model(attack.from_data("digits", network="linear", sigma=0.1), "linear_gaussian", {}, 0)
-    exact = programs.exported("models", "linear_gaussian", "exact_posterior")(target.client, target.observed)
+    target = risk.from_model(from_data("digits", network="linear", sigma=0.1), "linear_gaussian", {}, 0)
+    exact = programs.exported("models", "linear_gaussian", "exact_posterior")(target.client, target)
     assert found["van_trees"]["square"] == pytest.approx(float(exact.covariance.trace()), rel=1e-3)
     assert found["rero"] == []
     assert run([*argv, "--draws-from", "data", "--out", str(tmp_path / "b")]) == 0
@@ -236,7 +239,7 @@ def test_the_bounds_are_drawn_where_images_come_from_the_model_and_only_there(
 
 
 def test_behind_dpsgd_rero_is_among_them_and_a_kinked_network_says_why_it_has_no_van_trees() -> None:
-    base = attack.from_data("digits", network="mlp", settings={"widths": (4,), "activation": "relu"}, channel="dpsgd",
+    base = from_data("digits", network="mlp", settings={"widths": (4,), "activation": "relu"}, channel="dpsgd",
                             channel_settings={"noise_multiplier": 1.0})  # fmt: skip
     target = risk.from_model(base, "dpsgd", {}, 0)
     found = limits.of_model(target, "dpsgd", {}, risk.DISTANCES["rms"], (0.2, 0.3))

@@ -1,0 +1,94 @@
+"""Scenarios and observations as the tests write them: in one call, with the channel and the defence said apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pplleak.client import Client
+from pplleak.federation import scenario
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.settings import Named
+
+Settings = Mapping[str, Any] | None
+
+
+def protection(
+    channel: str = "gaussian",
+    channel_settings: Settings = None,
+    sigma: float | None = None,
+    defence: str = "",
+    defence_settings: Settings = None,
+) -> Protection:
+    """A defence and a channel, whose σ is 0.1 unless it is given."""
+    from pplleak import channels
+
+    named = channels.check(Named(channel, channel_settings or {}).with_(sigma=sigma))
+    return Protection(Named(defence, defence_settings or {}) if defence else None, named)
+
+
+def from_data(
+    data: str = "digits",
+    *,
+    root: Path | None = None,
+    network: str = "mlp",
+    settings: Settings = None,
+    labels_shared: bool = True,
+    sigma: float | None = None,
+    channel: str = "gaussian",
+    channel_settings: Settings = None,
+    defence: str = "",
+    defence_settings: Settings = None,
+    **more: Any,
+) -> Observation:
+    """What a client shares of real images; the rest as in `Scenario`."""
+    return observe(
+        Scenario(
+            data,
+            root,
+            network=Named(network, settings or {}),
+            labels="known" if labels_shared else "unknown",
+            protection=protection(channel, channel_settings, sigma, defence, defence_settings),
+            **more,
+        )
+    )
+
+
+def known(
+    client: Client,
+    observed: Observation,
+    *,
+    sigma: float | None = None,
+    channel: str = "gaussian",
+    channel_settings: Settings = None,
+    defence: str = "",
+    defence_settings: Settings = None,
+    public: Tensor | None = None,
+    **more: Any,
+) -> Observation:
+    """The same observation with what its adversary knows; without a σ, nothing is known of the channel."""
+    said = Protection() if sigma is None and channel == "gaussian" and not defence else protection(
+        channel, channel_settings, sigma, defence, defence_settings
+    )  # fmt: skip
+    return replace(observed, client=client, protection=said.filled(), public=public, **more)
+
+
+def build_client(
+    network: str,
+    settings: Settings,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    defence: str = "",
+    defence_settings: Settings = None,
+    **more: Any,
+) -> Client:
+    """A client by its network's name and settings, and its defence's."""
+    named = Named(defence, defence_settings or {}) if defence else None
+    return scenario.build_client(Named(network, settings or {}), input_shape, num_classes, defence=named, **more)
