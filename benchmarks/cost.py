@@ -22,8 +22,7 @@ import torch.nn.functional as F
 import tyro
 
 from pplleak import density, programs
-from pplleak.inference import hmc
-from pplleak.inference.laplace import Laplace
+from pplleak.density.whitening import Laplace, whitened
 from pplleak.studies.attack import attack
 
 COLUMNS = ["posterior", "device", "threads", "chains", "gradient_ms", "training_step_ms", "ratio"]
@@ -57,7 +56,7 @@ def main(args: Settings) -> None:
     torch.manual_seed(0)
     widths = 0.1 * torch.rand(d.dim) + 0.05
     metric = Laplace(torch.zeros(d.dim), widths.diag(), float(widths.log().sum()), 0)
-    potential = hmc.whitened(d.recorded(args.chains), metric)
+    potential = whitened(d.recorded(args.chains), metric)
     w = torch.randn(args.chains, d.dim)
     network = copy.deepcopy(target.client.network).requires_grad_(True)
     x, y = torch.rand(args.chains, *target.client.input_shape), torch.randint(10, (args.chains,))

@@ -32,16 +32,18 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Density, Model, build, marginal
+from pplleak.density.chains import keep
+from pplleak.density.kinks import perceptron_posterior
+from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import Gated, Idle, gated
+from pplleak.density.kinks.walls import Field
+from pplleak.density.resampling import resample
+from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
+from pplleak.density.whitening import Laplace, locate, starting_points
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference import refractive
-from pplleak.inference._billiard import Field, State, place, step
-from pplleak.inference.hmc import TRAJECTORY, DualAveraging, starting_points, trajectory_steps
-from pplleak.inference.laplace import Laplace, locate
-from pplleak.inference.smc import resample
 from pplleak.posterior import Posterior, collect
-from pplleak.progress import ProgressBar, keep, silent
+from pplleak.progress import ProgressBar, silent
 
 HOT = 5.0  # the noise that warm-up begins with, in units of σ
 LONGEST = 0.5  # step size, while dual averaging still guesses
@@ -56,12 +58,13 @@ def soften(density: Density, gates: Gated, laplace: Laplace) -> Field:
 
 def declines(model: Model, observed: Observation, client: Client) -> str:
     """Why this sampler does not apply, "" where it does: what `pplleak.studies.attack.choose` asks. Where
-    `refractive` applies, it is much faster."""
+    the posterior has a closed form between its kinks, `refractive` is much faster."""
     try:
         gated(client, 1.0)
     except BadInput as error:
         return str(error)
-    return "" if refractive.declines(model, observed, client) else "billiard leaves it to refractive, which is faster"
+    in_closed_form = not perceptron_posterior.obstacle(model, observed, client)
+    return "billiard leaves it to refractive, which is faster" if in_closed_form else ""
 
 
 def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = silent) -> tuple[Field, State, float]:

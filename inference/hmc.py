@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pyro
 import torch
@@ -27,140 +27,16 @@ from torch import Tensor
 
 from pplleak.client import Client, distrust
 from pplleak.density import Model, build
+from pplleak.density.chains import keep
+from pplleak.density.hamiltonian import State, init, step
 from pplleak.density.recording.tape import Recorded
+from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
+from pplleak.density.whitening import Laplace, cheapest, locate, starting_points, whitened
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference.laplace import Laplace, Located, locate
 from pplleak.posterior import Posterior, collect
 from pplleak.posterior.information import bridge
-from pplleak.progress import ProgressBar, keep, silent
-
-Potential = Callable[[Tensor], tuple[Tensor, Tensor]]  # w (chains, dim) -> U (chains,), ∇U (chains, dim)
-
-TARGET = 0.8  # acceptance that dual averaging aims at
-TRAJECTORY = 1.6  # length ε N, in posterior standard deviations: a quarter turn of a unit oscillator is 1.57
-MAX_STEPS = 64
-B, A = 0.11888010966548, 0.29619504261126  # kicks b, ½ − b, ½ − b, b and drifts a, 1 − 2a, a between them
-KICKS, DRIFTS = (0.5 - B, 0.5 - B, 2 * B), (A, 1 - 2 * A, A)  # the kick b that ends a step also begins the next
-DIVERGED = 1000.0  # an energy error no step of a sane size makes
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """Where the chains are: w (chains, dim), U(w) (chains,) and ∇U(w) (chains, dim)."""
-
-    w: Tensor
-    energy: Tensor
-    force: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Info:
-    """What one trajectory did, each (chains,): acceptance probability, total energy, divergence."""
-
-    acceptance: Tensor
-    energy: Tensor
-    diverging: Tensor
-
-    @property
-    def stats(self) -> dict[str, Tensor]:
-        """By the names that a Posterior knows them by."""
-        return {"acceptance_rate": self.acceptance, "energy": self.energy, "diverging": self.diverging}
-
-
-def init(potential: Potential, w: Tensor) -> State:
-    return State(w, *potential(w))
-
-
-def step(potential: Potential, state: State, step_size: float, steps: int) -> tuple[State, Info]:
-    """One trajectory of `steps` splitting steps for every chain, and its Metropolis test."""
-    p = torch.randn_like(state.w)
-    start = state.energy + 0.5 * p.double().square().sum(1)
-    w, energy, force = state.w, state.energy, state.force
-    p = torch.add(p, force, alpha=-step_size * B)
-    for _ in range(steps):
-        for drift, kick in zip(DRIFTS, KICKS, strict=True):
-            w = torch.add(w, p, alpha=step_size * drift)
-            energy, force = potential(w)
-            p = torch.add(p, force, alpha=-step_size * kick)
-    p = torch.add(p, force, alpha=step_size * B)
-    end = energy + 0.5 * p.double().square().sum(1)
-    change = torch.nan_to_num(end - start, nan=math.inf)
-    acceptance = (-change).clamp(max=0).exp()
-    accept = torch.rand_like(acceptance) < acceptance
-    kept = State(
-        torch.where(accept[:, None], w, state.w),
-        torch.where(accept, energy, state.energy),
-        torch.where(accept[:, None], force, state.force),
-    )
-    return kept, Info(acceptance, torch.where(accept, end, start), change > DIVERGED)
-
-
-@dataclass(frozen=True)
-class DualAveraging:
-    """ε by Nesterov's dual averaging: log ε_{t+1} = μ − √t/γ · 1/(t + t₀) Σ (target − acceptance_t)."""
-
-    mu: float
-    log_step: float
-    target: float = TARGET
-    log_average: float = 0.0
-    error: float = 0.0
-    count: int = 0
-
-    @staticmethod
-    def start(step_size: float, target: float = TARGET) -> DualAveraging:
-        return DualAveraging(math.log(10 * step_size), math.log(step_size), target)
-
-    def update(self, acceptance: float, gamma: float = 0.05, t0: float = 10, kappa: float = 0.75) -> DualAveraging:
-        t = self.count + 1
-        error = (1 - 1 / (t + t0)) * self.error + (self.target - acceptance) / (t + t0)
-        log_step = self.mu - math.sqrt(t) / gamma * error
-        weight = t**-kappa
-        average = weight * log_step + (1 - weight) * self.log_average
-        return replace(self, log_step=log_step, log_average=average, error=error, count=t)
-
-
-def trajectory_steps(step_size: float) -> int:
-    return max(1, min(MAX_STEPS, round(TRAJECTORY / step_size)))
-
-
-def whitened(log_density: Recorded, laplace: Laplace) -> Potential:
-    """U(w) = −log p(ẑ + L w | g) and its gradient, for `density.recorded` or another log-density and its gradient."""
-    inner = log_density.under(laplace.mode, laplace.factor)
-
-    def potential(w: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = inner(w)
-        return -value, -gradient
-
-    return potential
-
-
-def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:
-    """The diagonal metric diag(H)^−½ where it is about as good as the dense one, else the fit itself.
-
-    In its coordinates the curvature then has eigenvalues within a factor of `spread`, and the step size, which the
-    largest decides, costs little. A diagonal metric leaves products that are sparse in z sparse
-    (`pplleak.density.recording.tape`).
-    """
-    inverse = torch.linalg.inv(laplace.factor.double())
-    precision = inverse.mT @ inverse
-    sd = precision.diagonal().rsqrt()
-    curvature = torch.linalg.eigvalsh(sd[:, None] * precision * sd)
-    if bool(curvature[-1] > spread * curvature[0]):
-        return laplace
-    return replace(laplace, factor=sd.diag().to(laplace.factor.dtype), log_det=float(sd.log().sum()))
-
-
-def starting_points(found: Located, chains: int, inflate: float = 1.2) -> Tensor:
-    """w (chains, dim): inflated Laplace draws, dealt out to all ends of the search within reach of the best.
-
-    A second mode that holds mass is entered this way, and R-hat sees it; a local optimum far below is not.
-    """
-    laplace = found.laplace
-    near = torch.cat([laplace.mode[None], found.starts[1:]])
-    offsets = torch.linalg.solve(laplace.factor.double(), (near - laplace.mode).double().mT).mT.to(near.dtype)
-    picks = torch.arange(chains, device=near.device) % len(near)
-    return offsets[picks] + inflate * torch.randn(chains, near.shape[1], dtype=near.dtype, device=near.device)
+from pplleak.progress import ProgressBar, silent
 
 
 def warm_up(

@@ -29,13 +29,14 @@ from torch import Tensor
 
 from pplleak.client import Client, distrust
 from pplleak.density import Model, build
+from pplleak.density.chains import keep
+from pplleak.density.diagonal import Diagonal, Located, locate, nearest
 from pplleak.density.recording.tape import Recorded
+from pplleak.density.step_size import DualAveraging
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference import hmc
-from pplleak.inference._diagonal import Diagonal, Located, locate, nearest
 from pplleak.posterior import Posterior, collect
-from pplleak.progress import ProgressBar, keep, silent
+from pplleak.progress import ProgressBar, silent
 
 LogDensity = Callable[[Tensor], tuple[Tensor, Tensor]]  # w (chains, dim) -> log p (chains,), its gradient (chains, dim)
 
@@ -97,7 +98,7 @@ def warm_up(
     base, w = found.base, starting_points(found, chains)
     log_density = whitened(recorded, base)
     state = State(w, *log_density(w))
-    tuner = hmc.DualAveraging.start(1.65 * w.shape[1] ** (-1 / 6), TARGET)
+    tuner = DualAveraging.start(1.65 * w.shape[1] ** (-1 / 6), TARGET)
     seen: list[State] = []
     for t in progress("warm-up", iterations):
         state, acceptance = step(log_density, state, math.exp(tuner.log_step))
@@ -109,7 +110,7 @@ def warm_up(
             seen, base = [], replace(base, widths=base.widths * scale)
             log_density = whitened(recorded, base)
             state = State(state.w / scale, state.lp, state.gradient * scale)
-            tuner = hmc.DualAveraging.start(math.exp(tuner.log_average), TARGET)
+            tuner = DualAveraging.start(math.exp(tuner.log_average), TARGET)
     return base, state, math.exp(tuner.log_average)
 
 

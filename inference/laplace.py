@@ -9,105 +9,17 @@ many coordinates to a batch. Pareto k-hat of the importance weights p/q says how
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pyro
 import torch
-from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build
+from pplleak.density import Model, build
+from pplleak.density.whitening import locate
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference.map import peaks
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
-
-
-@dataclass(frozen=True, eq=False)
-class Laplace:
-    """Normal(mode, factor factorᵀ): mode (dim,), factor (dim, dim), log_det of the factor.
-
-    flat: directions in which the density does not curve down, where the width is a guess.
-    """
-
-    mode: Tensor
-    factor: Tensor
-    log_det: float
-    flat: int
-
-    def decode(self, w: Tensor) -> Tensor:
-        """Whitened w (chains, dim) -> z = mode + factor w."""
-        return self.mode + w @ self.factor.mT
-
-
-def hessian(density: Density, z: Tensor, chunk: int = 64, *, jacobian: bool = True) -> Tensor:
-    """−∇² log p(z | g) at one point z (dim,), (dim, dim): rows are Hessian-vector products, `chunk` to a batch."""
-    rows = []
-    for directions in torch.eye(len(z), dtype=z.dtype, device=z.device).split(chunk):
-        copies = z.expand(len(directions), -1).clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(density(copies, jacobian=jacobian).sum(), copies, create_graph=True)
-        rows.append(torch.autograd.grad((gradient * directions).sum(), copies)[0])
-    h = -torch.cat(rows).double()
-    return (h + h.mT) / 2
-
-
-def fit(density: Density, z: Tensor, *, newton: int = 20, progress: ProgressBar = silent) -> Laplace:
-    """Climb from z (dim,) to the mode by damped Newton steps, and take the curvature there."""
-    z, curvature = climb_by_newton(density, z, newton, progress=progress)
-    values, vectors = curvature or torch.linalg.eigh(hessian(density, z))
-    scale = _widths(values)
-    return Laplace(z, (vectors * scale).to(z.dtype), float(scale.log().sum()), int((values <= 0).sum()))
-
-
-def climb_by_newton(
-    density: Density, z: Tensor, steps: int, *, jacobian: bool = True, progress: ProgressBar = silent
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Damped Newton steps from z (dim,): where they end and, where they came to rest, the curvature there: eigenvalues
-    and eigenvectors of −∇² log p.
-
-    Each step follows |H|⁻¹∇ (saddles are left, not sought), at the best of eight lengths tried in one batch; it ends
-    when a step gains less than 1e-3 nats. jacobian: as for `Density.__call__`.
-    """
-    lengths = torch.tensor([2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.0], dtype=z.dtype, device=z.device)
-    for _ in progress("curvature", steps):
-        values, vectors = torch.linalg.eigh(hessian(density, z, jacobian=jacobian))
-        _, gradient = density.value_and_grad(z[None], jacobian=jacobian)
-        step = (vectors * _widths(values) ** 2) @ (vectors.mT @ gradient[0].double())
-        tries = z + lengths[:, None] * step.to(z.dtype)
-        with torch.no_grad():
-            tried = torch.nan_to_num(density(tries, jacobian=jacobian), nan=-math.inf)
-        best = int(tried.argmax())
-        if float(tried[best] - tried[-1]) < 1e-3:
-            return z, (values, vectors)
-        z = tries[best]
-    return z, None
-
-
-def _widths(eigenvalues: Tensor) -> Tensor:
-    """Standard deviations along the eigenvectors; where the density does not curve down, as wide as it gets."""
-    positive = eigenvalues[eigenvalues > 0]
-    floor = positive.min() if len(positive) else torch.ones((), dtype=eigenvalues.dtype, device=eigenvalues.device)
-    return eigenvalues.abs().clamp(min=float(floor)).rsqrt()
-
-
-@dataclass(frozen=True, eq=False)
-class Located:
-    """Where inference begins.
-
-    mode (dim,): the MAP of the model's own sites. starts (k, dim): ends of the search within 10 nats of the best, in
-    the density of z. laplace: the Gaussian at the best of them.
-    """
-
-    mode: Tensor
-    starts: Tensor
-    laplace: Laplace
-
-
-def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
-    """MAP from several starts, then the Laplace fit at the best of them."""
-    mode, near = peaks(density, starts=starts, steps=steps, progress=progress)
-    return Located(mode, near, fit(density, near[0], progress=progress))
 
 
 def run(

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pplleak.client import Client, distrust
 from pplleak.density import Density, Model, build
+from pplleak.density.search import maximise
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference.map import maximise
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Model, label_rules
+from pplleak.density.first_layer import first_layer
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
@@ -73,39 +74,6 @@ def run(
         attrs={"closed_form": "the quotient of the first layer's gradients"},
         g=observed.g.cpu().numpy(),
     )
-
-
-def first_layer(client: Client, g: Tensor) -> Tensor:
-    """[∂ℓ/∂W | ∂ℓ/∂b] of the layer that takes the image, (units, pixels + 1), float64.
-
-    Raises:
-        BadInput: the first layer is not fully connected, has no bias, or does not take the image as it is; the client
-            shares local training.
-    """
-    if client.local is not None:
-        raise BadInput("a quotient is of one gradient, and this client shares local training: take --inference map")
-    seen: list[tuple[str, nn.Module, Tensor]] = []
-    handles = [
-        module.register_forward_pre_hook(lambda m, args, name=name: seen.append((name, m, args[0])))
-        for name, module in client.network.named_modules()
-        if list(module.parameters(recurse=False))
-    ]
-    try:
-        with torch.no_grad():
-            x = torch.rand(2, *client.input_shape, generator=torch.Generator().manual_seed(0))
-            x = x.to(client.device, client.dtype)
-            client.network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    name, module, taken = seen[0]
-    parts, prefix = client.split(g), f"{name}." if name else ""
-    if not isinstance(module, nn.Linear) or not {f"{prefix}weight", f"{prefix}bias"} <= set(parts):
-        raise BadInput(f"the network's first layer ('{name}', {type(module).__name__}) is not a fully connected one "
-                       "whose weight and bias are shared: take --inference map or hmc")  # fmt: skip
-    if taken.numel() != x.numel() or not torch.equal(taken.flatten(1), x.flatten(1)):
-        raise BadInput("the network's first layer does not take the image as it is: take --inference map or hmc")
-    return torch.cat([parts[f"{prefix}weight"], parts[f"{prefix}bias"][:, None]], 1).double()
 
 
 def _leading(rows: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ one example, its label and Gaussian noise.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,18 +27,19 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak.channels import Gaussian
 from pplleak.client import Client
-from pplleak.density import Density, Model, build
-from pplleak.density.kinks.perceptron import Affine, Perceptron, check, read, read_affine
-from pplleak.errors import BadInput, require_positive
+from pplleak.density import Model
+from pplleak.density.chains import keep
+from pplleak.density.kinks.perceptron import Perceptron
+from pplleak.density.kinks.perceptron_posterior import Affine, obstacle, prepare, read_affine
+from pplleak.density.kinks.refraction import Quadratic, State, Target, energy_and_force, parts, place, step
+from pplleak.density.resampling import resample
+from pplleak.density.step_size import MAX_STEPS, TRAJECTORY, DualAveraging, trajectory_steps
+from pplleak.density.whitening import Laplace, locate, starting_points
+from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference._refraction import Quadratic, State, Target, energy_and_force, parts, place, step
-from pplleak.inference.hmc import MAX_STEPS, TRAJECTORY, DualAveraging, starting_points, trajectory_steps
-from pplleak.inference.laplace import Laplace, locate
-from pplleak.inference.smc import resample
 from pplleak.posterior import Posterior, collect
-from pplleak.progress import ProgressBar, keep, silent
+from pplleak.progress import ProgressBar, silent
 
 HOT = 5.0  # the noise that warm-up begins with, in units of σ
 
@@ -81,34 +81,9 @@ def axes(affine: Affine, laplace: Laplace) -> Laplace:
     return Laplace(laplace.mode, basis * widths, float(widths.log().sum()), laplace.flat)
 
 
-def prepare(model: Model, observed: Observation, client: Client) -> tuple[Density, Perceptron]:
-    """The posterior in float64 and its network; raises BadInput where the sampler does not apply."""
-    if observed.batch_size != 1:
-        raise BadInput(f"inference refractive attacks one example, not a batch of {observed.batch_size}: share one")
-    if observed.labels is None:
-        raise BadInput("inference refractive needs the label: give it (--labels known)")
-    read(client, observed.g, 0, 1.0)  # the network first: a model may take long to fit its prior
-    client = replace(client, network=copy.deepcopy(client.network).double())
-    labels, observed = observed.labels, replace(observed, g=observed.g.double())
-    density = build(model, client, observed)
-    with torch.no_grad():
-        channel = density.trace(density.constrain(torch.zeros(1, density.dim, dtype=torch.float64))[0], 1).nodes["g"]
-    if not isinstance(channel["fn"], Gaussian):
-        raise BadInput(
-            f"inference refractive needs channels.Gaussian, but the model's channel is {type(channel['fn'])}"
-        )
-    net = read(client, observed.g, int(labels[0]), float(channel["fn"].sigma))
-    check(density, net)
-    return density, net
-
-
 def declines(model: Model, observed: Observation, client: Client) -> str:
     """Why this sampler does not apply, "" where it does: what `pplleak.studies.attack.choose` asks."""
-    try:
-        prepare(model, observed, client)
-    except BadInput as error:
-        return str(error)
-    return ""
+    return obstacle(model, observed, client)
 
 
 def warm_up(

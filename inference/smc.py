@@ -22,12 +22,14 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Density, Model, build, marginal
+from pplleak.density.hamiltonian import init, step
 from pplleak.density.recording.tape import Plain
+from pplleak.density.resampling import resample
+from pplleak.density.search import maximise
+from pplleak.density.step_size import trajectory_steps
+from pplleak.density.whitening import Laplace, whitened
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference.hmc import init, step, trajectory_steps, whitened
-from pplleak.inference.laplace import Laplace
-from pplleak.inference.map import maximise
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
@@ -59,16 +61,6 @@ def next_temperature(prior: Tensor, likelihood: Tensor, beta: float, islands: in
         if low > 0 and high / low < 1.001:
             break
     return low or high, weights(low or high)
-
-
-def resample(log_weights: Tensor) -> Tensor:
-    """Systematic resampling within each island: ancestors (islands, particles), in order (Douc & Cappé 2005)."""
-    islands, particles = log_weights.shape
-    cumulative = log_weights.softmax(1).cumsum(1)
-    comb = (
-        torch.arange(particles, device=cumulative.device) + torch.rand(islands, 1, device=cumulative.device)
-    ) / particles
-    return torch.searchsorted(cumulative, comb.to(cumulative.dtype)).clamp(max=particles - 1)
 
 
 def metric(z: Tensor) -> Laplace:

@@ -27,12 +27,11 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build
+from pplleak.density import Density, Model, build, diagonal, whitening
+from pplleak.density.diagonal import Diagonal
+from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.inference import _diagonal, laplace
-from pplleak.inference._diagonal import Diagonal
-from pplleak.inference.laplace import Laplace
 from pplleak.posterior import Posterior, collect
 from pplleak.priors.splines import Flow, coupling_spline
 from pplleak.progress import ProgressBar, silent
@@ -87,20 +86,20 @@ def low_rank(precision: Tensor, rank: int, sweeps: int = 5) -> tuple[Tensor, Ten
 def begin(
     family: Family, density: Density, starts: int, steps: int, progress: ProgressBar = silent
 ) -> tuple[Tensor, Laplace | Diagonal, Tensor | None]:
-    """The MAP and `coordinates`; above DENSE latents those of `_diagonal`, whose low-rank factors start at random.
+    """The MAP and `coordinates`; above DENSE latents the diagonal ones; low-rank factors then start at random.
 
     Raises:
         BadInput: a full guide above DENSE latents.
     """
     if density.dim <= DENSE:
-        found = laplace.locate(density, starts=starts, steps=steps, progress=progress)
+        found = whitening.locate(density, starts=starts, steps=steps, progress=progress)
         return found.mode, *coordinates(family, found.laplace)
     if family == "full":
         raise BadInput(
             f"a full guide of {density.dim} latents has {density.dim**2} numbers: say --inference.guide low_rank, "
             "normal or flow"
         )
-    near = _diagonal.locate(density, starts=starts, steps=steps, progress=progress)
+    near = diagonal.locate(density, starts=starts, steps=steps, progress=progress)
     return near.mode, near.base, None
 
 

@@ -34,10 +34,11 @@ from torch import Tensor
 
 from pplleak import data, programs
 from pplleak.density import Density, build
+from pplleak.density.hamiltonian import init, step
+from pplleak.density.search import maximise
+from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
+from pplleak.density.whitening import Laplace, whitened
 from pplleak.errors import require_positive
-from pplleak.inference import hmc
-from pplleak.inference.laplace import Laplace
-from pplleak.inference.map import maximise
 from pplleak.posterior import Posterior, collect, decisions, metrics
 from pplleak.studies.attack import attack
 from pplleak.studies.attack.attack import Target
@@ -154,17 +155,17 @@ def sample(density: Density, mode: Tensor, begin: Tensor, effort: Effort, seed: 
     pyro.set_rng_seed(seed)
     laplace = informed(density, begin, effort.rank)
     w = torch.randn(effort.chains, density.dim, dtype=begin.dtype)
-    potential = hmc.whitened(density.recorded(effort.chains), laplace)
-    state, tuner = hmc.init(potential, w), hmc.DualAveraging.start(hmc.TRAJECTORY, ACCEPTANCE)
-    size, number = hmc.TRAJECTORY, 1
+    potential = whitened(density.recorded(effort.chains), laplace)
+    state, tuner = init(potential, w), DualAveraging.start(TRAJECTORY, ACCEPTANCE)
+    size, number = TRAJECTORY, 1
     z, energies, acceptance = [], [], []
     for t in range(effort.warmup + effort.draws):
-        state, info = hmc.step(potential, state, size * float(0.8 + 0.4 * torch.rand(())), number)
+        state, info = step(potential, state, size * float(0.8 + 0.4 * torch.rand(())), number)
         if t < effort.warmup:
             tuner = tuner.update(float(info.acceptance.mean()))
             last = t == effort.warmup - 1
-            size = min(hmc.TRAJECTORY, math.exp(tuner.log_average if last else tuner.log_step))
-            number = min(LONGEST, hmc.trajectory_steps(size))
+            size = min(TRAJECTORY, math.exp(tuner.log_average if last else tuner.log_step))
+            number = min(LONGEST, trajectory_steps(size))
             continue
         z.append(laplace.decode(state.w))
         energies.append(state.energy)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Model, build
+from pplleak.density.whitening import locate
 from pplleak.federation.observation import Observation
-from pplleak.inference.laplace import locate
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 

@@ -18,9 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import fft
-from scipy.special import ndtri
-from scipy.stats import rankdata
 
 BLOCK = 2**19  # numbers at a time: what stays in a processor's cache
 TAILS = (0.05, 0.95)
@@ -67,6 +64,9 @@ def _halves(x: np.ndarray) -> np.ndarray:
 
 def _scores(x: np.ndarray) -> np.ndarray:
     """Normal scores of the ranks among all draws, Blom's offset of 3/8."""
+    from scipy.special import ndtri
+    from scipy.stats import rankdata  # slow to import
+
     flat = x.reshape(-1, x.shape[-1])
     ranks = rankdata(flat, axis=0)
     return ndtri((ranks - 3 / 8) / (len(flat) + 1 / 4)).reshape(x.shape)
@@ -79,6 +79,8 @@ def _rhat(z: np.ndarray) -> np.ndarray:
 
 
 def _ess(z: np.ndarray) -> np.ndarray:
+    from scipy import fft
+
     m, n, _ = z.shape
     means = z.mean(1, keepdims=True)
     size = fft.next_fast_len(2 * n, real=True)

@@ -8,22 +8,13 @@ on every pixel: `relabelled` puts the examples of every draw into one order, bef
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
-from arviz_stats.base import array_stats
-from scipy.optimize import linear_sum_assignment
 
 from pplleak.posterior import convergence
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import arviz
-
-if TYPE_CHECKING:
-    from pplleak.posterior import Posterior
 
 Kind = Literal["sampler", "approximate sampler", "approximation", "point"]
 CHAINS: tuple[Kind, ...] = ("sampler", "approximate sampler")
@@ -82,19 +73,29 @@ class Health:
         return said
 
 
-def health(posterior: Posterior) -> Health:
-    """The numbers of `Health`."""
-    chains, elbo = posterior.kind in CHAINS, posterior.curves.get("elbo", np.empty(0))
-    energy, acceptance = posterior.stats.get("energy"), posterior.stats.get("acceptance_rate")
-    heights, apart = (posterior.attrs.get(f"starts_{n}") for n in ("log_density", "rms"))
+def health(
+    ess_tail: np.ndarray | None,
+    stats: Mapping[str, np.ndarray],
+    curves: Mapping[str, np.ndarray],
+    attrs: Mapping[str, Any],
+) -> Health:
+    """The numbers of `Health`.
+
+    Args:
+        ess_tail: (quantity,) of chains that are long enough to tell; None without such. The rest as in `Posterior`.
+    """
+    from arviz_stats.base import array_stats  # slow to import
+
+    elbo, energy, acceptance = curves.get("elbo", np.empty(0)), stats.get("energy"), stats.get("acceptance_rate")
+    heights, apart = (attrs.get(f"starts_{n}") for n in ("log_density", "rms"))
     gain = error = None
     if len(elbo) >= 20:
         before, last = elbo[-2 * (len(elbo) // 5) :].reshape(2, -1)
         gain = float(last.mean() - before.mean())
         error = float(np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / len(last)))
     return Health(
-        ess_tail=fewest(posterior.convergence.ess_tail) if chains and posterior.x.shape[1] >= 4 else None,
-        bfmi=float(np.mean(arviz.bfmi(energy))) if energy is not None and energy.shape[1] >= 20 else None,
+        ess_tail=None if ess_tail is None else fewest(ess_tail),
+        bfmi=float(np.mean(array_stats.bfmi(energy))) if energy is not None and energy.shape[1] >= 20 else None,
         acceptance=None if acceptance is None else float(acceptance.mean()),
         elbo_gain=gain,
         elbo_error=error,
@@ -109,6 +110,8 @@ def khat(log_weights: np.ndarray) -> float | None:
         return None
     if np.ptp(log_weights) < 1e-6:  # p = q up to rounding: weights without a tail
         return 0.0
+    from arviz_stats.base import array_stats
+
     found = float(array_stats.psislw(-log_weights)[1])  # ArviZ smooths the tail of *minus* its argument
     return HOPELESS if math.isnan(found) else found  # one weight is everything, and there is no tail to fit
 
@@ -128,6 +131,8 @@ def relabelled(
         reference: (example, *input_shape), the MAP for example.
         labels: (example,) where they are known: only examples of equal label change places. None: all may.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     draws = x.reshape(-1, x.shape[2], reference[0].size).astype(np.float64)
     flat = reference.reshape(len(reference), -1).astype(np.float64)
     cost = (draws**2).sum(-1)[:, None] + (flat**2).sum(-1)[:, None] - 2 * np.einsum("bp,nep->nbe", flat, draws)
@@ -139,25 +144,37 @@ def relabelled(
     return np.take_along_axis(x, spread, 2), np.take_along_axis(y, order, 2)
 
 
-def doubts(posterior: Posterior) -> tuple[str, ...]:
-    """Everything that speaks against a result, in plain words."""
-    said = list(posterior.reasons)
-    recovered = posterior.attrs.get("recovered_labels")
+def doubts(
+    kind: Kind,
+    health: Health,
+    *,
+    rhat_max: float | None,
+    ess_min: float | None,
+    divergences: int | None,
+    khat: float | None,
+    recovered: Mapping[str, Any] | None,
+) -> list[str]:
+    """What these numbers say against a result, in plain words; each number as in `Posterior`.
+
+    Args:
+        recovered: how sure labels are that were read off the gradient: `sure` and `confidence`; None where none were.
+    """
+    said = []
     if recovered and not recovered["sure"]:
         confidence = recovered["confidence"]
         said.append("the labels are a guess" + ("" if confidence is None else f" (confidence {confidence:.2f})"))
-    if posterior.kind in CHAINS:
-        if posterior.rhat_max is None:
+    if kind in CHAINS:
+        if rhat_max is None:
             said.append("too few chains or draws to tell whether they agree")
-        elif not posterior.rhat_max <= RHAT:
-            said.append(f"chains disagree: R-hat {posterior.rhat_max:.3f} > {RHAT}")
-        if posterior.ess_min is not None and not posterior.ess_min >= ESS:
-            said.append(f"too few effective draws: ESS {posterior.ess_min:.0f} < {ESS}")
-        if posterior.divergences:
-            said.append(f"{posterior.divergences} divergent trajectories")
-    said += posterior.health.doubts()
-    if posterior.kind == "approximation" and posterior.khat is None:
+        elif not rhat_max <= RHAT:
+            said.append(f"chains disagree: R-hat {rhat_max:.3f} > {RHAT}")
+        if ess_min is not None and not ess_min >= ESS:
+            said.append(f"too few effective draws: ESS {ess_min:.0f} < {ESS}")
+        if divergences:
+            said.append(f"{divergences} divergent trajectories")
+    said += health.doubts()
+    if kind == "approximation" and khat is None:
         said.append("too few draws to tell how far the approximation is from the posterior")
-    if posterior.khat is not None and not posterior.khat <= KHAT:
-        said.append(f"the approximation misses the posterior: k-hat {posterior.khat:.2f} > {KHAT}")
-    return tuple(said)
+    if khat is not None and not khat <= KHAT:
+        said.append(f"the approximation misses the posterior: k-hat {khat:.2f} > {KHAT}")
+    return said

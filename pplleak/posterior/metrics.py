@@ -7,8 +7,6 @@ they are scored: the server knows the range of a pixel.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from skimage.metrics import structural_similarity
 
 _FLOOR = 1e-12  # of the mean squared error: an exact reconstruction scores 120 dB, not infinity
 
@@ -22,6 +20,8 @@ def psnr(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def ssim(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Structural similarity of each image (Wang et al. 2004, eq. 13), scikit-image's with a 7x7 window (smaller for
     smaller images); shape (batch,). NaN for data that are not images of at least 3x3 pixels."""
+    from skimage.metrics import structural_similarity  # slow to import
+
     side = min(truth.shape[-2:]) if truth.ndim == 4 else 0
     window = min(7, side - (side + 1) % 2)
     if window < 3:
@@ -40,6 +40,8 @@ def match(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Minimises Σ_b ‖x_{π(b)} − truth_b‖² over permutations π; returns π, shape (batch,).
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     cost = ((x[:, None] - truth[None]) ** 2).reshape(len(x), len(truth), -1).sum(-1)
     rows, columns = linear_sum_assignment(cost)
     return rows[np.argsort(columns)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,10 +22,8 @@ from pplleak.posterior import convergence, decisions, diagnostics
 from pplleak.posterior.convergence import Convergence
 from pplleak.posterior.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import arviz
-    import xarray
+if TYPE_CHECKING:
+    import xarray  # at run time where it is used: it takes a second, and ArviZ more
 
 __all__ = ["CHAINS", "ESS", "KHAT", "RHAT", "Kind", "Posterior", "collect"]
 
@@ -117,7 +115,9 @@ class Posterior:
     @cached_property
     def health(self) -> diagnostics.Health:
         """Tail ESS, BFMI, acceptance, what the ELBO still gained, spread over restarts."""
-        return diagnostics.health(self)
+        long_enough = self.kind in CHAINS and self.x.shape[1] >= 4
+        ess_tail = self.convergence.ess_tail if long_enough else None
+        return diagnostics.health(ess_tail, self.stats, self.curves, self.attrs)
 
     @cached_property
     def khat(self) -> float | None:
@@ -131,7 +131,16 @@ class Posterior:
     @cached_property
     def doubts(self) -> tuple[str, ...]:
         """Everything that speaks against this result, in plain words."""
-        return diagnostics.doubts(self)
+        found = diagnostics.doubts(
+            self.kind,
+            self.health,
+            rhat_max=self.rhat_max,
+            ess_min=self.ess_min,
+            divergences=self.divergences,
+            khat=self.khat,
+            recovered=self.attrs.get("recovered_labels"),
+        )
+        return (*self.reasons, *found)
 
     @property
     def interrupted(self) -> bool:
@@ -156,6 +165,9 @@ class Posterior:
 
     def to_arviz(self) -> xarray.DataTree:
         """An ArviZ DataTree: posterior (x, y), sample_stats, observed_data, constant_data (mode, truth), curves."""
+        import xarray
+        from arviz_base import from_dict  # ArviZ itself would bring matplotlib
+
         event = ["channel", "row", "col"] if self.x.ndim == 6 else [f"axis_{k}" for k in range(self.x.ndim - 3)]
         groups: dict[str, dict[str, np.ndarray]] = {"posterior": {"x": self.x, "y": self.y}}
         if self.stats:
@@ -172,7 +184,7 @@ class Posterior:
                                                                            "log_weights": ["weight"]}  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # more chains than draws is what a batch of chains looks like
-            tree = arviz.from_dict(groups, dims=dims)
+            tree = from_dict(groups, dims=dims)
         if self.curves:
             tree["curves"] = xarray.DataTree(
                 xarray.Dataset({n: ([f"{n}_{k}" for k in range(c.ndim)], c) for n, c in self.curves.items()})
@@ -233,6 +245,8 @@ class Posterior:
     @staticmethod
     def load(path: str | Path) -> Posterior:
         """Read what `save` wrote; raises BadInput for anything else."""
+        import xarray
+
         try:
             with xarray.open_datatree(path, engine="h5netcdf") as tree:
                 return Posterior.from_arviz(tree.load())

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-import zuko
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -19,6 +18,9 @@ from pplleak.priors.mixture import rest
 from pplleak.priors.splines import Flow, coupling_spline
 from pplleak.priors.vae import VAE, fit_vae, log_importance, restore_vae
 from pplleak.progress import ProgressBar, silent
+
+if TYPE_CHECKING:
+    import zuko
 
 TRANSFORMS = 3
 Coordinates = Literal["pca", "vae"]

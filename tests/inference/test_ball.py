@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pplleak import channels, density, programs
 from pplleak.client import Client
+from pplleak.density.chart import chart
 from pplleak.errors import BadInput
 from pplleak.inference import ball, map
 from pplleak.models import dlg, logistic
@@ -76,7 +77,7 @@ def test_every_example_of_a_batch_has_a_ball_of_its_own() -> None:
 def test_the_chart_is_the_models_own_map_and_its_jacobian(kind: str) -> None:
     client = tiny(shape=SHAPE)
     d = density.build(functools.partial(of_sites, kind), client, observe(client, 0.3, size=2))
-    at = ball.chart(d)
+    at = chart(d)
     assert at.boxed is (kind == "logistic")
     z = torch.randn(3, d.dim, dtype=torch.float64)
     x = d.images(z)[0].flatten(1)
@@ -87,7 +88,7 @@ def test_the_chart_is_the_models_own_map_and_its_jacobian(kind: str) -> None:
 
 def test_an_offset_that_leaves_the_pixel_box_is_folded_back_and_stays_in_the_ball() -> None:
     client = tiny(shape=SHAPE)
-    at = ball.chart(density.build(dlg.model, client, observe(client, 0.3)))
+    at = chart(density.build(dlg.model, client, observe(client, 0.3)))
     x0 = torch.rand(500, 4, dtype=torch.float64)
     e = ball.offsets(500, 1, 4, 0.9)
     x = at.image(at.latents(x0 + e))
@@ -110,7 +111,7 @@ def test_a_model_whose_x_is_no_bijection_of_its_latents_is_refused(kind: str, sa
 def test_the_models_of_the_folder_have_the_charts_that_the_docstring_says(name: str) -> None:
     client = tiny("linear", (1, 8, 8), classes=10, dtype="float32")
     d = density.build(programs.load("models", name), client, observe(client, 0.1))
-    assert ball.chart(d).boxed is (name in ("dlg", "tv", "logit_normal"))
+    assert chart(d).boxed is (name in ("dlg", "tv", "logit_normal"))
 
 
 # -- the objective ---------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def test_the_objective_of_a_quadratic_is_its_mean_over_the_ball() -> None:
     """E log p(x₀ + e) = log p(x₀) + ½ tr(∇² log p) δ²/(n + 2), exactly so for a Gaussian posterior."""
     client = tiny("linear", SHAPE, classes=3)  # zero weights: exactly Gaussian
     d = density.build(functools.partial(logistic.model, sigma=0.3), client, observe(client, 0.3))
-    at, delta = ball.chart(d), 0.8
+    at, delta = chart(d), 0.8
     z = d.sample_prior(2)
     values = ball.around(d, at, z, ball.offsets(4000, 1, 4, delta)).unflatten(0, (2, -1)).mean(0)
     trace = torch.autograd.functional.hessian(lambda v: d(v[None]).sum(), z[0]).trace()

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from pplleak.client import Client, networks, seeded
 from pplleak.density import build
+from pplleak.density.kinks import billiard as kernel
+from pplleak.density.kinks import walls
 from pplleak.density.kinks.gates import SoftMaxPool, gated
+from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.inference import _billiard, _walls, billiard
-from pplleak.inference.laplace import Laplace
+from pplleak.inference import billiard
 from pplleak.models import dlg, gaussian
 
 SHAPE, DIM = (1, 2, 2), 4
@@ -111,17 +113,17 @@ def test_the_next_wall_is_the_first_one(network) -> None:  # type: ignore[no-unt
     field = aimed(network)
     w, p = normal(64, DIM, seed=6), normal(64, DIM, seed=7)
     one = torch.ones(len(w)).double()
-    h, h_end = field.walls(w), field.walls(_walls.turned(w, p, one)[0])
-    hit = _walls.beyond(h_end, h > 0).any(1)
+    h, h_end = field.walls(w), field.walls(walls.turned(w, p, one)[0])
+    hit = walls.beyond(h_end, h > 0).any(1)
     assert int(hit.sum()) > 20
     w, p, h, h_end = w[hit], p[hit], h[hit], h_end[hit]
-    t, unit, h_at, failed = _walls.next_wall(field, w, p, one[hit], h > 0, h, h_end)
+    t, unit, h_at, failed = walls.next_wall(field, w, p, one[hit], h > 0, h, h_end)
     assert not failed.any()
-    at = field.walls(_walls.turned(w, p, t)[0])
+    at = field.walls(walls.turned(w, p, t)[0])
     torch.testing.assert_close(h_at, at, rtol=0, atol=1e-10)
     assert float(at.gather(1, unit[:, None]).abs().max()) < 1e-10
     before = torch.stack(
-        [(field.walls(_walls.turned(w, p, f * t)[0]) > 0) == (h > 0) for f in np.linspace(0, 0.999, 200)]
+        [(field.walls(walls.turned(w, p, f * t)[0]) > 0) == (h > 0) for f in np.linspace(0, 0.999, 200)]
     )
     share = before.all(0).all(1).double().mean()
     assert share > 0.9  # but for a wall that is crossed twice on the way, no unit switches earlier
@@ -130,17 +132,17 @@ def test_the_next_wall_is_the_first_one(network) -> None:  # type: ignore[no-unt
 @each_network
 def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network)
-    state, p = _billiard.place(field, normal(256, DIM, seed=7)), normal(256, DIM, seed=8)
+    state, p = kernel.place(field, normal(256, DIM, seed=7)), normal(256, DIM, seed=8)
 
-    def travel(start: _billiard.State, p: Tensor) -> tuple[_billiard.State, Tensor, Tensor, Tensor]:
+    def travel(start: kernel.State, p: Tensor) -> tuple[kernel.State, Tensor, Tensor, Tensor]:
         w, h, pattern, force = start.w, start.h, start.pattern, start.force
         met, lost = torch.zeros(256, dtype=torch.long), torch.zeros(256, dtype=torch.bool)
         for _ in range(6):
-            d = _billiard.drift(field, w, p - 0.1 * (force - w), h, pattern, 0.2, 1.0)
+            d = kernel.drift(field, w, p - 0.1 * (force - w), h, pattern, 0.2, 1.0)
             w, h, pattern, force = d.w, d.h, d.pattern, field.soft_energy_and_force(d.w, d.pattern, 1.0)[1]
             p, met, lost = d.p - 0.1 * (force - w), met + d.met, lost | d.lost
         return (
-            _billiard.State(w, field.energy(w, 1.0), *field.soft_energy_and_force(w, pattern, 1.0), h, pattern),
+            kernel.State(w, field.energy(w, 1.0), *field.soft_energy_and_force(w, pattern, 1.0), h, pattern),
             p,
             met,
             lost,
@@ -150,7 +152,7 @@ def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # ty
     assert int(met.sum()) > 100 and int((end.pattern != state.pattern).sum()) > 20
     kept = ~lost
     assert float(kept.double().mean()) > 0.8
-    again = _billiard.place(field, end.w)
+    again = kernel.place(field, end.w)
     assert torch.equal(again.pattern[kept], end.pattern[kept])
     back, r, back_met, back_lost = travel(again, -q)
     assert not bool((back_lost & kept).any())
@@ -162,12 +164,12 @@ def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # ty
 @ungated
 def test_short_steps_conserve_energy_across_walls(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network)
-    state, start = _billiard.place(field, normal(64, DIM, seed=10)), normal(64, DIM, seed=11)
+    state, start = kernel.place(field, normal(64, DIM, seed=10)), normal(64, DIM, seed=11)
 
     def error(steps: int, jumps: bool = True) -> float:
         w, h, pattern, force, p = state.w, state.h, state.pattern, state.force, start
         for _ in range(steps):
-            d = _billiard.drift(field, w, p - 0.5 / steps * (force - w), h, pattern, 1.0 / steps, 1.0, jumps)
+            d = kernel.drift(field, w, p - 0.5 / steps * (force - w), h, pattern, 1.0 / steps, 1.0, jumps)
             w, h, pattern, force = d.w, d.h, d.pattern, field.soft_energy_and_force(d.w, d.pattern, 1.0)[1]
             p = d.p - 0.5 / steps * (force - w)
         change = field.soft_energy(w, pattern, 1.0) - field.soft_energy(state.w, state.pattern, 1.0)
@@ -181,7 +183,7 @@ def moments(z: Tensor) -> Tensor:
     return torch.cat([z, z.square(), z[..., :1] * z[..., 1:]], -1)
 
 
-def deviation(field: _billiard.Field, chains: int = 1000, draws: int = 12) -> float:
+def deviation(field: walls.Field, chains: int = 1000, draws: int = 12) -> float:
     """Chains that start at the posterior must stay there: the largest change of a moment of z, in standard errors.
 
     The reference is importance sampling from the prior; chains start at its draws, picked by their weights.
@@ -197,16 +199,16 @@ def deviation(field: _billiard.Field, chains: int = 1000, draws: int = 12) -> fl
     torch.manual_seed(0)
     picks = torch.multinomial(weights, chains, replacement=True)
     w = torch.linalg.solve(field.laplace.factor, (z[picks] - field.laplace.mode).mT).mT
-    state, seen = _billiard.place(field, w), []
+    state, seen = kernel.place(field, w), []
     for _ in range(draws):
-        state, _, _ = _billiard.step(field, state, 0.45, 2)
+        state, _, _ = kernel.step(field, state, 0.45, 2)
         seen.append(moments(field.laplace.decode(state.w)))
     late = torch.stack(seen[draws // 2 :]).mean(0)  # chains are independent, the draws of one are not
     se = (late.var(0) / chains + expected_se.square()).sqrt()
     return float(((late.mean(0) - expected).abs() / se).max())
 
 
-class Careless(_walls.Field):
+class Careless(walls.Field):
     """A target that never asks the true client: the gated network, taken at its word."""
 
     def energy(self, w: Tensor, power: float) -> Tensor:
@@ -246,7 +248,7 @@ def test_batches_and_unknown_labels() -> None:
     assert h.shape == (10, 2 * 12)
     torch.testing.assert_close(field.soft_energy(w, h > 0, 1.0), field.energy(w, 1.0))
     assert not torch.allclose(field.soft_energy(w, h < 0, 1.0), field.energy(w, 1.0))
-    state, _, walk = _billiard.step(field, _billiard.place(field, w), 0.2, 3)
+    state, _, walk = kernel.step(field, kernel.place(field, w), 0.2, 3)
     assert int(walk.walls.sum()) > 0 and bool(state.energy.isfinite().all())
 
 

@@ -11,8 +11,9 @@ from conftest import LIMIT, assert_moments, batch_of, misfit, observe, tiny, wro
 from torch import Tensor
 
 from pplleak import density
+from pplleak.density import diagonal, whitening
 from pplleak.federation.observation import Observation
-from pplleak.inference import _diagonal, langevin, laplace
+from pplleak.inference import langevin
 from pplleak.models import logistic
 from pplleak.studies.attack import report
 
@@ -54,7 +55,7 @@ def test_3072_dimensions_are_drawn_exactly_without_a_dense_hessian(monkeypatch: 
     def dense(*_: object) -> None:
         raise AssertionError("a dense Hessian was asked for")
 
-    monkeypatch.setattr(laplace, "hessian", dense)
+    monkeypatch.setattr(whitening, "hessian", dense)
     client = tiny("linear", (3, 32, 32), classes=3, dtype="float32")  # zero weights: exactly Gaussian
     observed = observe(client, 0.3)
     model = functools.partial(logistic.model, sigma=0.3)
@@ -97,8 +98,8 @@ def hidden() -> density.Density:
 
 def test_probes_estimate_the_diagonal_of_the_hessian_without_bias() -> None:
     built, z = hidden(), torch.full((4,), 0.4, dtype=torch.float64)
-    h = laplace.hessian(built, z)
-    estimates = torch.stack([_diagonal.curvature(built, z, 8) for _ in range(100)])
+    h = whitening.hessian(built, z)
+    estimates = torch.stack([diagonal.curvature(built, z, 8) for _ in range(100)])
     error = (estimates.mean(0) - h.diagonal()) / (estimates.std(0) / 100**0.5)
     assert float(error.abs().max()) < LIMIT
     twin = (estimates.mean(0) - h.sum(1)) / (estimates.std(0) / 100**0.5)  # signs that were all one
@@ -107,11 +108,11 @@ def test_probes_estimate_the_diagonal_of_the_hessian_without_bias() -> None:
 
 def test_widths_are_those_of_the_curvature_and_never_imaginary() -> None:
     built = hidden()
-    fitted = _diagonal.fit(built, torch.full((4,), 0.4, dtype=torch.float64), probes=2000)
-    h = laplace.hessian(built, fitted.mode)
+    fitted = diagonal.fit(built, torch.full((4,), 0.4, dtype=torch.float64), probes=2000)
+    h = whitening.hessian(built, fitted.mode)
     assert bool((h.diagonal() > 0).all())
     torch.testing.assert_close(fitted.widths, h.diagonal().rsqrt(), rtol=0.1, atol=0)
-    far = _diagonal.fit(built, torch.full((4,), 30.0, dtype=torch.float64), probes=1)
+    far = diagonal.fit(built, torch.full((4,), 30.0, dtype=torch.float64), probes=1)
     assert bool(far.widths.isfinite().all()) and bool((far.widths > 0).all())
     torch.testing.assert_close(fitted.decode(torch.ones(1, 4).double())[0], fitted.mode + fitted.widths)
     assert fitted.log_det == pytest.approx(float(fitted.widths.log().sum()))
@@ -121,6 +122,6 @@ def test_widths_seen_by_the_chains_lie_between_the_marginal_and_the_conditional_
     covariance = torch.tensor([[4.0, 0.9], [0.9, 0.25]], dtype=torch.float64)
     precision = torch.linalg.inv(covariance)
     z = torch.randn(100_000, 2, dtype=torch.float64) @ torch.linalg.cholesky(covariance).mT
-    widths = _diagonal.nearest(z, -z @ precision)
+    widths = diagonal.nearest(z, -z @ precision)
     torch.testing.assert_close(widths, (covariance.diagonal() / precision.diagonal()) ** 0.25, rtol=0.02, atol=0)
     assert bool((widths < covariance.diagonal().sqrt()).all()) and bool((widths > precision.diagonal().rsqrt()).all())

@@ -12,6 +12,7 @@ from scenes import from_data
 from torch import nn
 
 from pplleak.client.training import LocalTraining
+from pplleak.density.first_layer import first_layer
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import quotient
@@ -65,12 +66,12 @@ def test_under_noise_it_is_the_rank_one_fit_and_closer_than_the_quotient_of_any_
     errors, singles = [], []
     for _ in range(200):
         g = u + noise * torch.randn(u.shape, dtype=u.dtype, generator=generator)
-        rows = quotient.first_layer(client, g)
+        rows = first_layer(client, g)
         found = quotient.run(None, Observation(g, 1, y), client)
         errors.append(np.square(found.mode - x.numpy()).mean())
         best = rows[rows[:, -1].abs().argmax()]
         singles.append(float((best[:-1] / best[-1] - x.flatten()).square().mean()))
-    strength = quotient.first_layer(client, u)[:, -1].norm()  # ‖δ‖
+    strength = first_layer(client, u)[:, -1].norm()  # ‖δ‖
     # the error of x̂ is σ/‖δ‖ times unit noise, along x̂ also that of the bias
     predicted = float(noise / strength) ** 2 * (1 + float(x.square().mean()))
     spread = 5 * np.std(errors, ddof=1) / np.sqrt(len(errors))

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from pplleak import channels, priors
 from pplleak.client import Client, networks, seeded
 from pplleak.density.kinks import perceptron as kinks
+from pplleak.density.kinks import perceptron_posterior, refraction
+from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.inference import _refraction, refractive
-from pplleak.inference.laplace import Laplace
+from pplleak.inference import refractive
 from pplleak.models import dlg, gaussian
 
 SHAPE = (1, 2, 2)
@@ -52,11 +53,11 @@ def attack(widths=(8,), activation="relu", sigma=0.3, scale=3.0, network=None): 
 
 def aimed(widths=(8,), activation="relu", sigma=0.3):  # type: ignore[no-untyped-def]
     """(density, target, laplace) in some whitened coordinates with a dense factor."""
-    density, net = refractive.prepare(*attack(widths, activation, sigma))
+    density, net = perceptron_posterior.prepare(*attack(widths, activation, sigma))
     generator = torch.Generator().manual_seed(3)
     factor = 0.5 * torch.eye(density.dim) + 0.1 * torch.randn(density.dim, density.dim, generator=generator)
     laplace = Laplace(torch.randn(density.dim, generator=generator).double(), factor.double(), 0.0, 0)
-    return density, refractive.aim(net, kinks.read_affine(density), laplace), laplace
+    return density, refractive.aim(net, perceptron_posterior.read_affine(density), laplace), laplace
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -67,19 +68,19 @@ def normal(*shape: int, seed: int) -> Tensor:
 def test_energy_and_force_are_the_densitys(widths: tuple[int, ...], activation: str) -> None:
     density, target, laplace = aimed(widths, activation)
     w = 2 * normal(32, density.dim, seed=4)
-    energy, force = refractive.energy_and_force(target, refractive.place(target, w))
+    energy, force = refraction.energy_and_force(target, refraction.place(target, w))
     value, gradient = density.value_and_grad(laplace.decode(w))
     gap = energy + value
     assert float(gap.max() - gap.min()) < 1e-8 * float(energy.abs().max())
     torch.testing.assert_close(force, -gradient @ laplace.factor, rtol=1e-8, atol=1e-8)
     with pytest.raises(BadInput, match="density"):
-        kinks.check(density, replace(target.net, sigma=1.01 * target.net.sigma))
+        perceptron_posterior.check(density, replace(target.net, sigma=1.01 * target.net.sigma))
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_closed_jump_is_the_difference_of_energies(activation: str) -> None:
     _, target, _ = aimed((8,), activation)
-    state = refractive.place(target, normal(64, 4, seed=5))
+    state = refraction.place(target, normal(64, 4, seed=5))
     unit = torch.arange(64) % 8
     h = state.h.scatter(1, unit[:, None], 0.0)  # at the kink
     sqnorm = target.sqnorm.value(state.w)
@@ -104,17 +105,17 @@ def test_normals_are_the_gradients_of_the_preactivations(widths: tuple[int, ...]
 @each_network
 def test_reversible_and_masks_agree_with_the_position(widths: tuple[int, ...], activation: str) -> None:
     _, target, _ = aimed(widths, activation)
-    start, p = refractive.place(target, normal(64, 4, seed=7)), normal(64, 4, seed=8)
+    start, p = refraction.place(target, normal(64, 4, seed=7)), normal(64, 4, seed=8)
     sizes = 0.1 + 0.2 * torch.rand(64, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    _, force = refractive.energy_and_force(target, start)
-    end, _, force, q, events = _refraction.trajectory(target, start, force, p, sizes, 6)
+    _, force = refraction.energy_and_force(target, start)
+    end, _, force, q, events = refraction.trajectory(target, start, force, p, sizes, 6)
     assert int(events.sum()) > 100  # kinks were met …
     assert int((end.masks != start.masks).sum()) > 20  # … and crossed
-    again = refractive.place(target, end.w)
+    again = refraction.place(target, end.w)
     assert torch.equal(again.masks, end.masks)
     torch.testing.assert_close(again.h, end.h, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(again.q, end.q, rtol=1e-9, atol=1e-9)
-    back, _, _, r, back_events = _refraction.trajectory(target, end, force, -q, sizes, 6)
+    back, _, _, r, back_events = refraction.trajectory(target, end, force, -q, sizes, 6)
     torch.testing.assert_close(back.w, start.w, rtol=0, atol=1e-8)
     torch.testing.assert_close(-r, p, rtol=0, atol=1e-8)
     assert torch.equal(back.masks, start.masks) and torch.equal(back_events, events)
@@ -123,12 +124,12 @@ def test_reversible_and_masks_agree_with_the_position(widths: tuple[int, ...], a
 @each_network
 def test_short_steps_conserve_energy_across_kinks(widths: tuple[int, ...], activation: str) -> None:
     _, target, _ = aimed(widths, activation)
-    start, p = refractive.place(target, normal(64, 4, seed=10)), normal(64, 4, seed=11)
-    energy, force = refractive.energy_and_force(target, start)
+    start, p = refraction.place(target, normal(64, 4, seed=10)), normal(64, 4, seed=11)
+    energy, force = refraction.energy_and_force(target, start)
 
     def error(steps: int, jumps: bool = True) -> float:
         sizes = torch.full((64,), 1.0 / steps, dtype=torch.float64)
-        _, end, _, q, _ = _refraction.trajectory(target, start, force, p, sizes, steps, jumps)
+        _, end, _, q, _ = refraction.trajectory(target, start, force, p, sizes, steps, jumps)
         return float((end + 0.5 * q.square().sum(1) - energy - 0.5 * p.square().sum(1)).abs().median())
 
     fine = error(400)
@@ -139,9 +140,9 @@ def test_short_steps_conserve_energy_across_kinks(widths: tuple[int, ...], activ
 
 def sampled(target, chains: int, draws: int, jumps: bool = True) -> Tensor:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
-    state, out = refractive.place(target, torch.randn(chains, 4, dtype=torch.float64)), []
+    state, out = refraction.place(target, torch.randn(chains, 4, dtype=torch.float64)), []
     for t in range(draws + 50):
-        state, _, _, _ = refractive.step(target, state, 0.4, 4, jumps)
+        state, _, _, _ = refraction.step(target, state, 0.4, 4, jumps)
         if t >= 50:
             out.append(state.w)
     return torch.stack(out, 1)

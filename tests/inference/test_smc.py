@@ -11,6 +11,7 @@ import torch
 from pplleak import channels
 from pplleak.client import Client, networks, seeded
 from pplleak.density import marginal
+from pplleak.density.resampling import resample
 from pplleak.federation.observation import Observation
 from pplleak.inference import smc
 from pplleak.models import logistic
@@ -43,7 +44,7 @@ def test_the_evidence_is_the_exact_one(labels: str) -> None:
 def test_resampling_gives_every_particle_its_weight_in_offspring() -> None:
     torch.manual_seed(0)
     log_w = torch.randn(1, 7, dtype=torch.float64).repeat(20_000, 1)
-    ancestors = smc.resample(log_w)
+    ancestors = resample(log_w)
     count = torch.zeros(20_000, 7, dtype=torch.float64).scatter_add_(1, ancestors, torch.ones_like(log_w))
     expected = 7 * log_w[0].softmax(0)
     error = (count.mean(0) - expected) / (count.std(0) / math.sqrt(len(count))).clamp(min=1e-9)

@@ -11,6 +11,7 @@ import torch
 from conftest import assert_moments, observe, tiny
 from torch import Tensor
 
+from pplleak.density import whitening
 from pplleak.errors import BadInput
 from pplleak.inference import svi
 from pplleak.models import logistic
@@ -86,7 +87,7 @@ def test_above_the_limit_no_hessian_is_needed(
     guide: svi.Family, iterations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(svi, "DENSE", 3)
-    monkeypatch.setattr(svi.laplace, "hessian", None)
+    monkeypatch.setattr(whitening, "hessian", None)
     client = tiny("linear", classes=3)
     observed, model = observe(client, 0.3), functools.partial(logistic.model, sigma=0.3)
     exact = logistic.exact_posterior(client, observed, sigma=0.3)

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from pplleak import cli, density, programs
 from pplleak.client import Client
-from pplleak.density import label_rules
+from pplleak.density import label_rules, search
+from pplleak.density.box import boxed
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.inference import map as maps
-from pplleak.inference._boxed import boxed
 from pplleak.studies.attack import attack
 
 SIGMA, KAPPA = 0.3, 50.0
@@ -127,7 +126,7 @@ def attacked(name: str = "inverting_gradients") -> tuple[density.Density, Client
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("decay", ["step", "exponential", "cosine", "none"])
-def test_adam_in_the_box_is_the_loop_one_would_write(signed: bool, decay: maps.Decay) -> None:
+def test_adam_in_the_box_is_the_loop_one_would_write(signed: bool, decay: search.Decay) -> None:
     built, box = boxed(attacked()[0])
     begin, steps, lr = built.sample_prior(2), 40, 0.1
 
@@ -153,7 +152,7 @@ def test_adam_in_the_box_is_the_loop_one_would_write(signed: bool, decay: maps.D
             x = x.clamp(box.low, box.high) if clamp else x
         return best_x[best.argsort(descending=True)]
 
-    found = maps.maximise(
+    found = search.maximise(
         built, begin=begin, steps=steps, lr=lr, box=box, decay=decay, optimizer="signed_adam" if signed else "adam"
     )
 
@@ -186,8 +185,8 @@ def test_lbfgsb_finds_the_image_at_the_border_that_signed_adam_finds() -> None:
     direct, box = boxed(built)
     torch.manual_seed(0)
     begin = direct.sample_prior(3)
-    found = maps.maximise(direct, begin=begin, steps=200, optimizer="lbfgs", box=box)
-    other = maps.maximise(direct, begin=begin, steps=2000, optimizer="adam", lr=0.05, box=box)
+    found = search.maximise(direct, begin=begin, steps=200, optimizer="lbfgs", box=box)
+    other = search.maximise(direct, begin=begin, steps=2000, optimizer="adam", lr=0.05, box=box)
     assert float(found.value[0]) == pytest.approx(float(other.value[0]), abs=0.01)
     assert torch.equal(found.value, found.value.sort(descending=True).values)
     torch.testing.assert_close(direct(found.z), found.value)
@@ -201,7 +200,9 @@ def test_starts_that_seek_consensus_end_closer_together() -> None:
     begin = built.sample_prior(4)
 
     def spread(consensus: float) -> float:
-        return float(maps.maximise(built, begin=begin, steps=30, lr=0.02, box=box, consensus=consensus).z.std(0).mean())
+        return float(
+            search.maximise(built, begin=begin, steps=30, lr=0.02, box=box, consensus=consensus).z.std(0).mean()
+        )
 
     assert spread(1e4) < 0.7 * spread(0.0)
 
@@ -290,6 +291,6 @@ def test_ctrl_c_keeps_the_climb_in_the_box() -> None:
         yield from range(5)
         raise KeyboardInterrupt
 
-    found = maps.maximise(built, starts=1, steps=200, optimizer="lbfgs", box=box, progress=stopping)
+    found = search.maximise(built, starts=1, steps=200, optimizer="lbfgs", box=box, progress=stopping)
     assert found.interrupted
-    assert 1 < len(found.curve) < len(maps.maximise(built, starts=1, steps=200, optimizer="lbfgs", box=box).curve)
+    assert 1 < len(found.curve) < len(search.maximise(built, starts=1, steps=200, optimizer="lbfgs", box=box).curve)

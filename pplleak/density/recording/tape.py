@@ -10,19 +10,19 @@ W F z, G F z and ‖mean + F z‖²: the image itself is never formed. `Tape.und
 another affine map, as whitening does, at no further cost a step.
 
 What cannot be recorded (control flow that looks at values, random or in-place operations) or does not replay to the
-same numbers is left as it is: `record` then returns the plain function, which is slower and says the same.
+same numbers is left as it is: `record` then warns, and returns the plain function, which is slower and says the same.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplleak.density.recording import frontier, graphs
 
@@ -201,6 +201,11 @@ class Chunked:
 
 Recorded = Tape | Plain | Chunked
 
+# What comes of a function that looks at values or has an operation without a rule for tracing (torch: RuntimeError,
+# which NotImplementedError is, too; TypeError where no kind of tensor knows it), or that draws random numbers or changes
+# a tensor in place (`graphs.simplify`: ValueError).
+UNRECORDABLE = (RuntimeError, TypeError, ValueError)
+
 
 def record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Recorded:
     """A function that gives `log_density` and its gradient at any z of the shape of `example`.
@@ -208,6 +213,9 @@ def record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Recorded
     Args:
         log_density: z (chains, dim) -> (chains,), chains not seeing each other, no randomness.
         example: any such z, at which the operations are recorded; the replay is checked at other points.
+
+    Warns:
+        RuntimeWarning: the function cannot be recorded, or its replay gives other numbers: the plain one is returned.
     """
     size = fitting(log_density, example)
     if size < len(example):
@@ -215,9 +223,17 @@ def record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Recorded
     plain = Plain(log_density)
     try:
         tape = _record(log_density, example.detach())
-    except Exception:  # whatever make_fx cannot see through: the plain function will say what is wrong, if anything is
-        return plain
-    return tape if _agree(tape, plain, example) else plain
+    except UNRECORDABLE as error:
+        message = next(iter(str(error).strip().splitlines()), "")
+        return _slow(plain, f"it cannot be recorded ({type(error).__name__}: {message})")
+    return tape if _agree(tape, plain, example) else _slow(plain, "its recording gives other numbers")
+
+
+def _slow(plain: Plain, why: str) -> Plain:
+    """The plain function, with a warning of what it costs: once a cause, as Python's default filter has it."""
+    text = f"the log-density is differentiated anew at every step, which is slower but the same: {why}"
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
+    return plain
 
 
 def fitting(log_density: Callable[[Tensor], Tensor], example: Tensor) -> int:
@@ -251,6 +267,8 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
+    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and a point estimate does without
+
     def forward(z: Tensor) -> Tensor:
         with torch.enable_grad():
             return log_density(z.requires_grad_())

@@ -17,6 +17,9 @@ import torch
 from pplleak import programs
 from pplleak.client import Client
 from pplleak.density import Density, build
+from pplleak.density.chart import chart
+from pplleak.density.first_layer import first_layer
+from pplleak.density.search import maximise
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.studies.attack.attack import attack, believe
@@ -27,7 +30,7 @@ LR = 0.02  # of the climbs from images that are near a peak, in prior standard d
 def readable(client: Client) -> bool:
     """Whether the client's first layer gives images away in closed form (`inference/quotient.py`)."""
     try:
-        programs.exported("inference", "quotient", "first_layer")(client, torch.zeros(client.update_size))
+        first_layer(client, torch.zeros(client.update_size))
     except BadInput:
         return False
     return True
@@ -68,19 +71,19 @@ def best(
 
     density = built(beliefs)
     try:
-        chart = programs.exported("inference", "ball", "chart")(density)
+        invertible = chart(density)
     except BadInput:
         return otherwise, images[otherwise]
     x = np.stack([v.reshape(-1) for v in images.values()])
-    z = chart.latents(torch.tensor(x, dtype=torch.float64)).to(observed.client.dtype)
+    z = invertible.latents(torch.tensor(x, dtype=torch.float64)).to(observed.client.dtype)
     if steps:
         climbed = built(wide) if wide else density
-        found = programs.exported("inference", "map", "maximise")(climbed, begin=z, steps=steps, lr=LR).whole()
+        found = maximise(climbed, begin=z, steps=steps, lr=LR).whole()
         z, names = torch.cat([z, found.z]), names + [names[k] for k in found.start]
     with torch.no_grad():
-        heights = density(z, jacobian=False) - chart.log_det(z)
+        heights = density(z, jacobian=False) - invertible.log_det(z)
         first = int(torch.nan_to_num(heights, nan=-math.inf).argmax())
         if first < len(images):
             return names[first], images[names[first]]  # as it came: the way to z and back rounds
         like = images[names[first]]
-    return names[first], chart.image(z[first]).reshape(like.shape).numpy().astype(like.dtype)
+    return names[first], invertible.image(z[first]).reshape(like.shape).numpy().astype(like.dtype)

@@ -1,6 +1,6 @@
-"""The refractive kernel of `refractive.py`: rotate to the next kink, cross or reflect, kick, accept or reject.
+"""The kernel of `inference/refractive.py`: rotate to the next kink, cross or reflect, kick, accept or reject.
 
-See that file for the equations.
+Kinks are hyperplanes here, and the next one on an arc is known in closed form. See that file for the equations.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pplleak.density.hamiltonian import DIVERGED, Info
 from pplleak.density.kinks.perceptron import Perceptron, flipped
-from pplleak.inference.hmc import DIVERGED, Info
 
 MAX_EVENTS = 2000  # kinks in one drift; a trajectory that meets more is rejected, as its reverse would be
 

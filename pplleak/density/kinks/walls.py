@@ -1,4 +1,7 @@
-"""The walls of `billiard.py`: the densities on both sides, where a wall stands, and which one an arc meets first."""
+"""Curved walls: the densities on both sides, where a wall stands, and which one an arc meets first.
+
+`inference/billiard.py` moves among them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from pplleak.density import Density
 from pplleak.density.kinks.gates import Gated
-from pplleak.inference.laplace import Laplace
+from pplleak.density.whitening import Laplace
 
 MAX_BRACKETS = 40  # evaluations in the search for one wall; a trajectory that needs more is rejected, as its reverse is
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import IndependentTransform
 from torch.distributions.transforms import identity_transform
@@ -71,6 +70,8 @@ def lbfgsb(evaluate: Evaluate, z: Tensor, box: Box, steps: int, progress: Progre
         Each start's last iterate, which is its best (starts, dim); the value along the way (iterations, starts), the
         shorter climbs continued at their end; True where Ctrl-C ended it. At least one value is there.
     """
+    from scipy.optimize import minimize  # slow to import, and most climbs do without
+
     bar = iter(progress("MAP", steps * len(z)))
     found, curves = z.detach().clone(), [[evaluate(start[None])[0]] for start in z.detach()]
     bounds = np.stack([box.low.double().cpu().numpy(), box.high.double().cpu().numpy()], 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pplleak.density import Density
-from pplleak.inference.map import peaks
+from pplleak.density.search import peaks
 from pplleak.progress import ProgressBar, silent
 
 TIMID = 0.1  # of the median curvature: what an estimate at or below it is raised to
@@ -39,7 +39,7 @@ class Diagonal:
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """Where inference begins; as `laplace.Located`, without its matrix.
+    """Where inference begins; as `whitening.Located`, without its matrix.
 
     mode (dim,): the MAP of the model's own sites. starts (k, dim): ends of the search within 10 nats of the best, in
     the density of z. base: the coordinates at the best of them.
@@ -68,7 +68,7 @@ def fit(density: Density, z: Tensor, probes: int = 64) -> Diagonal:
 
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
-    """MAP from several starts and the widths there: `laplace.locate` at the price of a few gradients."""
+    """MAP from several starts and the widths there: `whitening.locate` at the price of a few gradients."""
     mode, near = peaks(density, starts=starts, steps=steps, progress=progress)
     return Located(mode, near, fit(density, near[0]))
 

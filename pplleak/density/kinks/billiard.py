@@ -1,6 +1,6 @@
-"""The kernel of `billiard.py`: kick, drift to the next wall, cross or reflect, accept or reject.
+"""The kernel of `inference/billiard.py`: kick, drift to the next wall, cross or reflect, accept or reject.
 
-See that file for the equations.
+Walls are curved here, and the next one on an arc is searched for. See that file for the equations.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pplleak.inference._walls import Field, beyond, next_wall, turned
-from pplleak.inference.hmc import DIVERGED, Info
+from pplleak.density.hamiltonian import DIVERGED, Info
+from pplleak.density.kinks.walls import Field, beyond, next_wall, turned
 
 MAX_EVENTS = 100  # walls in one drift; a trajectory that meets more is rejected, as its reverse would be
 

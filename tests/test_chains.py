@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pplleak.progress import ProgressBar, keep, silent
+from pplleak.density.chains import keep
+from pplleak.progress import ProgressBar, silent
 
 
 def chain() -> Iterator[dict[str, Tensor]]:

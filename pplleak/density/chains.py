@@ -1,0 +1,33 @@
+"""Draws of Markov chains, taken one by one and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pplleak.progress import ProgressBar
+
+
+def keep(chain: Iterator[dict[str, Tensor]], draws: int, progress: ProgressBar) -> tuple[dict[str, Tensor], list[str]]:
+    """The next `draws` draws of a Markov chain, under "sampling"; Ctrl-C keeps those that are finished.
+
+    Args:
+        chain: yields one draw at a time: name -> (chains, …).
+
+    Returns: name -> (chains, draw, …), and what is to be said of them: that they were interrupted, or nothing.
+
+    Raises:
+        KeyboardInterrupt: there is no draw to keep.
+    """
+    kept: list[dict[str, Tensor]] = []
+    reasons = []
+    try:
+        for _ in progress("sampling", draws):
+            kept.append(next(chain))
+    except KeyboardInterrupt:
+        if not kept:
+            raise
+        reasons.append(f"interrupted: {len(kept)} of {draws} draws a chain were kept")
+    return {name: torch.stack([draw[name] for draw in kept], 1) for name in kept[0]}, reasons
