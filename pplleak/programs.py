@@ -22,10 +22,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 import docstring_parser
-import torch
 
 from pplleak import channels
-from pplleak.client import networks
 from pplleak.errors import BadInput, unknown
 
 Kind = Literal["models", "inference"]
@@ -110,25 +108,6 @@ def _opened(kind: Kind, path: Path) -> ModuleType:
     return _module(path, f"pplleak.{kind}.{path.stem}" if inside else None)
 
 
-def network_names() -> dict[str, str]:
-    """Every built-in network with its docstring's first line."""
-    found = {n: getattr(networks, n) for n in networks.__all__}
-    return {n: (f.__doc__ or "").splitlines()[0] for n, f in found.items() if inspect.isfunction(f)}
-
-
-def network(name: str) -> Callable[..., torch.nn.Module]:
-    """The network's constructor (input_shape, num_classes, *, settings): a built-in name, or FILE.py:FUNCTION."""
-    known = network_names()
-    if name in known:
-        return getattr(networks, name)
-    file, colon, function = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise unknown("network", name, known, "Or give FILE.py:FUNCTION.")
-    if not Path(file).is_file():
-        raise BadInput(f"no file {file}")
-    return _function(_module(Path(file), None), function, Path(file))
-
-
 def channel(name: str) -> type[channels.Channel]:
     """The channel of a name, which is that of a class of `pplleak.channels` in lower case."""
     known = named_channels()
@@ -179,6 +158,11 @@ def said(error: Exception, path: Path | None = None) -> str:
     where = f" (line {frames[-1].lineno})" if frames else ""
     message = str(error).strip().splitlines()
     return f"{type(error).__name__}: {message[0] if message else ''}{where}"
+
+
+def function(path: Path, name: str) -> Callable[..., Any]:
+    """A function of a user's own file, which is run; raises BadInput where it cannot be, or has no such function."""
+    return _function(_module(path, None), name, path)
 
 
 def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:

@@ -38,6 +38,7 @@ from pplleak.cli._options import (  # noqa: E402
     settings_of,
     with_defaults,
 )
+from pplleak.client import networks  # noqa: E402
 from pplleak.errors import BadInput, unknown  # noqa: E402
 from pplleak.federation import observation  # noqa: E402
 from pplleak.progress import bar  # noqa: E402
@@ -52,7 +53,7 @@ def attack(argv: Sequence[str]) -> int:
     network, defaults = arguments.network_defaults(argv, observed)
     name, target = given(argv, "--inference", attacks.AUTO), None
     groups = {
-        "network": settings_of("Network", with_defaults(programs.network(network), defaults, observed)),
+        "network": settings_of("Network", with_defaults(networks.load(network), defaults, observed)),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         **defence_group(argv),
         "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
@@ -84,7 +85,7 @@ def attack(argv: Sequence[str]) -> int:
 
 def observe(argv: Sequence[str]) -> int:
     groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         **defence_group(argv),
     }
@@ -133,7 +134,7 @@ def ls(argv: Sequence[str]) -> int:
     console = Console()
     kinds: list[tuple[str, programs.Kind]] = [("models (--model)", "models"), ("inferences (--inference)", "inference")]
     listed = [(title, programs.names(kind)) for title, kind in kinds]
-    listed.append(("networks (--network)", programs.network_names()))
+    listed.append(("networks (--network)", networks.names()))
     width = max(len(name) for _, names in listed for name in names)
     for title, names in listed:
         console.print(f"[bold]{title}[/]")

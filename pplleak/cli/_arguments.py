@@ -10,6 +10,7 @@ import torch
 
 from pplleak import data, programs
 from pplleak.cli._options import BELIEFS, defence_group, given, options, parse, settings_of, with_defaults
+from pplleak.client import networks
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput
@@ -65,7 +66,7 @@ def several(base: type, command: str, argv: Sequence[str], default: str) -> tupl
     if len(set(prefixes.values())) < len(names):
         raise BadInput(f"--inference names one twice, and both would take the same settings: {','.join(names)}")
     groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         **defence_group(argv),
         "model": settings_of("Model", programs.load("models", model), BELIEFS),

@@ -16,6 +16,7 @@ from rich.table import Table
 from pplleak import programs, runs
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
+from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.posterior import information
 from pplleak.progress import bar
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     """Draw, attack, and average the gains; Ctrl-C keeps the draws that are complete."""
     model, inference = given(argv, "--model", "gaussian"), given(argv, "--inference", "laplace")
     groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", programs.load("models", model), BELIEFS),
         "inference": settings_of("Inference", arguments.inference(model, inference)),

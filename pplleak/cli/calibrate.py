@@ -17,6 +17,7 @@ from rich.console import Console
 from pplleak import programs, runs
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
+from pplleak.client import networks
 from pplleak.errors import BadInput, require_positive
 from pplleak.progress import bar
 from pplleak.studies.attack import report
@@ -76,7 +77,7 @@ def _parsed(argv: Sequence[str]) -> Any:
     program = programs.load("models", model)
     beliefs = {s.name: "what the model was told" for s in programs.settings(program)}
     groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
+        "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
         "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", program, BELIEFS),
         "adversary": settings_of("Adversary", program, beliefs),

@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pplleak import data, programs
+from pplleak import data
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import given, options, parse, settings_of
+from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.federation import protection, rounds, targets
 from pplleak.federation.rounds import Federation
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     chosen = [part for part, name in named.items() if name != protection.NONE]
     if len(chosen) > 1:
         raise BadInput("name a --channel or a --defence, not both")
-    groups = {"network": settings_of("Network", programs.network(given(argv, "--network", "mlp")))}
+    groups = {"network": settings_of("Network", networks.load(given(argv, "--network", "mlp")))}
     for part in chosen:
         groups[part] = settings_of(part.title(), protection.settable(named[part], part))
     args = parse(Train, "train", argv, groups)

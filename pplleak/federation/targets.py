@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pplleak import channels, data, programs
-from pplleak.client import Client, seeded, weights
+from pplleak.client import Client, networks, seeded, weights
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, Update
 from pplleak.density.surrogate import smoothed
@@ -72,7 +72,7 @@ def build_client(
         defence, defence_settings: a name of `pplleak.federation.defences`, whose `network` changes the client's, if
         it has one.
     """
-    constructor = programs.network(network)
+    constructor = networks.load(network)
     change = getattr(defences.load(defence), "network", None) if defence else None
 
     def build() -> Any:
@@ -217,7 +217,7 @@ def from_file(
                        "--input-shape …`")  # fmt: skip
     name = network or network_of(path, meta)
     settings = meta["settings"] if settings is None else settings
-    programs.require_settings(programs.network(name), settings, str(path))
+    programs.require_settings(networks.load(name), settings, str(path))
     defence, defence_settings = meta["defence"]["name"], meta["defence"]["settings"]
     if defence:
         defence_settings = defences.check(defence, defence_settings, str(path))
@@ -255,7 +255,7 @@ def network_of(path: str | Path, metadata: Mapping[str, Any]) -> str:
         BadInput: the file names anything else. A file is never allowed to choose code to run.
     """
     name: str = metadata["network"]
-    if name not in programs.network_names():
+    if name not in networks.names():
         raise BadInput(f"{path} was made with the network {name!r}, which is not a built-in one but code: if you trust "
                        f"it, say --network {name}")  # fmt: skip
     return name
