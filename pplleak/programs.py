@@ -23,13 +23,11 @@ from typing import Any, Literal
 
 import docstring_parser
 
-from pplleak import channels
 from pplleak.errors import BadInput, unknown
 
 Kind = Literal["models", "inference"]
 ENTRY: dict[Kind, str] = {"models": "model", "inference": "run"}
 RESERVED = {"seed", "progress"}  # of an inference: the command line's own
-GIVEN = {"update", "client", "batch_size", "public", "sigma"}  # of a channel: the target's, the command line's own
 
 
 @dataclass(frozen=True)
@@ -108,31 +106,6 @@ def _opened(kind: Kind, path: Path) -> ModuleType:
     return _module(path, f"pplleak.{kind}.{path.stem}" if inside else None)
 
 
-def channel(name: str) -> type[channels.Channel]:
-    """The channel of a name, which is that of a class of `pplleak.channels` in lower case."""
-    known = named_channels()
-    if name not in known:
-        raise unknown("channel", name, known)
-    return known[name]
-
-
-def named_channels() -> dict[str, type[channels.Channel]]:
-    """Every channel that its settings say in full; the others need tensors, and are left to Python users."""
-
-    def plain(kind: Any) -> bool:
-        if not inspect.isclass(kind) or not issubclass(kind, channels.Channel) or kind is channels.Channel:
-            return False
-        parameters = inspect.signature(spelled(kind)).parameters.values()
-        return all(p.name in GIVEN or p.default is not p.empty for p in parameters)
-
-    return {n.lower(): c for n, c in vars(channels).items() if plain(c)}
-
-
-def spelled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What takes the settings that can be written down: of a channel that takes tensors, its own `of`."""
-    return getattr(function, "of") if "of" in vars(function) else function  # noqa: B009 (mypy knows no `of`)
-
-
 def _module(path: Path, name: str | None) -> ModuleType:
     """Run a file once; its own errors become one line that names the file and the line."""
     key = name or f"pplleak_user_{path.stem}_{abs(hash(path.resolve()))}"
@@ -172,12 +145,14 @@ def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
     return function
 
 
-def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> list[Setting]:
+def settings(function: Callable[..., Any], reserved: set[str] = RESERVED, *, positional: bool = False) -> list[Setting]:
     """The keyword-only arguments of a model, an inference, a network or a channel, in order.
 
     Types the command line cannot write (tensors, functions) are left to Python users.
+
+    Args:
+        reserved: names that are no settings. positional: take the other arguments that have a name, too.
     """
-    function = spelled(function)
     try:
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except (NameError, TypeError):
@@ -185,7 +160,8 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> lis
     docs = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY or name in reserved:
+        named = (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) if positional else (parameter.KEYWORD_ONLY,)
+        if parameter.kind not in named or name in reserved:
             continue
         if parameter.default is parameter.empty:
             raise BadInput(f"the setting '{name}' of {function.__module__} has no default: every belief needs one")

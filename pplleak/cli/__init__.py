@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # Pyr
 
 from rich.console import Console  # noqa: E402
 
-from pplleak import programs  # noqa: E402
+from pplleak import channels, programs  # noqa: E402
 from pplleak.cli import _arguments as arguments  # noqa: E402
 from pplleak.cli import _model_table as model_table  # noqa: E402
 from pplleak.cli import bits as bits_command  # noqa: E402
@@ -54,7 +54,7 @@ def attack(argv: Sequence[str]) -> int:
     name, target = given(argv, "--inference", attacks.AUTO), None
     groups = {
         "network": settings_of("Network", with_defaults(networks.load(network), defaults, observed)),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+        "channel": settings_of("Channel", channels.settable(given(argv, "--channel", "gaussian"))),
         **defence_group(argv),
         "model": settings_of("Model", programs.load("models", given(argv, "--model", "gaussian")), BELIEFS),
     }
@@ -86,7 +86,7 @@ def attack(argv: Sequence[str]) -> int:
 def observe(argv: Sequence[str]) -> int:
     groups = {
         "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+        "channel": settings_of("Channel", channels.settable(given(argv, "--channel", "gaussian"))),
         **defence_group(argv),
     }
     args = parse(Observe, "observe", argv, groups)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pplleak import data, programs
+from pplleak import channels, data, programs
 from pplleak.cli._options import BELIEFS, defence_group, given, options, parse, settings_of, with_defaults
 from pplleak.client import networks
 from pplleak.client.training import LocalTraining
@@ -67,7 +67,7 @@ def several(base: type, command: str, argv: Sequence[str], default: str) -> tupl
         raise BadInput(f"--inference names one twice, and both would take the same settings: {','.join(names)}")
     groups = {
         "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+        "channel": settings_of("Channel", channels.settable(given(argv, "--channel", "gaussian"))),
         **defence_group(argv),
         "model": settings_of("Model", programs.load("models", model), BELIEFS),
         **{prefixes[n]: settings_of(prefixes[n].title(), inference(model, n)) for n in names},

@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pplleak import programs
+from pplleak import channels, programs
 from pplleak.federation import defences
 from pplleak.studies.attack.attack import AUTO, Precision
 from pplleak.studies.risk import risk
 
 BELIEFS = {
     **{s.name: "the true defence's" for d in defences.names() for s in programs.settings(defences.entry(d))},
-    **{s.name: "the true channel's" for c in programs.named_channels().values() for s in programs.settings(c)},
+    **{s.name: "the true channel's" for c in channels.names() for s in channels.settings(c)},
     "sigma": "the noise of the target's channel, --sigma",
     "reference": "the public part of --data",
 }

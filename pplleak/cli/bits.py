@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pplleak import programs, runs
+from pplleak import channels, programs, runs
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
 from pplleak.client import networks
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     model, inference = given(argv, "--model", "gaussian"), given(argv, "--inference", "laplace")
     groups = {
         "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+        "channel": settings_of("Channel", channels.settable(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", programs.load("models", model), BELIEFS),
         "inference": settings_of("Inference", arguments.inference(model, inference)),
     }

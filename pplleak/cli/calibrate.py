@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pplleak import programs, runs
+from pplleak import channels, programs, runs
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
 from pplleak.client import networks
@@ -78,7 +78,7 @@ def _parsed(argv: Sequence[str]) -> Any:
     beliefs = {s.name: "what the model was told" for s in programs.settings(program)}
     groups = {
         "network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
+        "channel": settings_of("Channel", channels.settable(given(argv, "--channel", "gaussian"))),
         "model": settings_of("Model", program, BELIEFS),
         "adversary": settings_of("Adversary", program, beliefs),
         "inference": settings_of("Inference", arguments.inference(model, given(argv, "--inference", "hmc"))),

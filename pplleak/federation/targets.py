@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from pplleak.density.surrogate import smoothed
 from pplleak.errors import BadInput
 from pplleak.federation import defences, observation
 from pplleak.federation.observation import Observation
+from pplleak.settings import Named
 
 Precision = Literal["float32", "float64"]
 
@@ -178,22 +178,9 @@ def resolve_channel(
     Raises:
         BadInput: an unknown name or setting, or a value that the channel refuses; a sigma for a channel without one.
     """
-    kind = programs.channel(name)
-    constructor = programs.spelled(kind)
-    programs.require_settings(kind, settings or {}, where, f"the channel {name}")
-    chosen = {s.name: s.default for s in programs.settings(kind)} | dict(settings or {})
-    chosen = {n: tuple(v) if isinstance(v, list) else v for n, v in chosen.items()}  # as JSON has them
-    if "sigma" in inspect.signature(constructor).parameters:
-        sigma = 0.1 if sigma is None else sigma
-    elif sigma is not None:
-        raise BadInput(f"{where}: the channel {name} has no sigma: set {' and '.join(chosen)}")
     noise = {} if sigma is None else {"sigma": sigma}
-    try:
-        if constructor is kind:  # the others are checked with their client
-            kind(DenseUpdate(torch.zeros(1, 1)), **noise, **chosen)  # one entry is enough to check them all
-    except TypeError as error:
-        raise BadInput(f"{where}: the channel {name} cannot be set to {chosen}: {error}") from error
-    return kind, sigma, chosen
+    chosen = dict(channels.check(Named(name, {**(settings or {}), **noise}), where).settings)
+    return channels.get(name), chosen.pop("sigma", None), chosen
 
 
 def from_file(
