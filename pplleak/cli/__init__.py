@@ -128,7 +128,7 @@ def ls(argv: Sequence[str]) -> int:
     console = Console()
     kinds: list[tuple[str, programs.Kind]] = [("models (--model)", "models"), ("inferences (--inference)", "inference")]
     listed = [(title, programs.names(kind)) for title, kind in kinds]
-    listed.append(("networks (--network)", programs.network_names()))
+    listed.append(("networks (--network)", networks.names()))
     width = max(len(name) for _, names in listed for name in names)
     for title, names in listed:
         console.print(f"[bold]{title}[/]")

@@ -26,7 +26,7 @@ def protection_groups(argv: Sequence[str], channel: str = "gaussian") -> dict[st
     """Groups of settings of the channel and of the defence that are named, or of the default channel."""
     groups: dict[str, type] = {}
     if (name := given(argv, "--channel", channel)) != NONE:
-        groups["channel"] = settings_of("Channel", without(channels.get(name), "sigma"))
+        groups["channel"] = settings_of("Channel", without(channels.settable(name), "sigma", *channels.GIVEN))
     if (name := given(argv, "--defence", "")) not in ("", NONE):
         groups["defence"] = settings_of("Defence", defences.entry(name))
     return groups

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pplleak import programs
+from pplleak import channels, programs
 from pplleak.federation import defences
 from pplleak.federation.scenario import Precision
 from pplleak.studies.attack.attack import AUTO, MODEL
@@ -24,7 +24,7 @@ from pplleak.studies.risk import risk
 
 BELIEFS = {
     **{s.name: "the true defence's" for d in defences.names() for s in programs.settings(defences.entry(d))},
-    **{s.name: "the true channel's" for c in programs.named_channels().values() for s in programs.settings(c)},
+    **{s.name: "the true channel's" for c in channels.names() for s in channels.settings(c)},
     "sigma": "the noise of the target's channel, --sigma",
     "reference": "the public part of --data",
 }

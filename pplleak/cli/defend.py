@@ -14,6 +14,7 @@ from rich.console import Console
 from pplleak import data, programs, runs
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import given, options, parse, settings_of, with_defaults
+from pplleak.client import networks
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation import rounds
 from pplleak.federation.protection import Protection
@@ -87,7 +88,7 @@ def run(argv: Sequence[str]) -> int:
     attack = programs.load("inference", inference)
     light = {s.name: KNOWING[s.name] for s in programs.settings(attack) if s.name in KNOWING}
     groups = {
-        "network": settings_of("Network", programs.network(network)),
+        "network": settings_of("Network", networks.load(network)),
         "inference": settings_of("Inference", with_defaults(attack, light, inference)),
     }
     args = parse(Defend, "defend", argv, groups)

@@ -19,7 +19,7 @@ from pyro import poutine
 from safetensors.torch import save_file
 from scenes import build_client
 
-from pplleak import programs
+from pplleak import channels, programs
 from pplleak.posterior import Posterior
 
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",
@@ -47,7 +47,7 @@ def true_channel(model: str) -> str:
     client = build_client("linear", {}, (1, 8, 8), 10)
     believed = poutine.trace(programs.load("models", model)).get_trace(client).nodes["g"]["fn"]
     name = type(believed).__name__.lower()
-    return name if name in programs.named_channels() else "gaussian"
+    return name if name in channels.names() else "gaussian"
 
 
 @pytest.mark.parametrize("model", sorted(programs.names("models")))
