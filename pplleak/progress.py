@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ProgressBar = Callable[[str, int], Iterator[int]]
 
@@ -25,6 +24,16 @@ def silent(label: str, total: int) -> Iterator[int]:
 
 def bar(label: str, total: int) -> Iterator[int]:
     """A bar on standard error; it disappears into one line when its work is done or interrupted."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
@@ -43,6 +52,8 @@ def keep(chain: Iterator[dict[str, Tensor]], draws: int, progress: ProgressBar) 
     Raises:
         KeyboardInterrupt: there is no draw to keep.
     """
+    import torch
+
     kept: list[dict[str, Tensor]] = []
     reasons = []
     try:
