@@ -22,9 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from pplleak import settings as reading
+from pplleak import signatures
 from pplleak.errors import BadInput, unknown
-from pplleak.settings import Setting
+from pplleak.settings import Setting, require
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def folder(kind: Kind) -> Path:
 def names(kind: Kind) -> dict[str, str]:
     """Every file of a kind with its docstring's first line, read without running it."""
     paths = [p for p in sorted(folder(kind).glob("*.py")) if not p.name.startswith("_")]
-    return {path.stem: reading.first_line(path) for path in paths}
+    return {path.stem: signatures.first_line(path) for path in paths}
 
 
 def locate(kind: Kind, name: str) -> Path:
@@ -133,13 +133,13 @@ def inference(name: str) -> InferenceFile:
 
 def declining() -> dict[str, Callable[[Any, Any, Any], str]]:
     """The `declines` of every inference that has one, by name: samplers that are exact where they do not decline."""
-    able = [n for n in names("inference") if "declines" in reading.defined(locate("inference", n))]
+    able = [n for n in names("inference") if "declines" in signatures.defined(locate("inference", n))]
     return {name: declines for name in able if (declines := inference(name).declines) is not None}
 
 
 def described(kind: Kind, name: str) -> list[Setting] | None:
     """What a file's entry can be set to, read without running it; None where reading does not tell."""
-    return reading.read(locate(kind, name), ENTRY[kind], RESERVED)
+    return signatures.read(locate(kind, name), ENTRY[kind], RESERVED)
 
 
 def preferred(model: str, inference: str) -> dict[str, Any]:
@@ -154,13 +154,13 @@ def preferred(model: str, inference: str) -> dict[str, Any]:
         return {}
     wanted: Any = {}
     path = locate("models", model)
-    if reading.mentions(path, "MAP"):
-        wanted = reading.value(path, "MAP")
-        wanted = _model(model).MAP if wanted is reading.UNREAD else wanted
+    if signatures.mentions(path, "MAP"):
+        wanted = signatures.value(path, "MAP")
+        wanted = _model(model).MAP if wanted is signatures.UNREAD else wanted
     if not isinstance(wanted, dict):
         raise BadInput(f"MAP of the model {model} must be a dictionary of settings, not a {type(wanted).__name__}")
     known = described("inference", inference)
-    reading.require(
+    require(
         settings(load("inference", inference)) if known is None else known,
         wanted,
         f"MAP of the model {model}",
@@ -280,7 +280,7 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> lis
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except (NameError, TypeError):
         hints = {}
-    docs = reading.described(function.__doc__ or "")
+    docs = signatures.described(function.__doc__ or "")
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY or name in reserved:
@@ -297,7 +297,7 @@ def require_settings(
     constructor: Callable[..., Any], names: Iterable[str], where: str, what: str = "the network"
 ) -> None:
     """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by."""
-    reading.require(settings(constructor), names, where, what)
+    require(settings(constructor), names, where, what)
 
 
 def _writable(kind: Any) -> Any:
