@@ -1,0 +1,68 @@
+"""A folder that is a list: every file is one entry, found by its name, and nothing is registered anywhere.
+
+Channels, priors, datasets, networks and defences are such folders. What is in one is read without running it, so that
+listing needs no torch; a file is imported when it is asked for. Files whose names begin with an underscore hold what
+the others share.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from pplleak.errors import unknown
+
+
+def names(folder: Path, entry: str = "") -> dict[str, str]:
+    """The files of a folder with their docstrings' first lines, in the order of their names.
+
+    Args:
+        folder: of Python files; those whose names begin with an underscore are passed over.
+        entry: only the files that define a function or a class of that name at their top level; "" takes all.
+    """
+    listed = {}
+    for path in sorted(folder.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not entry or entry in _defined(tree):
+            listed[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return listed
+
+
+def where(folder: Path, name: str) -> str | None:
+    """The stem of the file that defines `name` at its top level; None where no file of the folder does."""
+    for path in sorted(folder.glob("[!_]*.py")):
+        if name in _defined(ast.parse(path.read_text(encoding="utf-8"))):
+            return path.stem
+    return None
+
+
+def load(package: str, kind: str, name: str, entry: str = "") -> ModuleType:
+    """The module of a package's file, imported.
+
+    Args:
+        package: as it is imported, ``pplleak.channels``. kind: what its files are, for the message. entry: of `names`.
+
+    Raises:
+        BadInput: there is no such file, with the near names.
+    """
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    known = names(Path(spec.origin).parent, entry)
+    if name not in known:
+        raise unknown(kind, name, known)
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Functions, classes and names that a file's top level binds."""
+    bound = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            bound |= {t.id for t in targets if isinstance(t, ast.Name)}
+    return bound
