@@ -1,13 +1,13 @@
 """Finds and opens the files of models/ and inference/, by name or by path; nothing is registered anywhere.
 
 A name is a file of the folder (`hmc` is ``inference/hmc.py``), anything that ends in ``.py`` is a path. Both go
-through one loader. What a file's function can be set to is read off its signature: its keyword-only arguments,
-with their defaults, types and the lines that its docstring says about them.
+through one loader. What a file may offer besides its entry is declared here (`ModelFile`, `InferenceFile`). What its
+entry can be set to is its keyword-only arguments, with their defaults, types and lines of the docstring: read off the
+source by `described`, off a function by `settings`.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import importlib
 import importlib.util
@@ -15,31 +15,54 @@ import inspect
 import shutil
 import sys
 import traceback
+import types
 import typing
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import docstring_parser
-
+from pplleak import signatures
 from pplleak.errors import BadInput, unknown
-from pplleak.settings import Named
+from pplleak.settings import Named, Setting, require
 
 Kind = Literal["models", "inference"]
 ENTRY: dict[Kind, str] = {"models": "model", "inference": "run"}
 RESERVED = {"seed", "progress"}  # of an inference: the command line's own
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A keyword argument that the command line can set."""
+AUTO = "auto"  # in place of an inference: the one that suits the target is chosen
 
-    name: str
-    type: Any
-    default: Any
-    help: str
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a file of models/ is: its program, and what it may offer besides.
+
+    model            (client, batch_size=1, *, beliefs) -> g, the generative program
+    MAP              settings of `map` that it wants where the user sets none: its paper's optimiser
+    labels           (client, observed) -> labels (batch,), read off a gradient that was shared without them, or None
+    exact_posterior  (client, observed, *, beliefs) -> the posterior in closed form, where there is one
+    """
+
+    path: Path
+    model: Callable[..., Any]
+    MAP: Mapping[str, Any] = field(default_factory=dict)
+    labels: Callable[[Any, Any], Any] | None = None
+    exact_posterior: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class InferenceFile:
+    """What a file of inference/ is: its algorithm, and what it may offer besides.
+
+    run       (model, observed, client, *, seed, progress, settings) -> Posterior
+    declines  (model, observed, client) -> why this exact sampler does not take them, "" where it does
+    """
+
+    path: Path
+    run: Callable[..., Any]
+    declines: Callable[[Any, Any, Any], str] | None = None
 
 
 def folder(kind: Kind) -> Path:
@@ -51,12 +74,8 @@ def folder(kind: Kind) -> Path:
 
 def names(kind: Kind) -> dict[str, str]:
     """Every file of a kind with its docstring's first line, read without running it."""
-    found = {}
-    for path in sorted(folder(kind).glob("*.py")):
-        if not path.name.startswith("_"):
-            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            found[path.stem] = doc.splitlines()[0] if doc else ""
-    return found
+    paths = [p for p in sorted(folder(kind).glob("*.py")) if not p.name.startswith("_")]
+    return {path.stem: signatures.first_line(path) for path in paths}
 
 
 def locate(kind: Kind, name: str) -> Path:
@@ -86,30 +105,79 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
     return functools.partial(function, **settings) if settings else function
 
 
-def offers(kind: Kind, function: str) -> dict[str, Callable[..., Any]]:
-    """The files of a kind that have a function of that name: file -> function."""
-    found = {name: getattr(_opened(kind, locate(kind, name)), function, None) for name in names(kind)}
-    return {name: f for name, f in found.items() if callable(f)}
+def model(name: str) -> ModelFile:
+    """A model file by name or by path.
+
+    Raises:
+        BadInput: there is none, it cannot be loaded, or what it offers is not of the kind that `ModelFile` declares.
+    """
+    path = locate("models", name)
+    opened = _opened("models", path)
+    wanted = getattr(opened, "MAP", {})
+    if not isinstance(wanted, dict):
+        raise BadInput(f"MAP of the model {name} must be a dictionary of settings, not a {type(wanted).__name__}")
+    return ModelFile(
+        path,
+        _function(opened, ENTRY["models"], path),
+        wanted,
+        _offered(opened, "labels", path),
+        _offered(opened, "exact_posterior", path),
+    )
 
 
-def exported(kind: Kind, name: str, attribute: str, default: Any = None) -> Any:
-    """What else a file says about itself, or the default: see `preferred`, and `labels` in docs/write-a-model.md."""
-    return getattr(_opened(kind, locate(kind, name)), attribute, default)
+_model = model  # for functions with an argument of that name
+
+
+def inference(name: str) -> InferenceFile:
+    """An inference file by name or by path; raises BadInput as `model` does."""
+    path = locate("inference", name)
+    opened = _opened("inference", path)
+    return InferenceFile(path, _function(opened, ENTRY["inference"], path), _offered(opened, "declines", path))
+
+
+def declining() -> dict[str, Callable[[Any, Any, Any], str]]:
+    """The `declines` of every inference that has one, by name: samplers that are exact where they do not decline."""
+    able = [n for n in names("inference") if "declines" in signatures.defined(locate("inference", n))]
+    return {name: declines for name in able if (declines := inference(name).declines) is not None}
+
+
+def described(kind: Kind, name: str) -> list[Setting] | None:
+    """What a file's entry can be set to, read without running it; None where reading does not tell."""
+    return signatures.read(locate(kind, name), ENTRY[kind], RESERVED)
 
 
 def preferred(model: str, inference: str) -> dict[str, Any]:
     """The settings that a model's file wants of an inference where the user sets none: its `MAP`, for `map`.
 
+    Read without running the file, where they are literals.
+
     Raises:
         BadInput: they are no dictionary of that inference's settings.
     """
-    attribute = Path(inference).stem.upper()
-    found = exported("models", model, attribute, {})
-    where = f"{attribute} of the model {model}"
-    if not isinstance(found, dict):
-        raise BadInput(f"{where} must be a dictionary of settings, not a {type(found).__name__}")
-    require_settings(load("inference", inference), found, where, f"the inference {inference}")
-    return dict(found)
+    if Path(inference).stem != "map":
+        return {}
+    wanted: Any = {}
+    path = locate("models", model)
+    if signatures.mentions(path, "MAP"):
+        wanted = signatures.value(path, "MAP")
+        wanted = _model(model).MAP if wanted is signatures.UNREAD else wanted
+    if not isinstance(wanted, dict):
+        raise BadInput(f"MAP of the model {model} must be a dictionary of settings, not a {type(wanted).__name__}")
+    known = described("inference", inference)
+    require(
+        settings(load("inference", inference)) if known is None else known,
+        wanted,
+        f"MAP of the model {model}",
+        f"the inference {inference}",
+    )
+    return dict(wanted)
+
+
+def _offered(opened: ModuleType, name: str, path: Path) -> Callable[..., Any] | None:
+    offered = getattr(opened, name, None)
+    if offered is not None and not callable(offered):
+        raise BadInput(f"'{name}' of {path} must be a function, not a {type(offered).__name__}")
+    return offered
 
 
 def _opened(kind: Kind, path: Path) -> ModuleType:
@@ -125,7 +193,7 @@ def _module(path: Path, name: str | None) -> ModuleType:
     try:
         if name:
             return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(key, path)
+        spec = importlib.util.spec_from_file_location(key, path.resolve())  # tracebacks name the file in full
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[key] = module
@@ -133,15 +201,21 @@ def _module(path: Path, name: str | None) -> ModuleType:
         return module
     except Exception as error:
         sys.modules.pop(key, None)
-        raise BadInput(f"{path} cannot be loaded: {message(error, path)}") from error
+        raise BadInput(f"{path} cannot be loaded: {describe(error, path)}") from error
 
 
-def message(error: Exception, path: Path | None = None) -> str:
+def lines_of(error: BaseException, path: Path) -> list[int]:
+    """The lines of a file that an error passed through, the outermost first; of that very file, not of its name."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f.lineno or 0 for f in frames if Path(f.filename).resolve() == path.resolve()]
+
+
+def describe(error: Exception, path: Path | None = None) -> str:
     """An error of a user's file in one line: its kind, its message, and the last line of the file it passed."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if path and Path(f.filename).name == path.name]
-    where = f" (line {frames[-1].lineno})" if frames else ""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
+    lines = lines_of(error, path) if path else []
+    where = f" (line {lines[-1]})" if lines else ""
+    message = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {message[0] if message else ''}{where}"
 
 
 def function(path: Path, name: str) -> Callable[..., Any]:
@@ -164,21 +238,22 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED, *, pos
     Args:
         reserved: names that are no settings. positional: take the other arguments that have a name, too.
     """
+    base = function.func if isinstance(function, functools.partial) else function
     try:
-        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        hints = typing.get_type_hints(base.__init__ if inspect.isclass(base) else base)
     except (NameError, TypeError):
         hints = {}
-    docs = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
+    docs = signatures.described(base.__doc__ or "")
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         named = (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) if positional else (parameter.KEYWORD_ONLY,)
         if parameter.kind not in named or name in reserved:
             continue
         if parameter.default is parameter.empty:
-            raise BadInput(f"the setting '{name}' of {function.__module__} has no default: every belief needs one")
+            raise BadInput(f"the setting '{name}' of {base.__module__} has no default: every belief needs one")
         kind = _writable(hints.get(name, type(parameter.default)))
         if kind is not None:
-            found.append(Setting(name, kind, parameter.default, " ".join(docs.get(name, "").split())))
+            found.append(Setting(name, kind, parameter.default, docs.get(name, "")))
     return found
 
 
@@ -186,9 +261,7 @@ def require_settings(
     constructor: Callable[..., Any], names: Iterable[str], where: str, what: str = "the network"
 ) -> None:
     """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by."""
-    surplus = set(names) - {s.name for s in settings(constructor)}
-    if surplus:
-        raise BadInput(f"{where}: {what} has no setting '{min(surplus)}'")
+    require(settings(constructor), names, where, what)
 
 
 def _writable(kind: Any) -> Any:
@@ -198,7 +271,7 @@ def _writable(kind: Any) -> Any:
         return kind
     if origin in (tuple, list):
         return kind if all(a is ... or _writable(a) is not None for a in args) else None
-    if args and origin is not Callable:  # a union: str | Tensor
+    if origin in (typing.Union, types.UnionType):  # str | Tensor
         parts = [a for a in args if a is type(None) or _writable(a) is not None]
         return typing.Union[tuple(parts)] if any(p is not type(None) for p in parts) else None  # noqa: UP007
     return None

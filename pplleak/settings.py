@@ -7,8 +7,8 @@ checked once against the signature of what it names, and travels whole from the 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pplleak.errors import BadInput
@@ -95,3 +95,18 @@ def _literal(value: str) -> Any:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return value
+
+
+def require(known: Iterable[Setting], names: Iterable[str], where: str, what: str = "the network") -> None:
+    """Raise BadInput for the first of the names that is none of the known settings."""
+    surplus = set(names) - {s.name for s in known}
+    if surplus:
+        raise BadInput(f"{where}: {what} has no setting '{min(surplus)}'")
+
+
+def with_defaults(known: Iterable[Setting], defaults: Mapping[str, Any], where: str) -> list[Setting]:
+    """The same settings with other defaults; raises BadInput for a default of a setting that is not there."""
+    known = list(known)
+    require(known, defaults, where)
+    given = {n: tuple(v) if isinstance(v, list) else v for n, v in defaults.items()}  # as JSON has them
+    return [replace(s, default=given.get(s.name, s.default)) for s in known]

@@ -224,16 +224,15 @@ def options(args: Any, part: str) -> dict[str, Any]:
 
 def without(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
     """The same settings, without those that the command line sets in another way."""
-    signature = inspect.signature(programs.spelled(function))
+    signature = inspect.signature(function)
 
-    @functools.wraps(programs.spelled(function))
+    @functools.wraps(function)
     def changed(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
     kept = [p for n, p in signature.parameters.items() if n not in names]
     changed.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    if inspect.isclass(function) and not isinstance(programs.spelled(function), type(changed)):
-        changed.__annotations__ = function.__init__.__annotations__  # type: ignore[misc]
+    changed.__annotations__ = dict((function.__init__ if inspect.isclass(function) else function).__annotations__)
     return changed
 
 

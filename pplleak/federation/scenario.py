@@ -99,7 +99,7 @@ def build_client(
         raise
     except Exception as error:
         file = named.name.rpartition(":")[0]
-        message = programs.message(error, Path(file) if file else None)
+        message = programs.describe(error, Path(file) if file else None)
         raise BadInput(f"the network '{named}' cannot be built for images {input_shape}: {message}") from error
     if not isinstance(made, nn.Module):
         raise BadInput(f"the network '{named}' returned a {type(made).__name__}, not a torch.nn.Module")

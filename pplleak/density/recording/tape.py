@@ -202,8 +202,8 @@ class Chunked:
 Recorded = Tape | Plain | Chunked
 
 # What comes of a function that looks at values or has an operation without a rule for tracing (torch: RuntimeError,
-# which NotImplementedError is, too; TypeError where no kind of tensor knows it), or that draws random numbers or changes
-# a tensor in place (`graphs.simplify`: ValueError).
+# which NotImplementedError is, too; TypeError where no kind of tensor knows it), or that draws random numbers or
+# changes a tensor in place (`graphs.simplify`: ValueError).
 UNRECORDABLE = (RuntimeError, TypeError, ValueError)
 
 

@@ -75,7 +75,7 @@ def choose(observed: Observation, model: str = MODEL, beliefs: Mapping[str, Any]
     has = f"the network has kinks ({', '.join(kinks)})"
     bound = believe(programs.load("models", model), observed, beliefs)
     reasons = []
-    for name, declines in programs.offers("inference", "declines").items():
+    for name, declines in programs.declining().items():
         with _blaming(programs.locate("models", model)):
             reason = declines(bound, observed, observed.client)
         if not reason:
@@ -112,8 +112,8 @@ def attack(
         inference, provenance["chosen"] = choose(observed, model, beliefs)
     run = programs.load("inference", inference)
     settings = programs.preferred(model, inference) | dict(settings or {})
-    rule = programs.exported("models", model, "labels")
-    if observed.labels is None and callable(rule):
+    rule = programs.model(model).labels
+    if observed.labels is None and rule is not None:
         observed = replace(observed, labels=rule(observed.client, observed))
         provenance["labels"] = "read off the gradient"
     bound = believe(programs.load("models", model), observed, beliefs)
@@ -154,18 +154,9 @@ def _blaming(model: Path) -> Iterator[None]:
         refusals, inner = [e for e in chain if isinstance(e, BadInput)], chain[-1]
         if refusals:
             raise refusals[-1] from error
-        if isinstance(inner, Exception) and _raised_in(inner, model):
-            raise BadInput(f"the model {model} failed: {programs.message(inner, model)}") from error
+        if isinstance(inner, Exception) and programs.lines_of(inner, model):
+            raise BadInput(f"the model {model} failed: {programs.describe(inner, model)}") from error
         raise
-
-
-def _raised_in(error: Exception, file: Path) -> bool:
-    traced = error.__traceback__
-    while traced is not None:
-        if Path(traced.tb_frame.f_code.co_filename).name == file.name:
-            return True
-        traced = traced.tb_next
-    return False
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

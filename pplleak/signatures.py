@@ -1,0 +1,302 @@
+"""What can be set, read off the source: a help text and a wrong word need neither torch nor a user's file to run.
+
+`read` gives the keyword-only arguments of a function of a file. Aliases of types (`Optimizer = Literal[…]`) and
+constants are followed through the file and through pplleak's own modules, none of which is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import math
+import operator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from pplleak.errors import BadInput
+from pplleak.settings import Setting
+
+
+class _Unread:
+    """The default of a setting that only running the file would tell."""
+
+    def __repr__(self) -> str:
+        return "(computed by the file)"
+
+
+UNREAD = _Unread()
+WRITABLE = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
+CONSTANTS = {"math.pi": math.pi, "math.inf": math.inf, "math.tau": math.tau, "math.e": math.e}
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
+ROOT = Path(__file__).parent
+Place = tuple[Path, "ast.AST | None"]  # a definition and the file that it stands in; None for the file itself
+
+
+def read(path: Path, function: str, reserved: Container[str] = ()) -> list[Setting] | None:
+    """The keyword-only arguments of a function of a file, in order, without running the file.
+
+    Of a class: those of its own `of`, if it has one, else of its `__init__`. Aliases of types and constants are
+    followed through the file and pplleak's modules. Types that a command line cannot write are left out; a default
+    that is not a literal, a constant or their sum is `UNREAD`.
+
+    Returns:
+        None: the name is there, but what it can be set to cannot be told by reading (`run = functools.partial(…)`).
+
+    Raises:
+        BadInput: there is no such file or function, the file is no Python, or a setting has no default.
+    """
+    found = _lookup(path, function)
+    if found is None:
+        if {function, "*"} & _imported(_tree(path)):  # of a module that is none of ours
+            return None
+        raise BadInput(f"{path} has no function '{function}'")
+    home, node = found
+    if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+        raise BadInput(f"{path} has no function '{function}'")
+    doc = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+    if isinstance(node, ast.ClassDef):
+        home, node = _constructor(home, node) or (home, None)
+        doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) and node.name == "of" else doc
+    return list(_arguments(home, node, doc or "", reserved)) if isinstance(node, ast.FunctionDef) else None
+
+
+def described(doc: str) -> dict[str, str]:
+    """The line that a docstring's Args has for each argument."""
+    import docstring_parser  # one of the parser's own imports, and of no one else's
+
+    return {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse(doc).params}
+
+
+def first_line(path: Path) -> str:
+    """The first line of a file's docstring."""
+    return next(iter((ast.get_docstring(_tree(path)) or "").splitlines()), "")
+
+
+def defined(path: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:
+    """The functions and classes that a file defines, by name."""
+    return {n.name: n for n in _tree(path).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+
+
+def value(path: Path, name: str) -> Any:
+    """A constant of a file, `STEPS` or `Class.field`; UNREAD where it is none."""
+    return _evaluate(path, ast.parse(name, mode="eval").body)
+
+
+def mentions(path: Path, name: str) -> bool:
+    """Whether a file has a name at its top: defined, assigned or imported."""
+    return _lookup(path, name) is not None or name in _imported(_tree(path))
+
+
+def kind(path: Path, name: str) -> Any:
+    """The type that a name of a file stands for (`Optimizer = Literal[…]`); None where it cannot be written."""
+    return _kind(path, ast.parse(name, mode="eval").body)
+
+
+def module(name: str) -> Path | None:
+    """The file of one of pplleak's modules, found without importing it."""
+    parts = name.split(".")
+    if parts[0] != "pplleak":
+        return None
+    base, rest = ROOT, parts[1:]
+    if rest[:1] in (["models"], ["inference"]):  # they lie beside the package in a checkout
+        spec = importlib.util.find_spec(".".join(parts[:2]))
+        base, rest = Path(str(spec and spec.origin)).parent, rest[1:]
+    return _file(base.joinpath(*rest))
+
+
+def _file(stem: Path) -> Path | None:
+    return next((p for p in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py") if p.is_file()), None)
+
+
+def _tree(path: Path) -> ast.Module:
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error.args[0]}{line}") from error
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+
+
+@functools.lru_cache(512)
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        if isinstance(node, ast.If):  # `if TYPE_CHECKING:`
+            yield from _statements([*node.orelse, *node.body])
+        elif isinstance(node, ast.Try):
+            yield from _statements(node.body)
+        else:
+            yield node
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    return {
+        alias.asname or alias.name
+        for n in _statements(tree.body)
+        if isinstance(n, ast.ImportFrom | ast.Import)
+        for alias in n.names
+    }
+
+
+def _lookup(path: Path, name: str, seen: frozenset[tuple[Path, str]] = frozenset()) -> Place | None:
+    """What a name means at the top of a file, through assignments and imports of pplleak's and neighbouring files."""
+    if (path, name) in seen:
+        return None
+    seen = seen | {(path, name)}
+    for node in reversed(list(_statements(_tree(path).body))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return path, node
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.TypeAlias):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+            targets = [node.name] if isinstance(node, ast.TypeAlias) else targets
+            if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+                if isinstance(node.value, ast.Name):
+                    return _lookup(path, node.value.id, seen) or (path, node)
+                return path, node
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _import(path, node, alias.name, seen)
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.asname == name and (home := module(alias.name)):
+                    return home, None
+    return None
+
+
+def _import(path: Path, node: ast.ImportFrom, name: str, seen: frozenset[tuple[Path, str]]) -> Place | None:
+    """What `from module import name` gives."""
+    if node.level:
+        folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        home, inner = _file(folder), _file(folder / name)
+    else:
+        home, inner = module(node.module or ""), module(f"{node.module}.{name}")
+    found = _lookup(home, name, seen) if home else None
+    return found or ((inner, None) if inner else None)
+
+
+def _resolve(path: Path, node: ast.expr) -> Place | None:
+    """What a name, or a name with dots, means in a file."""
+    if isinstance(node, ast.Name):
+        return _lookup(path, node.id)
+    if isinstance(node, ast.Attribute) and (base := _resolve(path, node.value)):
+        home, inside = base
+        if inside is None:
+            return _lookup(home, node.attr)
+        if isinstance(inside, ast.ClassDef):
+            for member in reversed(inside.body):
+                targets = member.targets if isinstance(member, ast.Assign) else []
+                targets = [member.target] if isinstance(member, ast.AnnAssign) else targets
+                if any(isinstance(t, ast.Name) and t.id == node.attr for t in targets):
+                    return home, member
+    return None
+
+
+def _evaluate(path: Path, node: ast.AST | None) -> Any:
+    """The value of an expression of literals and constants; UNREAD for any other."""
+    match node:
+        case ast.Constant(value=constant):
+            return constant
+        case ast.Tuple(elts=parts) | ast.List(elts=parts):
+            values = [_evaluate(path, p) for p in parts]
+            made = tuple(values) if isinstance(node, ast.Tuple) else values
+            return UNREAD if UNREAD in values else made
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            number = _evaluate(path, inner)
+            return -number if isinstance(number, int | float) else UNREAD
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in ARITHMETIC:
+            a, b = _evaluate(path, left), _evaluate(path, right)
+            numbers = isinstance(a, int | float) and isinstance(b, int | float) and b != 0
+            return ARITHMETIC[type(sign)](a, b) if numbers else UNREAD
+        case ast.Name() | ast.Attribute():
+            if (text := ast.unparse(node)) in CONSTANTS:
+                return CONSTANTS[text]
+            found = _resolve(path, node)
+            stands = found is not None and isinstance(found[1], ast.Assign | ast.AnnAssign)
+            return _evaluate(found[0], found[1].value) if found and stands else UNREAD  # type: ignore[union-attr]
+        case ast.Dict() as table:
+            try:
+                return ast.literal_eval(table)
+            except ValueError:
+                return UNREAD
+    return UNREAD
+
+
+def _kind(path: Path, node: ast.AST | None) -> Any:
+    """The part of an annotation that a command line can write, or None."""
+    match node:
+        case ast.Constant(value=None):
+            return type(None)
+        case ast.Constant(value=str(text)):
+            return _kind(path, ast.parse(text, mode="eval").body)
+        case ast.Name(id=name) if name in WRITABLE:
+            return WRITABLE[name]
+        case ast.Name() | ast.Attribute():
+            found = _resolve(path, node)
+            if found and isinstance(found[1], ast.Assign | ast.AnnAssign | ast.TypeAlias):
+                return _kind(found[0], found[1].value)
+        case ast.BinOp(op=ast.BitOr(), left=left, right=right):
+            return _union([_kind(path, left), _kind(path, right)])
+        case ast.Subscript(value=base, slice=inner):
+            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            match ast.unparse(base).rpartition(".")[2]:
+                case "Literal":
+                    values = tuple(_evaluate(path, p) for p in parts)
+                    return None if UNREAD in values else Literal[values]
+                case "Optional":
+                    return _union([_kind(path, parts[0]), type(None)])
+                case "Union":
+                    return _union([_kind(path, p) for p in parts])
+                case "Annotated":
+                    return _kind(path, parts[0])
+                case "tuple" | "list" as holder:
+                    dots = [isinstance(p, ast.Constant) and p.value is ... for p in parts]
+                    kinds = [... if d else _kind(path, p) for d, p in zip(dots, parts, strict=True)]
+                    if None not in kinds:
+                        return tuple[tuple(kinds)] if holder == "tuple" else list[kinds[0]]
+    return None
+
+
+def _union(kinds: Sequence[Any]) -> Any:
+    kept = [k for k in kinds if k is not None]
+    return Union[tuple(kept)] if any(k is not type(None) for k in kept) else None  # noqa: UP007
+
+
+def _constructor(path: Path, node: ast.ClassDef) -> Place | None:
+    """The `of` that a class defines itself, else its `__init__` or the one that it inherits."""
+    methods = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef)}
+    for name in ("of", "__init__"):
+        if name in methods:
+            return path, methods[name]
+    for base in node.bases:
+        found = _resolve(path, base)
+        if found and isinstance(found[1], ast.ClassDef) and (inherited := _constructor(found[0], found[1])):
+            return inherited
+    return None
+
+
+def _arguments(path: Path, node: ast.FunctionDef, doc: str, reserved: Container[str]) -> Iterator[Setting]:
+    docs = described(doc)
+    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+        name = argument.arg
+        if name in reserved:
+            continue
+        if default is None:
+            raise BadInput(f"the setting '{name}' of {path} has no default: every belief needs one")
+        value = _evaluate(path, default)
+        if argument.annotation is not None:
+            written = _kind(path, argument.annotation)
+        else:
+            written = type(value) if type(value) in WRITABLE.values() and value is not None else None
+        if written is not None:
+            yield Setting(name, written, value, docs.get(name, ""))
