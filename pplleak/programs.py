@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from pplleak import signatures
+from pplleak import folders, signatures
 from pplleak.errors import BadInput, unknown
 from pplleak.settings import Setting, require
 
@@ -79,8 +79,7 @@ def folder(kind: Kind) -> Path:
 
 def names(kind: Kind) -> dict[str, str]:
     """Every file of a kind with its docstring's first line, read without running it."""
-    paths = [p for p in sorted(folder(kind).glob("*.py")) if not p.name.startswith("_")]
-    return {path.stem: signatures.first_line(path) for path in paths}
+    return folders.names(folder(kind))
 
 
 def locate(kind: Kind, name: str) -> Path:

@@ -68,7 +68,7 @@ def test_a_surrogate_is_smooth_and_so_is_its_choice() -> None:
 
 def test_whoever_declines_says_so_before_it_runs() -> None:
     """What is chosen also runs: `declines` and `run` refuse the same."""
-    asked = programs.offers("inference", "declines")
+    asked = programs.declining()
     assert "refractive" in asked and "hmc" not in asked and "map" not in asked
     found = attack.attack(
         attack.from_data(settings=RELU),

@@ -228,7 +228,7 @@ def test_the_bounds_are_drawn_where_images_come_from_the_model_and_only_there(
     assert "no adversary has a smaller RMS error than 0.08" in capsys.readouterr().out
     found = json.loads((tmp_path / "a" / "risk.json").read_text())["bounds"]
     target = risk.from_model(attack.from_data("digits", network="linear", sigma=0.1), "linear_gaussian", {}, 0)
-    exact = programs.exported("models", "linear_gaussian", "exact_posterior")(target.client, target.observed)
+    exact = programs.model("linear_gaussian").exact_posterior(target.client, target.observed)  # type: ignore[misc]
     assert found["van_trees"]["square"] == pytest.approx(float(exact.covariance.trace()), rel=1e-3)
     assert found["rero"] == []
     assert run([*argv, "--draws-from", "data", "--out", str(tmp_path / "b")]) == 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from pplleak import data, programs
-from pplleak.cli._options import BELIEFS, defence_group, given, options, parse, settings_of, with_defaults
+from pplleak import data
+from pplleak.cli._options import given, options
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput
@@ -56,27 +55,6 @@ def private_target(args: Any, index: int | None = None, noise_seed: int | None =
     return label_recovery.recovered(target) if args.labels == "recovered" else target
 
 
-def several(base: type, command: str, argv: Sequence[str], default: str) -> tuple[Any, list[str], dict[str, Any]]:
-    """A command line that names several inferences: parsed, their names, and the settings of each."""
-    names = [n for n in given(argv, "--inference", default).split(",") if n]
-    if not names:
-        raise BadInput("--inference needs at least one name: map,hmc for example")
-    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", "gaussian")
-    if len(set(prefixes.values())) < len(names):
-        raise BadInput(f"--inference names one twice, and both would take the same settings: {','.join(names)}")
-    groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        **defence_group(argv),
-        "model": settings_of("Model", programs.load("models", model), BELIEFS),
-        **{prefixes[n]: settings_of(prefixes[n].title(), inference(model, n)) for n in names},
-    }
-    args = parse(base, command, argv, groups)
-    if args.count < 1:
-        raise BadInput(f"--count must be at least 1, not {args.count}")
-    return args, names, {n: options(args, prefixes[n]) for n in names}
-
-
 def network_defaults(argv: Sequence[str], observed: str) -> tuple[str, dict[str, Any]]:
     """The network to build the parser for: the one that is named, else the observation's."""
     if not observed:
@@ -109,8 +87,3 @@ def attacked(args: Any, network: str) -> Target:
     if args.surrogate is not None:
         target = targets.with_surrogate(target, args.surrogate)
     return spare_threads(target)
-
-
-def inference(model: str, name: str) -> Callable[..., Any]:
-    """The inference, with the settings that the model's file prefers as its defaults."""
-    return with_defaults(programs.load("inference", name), programs.preferred(model, name), model)

@@ -1,4 +1,4 @@
-"""The `pplleak bits` command: how many bits about its inputs one shared update carries, on average over the model."""
+"""How much was leaked: the mutual information of inputs and gradient, in bits."""
 
 from __future__ import annotations
 
@@ -8,28 +8,21 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from pplleak import programs, runs
-from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import BELIEFS, Victim, given, options, parse, settings_of
+from pplleak.cli._options import Victim, groups, options, parse
 from pplleak.errors import BadInput
-from pplleak.posterior import information
 from pplleak.progress import bar
-from pplleak.studies.attack import attack as attacks
-from pplleak.studies.attack import report
-from pplleak.studies.risk.risk import from_model
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COLUMNS = ("draw", "bits", "bits_se", "converged", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bits(Victim):
-    """How much was leaked: the mutual information of inputs and gradient, in bits."""
-
     model: str = "gaussian"
     """What the adversary believes, and what inputs and gradients are drawn from: a name (`pplleak ls`) or ./FILE.py."""
     inference: str = "laplace"
@@ -42,16 +35,18 @@ class Bits(Victim):
 
 def run(argv: Sequence[str]) -> int:
     """Draw, attack, and average the gains; Ctrl-C keeps the draws that are complete."""
-    model, inference = given(argv, "--model", "gaussian"), given(argv, "--inference", "laplace")
-    groups = {
-        "network": settings_of("Network", programs.network(given(argv, "--network", "mlp"))),
-        "channel": settings_of("Channel", programs.channel(given(argv, "--channel", "gaussian"))),
-        "model": settings_of("Model", programs.load("models", model), BELIEFS),
-        "inference": settings_of("Inference", arguments.inference(model, inference)),
-    }
-    args = parse(Bits, "bits", argv, groups)
+    args = parse(Bits, "bits", argv, groups(Bits, argv, "network", "channel", "model", "inference"))
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
+
+    from rich.console import Console
+
+    from pplleak.cli import _arguments as arguments
+    from pplleak.posterior import information
+    from pplleak.studies.attack import attack, report
+    from pplleak.studies.risk.risk import from_model
+
+    model, inference = args.model, args.inference
     out = report.prepare(args.out)
     settings = runs.settings(args, leaving=("index", "count", "out"))
     rows = read(out, settings)[: args.count]
@@ -62,10 +57,10 @@ def run(argv: Sequence[str]) -> int:
             if draw < len(rows):
                 continue
             target = from_model(base, model, beliefs, args.seed + draw)
-            found = attacks.attack(target, model, inference, beliefs=beliefs, settings=options(args, "inference"),
+            found = attack.attack(target, model, inference, beliefs=beliefs, settings=options(args, "inference"),
                                    seed=args.seed + draw).whole()  # fmt: skip
             if "bits" not in found.attrs:  # `attack` does without; here it is an error, and this raises it
-                bound = attacks.believe(programs.load("models", model), target, beliefs)
+                bound = attack.believe(programs.load("models", model), target, beliefs)
                 information.gain(bound, target.observed, target.client, found, target.truth)  # type: ignore[arg-type]
             rows.append({"draw": draw, **{c: found.attrs[c] for c in ("bits", "bits_se")},
                          "converged": found.converged, "seconds": round(found.attrs["seconds"], 2)})  # fmt: skip
@@ -84,6 +79,8 @@ def run(argv: Sequence[str]) -> int:
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """mutual_information and se in bits, draws, and how many of their attacks converged."""
+    from pplleak.posterior import information
+
     found = information.mutual_information([r["bits"] for r in rows])
     return {"mutual_information": found.value, "se": found.se, "draws": len(rows),
             "converged": sum(bool(r["converged"]) for r in rows)}  # fmt: skip
@@ -91,6 +88,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]], model: str, inference: str, pixels: int) -> Table:
     """What the gradient says, and how far to trust the number."""
+    from rich.table import Table
+
     found = summarise(rows)
     error = "" if found["se"] is None else f" ± {found['se']:.1f}"
     made = Table(

@@ -85,7 +85,7 @@ def build_client(
         raise
     except Exception as error:
         file = network.rpartition(":")[0]
-        said = programs.said(error, Path(file) if file else None)
+        said = programs.describe(error, Path(file) if file else None)
         raise BadInput(f"the network '{network}' cannot be built for images {input_shape}: {said}") from error
     if not isinstance(made, nn.Module):
         raise BadInput(f"the network '{network}' returned a {type(made).__name__}, not a torch.nn.Module")

@@ -36,7 +36,7 @@ __all__ = [
     "network_of", "resolve_channel", "versions", "with_surrogate", "write_observation",
 ]  # fmt: skip
 
-AUTO = "auto"  # the inference that `choose` names
+AUTO = programs.AUTO
 
 
 def believe(
@@ -73,7 +73,7 @@ def choose(target: Target, model: str = "gaussian", beliefs: Mapping[str, Any] |
     said = f"the network has kinks ({', '.join(kinks)})"
     bound = believe(programs.load("models", model), target, beliefs)
     reasons = []
-    for name, declines in programs.offers("inference", "declines").items():
+    for name, declines in programs.declining().items():
         with _blaming(programs.locate("models", model)):
             reason = declines(bound, target.observed, target.client)
         if not reason:
@@ -105,13 +105,13 @@ def attack(
     if inference == AUTO:
         inference, why = choose(target, model, beliefs)
         said = {**said, "chosen": why}
-    run = programs.load("inference", inference)
+    run, program = programs.inference(inference).run, programs.model(model)
     settings = programs.preferred(model, inference) | dict(settings or {})
-    rule = programs.exported("models", model, "labels")
-    if target.observed.labels is None and callable(rule):
-        target = replace(target, observed=replace(target.observed, labels=rule(target.client, target.observed)))
+    if target.observed.labels is None and program.labels is not None:
+        labels = program.labels(target.client, target.observed)
+        target = replace(target, observed=replace(target.observed, labels=labels))
         said = {**said, "labels": "read off the gradient"}
-    bound = believe(programs.load("models", model), target, beliefs)
+    bound = believe(program.model, target, beliefs)
     start = time.perf_counter()
     with _blaming(programs.locate("models", model)):
         posterior: Posterior = run(bound, target.observed, target.client, seed=seed, progress=progress, **settings)
@@ -152,18 +152,9 @@ def _blaming(model: Path) -> Iterator[None]:
         said, inner = [e for e in chain if isinstance(e, BadInput)], chain[-1]
         if said:
             raise said[-1] from error
-        if isinstance(inner, Exception) and _raised_in(inner, model):
-            raise BadInput(f"the model {model} failed: {programs.said(inner, model)}") from error
+        if isinstance(inner, Exception) and programs.lines_of(inner, model):
+            raise BadInput(f"the model {model} failed: {programs.describe(inner, model)}") from error
         raise
-
-
-def _raised_in(error: Exception, file: Path) -> bool:
-    traced = error.__traceback__
-    while traced is not None:
-        if Path(traced.tb_frame.f_code.co_filename).name == file.name:
-            return True
-        traced = traced.tb_next
-    return False
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
