@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pplleak import signatures
+from pplleak import folders, signatures
 from pplleak.errors import BadInput, unknown
 from pplleak.settings import Named, Setting, require
 
@@ -32,7 +32,8 @@ ENTRY: dict[Kind, str] = {"models": "model", "inference": "run"}
 RESERVED = {"seed", "progress"}  # of an inference: the command line's own
 
 
-AUTO = "auto"  # in place of an inference: the one that suits the target is chosen
+AUTO = "auto"  # in place of an inference: the one that suits the observation is chosen
+MODEL = "optimal"  # what an adversary believes unless another model is named
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def folder(kind: Kind) -> Path:
 
 def names(kind: Kind) -> dict[str, str]:
     """Every file of a kind with its docstring's first line, read without running it."""
-    paths = [p for p in sorted(folder(kind).glob("*.py")) if not p.name.startswith("_")]
-    return {path.stem: signatures.first_line(path) for path in paths}
+    return folders.names(folder(kind))
 
 
 def locate(kind: Kind, name: str) -> Path:

@@ -60,7 +60,7 @@ def read(path: Path, function: str, reserved: Container[str] = ()) -> list[Setti
         raise BadInput(f"{path} has no function '{function}'")
     doc = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
     if isinstance(node, ast.ClassDef):
-        home, node = _constructor(home, node) or (home, None)
+        home, node = constructor(home, node) or (home, None)
         doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) and node.name == "of" else doc
     return list(_arguments(home, node, doc or "", reserved)) if isinstance(node, ast.FunctionDef) else None
 
@@ -72,14 +72,14 @@ def described(doc: str) -> dict[str, str]:
     return {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse(doc).params}
 
 
-def first_line(path: Path) -> str:
-    """The first line of a file's docstring."""
-    return next(iter((ast.get_docstring(_tree(path)) or "").splitlines()), "")
-
-
 def defined(path: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:
     """The functions and classes that a file defines, by name."""
     return {n.name: n for n in _tree(path).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+
+
+def summary(path: Path, name: str) -> str:
+    """The first line of the docstring of a file's function or class."""
+    return next(iter((ast.get_docstring(defined(path)[name]) or "").splitlines()), "")
 
 
 def value(path: Path, name: str) -> Any:
@@ -90,6 +90,14 @@ def value(path: Path, name: str) -> Any:
 def mentions(path: Path, name: str) -> bool:
     """Whether a file has a name at its top: defined, assigned or imported."""
     return _lookup(path, name) is not None or name in _imported(_tree(path))
+
+
+def constants(name: str, class_: str) -> dict[str, Any]:
+    """The defaults of a class of one of pplleak's modules: field -> value."""
+    path = module(name)
+    node = defined(path)[class_] if path else None
+    fields = [m for m in node.body if isinstance(m, ast.AnnAssign)] if isinstance(node, ast.ClassDef) else []
+    return {ast.unparse(f.target): _evaluate(path, f.value) for f in fields if path and f.value is not None}
 
 
 def kind(path: Path, name: str) -> Any:
@@ -185,11 +193,11 @@ def _import(path: Path, node: ast.ImportFrom, name: str, seen: frozenset[tuple[P
     return found or ((inner, None) if inner else None)
 
 
-def _resolve(path: Path, node: ast.expr) -> Place | None:
+def resolve(path: Path, node: ast.expr) -> Place | None:
     """What a name, or a name with dots, means in a file."""
     if isinstance(node, ast.Name):
         return _lookup(path, node.id)
-    if isinstance(node, ast.Attribute) and (base := _resolve(path, node.value)):
+    if isinstance(node, ast.Attribute) and (base := resolve(path, node.value)):
         home, inside = base
         if inside is None:
             return _lookup(home, node.attr)
@@ -221,7 +229,7 @@ def _evaluate(path: Path, node: ast.AST | None) -> Any:
         case ast.Name() | ast.Attribute():
             if (text := ast.unparse(node)) in CONSTANTS:
                 return CONSTANTS[text]
-            found = _resolve(path, node)
+            found = resolve(path, node)
             stands = found is not None and isinstance(found[1], ast.Assign | ast.AnnAssign)
             return _evaluate(found[0], found[1].value) if found and stands else UNREAD  # type: ignore[union-attr]
         case ast.Dict() as table:
@@ -242,7 +250,7 @@ def _kind(path: Path, node: ast.AST | None) -> Any:
         case ast.Name(id=name) if name in WRITABLE:
             return WRITABLE[name]
         case ast.Name() | ast.Attribute():
-            found = _resolve(path, node)
+            found = resolve(path, node)
             if found and isinstance(found[1], ast.Assign | ast.AnnAssign | ast.TypeAlias):
                 return _kind(found[0], found[1].value)
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
@@ -272,15 +280,15 @@ def _union(kinds: Sequence[Any]) -> Any:
     return Union[tuple(kept)] if any(k is not type(None) for k in kept) else None  # noqa: UP007
 
 
-def _constructor(path: Path, node: ast.ClassDef) -> Place | None:
+def constructor(path: Path, node: ast.ClassDef) -> tuple[Path, ast.FunctionDef] | None:
     """The `of` that a class defines itself, else its `__init__` or the one that it inherits."""
     methods = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef)}
     for name in ("of", "__init__"):
         if name in methods:
             return path, methods[name]
     for base in node.bases:
-        found = _resolve(path, base)
-        if found and isinstance(found[1], ast.ClassDef) and (inherited := _constructor(found[0], found[1])):
+        found = resolve(path, base)
+        if found and isinstance(found[1], ast.ClassDef) and (inherited := constructor(found[0], found[1])):
             return inherited
     return None
 

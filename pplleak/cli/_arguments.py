@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from pplleak import channels, data, priors, programs
-from pplleak.cli._options import BELIEFS, given, options, parse, settings_of, with_defaults, without
-from pplleak.client import networks
+from pplleak import channels, data
+from pplleak.cli._options import given, options
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery, surrogate
 from pplleak.errors import BadInput
-from pplleak.federation import defences, files
+from pplleak.federation import files
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import NONE, Protection
 from pplleak.federation.scenario import Scenario, built_in, load, observe
+from pplleak.programs import MODEL
 from pplleak.settings import Named
-from pplleak.studies.attack.attack import MODEL
-
-
-def protection_groups(argv: Sequence[str], channel: str = "gaussian") -> dict[str, type]:
-    """Groups of settings of the channel and of the defence that are named, or of the default channel."""
-    groups: dict[str, type] = {}
-    if (name := given(argv, "--channel", channel)) != NONE:
-        groups["channel"] = settings_of("Channel", without(channels.settable(name), "sigma", *channels.GIVEN))
-    if (name := given(argv, "--defence", "")) not in ("", NONE):
-        groups["defence"] = settings_of("Defence", defences.entry(name))
-    return groups
-
-
-def victim_groups(argv: Sequence[str], network: str = "mlp") -> dict[str, type]:
-    """Groups of settings of the network and of what protects it."""
-    named = given(argv, "--network", network)
-    return {"network": settings_of("Network", networks.load(named)), **protection_groups(argv)}
-
-
-def model_groups(argv: Sequence[str], fallback: dict[str, str] = BELIEFS) -> dict[str, type]:
-    """Groups of settings of the model and, where it takes one, of the prior that is named."""
-    model = programs.load("models", given(argv, "--model", MODEL))
-    groups = {"model": settings_of("Model", model, fallback)}
-    default = {s.name: s.default for s in programs.settings(model)}.get("prior")
-    if default is not None:
-        named = Named.parse(given(argv, "--prior", given(argv, "--model.prior", str(default))))
-        groups["prior"] = settings_of("Prior", without(priors.get(named.name), "reference"))
-    return groups
 
 
 def spare_threads(observed: Observation) -> Observation:
@@ -113,25 +84,6 @@ def beliefs(args: Any) -> dict[str, Any]:
     return chosen
 
 
-def several(base: type, command: str, argv: Sequence[str], default: str) -> tuple[Any, list[str], dict[str, Any]]:
-    """A command line that names several inferences: parsed, their names, and the settings of each."""
-    names = [n for n in given(argv, "--inference", default).split(",") if n]
-    if not names:
-        raise BadInput("--inference needs at least one name: map,hmc for example")
-    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", MODEL)
-    if len(set(prefixes.values())) < len(names):
-        raise BadInput(f"--inference names one twice, and both would take the same settings: {','.join(names)}")
-    groups = {
-        **victim_groups(argv),
-        **model_groups(argv),
-        **{prefixes[n]: settings_of(prefixes[n].title(), inference(model, n)) for n in names},
-    }
-    args = parse(base, command, argv, groups)
-    if args.count < 1:
-        raise BadInput(f"--count must be at least 1, not {args.count}")
-    return args, names, {n: options(args, prefixes[n]) for n in names}
-
-
 def network_defaults(argv: Sequence[str], path: str) -> tuple[str, dict[str, Any]]:
     """The network to build the parser for: the one that is named, else the observation's."""
     if not path:
@@ -163,8 +115,3 @@ def attacked(args: Any, network: str) -> Observation:
     if args.surrogate is not None:
         made = surrogate.believed(made, args.surrogate)
     return spare_threads(made)
-
-
-def inference(model: str, name: str) -> Callable[..., Any]:
-    """The inference, with the settings that the model's file prefers as its defaults."""
-    return with_defaults(programs.load("inference", name), programs.preferred(model, name), model)

@@ -52,7 +52,7 @@ def row(path: Path) -> Row:
 
 def _optimiser(tree: ast.Module) -> str:
     """The settings of inference/map.py for this model: its own `MAP`, over the defaults."""
-    settings: dict[str, Any] = {s.name: s.default for s in programs.settings(programs.load("inference", "map"))}
+    settings: dict[str, Any] = {s.name: s.default for s in programs.described("inference", "map") or ()}
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         targets = [node.target] if isinstance(node, ast.AnnAssign) else targets

@@ -1,41 +1,78 @@
 """What the command line can be told, and the parsers for it.
 
-Settings of the chosen network, model and inference are read off their signatures, so ``--network``, ``--model`` and
-``--inference`` are looked up first (`given`), as ``--channel`` and ``--defence`` are, and the parser is built for what
-they name: ``--model.sigma``, ``--inference.chains``, ``--network.widths``, ``--channel.rate``.
+Settings of the chosen network, channel, defence, model and inference are read off their files, so ``--network``,
+``--model`` and ``--inference`` are looked up first (`given`), as ``--channel`` and ``--defence`` are, and the parser is
+built for what they name: ``--model.sigma``, ``--inference.chains``, ``--network.widths``, ``--channel.rate``.
+
+Nothing here imports torch, nor runs a user's file to print a help text.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pplleak import channels, programs
-from pplleak.federation import defences
-from pplleak.federation.scenario import Precision
-from pplleak.studies.attack.attack import AUTO, MODEL
-from pplleak.studies.risk import risk
+from pplleak import programs, signatures
+from pplleak.cli import _named as named
+from pplleak.errors import BadInput
+from pplleak.settings import Named, Setting, with_defaults
+from pplleak.signatures import UNREAD
 
+if TYPE_CHECKING:
+    from pplleak.federation.scenario import Precision
+else:
+    Precision = signatures.kind(signatures.module("pplleak.federation.scenario"), "Precision")
+
+NONE = "none"  # neither a channel nor a defence
 BELIEFS = {
-    **{s.name: "the true defence's" for d in defences.names() for s in programs.settings(defences.entry(d))},
-    **{s.name: "the true channel's" for c in channels.names() for s in channels.settings(c)},
-    "sigma": "the noise of the target's channel, --sigma",
+    **{s.name: "the true defence's" for d in named.defences() for s in named.defence_settings(d)},
+    **{s.name: "the true channel's" for c in named.channels() for s in named.channel_settings(c)},
+    "sigma": "the noise of the observation's channel, --sigma",
+    "channel": "the observation's, --channel",
     "reference": "the public part of --data",
 }
+
+# -- what commands share -------------------------------------------------------------------------------------------
+
+DataName = Annotated[str, tyro.conf.arg(help=f"{named.data()}.")]
+TrainingData = Annotated[str, tyro.conf.arg(help=f"{named.data()}; networks are trained on the public half.")]
+NetworkName = Annotated[
+    str,
+    tyro.conf.arg(help=f"{named.listed(named.networks())}, or FILE.py:FUNCTION; its settings are --network.NAME."),
+]
+ChannelName = Annotated[
+    str,
+    tyro.conf.arg(
+        help="What the gradient goes through before it is shared: "
+        f"{named.listed(named.channels())}; its settings are --channel.NAME."
+    ),
+]
+DefenceName = Annotated[
+    str,
+    tyro.conf.arg(
+        help="What the client does to its gradient, or to its network, before the channel: "
+        f"{named.listed(named.defences())}; its settings are --defence.NAME."
+    ),
+]
+PriorName = Annotated[
+    str,
+    tyro.conf.arg(
+        help="What the adversary knows of the data before, for a model that takes a prior (gaussian by default): "
+        f"{named.listed(named.priors())}; its settings are --prior.NAME."
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Victim:
     """What is attacked."""
 
-    data: str = "digits"
-    """digits (embedded), mnist, cifar10, or a folder of images."""
+    data: DataName = "digits"
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
     index: int = 0
@@ -47,8 +84,7 @@ class Victim:
     labels: Literal["known", "unknown", "recovered"] = "known"
     """Did the client share the labels? Unknown ones are summed out exactly; recovered: read off the last layer's
     gradient first, and then taken as known."""
-    network: str = "mlp"
-    """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
+    network: NetworkName = "mlp"
     checkpoint: Path | None = None
     """Trained weights: a safetensors file of the network's state_dict (default: weights drawn from --seed)."""
     local_lr: float | None = None
@@ -57,12 +93,8 @@ class Victim:
     """With --local-lr: steps of SGD that the client takes."""
     local_batch_size: int | None = None
     """With --local-lr: examples a step (default: all of them)."""
-    channel: str = "gaussian"
-    """What the gradient goes through before it is shared: gaussian, weighted, laplace, elastic, directional, masked,
-    pruned, topk, dpsgd, quantised, sign, aggregated; its settings are --channel.NAME."""
-    defence: str = ""
-    """What the client does to its gradient, or to its network, before the channel: soteria, ats, precode, dropout,
-    mix; its settings are --defence.NAME."""
+    channel: ChannelName = "gaussian"
+    defence: DefenceName = ""
     sigma: float | None = None
     """Noise of the channel: standard deviation on each entry of the gradient. None means 0.1, if it has noise."""
     seed: int = 0
@@ -73,97 +105,7 @@ class Victim:
     """Where the network runs: cpu, cuda, …"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Attack(Victim):
-    """Attack one shared gradient: what does it reveal about the image behind it?"""
-
-    model: str = MODEL
-    """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
-    prior: str = ""
-    """What it knows of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
-    inference: str = AUTO
-    """How it computes with that: a name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME. auto: hmc on a
-    smooth network, else an exact sampler that takes the network's kinks."""
-    surrogate: float | None = None
-    """Sharpness β of a softplus for the network's (leaky) ReLU in the adversary's model: an approximation."""
-    observed: Path | None = None
-    """Attack this observation (`pplleak observe`) instead of an image; the data then only serve the prior."""
-    out: Path = Path("attack")
-    """Folder for posterior.nc, attack.png and summary.json."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Observe(Victim):
-    """Write the gradient a client shares as an observation file, for `attack --observed`."""
-
-    gradient: Path | None = None
-    """Wrap this safetensors file of named gradients (yours) instead of computing one from the data."""
-    input_shape: tuple[int, ...] | None = None
-    """With --gradient: the shape of one example, e.g. 1 28 28."""
-    num_classes: int = 10
-    """With --gradient: the number of the network's logits."""
-    shared_labels: tuple[int, ...] | None = None
-    """With --gradient: the labels, where the client shared them."""
-    out: Path = Path("observation.safetensors")
-    """The file to write."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Compare(Victim):
-    """Attack the same images with several inferences: MAP against the full posterior."""
-
-    model: str = MODEL
-    """What the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME."""
-    prior: str = ""
-    """What it knows of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
-    inference: str = "map,laplace,svi,hmc"
-    """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
-    count: int = 5
-    """Images, from --index on."""
-    out: Path = Path("compare")
-    """Folder for compare.csv, compare.json and compare.png."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Risk(Victim):
-    """How often reconstructions come within δ of the private image: claimed by the posterior, and really."""
-
-    model: str = MODEL
-    """What the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME."""
-    prior: str = ""
-    """What it knows of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
-    inference: str = "map,hmc"
-    """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
-    count: int = 20
-    """Images, from --index on. The channel's noise is drawn anew for each."""
-    draws_from: Literal["data", "model"] = "data"
-    """Real images, or images and labels drawn from the model: there, claimed and realised must agree."""
-    distance: risk.Name = "rms"
-    """rms (of a pixel) or l2 (over all) at most δ, 1 − ssim at most δ, or psnr of at least δ dB."""
-    deltas: tuple[float, ...] = ()
-    """Thresholds of the curve (default: ten)."""
-    bounds: bool = True
-    """With --draws-from model: draw what no adversary can do, where a bound is known."""
-    out: Path = Path("risk")
-    """Folder for risk.png, risk.csv, risk.json and risk_images.csv; a run with the same settings goes on there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Ls:
-    """List the models, inferences and networks with what each one is."""
-
-    form: Literal["list", "markdown"] = "list"
-    """markdown: the table of the models, with p(x), p(g | x, y), source and optimiser of each."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cp:
-    """Copy a model or inference file, to start your own: `pplleak cp dlg mine.py`, then --model ./mine.py."""
-
-    name: tyro.conf.Positional[str]
-    """Of a file that `pplleak ls` lists."""
-    destination: tyro.conf.Positional[Path]
-    """A file ending in .py, or a folder."""
+# -- settings of what is named -------------------------------------------------------------------------------------
 
 
 def given(argv: Sequence[str], flag: str, default: str) -> str:
@@ -177,15 +119,106 @@ def given(argv: Sequence[str], flag: str, default: str) -> str:
     return value
 
 
-def settings_of(title: str, function: Callable[..., Any], fallback: dict[str, str] | None = None) -> type:
-    """A dataclass of a function's settings, for tyro. Those with a `fallback` default to None, which means it."""
-    fields = []
-    for setting in programs.settings(function):
-        kind, default, said = setting.type, setting.default, setting.help
+def helps(argv: Sequence[str]) -> bool:
+    """Whether the command line asks for help."""
+    return bool({"-h", "--help"} & set(argv))
+
+
+def groups(base: type, argv: Sequence[str], *parts: str) -> dict[str, type]:
+    """A group of settings for each part (network, channel, defence, model, inference) that `argv` or the default of
+    `base` names, and with a model that takes one for its prior: part -> dataclass."""
+    defaults = {f.name: f.default for f in dataclasses.fields(base)}
+    chosen = {part: given(argv, f"--{part}", str(defaults[part])) for part in parts}
+    made = {}
+    for part, name in chosen.items():
+        if part == "network":
+            made[part] = settings_of("Network", network_settings(argv, name))
+        elif part == "channel" and name != NONE:
+            made[part] = settings_of("Channel", named.channel_settings(name))
+        elif part == "defence" and name not in ("", NONE):
+            made[part] = settings_of("Defence", named.defence_settings(name))
+        elif part == "model":
+            known = program_settings(argv, "models", name)
+            made[part] = settings_of("Model", known, BELIEFS)
+            preset = next((str(s.default) for s in known if s.name == "prior"), "")
+            if preset:
+                prior = given(argv, "--prior", "") or given(argv, "--model.prior", preset)
+                made["prior"] = settings_of("Prior", named.prior_settings(Named.parse(prior).name))
+        elif part == "inference":
+            model = given(argv, "--model", str(defaults.get("model", "")))
+            made[part] = settings_of("Inference", inference_settings(argv, name, model))
+    return made
+
+
+def network_settings(argv: Sequence[str], name: str) -> list[Setting]:
+    """What a network can be set to. A user's file runs only where reading does not tell, and never for help."""
+    known = named.network_settings(name)
+    if known is None and not helps(argv):
+        known = programs.settings(programs.network(name))
+    return known or []
+
+
+def program_settings(argv: Sequence[str], kind: programs.Kind, name: str) -> list[Setting]:
+    """What a model or an inference can be set to; a user's file as for `network_settings`."""
+    known = programs.described(kind, name)
+    if known is None and not helps(argv):
+        known = programs.settings(programs.load(kind, name))
+    return with_defaults(known or [], programs.named(name).settings, name)
+
+
+def inference_settings(argv: Sequence[str], name: str, model: str) -> list[Setting]:
+    """What an inference can be set to, with the settings that the model's file prefers as defaults."""
+    known = program_settings(argv, "inference", name)
+    return with_defaults(known, programs.preferred(model, name) if model else {}, model)
+
+
+def settings_of(title: str, known: Sequence[Setting], fallback: Mapping[str, str] | None = None) -> type:
+    """A dataclass of settings, for tyro. Those with a `fallback` default to None, which means it."""
+    fields: list[Any] = []
+    for setting in known:
+        kind, default, text, metadata = setting.type, setting.default, setting.help, {}
         if fallback and setting.name in fallback:
-            kind, default, said = kind | None, None, f"{said} None means {fallback[setting.name]}, else {default}."
-        fields.append((setting.name, Annotated[kind, tyro.conf.arg(help=said)], dataclasses.field(default=default)))
+            kind, text = kind | None, f"{text} None means {fallback[setting.name]}, else {default}."
+            default = None
+        elif default is UNREAD:
+            kind, default, text = kind | None, None, f"{text} (default: what the file computes)"
+            metadata = {"left out": None}
+        field = dataclasses.field(default=default, metadata=metadata)
+        fields.append((setting.name, Annotated[kind, tyro.conf.arg(help=text)], field))
     return dataclasses.make_dataclass(title, fields, frozen=True)
+
+
+# -- parsing -------------------------------------------------------------------------------------------------------
+
+
+def parse(
+    base: type, command: str, argv: Sequence[str], groups: dict[str, type] | None = None, description: str | None = None
+) -> Any:
+    """The command line as an instance of `base`, with a field `PART_settings` for each group of settings.
+
+    Args:
+        description: what the help says first; None takes the docstring of the command's file.
+    """
+    return _cli(base, command, argv, groups or {}, description, partly=False)
+
+
+def parse_known(base: type, command: str, argv: Sequence[str], groups: dict[str, type]) -> tuple[Any, list[str]]:
+    """As `parse`, and the words that it does not know."""
+    return _cli(base, command, argv, groups, None, partly=True)
+
+
+def _cli(
+    base: type, command: str, argv: Sequence[str], groups: dict[str, type], description: str | None, partly: bool
+) -> Any:
+    cli: Any = tyro.cli  # its overloads want a literal `return_unknown_args`
+    return cli(
+        _with_groups(base, groups) if groups else base,
+        prog=f"pplleak {command}",
+        description=description or sys.modules[base.__module__].__doc__,
+        args=list(argv),
+        return_unknown_args=partly,
+        config=(tyro.conf.FlagConversionOff,),
+    )
 
 
 def _with_groups(base: type, groups: dict[str, type]) -> type:
@@ -195,59 +228,34 @@ def _with_groups(base: type, groups: dict[str, type]) -> type:
         for n, g in groups.items()
     ]
     made = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True)
-    made.__doc__ = base.__doc__
+    made.__module__ = base.__module__
     return made
 
 
-def parse(
-    base: type, command: str, argv: Sequence[str], groups: dict[str, type] | None = None, *, partly: bool = False
-) -> Any:
-    """The command line as an instance of `base`, with a field `PART_settings` for each group of settings; `partly`
-    passes over the words that it does not know."""
-    cli: Any = tyro.cli  # its overloads want a literal `return_unknown_args`
-    parsed = cli(
-        _with_groups(base, groups) if groups else base,
-        prog=f"pplleak {command}",
-        description=base.__doc__,
-        args=list(argv),
-        return_unknown_args=partly,
-        config=(tyro.conf.FlagConversionOff,),
-    )
-    return parsed[0] if partly else parsed
+def several(base: type, command: str, argv: Sequence[str]) -> tuple[Any, list[str], dict[str, Any]]:
+    """A command line that names several inferences: parsed, their names, and the settings of each."""
+    defaults = {f.name: f.default for f in dataclasses.fields(base)}
+    names = [n for n in given(argv, "--inference", str(defaults["inference"])).split(",") if n]
+    if not names:
+        raise BadInput("--inference needs at least one name: map,hmc for example")
+    prefixes, model = {n: Path(n).stem for n in names}, given(argv, "--model", str(defaults["model"]))
+    if len(set(prefixes.values())) < len(names):
+        raise BadInput(f"--inference names one twice, and both would take the same settings: {','.join(names)}")
+    parts = {
+        **groups(base, argv, "network", "channel", "defence", "model"),
+        **{prefixes[n]: settings_of(prefixes[n].title(), inference_settings(argv, n, model)) for n in names},
+    }
+    args = parse(base, command, argv, parts)
+    if args.count < 1:
+        raise BadInput(f"--count must be at least 1, not {args.count}")
+    return args, names, {n: options(args, prefixes[n]) for n in names}
 
 
 def options(args: Any, part: str) -> dict[str, Any]:
     """A part's settings, as its function takes them; {} for a part that was not chosen."""
-    found = getattr(args, f"{part}_settings", None)
-    return {} if found is None else dataclasses.asdict(found)
-
-
-def without(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """The same settings, without those that the command line sets in another way."""
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def changed(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    kept = [p for n, p in signature.parameters.items() if n not in names]
-    changed.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    changed.__annotations__ = dict((function.__init__ if inspect.isclass(function) else function).__annotations__)
-    return changed
-
-
-def with_defaults(function: Callable[..., Any], defaults: dict[str, Any], where: str) -> Callable[..., Any]:
-    """The same settings, with the observation's values as their defaults."""
-    signature = inspect.signature(function)
-    programs.require_settings(function, defaults, where)
-    parameters = [
-        p.replace(default=tuple(d) if isinstance(d := defaults[n], list) else d) if n in defaults else p
-        for n, p in signature.parameters.items()
-    ]
-
-    @functools.wraps(function)
-    def changed(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    changed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return changed
+    group = getattr(args, f"{part}_settings", None)
+    if group is None:
+        return {}
+    values = {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
+    own = {f.name for f in dataclasses.fields(group) if "left out" in f.metadata and values[f.name] is None}
+    return {n: v for n, v in values.items() if n not in own}

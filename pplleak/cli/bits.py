@@ -1,4 +1,4 @@
-"""The `pplleak bits` command: how many bits about its inputs one shared update carries, on average over the model."""
+"""How much was leaked: the mutual information of inputs and gradient, in bits."""
 
 from __future__ import annotations
 
@@ -8,32 +8,25 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from pplleak import programs, runs
-from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import Victim, given, options, parse, settings_of
+from pplleak.cli._options import PriorName, Victim, groups, options, parse
 from pplleak.errors import BadInput
-from pplleak.posterior import information
+from pplleak.programs import MODEL
 from pplleak.progress import bar
-from pplleak.studies.attack import report
-from pplleak.studies.attack.attack import MODEL, attack, believe
-from pplleak.studies.risk.risk import from_model
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COLUMNS = ("draw", "bits", "bits_se", "converged", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bits(Victim):
-    """How much was leaked: the mutual information of inputs and gradient, in bits."""
-
     model: str = MODEL
     """What the adversary believes, and what inputs and gradients are drawn from: a name (`pplleak ls`) or ./FILE.py."""
-    prior: str = ""
-    """What is known of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
+    prior: PriorName = ""
     inference: str = "laplace"
     """What finds the evidence p(g) (laplace, svi, smc or hmc); its settings are --inference.NAME."""
     count: int = 50
@@ -44,15 +37,19 @@ class Bits(Victim):
 
 def run(argv: Sequence[str]) -> int:
     """Draw, attack, and average the gains; Ctrl-C keeps the draws that are complete."""
-    model, inference = given(argv, "--model", MODEL), given(argv, "--inference", "laplace")
-    groups = {
-        **arguments.victim_groups(argv),
-        **arguments.model_groups(argv),
-        "inference": settings_of("Inference", arguments.inference(model, inference)),
-    }
-    args = parse(Bits, "bits", argv, groups)
+    args = parse(Bits, "bits", argv, groups(Bits, argv, "network", "channel", "defence", "model", "inference"))
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
+
+    from rich.console import Console
+
+    from pplleak.cli import _arguments as arguments
+    from pplleak.posterior import information
+    from pplleak.studies.attack import report
+    from pplleak.studies.attack.attack import attack, believe
+    from pplleak.studies.risk.risk import from_model
+
+    model, inference = args.model, args.inference
     out = report.prepare(args.out)
     settings = runs.settings(args, leaving=("index", "count", "out"))
     rows = read(out, settings)[: args.count]
@@ -62,12 +59,12 @@ def run(argv: Sequence[str]) -> int:
         for draw in bar("draws from the model", args.count):
             if draw < len(rows):
                 continue
-            observed = from_model(base, model, beliefs, args.seed + draw)
-            found = attack(observed, model, inference, beliefs=beliefs, settings=options(args, "inference"),
+            drawn = from_model(base, model, beliefs, args.seed + draw)
+            found = attack(drawn, model, inference, beliefs=beliefs, settings=options(args, "inference"),
                                    seed=args.seed + draw).whole()  # fmt: skip
             if "bits" not in found.attrs:  # `attack` does without; here it is an error, and this raises it
-                bound = believe(programs.load("models", model), observed, beliefs)
-                information.gain(bound, observed, observed.client, found, observed.truth)  # type: ignore[arg-type]
+                bound = believe(programs.load("models", model), drawn, beliefs)
+                information.gain(bound, drawn, drawn.client, found, drawn.truth)  # type: ignore[arg-type]
             rows.append({"draw": draw, **{c: found.attrs[c] for c in ("bits", "bits_se")},
                          "converged": found.converged, "seconds": round(found.attrs["seconds"], 2)})  # fmt: skip
             write(rows, settings, out)
@@ -85,6 +82,8 @@ def run(argv: Sequence[str]) -> int:
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """mutual_information and se in bits, draws, and how many of their attacks converged."""
+    from pplleak.posterior import information
+
     found = information.mutual_information([r["bits"] for r in rows])
     return {"mutual_information": found.value, "se": found.se, "draws": len(rows),
             "converged": sum(bool(r["converged"]) for r in rows)}  # fmt: skip
@@ -92,6 +91,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]], model: str, inference: str, pixels: int) -> Table:
     """What the gradient says, and how far to trust the number."""
+    from rich.table import Table
+
     found = summarise(rows)
     error = "" if found["se"] is None else f" ± {found['se']:.1f}"
     made = Table(

@@ -1,4 +1,4 @@
-"""The `pplleak calibrate` command, and what one of its processes does."""
+"""Is a posterior calibrated? Truths drawn from the model, the inference run on each: SBC, TARP, coverage."""
 
 from __future__ import annotations
 
@@ -11,19 +11,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
-from pplleak import programs, runs
-from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import Victim, given, options, parse, settings_of
+from pplleak import runs
+from pplleak.cli._options import PriorName, Victim, given, groups, options, parse, program_settings, settings_of
 from pplleak.errors import BadInput, require_positive
+from pplleak.programs import MODEL
 from pplleak.progress import bar
-from pplleak.studies.attack import report
-from pplleak.studies.attack.attack import MODEL
-from pplleak.studies.calibration import draws as calibration_draws
-from pplleak.studies.calibration import report as calibration_report
-from pplleak.studies.calibration.draws import Draw
 
 SAID = "calibration.json"
 FEWEST = 3  # draws that a standard error can be made of
@@ -31,13 +23,10 @@ FEWEST = 3  # draws that a standard error can be made of
 
 @dataclasses.dataclass(frozen=True)
 class Calibrate(Victim):
-    """Is a posterior calibrated? Truths drawn from the model, the inference run on each: SBC, TARP, coverage."""
-
     model: str = MODEL
     """What the truths are drawn from, and the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME.
     --adversary.NAME lets the adversary believe something else."""
-    prior: str = ""
-    """What is known of the data before, for a model that takes a prior: a name (`pplleak ls`); --prior.NAME sets it."""
+    prior: PriorName = ""
     inference: str = "hmc"
     """A name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME."""
     draws: int = 100
@@ -55,6 +44,13 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput(f"--draws must be at least {FEWEST}, not {args.draws}")
     if args.labels == "recovered":
         raise BadInput("--labels recovered: a calibration takes labels as known or unknown")
+
+    from rich.console import Console
+
+    from pplleak.studies.attack import report
+    from pplleak.studies.calibration import report as calibration_report
+    from pplleak.studies.calibration.draws import Draw
+
     folder = report.prepare(report.prepare(args.out) / "draws")
     said = runs.settings(args, leaving=("index", "draws", "workers", "out"))
     _begin(args.out, said)
@@ -75,20 +71,16 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> Any:
-    model = given(argv, "--model", MODEL)
-    program = programs.load("models", model)
-    beliefs = {s.name: "what the model was told" for s in programs.settings(program)}
-    groups = {
-        **arguments.victim_groups(argv),
-        **arguments.model_groups(argv),
-        "adversary": settings_of("Adversary", program, beliefs),
-        "inference": settings_of("Inference", arguments.inference(model, given(argv, "--inference", "hmc"))),
-    }
-    return parse(Calibrate, "calibrate", argv, groups)
+    parts = groups(Calibrate, argv, "network", "channel", "defence", "model", "inference")
+    known = program_settings(argv, "models", given(argv, "--model", Calibrate.model))
+    told = {s.name: "what the model was told" for s in known}
+    return parse(Calibrate, "calibrate", argv, {**parts, "adversary": settings_of("Adversary", known, told)})
 
 
 def _begin(out: Path, said: dict[str, Any]) -> None:
     """Write down what is run in `out`, or see that it is what was begun there."""
+    from pplleak.studies.calibration import report as calibration_report
+
     if not (out / SAID).exists():
         calibration_report.keep({"settings": said}, out)
         return
@@ -125,6 +117,8 @@ _make: Callable[[int], None]  # of this process
 
 
 def _start(argv: list[str]) -> None:
+    import torch
+
     global _make
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that the user sees
@@ -137,6 +131,9 @@ def _one(k: int) -> None:
 
 def maker(args: Any) -> Callable[[int], None]:
     """What makes draw k of a run and keeps it."""
+    from pplleak.cli import _arguments as arguments
+    from pplleak.studies.calibration import draws as calibration_draws
+
     base = arguments.spare_threads(arguments.observed(args, 0))
     own = {n: v for n, v in options(args, "adversary").items() if v is not None}
 

@@ -1,23 +1,44 @@
-"""`pplleak compare`: the same images attacked by several inferences, with paired differences."""
+"""Attack the same images with several inferences: MAP against the full posterior."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from pplleak import data
-from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import Compare
-from pplleak.federation.observation import Observation
+from pplleak.cli._options import PriorName, Victim, several
+from pplleak.programs import MODEL
 from pplleak.progress import bar
-from pplleak.studies.attack import report
-from pplleak.studies.compare import compare
+
+if TYPE_CHECKING:
+    from pplleak.federation.observation import Observation
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(Victim):
+    model: str = MODEL
+    """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
+    prior: PriorName = ""
+    inference: str = "map,laplace,svi,hmc"
+    """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
+    count: int = 5
+    """Images, from --index on."""
+    out: Path = Path("compare")
+    """Folder for compare.csv, compare.json and compare.png."""
 
 
 def run(argv: Sequence[str]) -> int:
-    args, names, settings = arguments.several(Compare, "compare", argv, "map,laplace,svi,hmc")
+    args, names, settings = several(Compare, "compare", argv)
+
+    from rich.console import Console
+
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.studies.attack import report
+    from pplleak.studies.compare import compare
+
     out = report.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     for index in indices:

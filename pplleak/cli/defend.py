@@ -1,4 +1,4 @@
-"""The `pplleak defend` command: what protects, when, at which cost in accuracy."""
+"""What protects, when, at which cost: defences × training steps × adversaries who know of them or not."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from pplleak import data, programs, runs
-from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import given, options, parse, settings_of, with_defaults
-from pplleak.client import networks
+from pplleak import programs, runs, signatures
+from pplleak.cli._options import (
+    NetworkName,
+    TrainingData,
+    given,
+    groups,
+    inference_settings,
+    options,
+    parse,
+    settings_of,
+)
 from pplleak.errors import BadInput, require_positive
-from pplleak.federation import rounds
-from pplleak.federation.protection import Protection
-from pplleak.federation.rounds import Federation
 from pplleak.progress import bar
-from pplleak.settings import Named
-from pplleak.studies.attack import report
-from pplleak.studies.defend import defend
-from pplleak.studies.defend import report as defend_report
-from pplleak.studies.defend.defend import Sweep
+from pplleak.settings import Named, with_defaults
 
+if TYPE_CHECKING:
+    from pplleak.federation.protection import Protection
+    from pplleak.studies.defend.defend import Sweep
+
+DEFAULT = signatures.constants("pplleak.federation.rounds", "Federation")
 KNOWING = {"steps": 300, "starts": 2}  # of `map`: a few CPU seconds an attack
 QUICK = {"defences": ("none", "gaussian:sigma=0.01", "dpsgd:noise_multiplier=0.01"), "steps": (0, 100), "count": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Defend:
-    """What protects, when, at which cost: defences × training steps × adversaries who know of them or not."""
-
-    data: str = "digits"
-    """digits (embedded), mnist, cifar10, or a folder of images; networks are trained on the public half."""
+    data: TrainingData = "digits"
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
-    network: str = "convnet"
-    """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
+    network: NetworkName = "convnet"
     defences: tuple[str, ...] = ("none", "gaussian:sigma=0.01", "gaussian:sigma=0.1", "topk:rate=0.99",
                                  "dpsgd:noise_multiplier=0.01", "dpsgd:noise_multiplier=1")  # fmt: skip
     """Each NAME or NAME:SETTING=VALUE,…: channels, and the defences that change the client."""
@@ -63,13 +62,13 @@ class Defend:
     """Sharpness β of a softplus for the network's ReLU in that adversary's model: an approximation."""
     classic_steps: int = 300
     """Steps of the attacks that know of no defence."""
-    clients: int = Federation.clients
+    clients: int = DEFAULT["clients"]
     """Training: clients that the images are dealt out to."""
-    participants: int = Federation.participants
+    participants: int = DEFAULT["participants"]
     """Training: clients asked in each step."""
-    train_batch_size: int = Federation.batch_size
+    train_batch_size: int = DEFAULT["batch_size"]
     """Training: examples that each of them takes."""
-    lr: float = Federation.lr
+    lr: float = DEFAULT["lr"]
     """Training: learning rate of the server's step along gradients."""
     delta: float = 0.1
     """Risk: a reconstruction counts as a success within this root-mean-square error of a pixel."""
@@ -84,16 +83,23 @@ class Defend:
 
 
 def run(argv: Sequence[str]) -> int:
-    network, inference = given(argv, "--network", Defend.network), given(argv, "--inference", Defend.inference)
-    attack = programs.load("inference", inference)
-    light = {s.name: KNOWING[s.name] for s in programs.settings(attack) if s.name in KNOWING}
-    groups = {
-        "network": settings_of("Network", networks.load(network)),
-        "inference": settings_of("Inference", with_defaults(attack, light, inference)),
+    inference = given(argv, "--inference", Defend.inference)
+    known = inference_settings(argv, inference, "")
+    light = {s.name: KNOWING[s.name] for s in known if s.name in KNOWING}
+    parts = {
+        **groups(Defend, argv, "network"),
+        "inference": settings_of("Inference", with_defaults(known, light, inference)),
     }
-    args = parse(Defend, "defend", argv, groups)
+    args = parse(Defend, "defend", argv, parts)
     if args.quick:
         args = dataclasses.replace(args, **QUICK)
+
+    from rich.console import Console
+
+    from pplleak.studies.attack import report
+    from pplleak.studies.defend import defend
+    from pplleak.studies.defend import report as defend_report
+
     protections, sweep = _checked(args)
     out = report.prepare(args.out)
     path = out / "defences_images.csv"
@@ -132,6 +138,14 @@ def run(argv: Sequence[str]) -> int:
 
 def _checked(args: Any) -> tuple[list[Protection], Sweep]:
     """The defences and what their attacks have in common; every mistake is told before the work."""
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.federation import rounds
+    from pplleak.federation.protection import Protection
+    from pplleak.federation.rounds import Federation
+    from pplleak.studies.defend import defend
+    from pplleak.studies.defend.defend import Sweep
+
     rounds.in_order(args.steps)
     require_positive(count=args.count, workers=args.workers, classic_steps=args.classic_steps, delta=args.delta)
     protections = [Protection.parse(text) for text in args.defences]
@@ -143,8 +157,8 @@ def _checked(args: Any) -> tuple[list[Protection], Sweep]:
     federation = Federation(args.clients, args.participants, args.train_batch_size, args.lr)
     sweep = Sweep(
         args.out, args.data, args.data_root, Named(args.network, options(args, "network")), federation,
-        arguments.local(args),
-        args.batch_size, args.classic_steps, args.inference, options(args, "inference"), args.surrogate, args.seed,
+        arguments.local(args), args.batch_size, args.classic_steps, args.inference, options(args, "inference"),
+        args.surrogate, args.seed,
     )  # fmt: skip
     return protections, defend.checked(sweep, protections)
 

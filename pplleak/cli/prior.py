@@ -1,4 +1,4 @@
-"""The `pplleak prior` command: fit, ls, show."""
+"""Fit a prior to public images, list the fitted ones, show one: `pplleak prior fit|ls|show`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,22 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import matplotlib
-import numpy as np
-import torch
 import tyro
-from matplotlib.figure import Figure
-from rich.console import Console
-from torch import Tensor
 
-from pplleak import data
-from pplleak.cli._options import options, parse, settings_of
+from pplleak.cli import _named as named
+from pplleak.cli._options import DataName, options, parse, settings_of
 from pplleak.errors import BadInput, unknown
-from pplleak.priors import fit_gaussian, store
-from pplleak.priors.fitting import Interrupted
 from pplleak.progress import bar
-from pplleak.studies.attack import report
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from torch import Tensor
 
-
-@dataclasses.dataclass(frozen=True)
-class Prior:
-    """Fit a prior to public images, list the fitted ones, show one: `pplleak prior fit|ls|show`."""
+KIND = f"{named.listed(named.fitted())}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +30,8 @@ class Fit:
     """Fit a prior to the public half of the data: `pplleak prior fit vae --data mnist`, then --model vae --model.prior
     vae-mnist. A tenth of the images (at most 1000) is held out to say how well it predicts."""
 
-    kind: Annotated[str, tyro.conf.Positional]
-    """flow, mixture or vae."""
-    data: str = "digits"
-    """digits (embedded), mnist, cifar10, or a folder of images."""
+    kind: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=KIND)]
+    data: DataName = "digits"
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
     out: Path | None = None
@@ -67,11 +57,7 @@ def run(argv: Sequence[str]) -> int:
     """Dispatch to fit, ls or show."""
     verbs: dict[str, Callable[[Sequence[str]], int]] = {"fit": fit, "ls": ls, "show": show}
     if not argv or argv[0] in ("-h", "--help"):
-        Console().print(
-            "usage: pplleak prior fit KIND [OPTIONS] | ls | show NAME      (pplleak prior fit vae --help)",
-            highlight=False,
-            markup=False,
-        )
+        print("usage: pplleak prior fit KIND [OPTIONS] | ls | show NAME      (pplleak prior fit vae --help)")
         return 0 if argv else 2
     if argv[0] not in verbs:
         raise unknown("prior command", argv[0], verbs)
@@ -79,9 +65,18 @@ def run(argv: Sequence[str]) -> int:
 
 
 def fit(argv: Sequence[str]) -> int:
-    kind = next((word for word in argv if not word.startswith("-")), store.KINDS[-1])
-    settings = settings_of("Prior", store.fitter(kind))
-    args = parse(Fit, "prior fit", argv, {"prior": settings})
+    kind = next((word for word in argv if not word.startswith("-")), next(reversed(named.fitted())))
+    settings = settings_of("Prior", named.fit_settings(kind))
+    args = parse(Fit, "prior fit", argv, {"prior": settings}, Fit.__doc__)
+
+    import torch
+    from rich.console import Console
+
+    from pplleak import data
+    from pplleak.priors import fit_gaussian, store
+    from pplleak.priors.fitting import Interrupted
+    from pplleak.studies.attack import report
+
     label = args.data if args.data in data.NAMES else Path(args.data).resolve().name
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
@@ -114,9 +109,9 @@ def fit(argv: Sequence[str]) -> int:
     )
     console = Console()
     _say(console, kind, fitted.input_shape, about)
-    named = path.stem if args.out is None else path
+    label = path.stem if args.out is None else path
     said = (
-        f"written to {path} and {path.with_suffix('.png').name}; attack with it: --model {kind} --model.prior {named}"
+        f"written to {path} and {path.with_suffix('.png').name}; attack with it: --model {kind} --model.prior {label}"
     )
     console.print(said, highlight=False, soft_wrap=True)
     return 130 if interrupted else 0
@@ -149,7 +144,12 @@ def _say(console: Console, kind: str, input_shape: tuple[int, ...], about: dict[
 
 
 def ls(argv: Sequence[str]) -> int:
-    parse(Ls, "prior ls", argv)
+    parse(Ls, "prior ls", argv, description=Ls.__doc__)
+
+    from rich.console import Console
+
+    from pplleak.priors import store
+
     paths = sorted(store.FOLDER.glob("*.safetensors"))
     console = Console()
     if not paths:
@@ -165,7 +165,12 @@ def ls(argv: Sequence[str]) -> int:
 
 
 def show(argv: Sequence[str]) -> int:
-    args = parse(Show, "prior show", argv)
+    args = parse(Show, "prior show", argv, description=Show.__doc__)
+
+    from rich.console import Console
+
+    from pplleak.priors import store
+
     stored = store.load(store.locate(args.name))
     console = Console()
     _say(console, stored.kind, stored.input_shape, stored.about)
@@ -178,6 +183,10 @@ def show(argv: Sequence[str]) -> int:
 
 def picture(rows: dict[str, Tensor]) -> Figure:
     """One row of images a label: (N, channels, rows, columns) each, clipped to [0, 1] for the eye."""
+    from matplotlib.figure import Figure
+
+    from pplleak.studies.attack import report
+
     count = max(len(images) for images in rows.values())
     figure = Figure(figsize=(0.55 * count + 0.2, 0.8 * len(rows) + 0.1))
     for k, (label, images) in enumerate(rows.items()):
@@ -191,6 +200,8 @@ def picture(rows: dict[str, Tensor]) -> Figure:
 
 def _strip(images: Tensor) -> np.ndarray:
     """Images side by side, a white pixel between them."""
+    import torch
+
     x = images.detach().double().clamp(0, 1)
     if x.dim() != 4:
         x = x.reshape(len(x), 1, 1, -1)

@@ -1,4 +1,4 @@
-"""`pplleak risk`: how often a reconstruction is near enough, and how often its adversary says so."""
+"""How often reconstructions come within δ of the private image: claimed by the posterior, and really."""
 
 from __future__ import annotations
 
@@ -6,22 +6,54 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-
-from pplleak import data, runs
-from pplleak.cli import _arguments as arguments
-from pplleak.cli._options import Risk
-from pplleak.density import label_recovery
-from pplleak.federation.observation import Observation
+from pplleak import signatures
+from pplleak.cli._options import PriorName, Victim, several
+from pplleak.programs import MODEL
 from pplleak.progress import bar
-from pplleak.studies.attack import report
-from pplleak.studies.risk import limits, risk
-from pplleak.studies.risk import report as risk_report
+
+if TYPE_CHECKING:
+    from pplleak.federation.observation import Observation
+    from pplleak.studies.risk.risk import Name
+else:
+    Name = signatures.kind(signatures.module("pplleak.studies.risk.risk"), "Name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Risk(Victim):
+    model: str = MODEL
+    """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
+    prior: PriorName = ""
+    inference: str = "map,hmc"
+    """Names or paths, separated by commas; the settings of each are --NAME.SETTING."""
+    count: int = 20
+    """Images, from --index on. The channel's noise is drawn anew for each."""
+    draws_from: Literal["data", "model"] = "data"
+    """Real images, or images and labels drawn from the model: there, claimed and realised must agree."""
+    distance: Name = "rms"
+    """rms (of a pixel) or l2 (over all) at most δ, 1 − ssim at most δ, or psnr of at least δ dB."""
+    deltas: tuple[float, ...] = ()
+    """Thresholds of the curve (default: ten)."""
+    bounds: bool = True
+    """With --draws-from model: draw what no adversary can do, where a bound is known."""
+    out: Path = Path("risk")
+    """Folder for risk.png, risk.csv, risk.json and risk_images.csv; a run with the same settings goes on there."""
 
 
 def run(argv: Sequence[str]) -> int:
-    args, names, settings = arguments.several(Risk, "risk", argv, "map,hmc")
+    args, names, settings = several(Risk, "risk", argv)
+
+    from rich.console import Console
+
+    from pplleak import data, runs
+    from pplleak.cli import _arguments as arguments
+    from pplleak.density import label_recovery
+    from pplleak.studies.attack import report
+    from pplleak.studies.risk import limits, risk
+    from pplleak.studies.risk import report as risk_report
+
     out = report.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     private = data.private(args.data, args.data_root)

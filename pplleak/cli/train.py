@@ -1,59 +1,54 @@
-"""The `pplleak train` command."""
+"""Train the client's network on the public half of the data, with or without a defence, and keep checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import tyro
 
-from pplleak import data
-from pplleak.cli import _arguments as arguments
-from pplleak.cli._arguments import protection_groups
-from pplleak.cli._options import given, options, parse, settings_of
-from pplleak.client import networks
+from pplleak import signatures
+from pplleak.cli import _named as named
+from pplleak.cli._options import NONE, DataName, NetworkName, Precision, groups, options, parse
 from pplleak.errors import BadInput
-from pplleak.federation import rounds
-from pplleak.federation.protection import NONE
-from pplleak.federation.rounds import Federation
-from pplleak.federation.scenario import Precision, Scenario, client_of
 from pplleak.progress import bar
 from pplleak.settings import Named
-from pplleak.studies.attack import report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DEFAULT = signatures.constants("pplleak.federation.rounds", "Federation")
+CHANNELS = named.listed((NONE, *named.channels()))
+CHANNEL = f"What every client's update goes through: {CHANNELS}; its settings are --channel.NAME."
+DEFENCES = named.listed((NONE, *named.defences()))
+DEFENCE = f"What the client does to its gradient or its network first: {DEFENCES}; its settings are --defence.NAME."
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train the client's network on the public half of the data, with or without a defence, and keep checkpoints."""
-
-    data: str = "digits"
-    """digits (embedded), mnist, cifar10, or a folder of images."""
+    data: DataName = "digits"
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
-    network: str = "mlp"
-    """A name (`pplleak ls`), or FILE.py:FUNCTION; its settings are --network.NAME."""
-    channel: str = "none"
-    """What every client's update goes through: none, gaussian, topk, dpsgd, …; its settings are --channel.NAME."""
+    network: NetworkName = "mlp"
+    channel: Annotated[str, tyro.conf.arg(help=CHANNEL)] = NONE
     sigma: float | None = None
     """Noise of the channel: standard deviation on each entry. None means 0.1, if it has noise."""
-    defence: str = "none"
-    """What the client does to its gradient, or to its network, before the channel; its settings are --defence.NAME."""
+    defence: Annotated[str, tyro.conf.arg(help=DEFENCE)] = NONE
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file (default: weights drawn from --seed)."""
     steps: int = 1000
     """Steps of the server; with --local-lr, rounds."""
     checkpoints: tuple[int, ...] = ()
     """Steps whose weights are kept (default: 0 10 20 50 100 200 500 1000 … and the last)."""
-    clients: int = Federation.clients
+    clients: int = DEFAULT["clients"]
     """The training images are dealt out to so many clients."""
-    participants: int = Federation.participants
+    participants: int = DEFAULT["participants"]
     """Clients that are asked in each step, taking turns."""
-    batch_size: int = Federation.batch_size
+    batch_size: int = DEFAULT["batch_size"]
     """Examples that each of them takes."""
-    lr: float = Federation.lr
+    lr: float = DEFAULT["lr"]
     """Learning rate of the server's step along gradients."""
     local_lr: float | None = None
     """Learning rate of local training (FedAvg): clients then share how their weights moved."""
@@ -61,7 +56,7 @@ class Train:
     """With --local-lr: steps of SGD that each client takes."""
     local_batch_size: int | None = None
     """With --local-lr: examples a step (default: all of them)."""
-    delta: float = Federation.delta
+    delta: float = DEFAULT["delta"]
     """δ of the (ε, δ)-differential privacy of --channel dpsgd."""
     seed: int = 0
     """Of the weights, the batches and the noise: one seed, one result."""
@@ -72,11 +67,18 @@ class Train:
 
 
 def run(argv: Sequence[str]) -> int:
-    groups = {"network": settings_of("Network", networks.load(given(argv, "--network", "mlp"))),
-              **protection_groups(argv, NONE)}  # fmt: skip
-    args = parse(Train, "train", argv, groups)
-    protected = arguments.protection(args)
-    network = Named(args.network, options(args, "network"))
+    args = parse(Train, "train", argv, groups(Train, argv, "network", "channel", "defence"))
+
+    from rich.console import Console
+
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.federation import rounds
+    from pplleak.federation.rounds import Federation
+    from pplleak.federation.scenario import Scenario, client_of
+    from pplleak.studies.attack import report
+
+    protected, network = arguments.protection(args), Named(args.network, options(args, "network"))
     federation = Federation(args.clients, args.participants, args.batch_size, args.lr, args.delta)
     if args.steps < 1:
         raise BadInput(f"--steps must be at least 1, not {args.steps}")
@@ -111,6 +113,8 @@ def run(argv: Sequence[str]) -> int:
 
 def table(rows: Sequence[dict[str, Any]], name: str) -> Table:
     """Accuracy, and for DP-SGD ε, at every checkpoint."""
+    from rich.table import Table
+
     made = Table(title=f"training, defence {name}", title_justify="left")
     private = any(r["epsilon"] is not None for r in rows)
     for column in ["step", "accuracy", "loss", *(["ε"] if private else []), "CPU s"]:

@@ -26,8 +26,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from pplleak.client import Client
 from pplleak.errors import BadInput
@@ -144,6 +142,8 @@ UNSIGNED: dict[str, Callable[[Tensor], Tensor]] = {"invert": lambda x: 1 - x, "a
 
 def _enhanced(x: Tensor, name: str, factor: float) -> Tensor:
     """PIL's ImageEnhance: clip(factor x + (1 − factor) x₀), x₀ the image without any of what is enhanced."""
+    from torchvision.transforms.v2 import functional as F
+
     grey = F.rgb_to_grayscale(x) if x.shape[-3] == 3 else x
     if name == "brightness":
         without = torch.zeros_like(x)
@@ -160,6 +160,9 @@ def _enhanced(x: Tensor, name: str, factor: float) -> Tensor:
 
 
 def _moved(x: Tensor, name: str, amount: float) -> Tensor:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
     height, width = x.shape[-2:]
     shift, shear, angle, fill, centre = [0.0, 0.0], [0.0, 0.0], 0.0, 0.0, [0.0, 0.0]
     if name == "rotate":

@@ -19,11 +19,9 @@ from pplleak import channels, programs
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, information
+from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
-
-AUTO = "auto"  # the inference that `choose` names
-MODEL = "optimal"
 
 
 def believe(

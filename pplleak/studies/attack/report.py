@@ -6,11 +6,9 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +16,8 @@ from pplleak.errors import BadInput
 from pplleak.posterior import Posterior, metrics
 from pplleak.posterior.posterior import CHAINS
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GOOD, BAD, INK = "#1a7f37", "#b42318", "#333333"
 
@@ -161,6 +160,8 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
 
 def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Figure:
     """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it."""
+    from matplotlib.figure import Figure
+
     shown = min(len(posterior.mode), 4)
     order = np.arange(len(posterior.mode))
     map_order = order

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from pplleak.errors import BadInput
 from pplleak.studies.calibration import uniformity
@@ -75,6 +74,8 @@ def checks(u: np.ndarray) -> list[Check]:
     of u − ½, positive where they lie above it; each image gives one number, and a t-test judges their mean. pixels:
     the least uniform one, Bonferroni over pixels. One for each quantity. `off` of the last: mean of u − ½.
     """
+    from scipy import stats
+
     pixels = u[:, : u.shape[1] - len(QUANTITIES)]
     made = []
     for name, values in (("width", np.abs(pixels - 0.5) - 0.25), ("shift", pixels - 0.5)):
@@ -91,6 +92,8 @@ def checks(u: np.ndarray) -> list[Check]:
 
 def coverage(draws: Sequence[Draw], twin: str = "") -> list[dict[str, float]]:
     """For each of LEVELS the fraction of pixels inside, its standard error over truths and 95 % interval (t)."""
+    from scipy import stats
+
     inside = np.stack([d.inside[list(TWINS).index(twin)] for d in draws])
     se = inside.std(0, ddof=1) / math.sqrt(len(inside))
     half = stats.t.ppf(0.975, len(inside) - 1) * se

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from rich.table import Table
 
 from pplleak.studies.attack.report import BAD, GOOD, INK
 from pplleak.studies.calibration import calibration, uniformity
 from pplleak.studies.calibration.calibration import CHECKS
 from pplleak.studies.calibration.draws import LEVELS, QUANTITIES, Draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, GREY = "#1f6feb", "#8a8a8a"
 SAID = {"narrow": "sd × 0.75", "shifted": "mean + 0.25 sd"}
@@ -83,6 +84,9 @@ def keep(said: Mapping[str, Any], out: Path) -> None:
 
 def picture(draws: Sequence[Draw], summary: Mapping[str, Any], title: str) -> Figure:
     """Four panels: ranks of the pixels, ranks of the summaries, coverage, squared error; with the wrong twins."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     figure = Figure(figsize=(13.5, 4.6), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 0.83)))
     lines = [
         (f"Does the posterior know how much it does not know?  {title}", 10.5, "bold", INK),

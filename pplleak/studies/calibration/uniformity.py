@@ -13,7 +13,6 @@ import itertools
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
 
 MOST = 100  # places that the ECDF is looked at
 
@@ -61,6 +60,8 @@ def band(count: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.nd
 @lru_cache(maxsize=32)
 def _levels(count: int) -> np.ndarray:
     """(places, count + 1): the smaller of P(C ≤ c) and P(C ≥ c), C ~ Binomial(count, t_j)."""
+    from scipy import stats
+
     c, t = np.arange(count + 1), places(count)[:, None]
     return np.minimum(stats.binom.cdf(c, count, t), stats.binom.sf(c - 1, count, t))
 
@@ -77,6 +78,8 @@ def _inside(allowed: np.ndarray, count: int) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _steps(count: int) -> tuple[np.ndarray, ...]:
     """P(count c' at t_j | count c at t_{j−1}), (count + 1, count + 1) each: the others fall on [t_{j−1}, 1]."""
+    from scipy import stats
+
     c = np.arange(count + 1)
     t = np.r_[0, places(count)]
     return tuple(

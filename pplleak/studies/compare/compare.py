@@ -7,10 +7,9 @@ import json
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from pplleak.federation.observation import Observation
@@ -18,6 +17,9 @@ from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
 from pplleak.studies.attack import report
 from pplleak.studies.attack.attack import attack
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
            "divergences", "seconds", "converged", "approximation")  # fmt: skip
@@ -221,6 +223,8 @@ def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Pat
 
 def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Figure:
     """Quality, honesty and cost: a dot an image, a bar the mean ± standard error."""
+    from matplotlib.figure import Figure
+
     panels = (
         (
             "quality: PSNR of the reconstruction (dB)",

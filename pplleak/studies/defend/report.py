@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from pplleak.studies.attack.report import INK
 from pplleak.studies.defend.defend import ROLES, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SAID = {
     "own": ("attack of the defence's own paper", "#8a8a8a", "s"),
@@ -59,6 +62,8 @@ def _pm(mean: float, se: float | None) -> str:
 
 def picture(cells: Sequence[Row]) -> Figure:
     """A panel a defence: PSNR of every adversary over the steps of training; the last one, protection against cost."""
+    from matplotlib.figure import Figure
+
     highest = max(c["psnr_mean"] for c in cells)
     cells = [c if c["psnr_mean"] < CEILING else {**c, "psnr_mean": CEILING, "psnr_se": None} for c in cells]
     names = list(dict.fromkeys(label(c) for c in cells))

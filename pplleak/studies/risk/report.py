@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from pplleak.studies.risk import limits
 from pplleak.studies.risk.limits import Limits
 from pplleak.studies.risk.risk import Distance, Row, curves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAID = {"mean": "posterior mean", "medoid": "medoid (most central draw)", "mode": "most probable image (MAP)",
         "ball": "δ-ball centre"}  # fmt: skip
@@ -65,6 +67,8 @@ def write(
 def picture(rows: Sequence[Row], distance: Distance, drawn_from: str, bound: Limits | None = None) -> Figure:
     """A panel for each adversary: what it claims (line), what happened (dots with 95 % intervals), and what no
     adversary can do (red), where a bound is known."""
+    from matplotlib.figure import Figure
+
     found = curves(rows)
     pairs = list(dict.fromkeys((c["inference"], c["decision"]) for c in found))
     pixels = bound.van_trees.pixels if bound and bound.van_trees else 1

@@ -17,7 +17,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from pplleak.errors import BadInput, require_positive
 from pplleak.posterior import decisions
@@ -46,6 +45,8 @@ def prior_mass(draws: np.ndarray, delta: float, *, confidence: float = 0.95) -> 
 
 
 def _upper(hits: int, count: int, confidence: float) -> float:
+    from scipy import stats
+
     return 1.0 if hits == count else float(stats.beta.ppf(confidence, hits + 1, count - hits))
 
 
@@ -57,6 +58,8 @@ def _check(kappa: float, noise_multiplier: float, steps: int) -> None:
 
 def gaussian(kappa: float, noise_multiplier: float, *, steps: int = 1) -> float:
     """γ = Φ(Φ⁻¹(κ) + √T / z): full-batch DP-SGD of noise multiplier z, T = steps releases (Hayes et al. 2023)."""
+    from scipy import stats
+
     _check(kappa, noise_multiplier, steps)
     return float(stats.norm.cdf(stats.norm.ppf(kappa) + math.sqrt(steps) / noise_multiplier))
 
@@ -84,6 +87,8 @@ def subsampled(
     Args:
         rate: q, the probability that a step's batch holds the example. steps: T. draws: of ν and of μ.
     """
+    from scipy import stats
+
     _check(kappa, noise_multiplier, steps)
     if not 0 < rate <= 1:
         raise BadInput(f"rate must lie in (0, 1], the probability that a step takes the example, not {rate}")

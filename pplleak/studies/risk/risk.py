@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
-from scipy.stats import binomtest
 
 from pplleak import programs, runs
 from pplleak.errors import BadInput, require_positive
@@ -207,6 +206,8 @@ def measure(
 
 def interval(hits: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a probability that came true `hits` times of `count` (Clopper & Pearson 1934)."""
+    from scipy.stats import binomtest
+
     found = binomtest(hits, count).proportion_ci(0.95, "exact")
     return float(found.low), float(found.high)
 

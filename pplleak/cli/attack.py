@@ -1,0 +1,92 @@
+"""Attack one shared gradient: what does it reveal about the image behind it?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from pplleak.cli._options import (
+    PriorName,
+    Victim,
+    given,
+    groups,
+    helps,
+    inference_settings,
+    network_settings,
+    options,
+    parse,
+    parse_known,
+    settings_of,
+)
+from pplleak.programs import AUTO, MODEL
+from pplleak.progress import bar
+from pplleak.settings import with_defaults
+
+SHOWN = "hmc"  # the settings that a help text shows where the inference is chosen later
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack(Victim):
+    model: str = MODEL
+    """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
+    prior: PriorName = ""
+    inference: str = AUTO
+    """How it computes with that: a name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME. auto: hmc on a
+    smooth network, else an exact sampler that takes the network's kinks."""
+    surrogate: float | None = None
+    """Sharpness β of a softplus for the network's (leaky) ReLU in the adversary's model: an approximation."""
+    observed: Path | None = None
+    """Attack this observation (`pplleak observe`) instead of an image; the data then only serve the prior."""
+    out: Path = Path("attack")
+    """Folder for posterior.nc, attack.png and summary.json."""
+
+
+def run(argv: Sequence[str]) -> int:
+    observed, model = given(argv, "--observed", ""), given(argv, "--model", Attack.model)
+    name, why = given(argv, "--inference", AUTO), ""
+    parts = groups(Attack, argv, "channel", "defence", "model")
+    if observed:
+        from pplleak.cli._arguments import network_defaults
+
+        network, defaults = network_defaults(argv, observed)
+    else:
+        network, defaults = given(argv, "--network", Attack.network), {}
+    known = with_defaults(network_settings(argv, network), defaults, observed)
+    parts = {"network": settings_of("Network", known), **parts}
+    shown = {"inference": settings_of("Inference", inference_settings(argv, SHOWN if name == AUTO else name, model))}
+    if name != AUTO or helps(argv):
+        args = parse(Attack, "attack", argv, {**parts, **shown})
+    else:  # the settings of the inference are known once it is chosen; any other wrong word is told before the work
+        args, words = parse_known(Attack, "attack", argv, parts)
+        if any(w.startswith("-") and not w.startswith("--inference.") for w in words):
+            args = parse(Attack, "attack", argv, {**parts, **shown})
+
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from pplleak.cli import _arguments as arguments
+    from pplleak.studies.attack import report
+    from pplleak.studies.attack.attack import attack, choose
+
+    out = report.prepare(args.out)
+    shared = arguments.attacked(args, network)
+    if name == AUTO:
+        name, why = choose(shared, args.model, arguments.beliefs(args))
+        shared = replace(shared, provenance={**shared.provenance, "chosen": why})
+        if shared.client.kinks:
+            Console().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
+        parts["inference"] = settings_of("Inference", inference_settings(argv, name, model))
+        args = parse(Attack, "attack", argv, parts)
+    result = attack(
+        shared,
+        args.model,
+        name,
+        beliefs=arguments.beliefs(args),
+        settings=options(args, "inference"),
+        seed=args.seed,
+        progress=bar,
+    )
+    report.write(result, out, Console())
+    return 130 if result.interrupted else 0
