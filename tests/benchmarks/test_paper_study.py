@@ -69,18 +69,37 @@ def test_rows_of_other_settings_are_not_added_to_those_that_are_there(
     ("words", "said"),
     [(["--data-root", "/nowhere"], "/nowhere"), (["--defences", "fog"], "fog"), (["--workers", "0"], "at least 1")],
 )
-def test_a_script_says_bad_input_in_a_line(words: list[str], said: str, tmp_path: Path) -> None:
-    argv = [sys.executable, str(PAPER / "noise_defences.py"), "--out", str(tmp_path), "--steps", "0"]
+def test_a_script_says_bad_input_in_a_line(
+    words: list[str],
+    said: str,
+    paper: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = paper("noise_defences")
+    argv = ["noise_defences.py", "--out", str(tmp_path), "--steps", "0"]
     if "/nowhere" not in words:
         argv += ["--datasets", "digits"]
-    done = subprocess.run([*argv, *words], capture_output=True, text=True)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", [*argv, *words])
+    with pytest.raises(SystemExit) as stopped:
+        paper("study").command(script.main, script.Settings, script.__doc__)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.process
+def test_a_script_is_run_by_its_path(tmp_path: Path) -> None:
+    argv = [sys.executable, str(PAPER / "noise_defences.py"), "--out", str(tmp_path), "--defences", "fog"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and "fog" in done.stderr and "Traceback" not in done.stderr
 
 
 def double(job: Any) -> list[dict[str, Any]]:
     return [{"psnr": 2.0 * job[0]}]
 
 
+@pytest.mark.process
 def test_workers_give_the_rows_of_one(paper: Callable[[str], ModuleType], tmp_path: Path) -> None:
     study = paper("study")
     jobs = [(k,) for k in range(5)]

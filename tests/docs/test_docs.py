@@ -45,6 +45,7 @@ def test_the_example_inference_attacks(workshop: Path) -> None:
     assert Posterior.load("attack/posterior.nc").x.shape[:2] == (4, 5)
 
 
+@pytest.mark.process
 def test_the_example_client_shares_a_gradient_that_is_wrapped_and_attacked(workshop: Path) -> None:
     done = subprocess.run([sys.executable, "my_client.py"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
