@@ -119,19 +119,21 @@ def run(
 def doubts(curve: Tensor, common: Tensor) -> list[str]:
     """What speaks against the climb: a trend in its last fifth (steps,), or starts (k, starts), best first, that ended
     at different heights; each beyond one nat and three standard errors."""
-    said = []
+    reasons = []
     late = curve[-max(4, len(curve) // 5) :]
     if len(late) >= 4:
         early, last = late[: len(late) // 2], late[len(late) // 2 :]
         gain = float(last.mean() - early.mean())
         error = math.hypot(float(early.std()) / len(early) ** 0.5, float(last.std()) / len(last) ** 0.5)
         if not gain <= 1 + 3 * error:
-            said.append(f"still climbing: {gain:.1f} nats gained in the last tenth of the steps")
+            reasons.append(f"still climbing: {gain:.1f} nats gained in the last tenth of the steps")
     if common.shape[1] > 1:
         gap = common[:, 0] - common[:, 1]
         if not float(gap.mean()) <= 1 + 3 * float(gap.std()) / len(gap) ** 0.5:
-            said.append("no two starts ended at the same height: there may be a higher maximum (more steps or starts)")
-    return said
+            reasons.append(
+                "no two starts ended at the same height: there may be a higher maximum (more steps or starts)"
+            )
+    return reasons
 
 
 if __name__ == "__main__":

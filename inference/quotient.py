@@ -56,7 +56,7 @@ def run(
         if not len(images):
             raise BadInput(
                 "every unit of the first layer is active for several examples at once, and no row of its gradient is a "
-                "single image: take --inference map or hmc"
+                "single image: take inference map or hmc"
             )
         if missing:
             reasons.append(f"{missing} of {observed.batch_size} images share every unit with another: a mean for them")
@@ -81,7 +81,7 @@ def _leading(rows: Tensor) -> Tensor:
     _, _, directions = torch.linalg.svd(rows, full_matrices=False)
     scale = directions[0, -1]
     if not scale.abs() > 1e-12:
-        raise BadInput("the first layer's gradient is zero or says nothing of its bias: take --inference map or hmc")
+        raise BadInput("the first layer's gradient is zero or says nothing of its bias: take inference map or hmc")
     return directions[0, :-1] / scale
 
 

@@ -60,6 +60,26 @@ def test_an_inference_never_imports_a_model(path: Path) -> None:
     assert not reaches(path.read_text(), "pplleak.inference", "pplleak.models", "models")
 
 
+@pytest.mark.parametrize("path", INFERENCE, ids=short)
+def test_an_inference_imports_no_other(path: Path) -> None:
+    """What two of them need lies in pplleak/density."""
+    assert not reaches(path.read_text(), "pplleak.inference", "pplleak.inference", "inference")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from pplleak.inference.hmc import whitened",
+        "from pplleak.inference import laplace",
+        "from . import _walls",
+        "from ._walls import Field",
+        "def late():\n    from pplleak.inference.laplace import climb_by_newton",
+    ],
+)
+def test_an_inference_that_imports_another_is_seen(source: str) -> None:
+    assert reaches(source, "pplleak.inference", "pplleak.inference", "inference")
+
+
 @pytest.mark.parametrize("path", [p for p in LIBRARY if p != DOOR], ids=short)
 def test_the_library_imports_neither(path: Path) -> None:
     forbidden = ("pplleak.models", "pplleak.inference", "models", "inference")
@@ -91,6 +111,56 @@ def test_the_reader_of_imports_sees_every_way_in(source: str) -> None:
 @pytest.mark.parametrize("source", ["import pyro", "from pplleak import channels, priors", "from . import dlg"])
 def test_the_reader_of_imports_accuses_nobody_else(source: str) -> None:
     assert not reaches(source, "pplleak.models", "pplleak.inference")
+
+
+def looked_up(source: str) -> list[str]:
+    """The program files that a source asks for by a name written into it: `exported("inference", "map", "maximise")`.
+
+    A file of models/ or inference/ that the user chose is another thing: its name is in a variable.
+    """
+    asked: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = node.args[1] if len(node.args) > 1 else next((k.value for k in node.keywords if k.arg == "name"), None)
+        if called in ("exported", "locate", "load") and isinstance(name, ast.Constant):
+            kind = node.args[0] if node.args else next((k.value for k in node.keywords if k.arg == "kind"), None)
+            if isinstance(kind, ast.Constant) and kind.value in programs.ENTRY:
+                asked.append(f"{kind.value}/{name.value}")
+    return asked
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if p != DOOR], ids=short)
+def test_the_library_knows_no_program_by_its_name(path: Path) -> None:
+    """What the library needs of an inference, it holds itself: in pplleak/density."""
+    assert not looked_up(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'programs.exported("inference", "map", "maximise")(density)',
+        'exported("inference", "ball", "chart")',
+        'first_layer = programs.exported(kind="inference", name="quotient", attribute="first_layer")',
+        'programs.load("inference", "hmc")',
+    ],
+)
+def test_a_program_that_is_looked_up_by_its_name_is_seen(source: str) -> None:
+    assert looked_up(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'programs.exported("models", model, "labels")',
+        'programs.offers("inference", "declines")',
+        'programs.load("models", args.model)',
+        'load("dataset", "mnist")',
+    ],
+)
+def test_a_program_that_the_user_chose_may_be_looked_up(source: str) -> None:
+    assert not looked_up(source)
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *MODELS, *INFERENCE], ids=short)

@@ -16,7 +16,8 @@ def keep(chain: Iterator[dict[str, Tensor]], draws: int, progress: ProgressBar) 
     Args:
         chain: yields one draw at a time: name -> (chains, …).
 
-    Returns: name -> (chains, draw, …), and what is to be said of them: that they were interrupted, or nothing.
+    Returns:
+        name -> (chains, draw, …), and the reasons not to trust them: that they were interrupted, or none.
 
     Raises:
         KeyboardInterrupt: there is no draw to keep.

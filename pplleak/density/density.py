@@ -220,9 +220,9 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
         raise BadInput("the observation holds NaN or infinity")
     with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         nodes = poutine.trace(model).get_trace(client, observed.batch_size).nodes
-    for name, said in (("x", "the data"), ("y", "the labels"), ("g", "the shared gradient")):
+    for name, meaning in (("x", "the data"), ("y", "the labels"), ("g", "the shared gradient")):
         if name not in nodes:
-            raise BadInput(f"the model has no site '{name}' ({said}): a model file samples x, y and g")
+            raise BadInput(f"the model has no site '{name}' ({meaning}): a model file samples x, y and g")
     given = {"g"} | ({"y"} if observed.labels is not None else set())
     sites: list[Site] = []
     discrete: dict[str, Tensor] = {}

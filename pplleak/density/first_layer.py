@@ -20,7 +20,7 @@ def first_layer(client: Client, g: Tensor) -> Tensor:
             shares local training.
     """
     if client.local is not None:
-        raise BadInput("a quotient is of one gradient, and this client shares local training: take --inference map")
+        raise BadInput("a quotient is of one gradient, and this client shares local training: take inference map")
     seen: list[tuple[str, nn.Module, Tensor]] = []
     handles = [
         module.register_forward_pre_hook(lambda m, args, name=name: seen.append((name, m, args[0])))
@@ -39,7 +39,7 @@ def first_layer(client: Client, g: Tensor) -> Tensor:
     parts, prefix = client.split(g), f"{name}." if name else ""
     if not isinstance(module, nn.Linear) or not {f"{prefix}weight", f"{prefix}bias"} <= set(parts):
         raise BadInput(f"the network's first layer ('{name}', {type(module).__name__}) is not a fully connected one "
-                       "whose weight and bias are shared: take --inference map or hmc")  # fmt: skip
+                       "whose weight and bias are shared: take inference map or hmc")  # fmt: skip
     if taken.numel() != x.numel() or not torch.equal(taken.flatten(1), x.flatten(1)):
-        raise BadInput("the network's first layer does not take the image as it is: take --inference map or hmc")
+        raise BadInput("the network's first layer does not take the image as it is: take inference map or hmc")
     return torch.cat([parts[f"{prefix}weight"], parts[f"{prefix}bias"][:, None]], 1).double()

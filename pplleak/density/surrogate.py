@@ -32,7 +32,7 @@ class Surrogate(Client):
     beta: float
 
     @property
-    def said(self) -> str:
+    def approximation(self) -> str:
         """What is approximate about it, in plain words."""
         return f"a softplus (β = {self.beta:g}) in place of the network's {' and '.join(self.exact.kinks)}"
 

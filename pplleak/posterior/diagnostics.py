@@ -63,14 +63,14 @@ class Health:
 
     def doubts(self) -> list[str]:
         """Thresholds that are not met, in plain words."""
-        said = []
+        reasons = []
         if self.ess_tail is not None and not self.ess_tail >= ESS:
-            said.append(f"too few effective draws in the tails: ESS {self.ess_tail:.0f} < {ESS}")
+            reasons.append(f"too few effective draws in the tails: ESS {self.ess_tail:.0f} < {ESS}")
         if self.bfmi is not None and not self.bfmi >= BFMI:
-            said.append(f"the energy is explored slowly: BFMI {self.bfmi:.2f} < {BFMI}")
+            reasons.append(f"the energy is explored slowly: BFMI {self.bfmi:.2f} < {BFMI}")
         if self.elbo_gain is not None and self.elbo_error is not None and self.elbo_gain > max(1, 3 * self.elbo_error):
-            said.append(f"the ELBO still rises: by {self.elbo_gain:.1f} nats in the last fifth of the steps")
-        return said
+            reasons.append(f"the ELBO still rises: by {self.elbo_gain:.1f} nats in the last fifth of the steps")
+        return reasons
 
 
 def health(
@@ -159,22 +159,22 @@ def doubts(
     Args:
         recovered: how sure labels are that were read off the gradient: `sure` and `confidence`; None where none were.
     """
-    said = []
+    reasons = []
     if recovered and not recovered["sure"]:
         confidence = recovered["confidence"]
-        said.append("the labels are a guess" + ("" if confidence is None else f" (confidence {confidence:.2f})"))
+        reasons.append("the labels are a guess" + ("" if confidence is None else f" (confidence {confidence:.2f})"))
     if kind in CHAINS:
         if rhat_max is None:
-            said.append("too few chains or draws to tell whether they agree")
+            reasons.append("too few chains or draws to tell whether they agree")
         elif not rhat_max <= RHAT:
-            said.append(f"chains disagree: R-hat {rhat_max:.3f} > {RHAT}")
+            reasons.append(f"chains disagree: R-hat {rhat_max:.3f} > {RHAT}")
         if ess_min is not None and not ess_min >= ESS:
-            said.append(f"too few effective draws: ESS {ess_min:.0f} < {ESS}")
+            reasons.append(f"too few effective draws: ESS {ess_min:.0f} < {ESS}")
         if divergences:
-            said.append(f"{divergences} divergent trajectories")
-    said += health.doubts()
+            reasons.append(f"{divergences} divergent trajectories")
+    reasons += health.doubts()
     if kind == "approximation" and khat is None:
-        said.append("too few draws to tell how far the approximation is from the posterior")
+        reasons.append("too few draws to tell how far the approximation is from the posterior")
     if khat is not None and not khat <= KHAT:
-        said.append(f"the approximation misses the posterior: k-hat {khat:.2f} > {KHAT}")
-    return said
+        reasons.append(f"the approximation misses the posterior: k-hat {khat:.2f} > {KHAT}")
+    return reasons

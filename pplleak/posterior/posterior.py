@@ -303,7 +303,7 @@ def collect(
             ratio = log_ratio(density, density.client, z.flatten(0, 1))
             log_weights = ratio if log_weights is None else ratio + log_weights
         kind = "approximate sampler" if kind == "sampler" else kind
-        approximation = "; ".join(filter(None, (density.client.said, approximation)))
+        approximation = "; ".join(filter(None, (density.client.approximation, approximation)))
     parts = [density.images(part) for part in z.flatten(0, 1).split(256)]
     x, y = (array(torch.cat([p[k] for p in parts]).unflatten(0, z.shape[:2])) for k in (0, 1))
     best = array(density.images(mode[None])[0][0])

@@ -10,7 +10,6 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from scipy import optimize
 from scipy.fft import dct
 from torch import Tensor
 
@@ -85,6 +84,8 @@ def fit_gmrf(images: Tensor, *, floor: float = 0.02, dtype: torch.dtype = torch.
         floor: standard deviation, in pixel units, that even the smoothest images keep.
         dtype: of the result. The fit itself runs in float64.
     """
+    from scipy.optimize import minimize  # slow to import, and few attacks need it
+
     require_positive(floor=floor)
     shape = grid(tuple(images.shape[1:]), "gmrf")
     x = flat(images, "gmrf").double().unflatten(1, shape)
@@ -101,6 +102,6 @@ def fit_gmrf(images: Tensor, *, floor: float = 0.02, dtype: torch.dtype = torch.
 
     start = -math.log(float(power.mean()))
     with torch.enable_grad():
-        found = optimize.minimize(cost, np.array([start, start]), jac=True, bounds=[(-12.0, 12.0)] * 2)
+        found = minimize(cost, np.array([start, start]), jac=True, bounds=[(-12.0, 12.0)] * 2)
     smooth, pull = torch.tensor(found.x, dtype=torch.float64).exp()
     return GMRF(mean.to(dtype), smooth.to(dtype), pull.to(dtype), shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 
 import pytest
 import torch
@@ -138,20 +139,53 @@ def test_quadratic_forms() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_functions_that_cannot_be_replayed_stay_plain() -> None:
-    def branches(z: Tensor) -> Tensor:
-        return z.sum(1) if bool(z.sum() > 0) else -z.sum(1)
+def branches(z: Tensor) -> Tensor:
+    return z.sum(1) if bool(z.sum() > 0) else -z.sum(1)
 
-    def noisy(z: Tensor) -> Tensor:
-        return (z * torch.rand_like(z)).sum(1)
 
-    def stopped(z: Tensor) -> Tensor:  # a gradient that is stopped on purpose must stay stopped
-        return (z.detach() * z).sum(1).double()
+def noisy(z: Tensor) -> Tensor:
+    return (z * torch.rand_like(z)).sum(1)
 
-    z = torch.ones(3, 4)
-    for function in (branches, noisy, stopped):
-        assert isinstance(tape.record(function, z), Plain), function.__name__
-    assert isinstance(tape.record(lambda z: (z * z).sum(1).double(), z), Tape)
+
+def stopped(z: Tensor) -> Tensor:  # a gradient that is stopped on purpose must stay stopped
+    return (z.detach() * z).sum(1).double()
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (branches, r"cannot be recorded \(RuntimeError: .*value out of a tracing tensor"),
+        (noisy, r"cannot be recorded \(ValueError: aten\.rand_like\.default draws random numbers\)"),
+        (stopped, "its recording gives other numbers"),
+    ],
+)
+def test_functions_that_cannot_be_replayed_stay_plain_and_say_so_in_one_line(function, why) -> None:
+    with pytest.warns(RuntimeWarning, match=f"slower but the same: .*{why}") as told:
+        assert isinstance(tape.record(function, torch.ones(3, 4)), Plain)
+    assert len(told) == 1 and "\n" not in str(told[0].message)
+
+
+def test_the_loss_of_speed_is_told_once() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            tape.record(noisy, torch.ones(3, 4))
+    assert len(told) == 1
+
+
+def test_a_function_that_is_recorded_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(tape.record(lambda z: (z * z).sum(1).double(), torch.ones(3, 4)), Tape)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_function_that_cannot_be_recorded(monkeypatch) -> None:
+    def mistaken(*_: object) -> None:
+        raise KeyError("node")
+
+    monkeypatch.setattr(tape.graphs, "simplify", mistaken)
+    with pytest.raises(KeyError, match="node"):
+        tape.record(stopped, torch.ones(3, 4))
 
 
 def test_the_check_sees_a_wrong_tape() -> None:

@@ -23,6 +23,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplleak.density.recording import frontier, graphs
 
@@ -267,8 +268,6 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
-    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and a point estimate does without
-
     def forward(z: Tensor) -> Tensor:
         with torch.enable_grad():
             return log_density(z.requires_grad_())
