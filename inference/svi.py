@@ -34,7 +34,7 @@ from pplleak.inference import _diagonal, laplace
 from pplleak.inference._diagonal import Diagonal
 from pplleak.inference.laplace import Laplace
 from pplleak.posterior import Posterior, collect
-from pplleak.priors.splines import Flow, coupling_spline
+from pplleak.priors._splines import Flow, coupling_spline
 from pplleak.progress import ProgressBar, silent
 
 Family = Literal["normal", "low_rank", "full", "flow"]

@@ -20,8 +20,9 @@ from torch import Tensor
 from pplleak import data
 from pplleak.cli._options import options, parse, settings_of
 from pplleak.errors import BadInput, unknown
-from pplleak.priors import fit_gaussian, store
-from pplleak.priors.fitting import Interrupted
+from pplleak.priors import _store as store
+from pplleak.priors._fitting import Interrupted
+from pplleak.priors.gaussian import fit_gaussian
 from pplleak.progress import bar
 from pplleak.studies.attack import report
 
@@ -79,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def fit(argv: Sequence[str]) -> int:
-    kind = next((word for word in argv if not word.startswith("-")), store.KINDS[-1])
+    kind = next((word for word in argv if not word.startswith("-")), list(store.kinds())[-1])
     settings = settings_of("Prior", store.fitter(kind))
     args = parse(Fit, "prior fit", argv, {"prior": settings})
     label = args.data if args.data in data.NAMES else Path(args.data).resolve().name

@@ -31,7 +31,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pplleak.client import Client
 from pplleak.errors import BadInput
-from pplleak.priors import Labels
+from pplleak.priors.labels import Labels
 
 OPERATIONS: tuple[tuple[str, int], ...] = (  # of the authors' policy.py: name and magnitude, 0 to 9
     ("invert", 7), ("contrast", 6), ("rotate", 2), ("translateX", 9), ("sharpness", 1),

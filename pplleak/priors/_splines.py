@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-import zuko
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+if TYPE_CHECKING:
+    import zuko
 
 
 class Flow(TorchDistribution):
@@ -44,6 +47,8 @@ def coupling_spline(
 
     It starts as the identity everywhere, so that what it is composed with is where it starts.
     """
+    import zuko  # where it is used: most priors need no flow
+
     flow = zuko.flows.NSF(dim, transforms=transforms, hidden_features=(hidden, hidden), activation=activation, passes=2)
     for coupling in flow.transform.transforms:
         nn.init.zeros_(coupling.hyper[-1].weight)
