@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pplleak import priors
+from pplleak.priors.gaussian import fit_gaussian
 from pplleak.studies.attack.attack import Target
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
@@ -42,7 +42,7 @@ class Posterior:
 
 
 def build(target: Target, beliefs: dict[str, Any], activation: str, lazy: bool) -> Posterior:
-    prior = priors.fit_gaussian(beliefs["reference"])
+    prior = fit_gaussian(beliefs["reference"])
     layers = [jnp.array(p.numpy()) for p in target.client.parameters.values()]
     pairs = list(zip(layers[::2], layers[1::2], strict=True))
     g = [jnp.array(p.numpy()) for p in target.client.split(target.observed.g).values()]

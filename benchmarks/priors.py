@@ -10,19 +10,26 @@ from pathlib import Path
 
 import torch
 
-from pplleak import data, priors
+from pplleak import data
 from pplleak.cli import prior as prior_command
-from pplleak.priors import store
+from pplleak.priors import _store as store
+from pplleak.priors.flow import fit as fit_flow
+from pplleak.priors.gaussian import fit_gaussian
+from pplleak.priors.gmrf import fit_gmrf
+from pplleak.priors.logit_normal import fit_logit_normal
+from pplleak.priors.mixture import fit as fit_mixture
+from pplleak.priors.ppca import fit_ppca
+from pplleak.priors.vae import fit as fit_vae
 
 ROOT = Path(__file__).resolve().parents[1]
 FITS = {
-    "gmrf": priors.fit_gmrf,
-    "ppca": priors.fit_ppca,
-    "gaussian": priors.fit_gaussian,
-    "logit_normal": priors.fit_logit_normal,
-    "mixture": priors.fit_mixture,
-    "flow": priors.fit_flow,
-    "vae": priors.fit_vae,
+    "gmrf": fit_gmrf,
+    "ppca": fit_ppca,
+    "gaussian": fit_gaussian,
+    "logit_normal": fit_logit_normal,
+    "mixture": fit_mixture,
+    "flow": fit_flow,
+    "vae": fit_vae,
 }
 
 

@@ -33,7 +33,7 @@ from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
-from pplleak.priors.splines import Flow, coupling_spline
+from pplleak.priors._splines import Flow, coupling_spline
 from pplleak.progress import ProgressBar, silent
 
 Family = Literal["normal", "low_rank", "full", "flow"]

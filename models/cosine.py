@@ -16,8 +16,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.uniform import uniform
 
 MAP = {"optimizer": "adam", "decay": "exponential", "box": True, "starts": 1, "steps": 200, "lr": 0.15}
 
@@ -29,7 +30,7 @@ def model(client: Client, batch_size: int = 1, *, kappa: float = 1e4, tv: float 
         kappa: how closely directions agree; it scales all of the attack's loss alike.
         tv: weight of the smoothness, beside the distance of the gradients.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     steps = x.diff(dim=-1).square().sum((-4, -3, -2, -1)) + x.diff(dim=-2).square().sum((-4, -3, -2, -1))
     pyro.factor("tv", -tv * steps * kappa)
     y = pyro.sample("y", client.label_prior(batch_size))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.uniform import uniform
 
 MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 300}
 
@@ -31,7 +32,7 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, alpha: flo
             all of the attack's loss alike.
         alpha: weight of the distance of prediction and label, beside the squared gradient distance.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     y = pyro.sample("y", client.label_prior(batch_size))
     event = len(client.input_shape) + 1
     batches = x.to(client.dtype).reshape(-1, *x.shape[-event:])

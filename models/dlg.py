@@ -16,8 +16,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.uniform import uniform
 
 MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 1200}
 
@@ -28,6 +29,6 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1) -> Tensor:
     Args:
         sigma: standard deviation of the noise on each entry of the gradient, as the adversary believes it.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.Gaussian(client.update(x, y), sigma))

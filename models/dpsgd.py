@@ -16,8 +16,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, data, priors
+from pplleak import channels, data
 from pplleak.client import Client
+from pplleak.priors.gaussian import fit_gaussian
 
 
 def model(
@@ -38,7 +39,7 @@ def model(
         floor: standard deviation, in pixel units, that even a constant pixel keeps.
     """
     channels.require_examples(client, batch_size)
-    prior = priors.fit_gaussian(data.reference(reference, client.input_shape), floor=floor, dtype=client.dtype)
+    prior = fit_gaussian(data.reference(reference, client.input_shape), floor=floor, dtype=client.dtype)
     z = pyro.sample("z", prior.coefficients(batch_size))
     x = pyro.deterministic("x", prior.decode(z))
     y = pyro.sample("y", client.label_prior(batch_size))

@@ -16,8 +16,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, data, priors
+from pplleak import channels, data
 from pplleak.client import Client
+from pplleak.priors.gmrf import fit_gmrf
 
 
 def model(
@@ -35,7 +36,7 @@ def model(
         reference: the public images the prior is fitted to: digits, mnist, cifar10 or a FOLDER (or a tensor).
         floor: standard deviation, in pixel units, that even the smoothest images keep.
     """
-    prior = priors.fit_gmrf(data.reference(reference, client.input_shape), floor=floor, dtype=client.dtype)
+    prior = fit_gmrf(data.reference(reference, client.input_shape), floor=floor, dtype=client.dtype)
     e = pyro.sample("e", prior.noise(batch_size))
     x = pyro.deterministic("x", prior.decode(e))
     y = pyro.sample("y", client.label_prior(batch_size))

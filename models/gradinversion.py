@@ -21,9 +21,12 @@ import math
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
 from pplleak.density.label_rules import of_distinct as labels
+from pplleak.priors.batchnorm import BatchNormStatistics
+from pplleak.priors.tv import TotalVariation
+from pplleak.priors.uniform import uniform
 
 __all__ = ["MAP", "labels", "model"]
 
@@ -44,10 +47,10 @@ def model(
     """
     scale = 0.5 / sigma**2
     pixel = scale / (batch_size * math.prod(client.input_shape))
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
-    pyro.factor("tv", -priors.TotalVariation(tv * pixel).energy(x))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
+    pyro.factor("tv", -TotalVariation(tv * pixel).energy(x))
     pyro.factor("l2", -l2 * pixel * x.square().sum((-4, -3, -2, -1)))
     if any(getattr(layer, "running_mean", None) is not None for layer in client.network.modules()):
-        pyro.factor("bn", -priors.BatchNormStatistics(client.network, bn * scale).energy(x))
+        pyro.factor("bn", -BatchNormStatistics(client.network, bn * scale).energy(x))
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.Gaussian(client.update(x, y), sigma))

@@ -16,9 +16,10 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
 from pplleak.density.label_rules import of_one as labels
+from pplleak.priors.uniform import uniform
 
 __all__ = ["MAP", "labels", "model"]
 
@@ -31,6 +32,6 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1) -> Tensor:
     Args:
         sigma: standard deviation of the noise on each entry of the gradient, as the adversary believes it.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.Gaussian(client.update(x, y), sigma))

@@ -18,8 +18,10 @@ import math
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.tv import TotalVariation
+from pplleak.priors.uniform import uniform
 
 MAP = {"optimizer": "signed_adam", "decay": "step", "box": True, "starts": 1, "steps": 4000, "lr": 0.1}
 
@@ -31,8 +33,8 @@ def model(client: Client, batch_size: int = 1, *, kappa: float = 1e4, alpha: flo
         kappa: how closely directions agree; of the order of the update's size where they do.
         alpha: weight of the total variation a pixel, beside a cosine.
     """
-    prior = priors.TotalVariation(kappa * alpha / (batch_size * math.prod(client.input_shape)))
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    prior = TotalVariation(kappa * alpha / (batch_size * math.prod(client.input_shape)))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     pyro.factor("tv", -prior.energy(x))
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.Directional(client.update(x, y), kappa=kappa))

@@ -15,8 +15,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, data, priors
+from pplleak import channels, data
 from pplleak.client import Client
+from pplleak.priors.logit_normal import fit_logit_normal
 
 
 def model(
@@ -37,7 +38,7 @@ def model(
         floor: standard deviation, in logits, that even a constant pixel keeps.
     """
     images = data.reference(reference, client.input_shape)
-    prior = priors.fit_logit_normal(images, margin=margin, floor=floor, dtype=client.dtype)
+    prior = fit_logit_normal(images, margin=margin, floor=floor, dtype=client.dtype)
     z = pyro.sample("z", prior.coefficients(batch_size))
     x = pyro.deterministic("x", prior.decode(z))
     y = pyro.sample("y", client.label_prior(batch_size))

@@ -16,8 +16,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, data, priors
+from pplleak import channels, data
 from pplleak.client import Client
+from pplleak.priors.gaussian import fit_gaussian
 
 
 def model(
@@ -41,7 +42,7 @@ def model(
         reference: the public images the prior is fitted to: digits, mnist, cifar10 or a FOLDER (or a tensor).
         floor: standard deviation, in pixel units, that even a constant pixel keeps.
     """
-    prior = priors.fit_gaussian(data.reference(reference, client.input_shape), floor=floor, dtype=client.dtype)
+    prior = fit_gaussian(data.reference(reference, client.input_shape), floor=floor, dtype=client.dtype)
     z = pyro.sample("z", prior.coefficients(batch_size))
     x = pyro.deterministic("x", prior.decode(z))
     y = pyro.sample("y", client.label_prior(batch_size))

@@ -17,8 +17,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors import mixture
 
 
 def model(
@@ -31,9 +32,6 @@ def model(
         prior: one of `pplleak prior fit mixture`, by name or path; none: one is fitted to the reference, and kept.
         reference: the public images for that: digits, mnist, cifar10 or a FOLDER (or a tensor).
     """
-    fitted = priors.trained("mixture", prior, reference, client.input_shape, client.dtype)
-    z = pyro.sample("z", fitted.leading(batch_size))
-    w = pyro.sample("w", fitted.rest(batch_size))
-    x = pyro.deterministic("x", fitted.decode(z, w))
+    x = mixture.prior(client, reference=reference, file=prior).sample(batch_size)
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.Gaussian(client.update(x, y), sigma))

@@ -16,8 +16,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, data, priors
+from pplleak import channels, data
 from pplleak.client import Client
+from pplleak.priors.ppca import fit_ppca
 
 
 def model(
@@ -38,7 +39,7 @@ def model(
         floor: standard deviation, in pixel units, that even a constant direction keeps.
     """
     images = data.reference(reference, client.input_shape)
-    prior = priors.fit_ppca(images, rank=rank, floor=floor, dtype=client.dtype)
+    prior = fit_ppca(images, rank=rank, floor=floor, dtype=client.dtype)
     e = pyro.sample("e", prior.noise(batch_size))
     x = pyro.deterministic("x", prior.decode(e))
     y = pyro.sample("y", client.label_prior(batch_size))

@@ -17,8 +17,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.uniform import uniform
 
 MAP = {"optimizer": "adam", "decay": "cosine", "starts": 1, "steps": 1000, "lr": 0.05}
 
@@ -31,6 +32,6 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, l1: float 
             attack's loss alike.
         l1: weight of the L1 distance, beside the squared one.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.Elastic(client.update(x, y), sigma, l1=l1))

@@ -17,8 +17,10 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.tv import TotalVariation
+from pplleak.priors.uniform import uniform
 
 
 def model(
@@ -38,8 +40,8 @@ def model(
         isotropic: the length of the gradient, instead of the sum of its two parts.
         smoothing: differences far below it, in pixel units, count by their square; 0 is the exact total variation.
     """
-    prior = priors.TotalVariation(tv, isotropic=isotropic, smoothing=smoothing)
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    prior = TotalVariation(tv, isotropic=isotropic, smoothing=smoothing)
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     pyro.factor("tv", -prior.energy(x))
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.Gaussian(client.update(x, y), sigma))

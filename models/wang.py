@@ -16,8 +16,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.uniform import uniform
 
 MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 400}
 
@@ -33,7 +34,7 @@ def model(
         tv: weight of the total variation, beside the squared gradient distance.
         exponent: of the squared length of a pixel's gradient; 0.5 is its length, above that steps cost more than ramps.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     right, down = torch.diff(x, dim=-1, append=x[..., -1:]), torch.diff(x, dim=-2, append=x[..., -1:, :])
     squares = (right.square() + down.square()).clamp(min=torch.finfo(x.dtype).tiny)  # a root's slope at 0 is infinite
     pyro.factor("tv", -tv * squares.pow(exponent).sum((-4, -3, -2, -1)) / (2 * sigma**2))

@@ -9,7 +9,7 @@ from pplleak import data
 from pplleak.federation import rounds, targets
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
-from pplleak.priors import store
+from pplleak.priors import _store as store
 from pplleak.progress import bar
 
 NAME, USUAL = "convnet", (0, 10, 100, 1000)

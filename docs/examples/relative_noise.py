@@ -11,9 +11,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
 from pplleak.client.update import Update
+from pplleak.priors.uniform import uniform
 
 
 class Relative(channels.Channel):
@@ -39,6 +40,6 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, relative: 
         sigma: standard deviation of the noise on an entry that is 0.
         relative: how much the noise grows with an entry.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", Relative(client.update(x, y), sigma, relative))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import pyro
 from torch import Tensor
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client
+from pplleak.priors.uniform import uniform
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, tv: float = 1.0) -> Tensor:
@@ -21,7 +22,7 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, tv: float 
         sigma: standard deviation of the noise on each entry of the gradient, as the adversary believes it.
         tv: weight of the total variation; 0 gives back dlg.
     """
-    x = pyro.sample("x", priors.uniform(client.input_shape, batch_size))
+    x = pyro.sample("x", uniform(client.input_shape, batch_size))
     down, right = x.diff(dim=-2).abs(), x.diff(dim=-1).abs()
     total_variation = down.sum((-4, -3, -2, -1)) + right.sum((-4, -3, -2, -1))  # one number a chain
     pyro.factor("smoothness", -tv * total_variation)

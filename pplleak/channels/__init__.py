@@ -54,7 +54,9 @@ def settable(name: str) -> Callable[..., Any]:
     """What takes the settings that can be written down: the constructor, or where that takes tensors, `of`."""
     kind = get(name)
     _, *beliefs = inspect.signature(kind).parameters.values()
-    return kind if all(p.default is not p.empty for p in beliefs) else kind.of
+    if all(p.default is not p.empty for p in beliefs):
+        return kind
+    return kind.of
 
 
 def settings(name: str) -> list[programs.Setting]:

@@ -73,8 +73,9 @@ def fit(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from pplleak import data
-    from pplleak.priors import fit_gaussian, store
-    from pplleak.priors.fitting import Interrupted
+    from pplleak.priors import _store as store
+    from pplleak.priors._fitting import Interrupted
+    from pplleak.priors.gaussian import fit_gaussian
     from pplleak.studies.attack import report
 
     label = args.data if args.data in data.NAMES else Path(args.data).resolve().name
@@ -148,7 +149,7 @@ def ls(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from pplleak.priors import store
+    from pplleak.priors import _store as store
 
     paths = sorted(store.FOLDER.glob("*.safetensors"))
     console = Console()
@@ -169,7 +170,7 @@ def show(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from pplleak.priors import store
+    from pplleak.priors import _store as store
 
     stored = store.load(store.locate(args.name))
     console = Console()

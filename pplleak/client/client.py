@@ -31,7 +31,7 @@ from pplleak.client.smoothness import probe
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
-from pplleak.priors import Labels
+from pplleak.priors.labels import Labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ from pplleak.client import Client
 from pplleak.density.recording.tape import Plain, Recorded, record
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.priors import Labels
+from pplleak.priors.labels import Labels
 
 Model = Callable[..., Any]
 

@@ -1,57 +1,92 @@
-"""Priors p(x) and p(y): what the adversary knows of the data before. One family a file."""
+"""Priors p(x) and p(y): what the adversary knows of the data before. One family a file.
 
-from pplleak.priors.batchnorm import BatchNormStatistics, batchnorm
-from pplleak.priors.box import uniform
-from pplleak.priors.flow import FlowOnVAE, FlowPrior, fit_flow
-from pplleak.priors.gaussian import FittedGaussian, fit_gaussian
-from pplleak.priors.gmrf import GMRF, fit_gmrf
-from pplleak.priors.labels import Labels
-from pplleak.priors.logit_normal import LogitNormal, fit_logit_normal
-from pplleak.priors.mixture import Mixture, fit_mixture
-from pplleak.priors.ppca import PPCA, fit_ppca
-from pplleak.priors.store import trained
-from pplleak.priors.tv import TotalVariation
-from pplleak.priors.vae import VAE, fit_vae
+``NAME.py`` has a function `prior(like, *, reference, …settings)`, which returns what has `sample(batch_size)`: nothing
+else need be written for a new one. A prior that is trained and kept in a file has `fit` and `restore` beside it. Labels
+(`labels`) and the statistics of BatchNorm (`batchnorm`) are no priors of images by themselves.
+"""
 
-__all__ = [
-    "GMRF",
-    "PPCA",
-    "VAE",
-    "BatchNormStatistics",
-    "FittedGaussian",
-    "FlowOnVAE",
-    "FlowPrior",
-    "Labels",
-    "LogitNormal",
-    "Mixture",
-    "TotalVariation",
-    "batchnorm",
-    "fit_flow",
-    "fit_gaussian",
-    "fit_gmrf",
-    "fit_logit_normal",
-    "fit_mixture",
-    "fit_ppca",
-    "fit_vae",
-    "trained",
-    "uniform",
-]
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pplleak import folders, programs
+from pplleak.errors import BadInput
+from pplleak.priors._contract import Like as Like
+from pplleak.priors._contract import Prior as Prior
+from pplleak.settings import Named
+
+FOLDER = Path(__file__).parent
 
 
-def get(name):  # type: ignore  # until the room is found by listing
-    def prior(like, *, reference="digits", floor: float = 0.02):  # type: ignore
-        """A Gaussian.
-
-        Args:
-            reference: the public images.
-            floor: standard deviation, in pixel units, that even a constant pixel keeps.
-        """
-        from pplleak import data
-
-        return fit_gaussian(data.reference(reference, like.input_shape), floor=floor, dtype=like.dtype)
-
-    return prior
+def names() -> dict[str, str]:
+    """Every prior that can be named, with the first line of its file, read without running it."""
+    return folders.names(FOLDER, "prior")
 
 
-def make(named, like, reference):  # type: ignore
+@functools.cache  # a model asks at every trace
+def get(name: str) -> Callable[..., Prior]:
+    """The function `prior` of a file; raises BadInput where there is none."""
+    return cast("Callable[..., Prior]", folders.load(__name__, "prior", name, "prior").prior)
+
+
+def settings(name: str) -> list[programs.Setting]:
+    """Everything that a prior can be set to but its reference images, with defaults and help lines."""
+    return programs.settings(get(name), reserved={"reference"})
+
+
+def check(named: Named, where: str = "") -> Named:
+    """The prior with all its settings at their values: those that are not given at their defaults.
+
+    Args:
+        where: what named it, at the head of the messages.
+
+    Raises:
+        BadInput: an unknown name or setting, or a value that the prior refuses.
+    """
+    head, name = f"{where}: " if where else "", named.name
+    known = {s.name: s for s in settings(name)}
+    for setting, value in named.settings.items():
+        if setting not in known:
+            raise BadInput(f"{head}the prior {name} has no setting '{setting}'")
+        kind = known[setting].type
+        kinds = (int, float) if kind is float else kind
+        if isinstance(kind, type) and (not isinstance(value, kinds) or isinstance(value, bool) is not (kind is bool)):
+            raise BadInput(f"{head}{setting} of the prior {name} must be of the kind {kind.__name__}, not {value!r}")
+    whole = Named(name, {**{n: s.default for n, s in known.items()}, **named.settings})
+    if not whole.settings.get("file") and name not in folders.names(FOLDER, "fit"):  # training one takes too long here
+        make(whole, _Small(), _few_images())
+    return whole
+
+
+def make(named: Named, like: Like, reference: str | Tensor = "digits") -> Prior:
+    """p(x) for a client's images, in its precision and on its device; fitted once, however often it is asked for.
+
+    Args:
+        like: the client. reference: the public images that it is fitted to: a name or a folder of `pplleak.data`, or a
+            tensor of them (N, *input_shape).
+    """
     return get(named.name)(like, reference=reference, **named.settings)
+
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Small:
+    """Images of four pixels, on which settings are tried."""
+
+    input_shape: tuple[int, ...] = (1, 2, 2)
+    dtype: torch.dtype = torch.float64
+    device: torch.device = _CPU
+
+
+@functools.cache
+def _few_images() -> Tensor:
+    return torch.linspace(0.05, 0.95, 32, dtype=torch.float64).roll(5).reshape(8, 1, 2, 2)

@@ -7,16 +7,21 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive, unknown
-from pplleak.priors.fitting import Interrupted, apart, epochs_of, flat
+from pplleak.priors._contract import Like
+from pplleak.priors._fitting import Interrupted, apart, epochs_of, flat
+from pplleak.priors._splines import Flow, coupling_spline
+from pplleak.priors._store import trained
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
 from pplleak.priors.mixture import rest
-from pplleak.priors.splines import Flow, coupling_spline
-from pplleak.priors.vae import VAE, fit_vae, log_importance, restore_vae
+from pplleak.priors.vae import VAE, log_importance
+from pplleak.priors.vae import fit as fit_vae
+from pplleak.priors.vae import restore as restore_vae
 from pplleak.progress import ProgressBar, silent
 
 if TYPE_CHECKING:
@@ -41,6 +46,13 @@ class FlowPrior:
     @property
     def input_shape(self) -> tuple[int, ...]:
         return self.base.input_shape
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Sites z, w and x; x (*chains, batch_size, *input_shape)."""
+        z = pyro.sample("z", self.leading(batch_size))
+        w = pyro.sample("w", self.rest(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(z, w))
+        return x
 
     def leading(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ flow, event shape (batch_size, rank)."""
@@ -91,6 +103,13 @@ class FlowOnVAE:
     def input_shape(self) -> tuple[int, ...]:
         return self.vae.input_shape
 
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Sites z, w and x; x (*chains, batch_size, *input_shape)."""
+        z = pyro.sample("z", self.leading(batch_size))
+        w = pyro.sample("w", self.rest(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(z, w))
+        return x
+
     def leading(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ flow, event shape (batch_size, latents)."""
         return Flow(self.flow()).expand(torch.Size([batch_size])).to_event(1)
@@ -119,11 +138,23 @@ class FlowOnVAE:
         return vae | {f"flow.{n}": t for n, t in self.flow.named_parameters()}
 
 
+def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "") -> FlowPrior | FlowOnVAE:
+    """The fitted flow of a file, or one that is fitted to public images, once, and kept.
+
+    Args:
+        reference: the public images that it is fitted to where no file is named: a name or a folder of `pplleak.data`,
+            or a tensor of them.
+        file: a flow of `pplleak prior fit flow`, by name or path.
+    """
+    fitted: FlowPrior | FlowOnVAE = trained("flow", file, reference, tuple(like.input_shape), like.dtype, like.device)
+    return fitted
+
+
 def _spline(rank: int, hidden: int, dtype: torch.dtype) -> zuko.flows.Flow:
     return coupling_spline(rank, transforms=TRANSFORMS, hidden=hidden, activation=nn.SiLU, dtype=dtype)
 
 
-def fit_flow(
+def fit(
     images: Tensor,
     *,
     on: Coordinates = "pca",
@@ -203,7 +234,7 @@ def fit_flow(
         return made(flow)
 
 
-def restore_flow(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> FlowPrior | FlowOnVAE:
+def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> FlowPrior | FlowOnVAE:
     """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no flow's."""
     own = {n.removeprefix("flow."): t for n, t in tensors.items() if n.startswith("flow.")}
     first = [t for n, t in own.items() if n.endswith("hyper.0.weight")]
@@ -214,7 +245,7 @@ def restore_flow(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype
     flow.load_state_dict(own, strict=False)
     if {n for n, _ in flow.named_parameters()} != set(own):
         raise BadInput("the tensors of its flow are not those of a spline flow")
-    flow = flow.requires_grad_(False)
+    flow = flow.requires_grad_(False).to(first[0].device)
     of_vae = {n.removeprefix("vae."): t for n, t in tensors.items() if n.startswith("vae.")}
     if of_vae:
         vae = restore_vae(of_vae, input_shape, dtype)

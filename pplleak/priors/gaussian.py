@@ -12,7 +12,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pplleak.errors import BadInput
+from pplleak import data
+from pplleak.errors import BadInput, require_positive
+from pplleak.priors._contract import Like
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +33,10 @@ class FittedGaussian:
         return self.factor.shape[1]
 
     def sample(self, batch_size: int = 1) -> Tensor:
-        """x, in a Pyro program: z ~ Normal(0, I), x = mean + factor z."""
-        return pyro.deterministic("x", self.decode(pyro.sample("z", self.coefficients(batch_size))))
+        """Sites z and x; x (*chains, batch_size, *input_shape)."""
+        z = pyro.sample("z", self.coefficients(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(z))
+        return x
 
     def coefficients(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, rank)."""
@@ -70,6 +74,17 @@ class FittedGaussian:
         return {"mean": self.mean, "factor": self.factor}
 
 
+def prior(like: Like, *, reference: str | Tensor = "digits", floor: float = 0.02) -> FittedGaussian:
+    """The Gaussian of public images.
+
+    Args:
+        reference: the public images the prior is fitted to: a name or a folder of `pplleak.data`, or a tensor of them.
+        floor: standard deviation, in pixel units, that even a constant pixel keeps.
+    """
+    images = data.reference(reference, like.input_shape)
+    return fit_gaussian(images, floor=floor, dtype=like.dtype, device=like.device)
+
+
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     """log Normal(z; 0, I) over the last dimension."""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
@@ -89,7 +104,9 @@ def restore_gaussian(
 
 
 @lru_cache(maxsize=8)  # models call this at every trace; a tensor's hash is its identity
-def fit_gaussian(images: Tensor, *, floor: float = 0.02, dtype: torch.dtype = torch.float64) -> FittedGaussian:
+def fit_gaussian(
+    images: Tensor, *, floor: float = 0.02, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+) -> FittedGaussian:
     """The maximum-likelihood Gaussian of `images`, with a noise floor so that every pixel keeps some freedom.
 
         mean = (1/N) Σ xₙ,   Σ = (1/N) Σ (xₙ − mean)(xₙ − mean)ᵀ + floor² I = Q diag(s²) Qᵀ,   factor = Q diag(s)
@@ -97,13 +114,15 @@ def fit_gaussian(images: Tensor, *, floor: float = 0.02, dtype: torch.dtype = to
     Args:
         images: (N, *input_shape), pixels in [0, 1].
         floor: standard deviation, in pixel units, added to each pixel's own (constant pixels exist: borders).
-        dtype: of the result. The fit itself runs in float64.
+        dtype, device: of the result. The fit itself runs in float64, where the images are.
     """
+    require_positive(floor=floor)
     if images.shape[0] < 2:
         raise BadInput(f"a Gaussian prior needs at least 2 images to be fitted to, got {images.shape[0]}")
     flat = images.flatten(1).double()
     mean = flat.mean(0)
     centred = flat - mean
-    covariance = centred.mT @ centred / len(flat) + floor**2 * torch.eye(flat.shape[1], dtype=flat.dtype)
+    covariance = centred.mT @ centred / len(flat) + floor**2 * torch.eye(flat.shape[1]).to(flat)
     values, vectors = torch.linalg.eigh(covariance)
-    return FittedGaussian(mean.to(dtype), (vectors * values.sqrt()).to(dtype), tuple(images.shape[1:]))
+    factor = (vectors * values.sqrt()).to(device, dtype)
+    return FittedGaussian(mean.to(device, dtype), factor, tuple(images.shape[1:]))

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pplleak import data
 from pplleak.errors import BadInput, require_positive
+from pplleak.priors._contract import Like
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian
 
 
@@ -26,6 +29,12 @@ class LogitNormal:
     @property
     def input_shape(self) -> tuple[int, ...]:
         return self.base.input_shape
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Sites z and x; x (*chains, batch_size, *input_shape)."""
+        z = pyro.sample("z", self.coefficients(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(z))
+        return x
 
     def coefficients(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, pixels)."""
@@ -48,6 +57,18 @@ class LogitNormal:
         return torch.where(inside, value, -math.inf)
 
 
+def prior(like: Like, *, reference: str | Tensor = "digits", margin: float = 0.02, floor: float = 0.2) -> LogitNormal:
+    """The logit-normal of public images.
+
+    Args:
+        reference: the public images the prior is fitted to: a name or a folder of `pplleak.data`, or a tensor of them.
+        margin: public pixels are kept so far away from 0 and 1, where the logit is infinite.
+        floor: standard deviation, in logits, that even a constant pixel keeps.
+    """
+    images = data.reference(reference, like.input_shape)
+    return fit_logit_normal(images, margin=margin, floor=floor, dtype=like.dtype, device=like.device)
+
+
 @lru_cache(maxsize=8)  # models call this at every trace
 def fit_logit_normal(
     images: Tensor,
@@ -55,6 +76,7 @@ def fit_logit_normal(
     margin: float = 0.02,
     floor: float = 0.2,
     dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
 ) -> LogitNormal:
     """The maximum-likelihood Gaussian of logit(clamp(x, margin, 1 − margin)).
 
@@ -62,9 +84,10 @@ def fit_logit_normal(
         images: (N, *input_shape), pixels in [0, 1].
         margin: pixels are kept so far away from 0 and 1, where the logit is infinite.
         floor: standard deviation, in logits, that even a constant pixel keeps.
-        dtype: of the result. The fit itself runs in float64.
+        dtype, device: of the result. The fit itself runs in float64, where the images are.
     """
     require_positive(margin=margin, floor=floor)
     if margin >= 0.5:
         raise BadInput(f"margin must be below 0.5, not {margin}")
-    return LogitNormal(fit_gaussian(images.double().clamp(margin, 1 - margin).logit(), floor=floor, dtype=dtype))
+    logits = images.double().clamp(margin, 1 - margin).logit()
+    return LogitNormal(fit_gaussian(logits, floor=floor, dtype=dtype, device=device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pplleak.errors import BadInput, require_positive
-from pplleak.priors.fitting import apart, flat
+from pplleak.priors._contract import Like
+from pplleak.priors._fitting import apart, flat
+from pplleak.priors._store import trained
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
 from pplleak.progress import ProgressBar, silent
 
@@ -43,6 +46,13 @@ class Mixture:
     @property
     def rank(self) -> int:
         return self.means.shape[1]
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Sites z, w and x; x (*chains, batch_size, *input_shape)."""
+        z = pyro.sample("z", self.leading(batch_size))
+        w = pyro.sample("w", self.rest(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(z, w))
+        return x
 
     def leading(self, batch_size: int = 1) -> TorchDistribution:
         """z, event shape (batch_size, rank)."""
@@ -75,13 +85,25 @@ class Mixture:
         return base | {"weights": self.weights, "means": self.means, "roots": self.roots}
 
 
+def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "") -> Mixture:
+    """The fitted mixture of a file, or one that is fitted to public images, once, and kept.
+
+    Args:
+        reference: the public images that it is fitted to where no file is named: a name or a folder of `pplleak.data`,
+            or a tensor of them.
+        file: a mixture of `pplleak prior fit mixture`, by name or path.
+    """
+    fitted: Mixture = trained("mixture", file, reference, tuple(like.input_shape), like.dtype, like.device)
+    return fitted
+
+
 def rest(base: FittedGaussian, rank: int, batch_size: int) -> TorchDistribution:
     """w ~ Normal(0, I): the coefficients behind the leading `rank`, event shape (batch_size, pixels − rank)."""
     one = torch.ones((), dtype=base.mean.dtype, device=base.mean.device)
     return dist.Normal(0 * one, one).expand([batch_size, base.rank - rank]).to_event(2)
 
 
-def fit_mixture(
+def fit(
     images: Tensor,
     *,
     components: int = 10,
@@ -117,7 +139,7 @@ def fit_mixture(
     return Mixture(base, torch.from_numpy(fitted.weights_), torch.from_numpy(fitted.means_), roots)
 
 
-def restore_mixture(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> Mixture:
+def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> Mixture:
     """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no mixture's."""
     base = restore_gaussian(tensors, input_shape, dtype, prefix="base.")
     weights, means, roots = (tensors[n].double() for n in ("weights", "means", "roots"))

@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pplleak import data
 from pplleak.errors import BadInput, require_positive
-from pplleak.priors.fitting import flat
+from pplleak.priors._contract import Like
+from pplleak.priors._fitting import flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,12 @@ class PPCA:
     scales: Tensor
     sd: Tensor
     input_shape: tuple[int, ...]
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Sites e and x; x (*chains, batch_size, *input_shape)."""
+        e = pyro.sample("e", self.noise(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(e))
+        return x
 
     def noise(self, batch_size: int = 1) -> TorchDistribution:
         """ε ~ Normal(0, I), event shape (batch_size, pixels)."""
@@ -56,8 +65,27 @@ class PPCA:
         return -0.5 * (square + log_det + pixels * math.log(2 * math.pi))
 
 
+def prior(like: Like, *, reference: str | Tensor = "digits", rank: int = 32, floor: float = 0.02) -> PPCA:
+    """The probabilistic principal components of public images.
+
+    Args:
+        reference: the public images the prior is fitted to: a name or a folder of `pplleak.data`, or a tensor of them.
+        rank: directions with a variance of their own.
+        floor: standard deviation, in pixel units, that even a constant direction keeps.
+    """
+    images = data.reference(reference, like.input_shape)
+    return fit_ppca(images, rank=rank, floor=floor, dtype=like.dtype, device=like.device)
+
+
 @lru_cache(maxsize=8)  # models call this at every trace
-def fit_ppca(images: Tensor, *, rank: int = 32, floor: float = 0.02, dtype: torch.dtype = torch.float64) -> PPCA:
+def fit_ppca(
+    images: Tensor,
+    *,
+    rank: int = 32,
+    floor: float = 0.02,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> PPCA:
     """Maximum likelihood in closed form, from the eigenvalues λ of the images' covariance + floor² I:
 
         scales² = λ_1 … λ_rank,   sd² = mean of λ_{rank+1} … λ_pixels      (Tipping & Bishop 1999, eqs. 7 and 8)
@@ -66,7 +94,7 @@ def fit_ppca(images: Tensor, *, rank: int = 32, floor: float = 0.02, dtype: torc
         images: (N, *input_shape), pixels in [0, 1].
         rank: directions with a variance of their own.
         floor: standard deviation, in pixel units, that even a constant direction keeps.
-        dtype: of the result. The fit itself runs in float64.
+        dtype, device: of the result. The fit itself runs in float64, where the images are.
     """
     require_positive(rank=rank, floor=floor)
     x = flat(images, "ppca").double()
@@ -75,8 +103,9 @@ def fit_ppca(images: Tensor, *, rank: int = 32, floor: float = 0.02, dtype: torc
     if rank < 1:
         raise BadInput("a ppca prior needs images of at least 2 pixels")
     mean = x.mean(0)
-    covariance = (x - mean).mT @ (x - mean) / len(x) + floor**2 * torch.eye(x.shape[1], dtype=x.dtype)
+    covariance = (x - mean).mT @ (x - mean) / len(x) + floor**2 * torch.eye(x.shape[1]).to(x)
     values, vectors = torch.linalg.eigh(covariance)
     scales = values[-rank:].flip(0).sqrt()
     directions, sd = vectors[:, -rank:].flip(1), values[:-rank].mean().sqrt()
-    return PPCA(mean.to(dtype), directions.to(dtype), scales.to(dtype), sd.to(dtype), tuple(images.shape[1:]))
+    mean, directions, scales, sd = (t.to(device, dtype) for t in (mean, directions, scales, sd))
+    return PPCA(mean, directions, scales, sd, tuple(images.shape[1:]))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
+import pyro
 import torch
 from torch import Tensor
 
 from pplleak.errors import BadInput, require_positive
+from pplleak.priors._contract import Like
+from pplleak.priors.uniform import Box
+from pplleak.priors.uniform import prior as box
 
 UNKNOWN = (
     "the total variation prior is known only up to its normaliser: it can be multiplied into a model (pyro.factor) and "
@@ -64,3 +68,39 @@ class TotalVariation:
     def log_prob(self, x: Tensor) -> NoReturn:
         """Raises BadInput: the normaliser is not known; `energy` is the rest."""
         raise BadInput(UNKNOWN.format(cannot="has no log-density of its own"))
+
+
+@dataclass(frozen=True)
+class OnBox:
+    """p(x) ∝ exp(−energy(x)) on the pixel box: total variation multiplied onto the flat prior, for a model."""
+
+    base: Box
+    variation: TotalVariation
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Site x (*chains, batch_size, *input_shape) and the factor tv.
+
+        Pyro ignores factors where nothing is observed: unconditioned draws are those of the flat prior.
+        """
+        x = self.base.sample(batch_size)
+        pyro.factor("tv", -self.variation.energy(x))
+        return x
+
+
+def prior(
+    like: Like,
+    *,
+    reference: str | Tensor = "digits",
+    weight: float = 1.0,
+    isotropic: bool = False,
+    smoothing: float = 0.01,
+) -> OnBox:
+    """Total variation on the box of the client's images.
+
+    Args:
+        reference: not used: the weight is not fitted.
+        weight: of the total variation, in nats per pixel unit.
+        isotropic: the length of the gradient, instead of the sum of its two parts.
+        smoothing: differences far below it, in pixel units, count by their square; 0 is the exact total variation.
+    """
+    return OnBox(box(like), TotalVariation(weight, isotropic=isotropic, smoothing=smoothing))

@@ -14,7 +14,9 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive
-from pplleak.priors.fitting import Interrupted, apart, epochs_of, flat
+from pplleak.priors._contract import Like
+from pplleak.priors._fitting import Interrupted, apart, epochs_of, flat
+from pplleak.priors._store import trained
 from pplleak.progress import ProgressBar, silent
 
 
@@ -36,6 +38,13 @@ class VAE:
     @property
     def latents(self) -> int:
         return self.encoder[-1].out_features // 2  # type: ignore[operator, return-value]
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Sites z, e and x; x (*chains, batch_size, *input_shape)."""
+        z = pyro.sample("z", self.latent(batch_size))
+        e = pyro.sample("e", self.noise(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(z, e))
+        return x
 
     def latent(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, latents)."""
@@ -68,6 +77,18 @@ class VAE:
         """What a file keeps of it."""
         encoder = {f"encoder.{n}": t for n, t in self.encoder.state_dict().items()}
         return encoder | {f"decoder.{n}": t for n, t in self.decoder.state_dict().items()} | {"sd": self.sd}
+
+
+def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "") -> VAE:
+    """The fitted VAE of a file, or one that is fitted to public images, once, and kept.
+
+    Args:
+        reference: the public images that it is fitted to where no file is named: a name or a folder of `pplleak.data`,
+            or a tensor of them.
+        file: a VAE of `pplleak prior fit vae`, by name or path.
+    """
+    fitted: VAE = trained("vae", file, reference, tuple(like.input_shape), like.dtype, like.device)
+    return fitted
 
 
 def log_importance(vae: VAE, x: Tensor, prior: Callable[[Tensor], Tensor], particles: int) -> Tensor:
@@ -108,7 +129,7 @@ def _perceptrons(pixels: int, latents: int, hidden: int) -> tuple[nn.Sequential,
     return encoder, decoder
 
 
-def fit_vae(
+def fit(
     images: Tensor,
     *,
     latents: int = 16,
@@ -188,7 +209,7 @@ def _frozen(vae: VAE) -> VAE:
     return vae
 
 
-def restore_vae(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> VAE:
+def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> VAE:
     """The VAE that `tensors()` came from, in precision `dtype`; raises BadInput where the tensors are no VAE's."""
     try:
         hidden, latents = tensors["decoder.0.weight"].shape
@@ -199,4 +220,4 @@ def restore_vae(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype:
         sd = tensors["sd"].reshape(math.prod(input_shape))
     except (KeyError, RuntimeError, ValueError) as error:
         raise BadInput(f"its tensors are not those of a VAE for images {input_shape}") from error
-    return _frozen(VAE(encoder.to(dtype), decoder.to(dtype), sd.to(dtype), input_shape))
+    return _frozen(VAE(encoder.to(sd.device, dtype), decoder.to(sd.device, dtype), sd.to(dtype), input_shape))

@@ -18,10 +18,11 @@ import torch
 from conftest import PAPER, assert_moments, observe, rows, tiny
 from scenes import from_data
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.density import build
 from pplleak.errors import BadInput
 from pplleak.models import logistic
+from pplleak.priors.vae import fit as fit_vae
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def effort(paper: Callable[[str], ModuleType]) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def quick_vae() -> Iterator[None]:
     """A VAE of the digits that is fitted in no time: the tests look at no quality."""
-    fit = priors.fit_vae
+    fit = fit_vae
     with pytest.MonkeyPatch.context() as patch:
         module = sys.modules["pplleak.priors.vae"]
 
@@ -40,7 +41,7 @@ def quick_vae() -> Iterator[None]:
             return fit(images, **{**settings, "epochs": 1, "hidden": 8, "latents": 2})
 
         shorter.__signature__ = inspect.signature(fit)  # type: ignore[attr-defined]
-        patch.setattr(module, "fit_vae", shorter)
+        patch.setattr(module, "fit", shorter)
         yield
 
 

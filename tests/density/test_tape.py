@@ -17,6 +17,7 @@ from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
 from pplleak.federation.observation import Observation
 from pplleak.models import dlg, gaussian, masked
+from pplleak.priors.gaussian import FittedGaussian, fit_gaussian
 from pplleak.studies.attack.attack import believe
 
 NETWORKS = {
@@ -105,8 +106,8 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     network = copy.deepcopy(target.client.network).double().requires_grad_(True)
     client = Client(network, target.client.input_shape, 10)
     observed = density.Observation(target.g.double(), 1, target.labels)
-    fitted = priors.fit_gaussian(target.public, dtype=torch.float32)
-    prior = priors.FittedGaussian(fitted.mean.double(), fitted.factor.double(), fitted.input_shape)
+    fitted = fit_gaussian(target.public, dtype=torch.float32)
+    prior = FittedGaussian(fitted.mean.double(), fitted.factor.double(), fitted.input_shape)
     at = torch.linalg.solve(prior.factor, target.truth.double().flatten() - prior.mean)
     torch.manual_seed(0)
     w = 0.1 * ratio * torch.randn(32, len(at))

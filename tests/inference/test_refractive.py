@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pplleak import channels, priors
+from pplleak import channels
 from pplleak.client import Client, networks, seeded
 from pplleak.density.kinks import perceptron as kinks
 from pplleak.density.kinks import perceptron_posterior, refraction
@@ -21,6 +21,7 @@ from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import refractive
 from pplleak.models import dlg, gaussian
+from pplleak.priors.gaussian import fit_gaussian
 
 SHAPE = (1, 2, 2)
 NETWORKS = [((8,), "relu"), ((8, 6), "relu"), ((8,), "leaky_relu"), ((7, 6, 5), "leaky_relu")]
@@ -232,7 +233,7 @@ def test_says_where_it_does_not_apply() -> None:
 
 def test_a_model_that_says_more_is_refused() -> None:
     _, observed, client = attack()
-    prior = priors.fit_gaussian(IMAGES, floor=0.4, dtype=torch.float64)
+    prior = fit_gaussian(IMAGES, floor=0.4, dtype=torch.float64)
 
     def model(client, batch_size=1):  # type: ignore[no-untyped-def]
         x = pyro.deterministic("x", prior.decode(pyro.sample("z", prior.coefficients(batch_size))))

@@ -15,7 +15,7 @@ from pplleak.density import whitening
 from pplleak.errors import BadInput
 from pplleak.inference import svi
 from pplleak.models import logistic
-from pplleak.priors.splines import coupling_spline
+from pplleak.priors._splines import coupling_spline
 
 DIM, RANK = 12, 3
 SETTINGS: dict[str, Any] = {"chains": 4, "draws": 200, "starts": 4, "steps": 60}

@@ -11,9 +11,11 @@ from conftest import batch_of, own, tiny
 from scenes import known
 from torch import Tensor, nn
 
-from pplleak import density, priors, programs
+from pplleak import density, programs
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
+from pplleak.priors.batchnorm import batchnorm
+from pplleak.priors.tv import TotalVariation
 from pplleak.studies.attack.attack import believe
 
 
@@ -36,24 +38,24 @@ def looped(x: Tensor, isotropic: bool, smoothing: float) -> float:
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_total_variation_equals_the_loop_over_pixels(isotropic: bool, smoothing: float) -> None:
     x = torch.rand(3, 2, 2, 3, 4, dtype=torch.float64)  # three chains of two images
-    found = priors.TotalVariation(1.7, isotropic=isotropic, smoothing=smoothing).energy(x)
+    found = TotalVariation(1.7, isotropic=isotropic, smoothing=smoothing).energy(x)
     expected = torch.tensor([1.7 * looped(chain, isotropic, smoothing) for chain in x], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    twin = priors.TotalVariation(1.7, isotropic=not isotropic, smoothing=smoothing).energy(x)
+    twin = TotalVariation(1.7, isotropic=not isotropic, smoothing=smoothing).energy(x)
     assert not torch.allclose(twin, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_an_even_image_has_no_variation_and_a_finite_gradient(isotropic: bool) -> None:
     x = torch.full((1, 1, 3, 3), 0.4, requires_grad=True)
-    energy = priors.TotalVariation(1.0, isotropic=isotropic).energy(x)
+    energy = TotalVariation(1.0, isotropic=isotropic).energy(x)
     assert float(energy.detach()) == pytest.approx(0, abs=1e-12)
     (gradient,) = torch.autograd.grad(energy, x)
     assert bool(gradient.isfinite().all())
 
 
 def test_total_variation_can_be_neither_sampled_nor_normalised_and_says_so() -> None:
-    prior = priors.TotalVariation()
+    prior = TotalVariation()
     with pytest.raises(BadInput, match=r"only up to its normaliser.*not sampled from.*gmrf"):
         prior.sample()
     with pytest.raises(BadInput, match=r"no log-density of its own.*gmrf"):
@@ -63,9 +65,9 @@ def test_total_variation_can_be_neither_sampled_nor_normalised_and_says_so() -> 
 @pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"weight": -1.0}, {"smoothing": -0.1}])
 def test_beliefs_that_are_no_total_variation_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput):
-        priors.TotalVariation(**wrong)  # type: ignore[arg-type]
+        TotalVariation(**wrong)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="channels, rows, columns"):
-        priors.TotalVariation().energy(torch.rand(3, 4))
+        TotalVariation().energy(torch.rand(3, 4))
 
 
 def test_a_factor_is_tempered_with_the_likelihood_for_starting_points_know_nothing_of_it() -> None:
@@ -80,7 +82,7 @@ def test_a_factor_is_tempered_with_the_likelihood_for_starting_points_know_nothi
     z = tv.sample_prior(6)
     torch.testing.assert_close(tv(z, temperature=0.0), dlg(z, temperature=0.0))
     images = tv.constrain(z)[0]["x"]
-    energy = priors.TotalVariation(2.0, smoothing=0.01).energy(images).double()
+    energy = TotalVariation(2.0, smoothing=0.01).energy(images).double()
     torch.testing.assert_close(tv(z), dlg(z) - energy, rtol=1e-9, atol=1e-9)
     assert float(energy.min()) > 0.01
 
@@ -94,7 +96,7 @@ def normed() -> nn.Module:
 def test_batchnorm_energy_equals_the_loop_over_chains_and_layers() -> None:
     network = own(lambda: normed().eval(), (2, 3, 3)).network
     x = torch.rand(4, 5, 2, 3, 3, dtype=torch.float64)
-    found = priors.batchnorm(network, 1.3).energy(x)
+    found = batchnorm(network, 1.3).energy(x)
     network = network.eval()
     expected = []
     for batch in x:
@@ -106,7 +108,7 @@ def test_batchnorm_energy_equals_the_loop_over_chains_and_layers() -> None:
                 total += (mean - float(layer.running_mean[c])) ** 2 + (variance - float(layer.running_var[c])) ** 2
         expected.append(1.3 * total)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
-    assert priors.batchnorm(network).energy(x[0]).shape == ()
+    assert batchnorm(network).energy(x[0]).shape == ()
 
 
 def test_a_batch_whose_statistics_the_network_remembers_has_no_energy_and_others_have() -> None:
@@ -114,7 +116,7 @@ def test_a_batch_whose_statistics_the_network_remembers_has_no_energy_and_others
     x = torch.rand(6, 2, 2, 2, dtype=torch.float64)
     network[0].running_mean.copy_(x.mean((0, 2, 3)))  # type: ignore[union-attr, operator]
     network[0].running_var.copy_(x.var((0, 2, 3), correction=0))  # type: ignore[union-attr, operator]
-    prior = priors.batchnorm(network)
+    prior = batchnorm(network)
     assert float(prior.energy(x)) == pytest.approx(0, abs=1e-20)
     assert float(prior.energy(x + 0.1)) == pytest.approx(2 * 0.1**2, rel=1e-9)
 
@@ -126,4 +128,4 @@ def test_a_batch_whose_statistics_the_network_remembers_has_no_energy_and_others
 )
 def test_a_network_that_remembers_nothing_is_refused(network: nn.Module) -> None:
     with pytest.raises(BadInput, match="no BatchNorm layer with running statistics"):
-        priors.batchnorm(network)
+        batchnorm(network)

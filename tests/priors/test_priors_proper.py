@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,15 @@ from conftest import assert_moments, chains_of
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from pplleak import priors
 from pplleak.errors import BadInput
 from pplleak.priors import flow, vae
-from pplleak.priors.splines import coupling_spline
+from pplleak.priors._splines import coupling_spline
+from pplleak.priors.flow import FlowOnVAE
+from pplleak.priors.flow import fit as fit_flow
+from pplleak.priors.gmrf import GMRF, fit_gmrf
+from pplleak.priors.logit_normal import fit_logit_normal
+from pplleak.priors.ppca import fit_ppca
+from pplleak.priors.vae import VAE
 
 FITTED = ("gaussian", "ppca", "gmrf", "logit_normal", "mixture", "flow")
 LEARNT = ("mixture", "flow", "vae")
@@ -36,12 +43,16 @@ def arc(count: int = 1000, seed: int = 0) -> Tensor:
     return (x + 0.04 * noise).clamp(0, 1).reshape(count, 1, 1, 3)
 
 
+def fits(name: str) -> Callable[..., Any]:
+    """The fit of a prior: of one that is kept in files by the name that they all have."""
+    module = importlib.import_module(f"pplleak.priors.{name}")
+    return getattr(module, "fit" if name in LEARNT else f"fit_{name}")
+
+
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, Any]:
     images = arc()
-    return {
-        name: getattr(priors, f"fit_{name}")(images, **BUDGET.get(name, {})) for name in dict.fromkeys(FITTED + LEARNT)
-    }
+    return {name: fits(name)(images, **BUDGET.get(name, {})) for name in dict.fromkeys(FITTED + LEARNT)}
 
 
 def grid(low: float, high: float, count: int = 60) -> tuple[Tensor, float]:
@@ -87,11 +98,11 @@ def test_a_flow_on_a_vaes_latents_has_the_density_of_the_integral_over_them() ->
     for layer in decoder[::2]:  # so that an image speaks of its latents
         layer.weight.data.mul_(3.0)
     encoder[-1].bias.data[2:] = 0.7  # q of twice the standard normal's width: it covers what the flow may be
-    latents = priors.VAE(encoder, decoder, torch.full((3,), 0.2), (1, 1, 3))
+    latents = VAE(encoder, decoder, torch.full((3,), 0.2), (1, 1, 3))
     spline = coupling_spline(2, hidden=8, dtype=torch.float32)
     for p in spline.parameters():  # no identity
         p.data.add_(0.2 * torch.randn_like(p))
-    prior, x = priors.FlowOnVAE(latents, spline), arc(5)
+    prior, x = FlowOnVAE(latents, spline), arc(5)
     edges = torch.linspace(-8, 8, 301)
     z = torch.cartesian_prod(edges, edges)
 
@@ -117,10 +128,10 @@ def test_a_flow_is_fitted_to_the_latents_of_the_images(monkeypatch: pytest.Monke
         encoder[0].bias.copy_(torch.tensor([-0.5 / 0.3, -0.5 / 0.3, -2.0, -2.0]))
         decoder[0].weight[:2] = 0.3 * torch.eye(2)
         decoder[0].bias.fill_(0.5)
-    latents = priors.VAE(encoder, decoder, torch.full((3,), 0.04), (1, 1, 3))
+    latents = VAE(encoder, decoder, torch.full((3,), 0.04), (1, 1, 3))
     monkeypatch.setattr(flow, "fit_vae", lambda images, **settings: latents)
-    prior, unseen = priors.fit_flow(arc(), on="vae", **BUDGET["flow"]), arc(300, seed=9)
-    assert isinstance(prior, priors.FlowOnVAE)
+    prior, unseen = fit_flow(arc(), on="vae", **BUDGET["flow"]), arc(300, seed=9)
+    assert isinstance(prior, FlowOnVAE)
     gain = prior.log_prob(unseen) - latents.log_prob(unseen)
     assert float(gain.mean() / gain.std()) * math.sqrt(len(unseen)) > 5
     assert prior.draw(2).shape == (2, 1, 1, 3)
@@ -147,7 +158,7 @@ def test_a_learnt_prior_predicts_unseen_images_better_than_a_gaussian(fitted: di
     assert errors_above(fitted["ppca"]) < 5  # Gaussian itself
 
 
-def dense_gmrf(prior: priors.GMRF) -> torch.distributions.MultivariateNormal:
+def dense_gmrf(prior: GMRF) -> torch.distributions.MultivariateNormal:
     """The slow, obvious one: the Laplacian edge by edge."""
     channels, rows, columns = prior.input_shape
     laplacian = torch.zeros(rows * columns, rows * columns, dtype=torch.float64)
@@ -165,9 +176,9 @@ def dense_gmrf(prior: priors.GMRF) -> torch.distributions.MultivariateNormal:
     return torch.distributions.MultivariateNormal(mean, precision_matrix=torch.block_diag(*[one] * channels))
 
 
-def a_gmrf() -> priors.GMRF:
+def a_gmrf() -> GMRF:
     mean = torch.tensor([0.3, 0.6], dtype=torch.float64)
-    return priors.GMRF(mean, torch.tensor(20.0).double(), torch.tensor(3.0).double(), (2, 3, 4))
+    return GMRF(mean, torch.tensor(20.0).double(), torch.tensor(3.0).double(), (2, 3, 4))
 
 
 def test_the_gmrf_is_the_normal_of_the_grids_laplacian() -> None:
@@ -183,7 +194,7 @@ def test_the_gmrf_is_the_normal_of_the_grids_laplacian() -> None:
 
 def test_the_fitted_gmrf_is_the_likeliest_and_finds_what_the_images_came_from() -> None:
     images = a_gmrf().draw(3000)
-    fitted = priors.fit_gmrf(images, floor=1e-6)
+    fitted = fit_gmrf(images, floor=1e-6)
     best = float(fitted.log_prob(images).mean())
     for name in ("smooth", "pull"):
         for factor in (0.9, 1.1):
@@ -196,7 +207,7 @@ def test_the_fitted_gmrf_is_the_likeliest_and_finds_what_the_images_came_from() 
 def test_ppca_is_the_normal_of_its_covariance_and_fits_what_scikit_learn_fits() -> None:
     images = torch.rand(50, 1, 2, 4, dtype=torch.float64)
     images[..., 1] = images[..., 0]
-    prior = priors.fit_ppca(images, rank=3, floor=1e-9)
+    prior = fit_ppca(images, rank=3, floor=1e-9)
     flat = images.flatten(1).numpy()
     reference = PCA(3).fit(flat)
     covariance = reference.get_covariance() * 49 / 50  # scikit-learn divides by N − 1
@@ -208,7 +219,7 @@ def test_ppca_is_the_normal_of_its_covariance_and_fits_what_scikit_learn_fits() 
 
 
 def test_logit_normal_images_stay_in_the_box_and_none_outside_has_density() -> None:
-    prior = priors.fit_logit_normal(arc())
+    prior = fit_logit_normal(arc())
     assert float(prior.draw(1000).min()) > 0 and float(prior.draw(1000).max()) < 1
     x = torch.tensor([[0.5, 0.5, 0.5], [0.5, 1.0, 0.5], [-0.1, 0.5, 0.5]]).reshape(3, 1, 1, 3)
     assert prior.log_prob(x).isfinite().tolist() == [True, False, False]
@@ -225,16 +236,16 @@ def test_the_mixtures_sites_have_the_density_that_it_claims(fitted: dict[str, An
 @pytest.mark.parametrize("name", [*FITTED, "vae"])
 def test_one_image_is_too_few(name: str) -> None:
     with pytest.raises(BadInput, match="at least 2 images"):
-        getattr(priors, f"fit_{name}")(arc(1))
+        fits(name)(arc(1))
 
 
 def test_coordinates_that_no_flow_is_fitted_on_are_refused() -> None:
     with pytest.raises(BadInput, match="unknown coordinates 'vea': did you mean vae"):
-        priors.fit_flow(arc(10), on="vea")  # type: ignore[arg-type]
+        fit_flow(arc(10), on="vea")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="at least 2 latents"):
-        priors.fit_flow(arc(10), on="vae", rank=1)
+        fit_flow(arc(10), on="vae", rank=1)
 
 
 def test_pixels_without_neighbours_have_no_gmrf() -> None:
     with pytest.raises(BadInput, match="channels, rows, columns"):
-        priors.fit_gmrf(torch.rand(10, 4))
+        fit_gmrf(torch.rand(10, 4))

@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pplleak import cli, data, priors, programs
+from pplleak import cli, data, programs
 from pplleak.cli import prior as prior_command
 from pplleak.errors import BadInput
-from pplleak.priors import store
-from pplleak.priors.fitting import Interrupted
+from pplleak.priors import _store as store
+from pplleak.priors._fitting import Interrupted
+from pplleak.priors._store import trained
 
 SHAPE = (1, 2, 2)
 QUICK: dict[str, dict[str, Any]] = {
@@ -54,16 +55,16 @@ def run(*argv: str) -> int:
     return int(stopped.value.code or 0)
 
 
-@pytest.mark.parametrize("kind", store.KINDS)
+@pytest.mark.parametrize("kind", store.kinds())
 def test_a_prior_comes_back_from_its_file_by_name_and_by_path(workshop: Path, kind: str) -> None:
     fitted, path = saved(kind)
     for name in ("mine", str(path)):
-        found = priors.trained(kind, name, "digits", SHAPE, torch.float32)
+        found = trained(kind, name, "digits", SHAPE, torch.float32)
         torch.manual_seed(0)
         before = fitted.log_prob(images(5))
         torch.manual_seed(0)
         torch.testing.assert_close(found.log_prob(images(5)), before, rtol=1e-4, atol=1e-3)
-    exact = priors.trained(kind, "mine", "digits", SHAPE, torch.float64)
+    exact = trained(kind, "mine", "digits", SHAPE, torch.float64)
     assert exact.draw(2).dtype == torch.float64
     assert exact.draw(2).shape == (2, *SHAPE)
 
@@ -75,7 +76,7 @@ def test_a_flow_on_a_vae_comes_back_from_its_file_and_is_attacked_with(workshop:
     fitted = store.fitter("flow")(images(), on="vae", **QUICK["flow"])
     path = store.FOLDER / "mine.safetensors"
     store.save(path, "flow", fitted, {"data": "random"})
-    found = priors.trained("flow", "mine", "digits", SHAPE, torch.float32)
+    found = trained("flow", "mine", "digits", SHAPE, torch.float32)
     torch.manual_seed(0)
     before = fitted.log_prob(images(5))
     torch.manual_seed(0)
@@ -88,21 +89,21 @@ def test_a_flow_on_a_vae_comes_back_from_its_file_and_is_attacked_with(workshop:
         store.Stored("flow", SHAPE, mixed).prior()
 
 
-@pytest.mark.parametrize("kind", store.KINDS)
+@pytest.mark.parametrize("kind", store.kinds())
 def test_a_model_without_a_name_fits_once_and_keeps_it(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     monkeypatch.setenv("PPLLEAK_CACHE", str(workshop / "cache"))
     state = torch.get_rng_state()
     pyro.param("bystander", torch.zeros(1))
-    first = priors.trained(kind, "", images(20), SHAPE)
+    first = trained(kind, "", images(20), SHAPE)
     assert torch.equal(torch.get_rng_state(), state)
     assert list(pyro.get_param_store().keys()) == ["bystander"]
     assert "once: kept as" in capsys.readouterr().err
     store.trained.cache_clear()
     monkeypatch.setattr(store, "fitter", _refuse(store.fitter))
     torch.manual_seed(0)
-    again = priors.trained(kind, "", images(20), SHAPE)
+    again = trained(kind, "", images(20), SHAPE)
     torch.testing.assert_close(again.draw(1).shape, first.draw(1).shape)
     assert len(list((workshop / "cache").iterdir())) == 1
 
@@ -124,13 +125,13 @@ def _refuse(real: Any) -> Any:
 def test_a_prior_for_another_shape_or_another_model_is_refused(workshop: Path) -> None:
     saved("mixture")
     with pytest.raises(BadInput, match=r"images of shape \(1, 2, 2\), the client's images have \(1, 8, 8\)"):
-        priors.trained("mixture", "mine", "digits", (1, 8, 8))
+        trained("mixture", "mine", "digits", (1, 8, 8))
     with pytest.raises(BadInput, match="holds a mixture prior, and this model needs a vae prior"):
-        priors.trained("vae", "mine", "digits", SHAPE)
+        trained("vae", "mine", "digits", SHAPE)
     with pytest.raises(BadInput, match="did you mean mine"):
-        priors.trained("mixture", "mime", "digits", SHAPE)
+        trained("mixture", "mime", "digits", SHAPE)
     with pytest.raises(BadInput, match="no file"):
-        priors.trained("mixture", "mime.safetensors", "digits", SHAPE)
+        trained("mixture", "mime.safetensors", "digits", SHAPE)
 
 
 def _broken(path: Path, how: str) -> None:
@@ -161,7 +162,7 @@ BROKEN = ["pickle", "truncated", "another kind", "another shape", "a shape of wo
           "NaN"]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", store.KINDS)
+@pytest.mark.parametrize("kind", store.kinds())
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_file_is_refused_in_one_line(workshop: Path, kind: str, how: str) -> None:
     _, path = saved(kind)

@@ -47,7 +47,7 @@ def coupling_spline(
 
     It starts as the identity everywhere, so that what it is composed with is where it starts.
     """
-    import zuko  # slow to import, and few attacks need it
+    import zuko  # where it is used: most priors need no flow
 
     flow = zuko.flows.NSF(dim, transforms=transforms, hidden_features=(hidden, hidden), activation=activation, passes=2)
     for coupling in flow.transform.transforms:

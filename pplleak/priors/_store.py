@@ -11,7 +11,6 @@ $PPLLEAK_CACHE (default ~/.cache/pplleak).
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -27,12 +26,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pplleak import data
+from pplleak import data, folders
 from pplleak.errors import BadInput, unknown
 from pplleak.progress import bar
 
 FORMAT = "pplleak-prior-1"
-KINDS = ("flow", "mixture", "vae")  # pplleak/priors/KIND.py: fit_KIND and restore_KIND
 FOLDER = Path("priors")
 
 
@@ -45,21 +43,25 @@ class Stored:
     tensors: dict[str, Tensor]
     about: dict[str, Any] = field(default_factory=dict)
 
-    def prior(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The prior itself, in precision `dtype`."""
+    def prior(self, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Any:
+        """The prior itself, in precision `dtype` on `device`."""
+        tensors = {n: t.to(device) for n, t in self.tensors.items()}
         with torch.random.fork_rng(devices=[]):  # networks are built at random before they are filled
-            return _function("restore", self.kind)(self.tensors, self.input_shape, dtype)
+            return _module(self.kind).restore(tensors, self.input_shape, dtype)
 
 
-def _function(verb: str, kind: str) -> Any:
-    if kind not in KINDS:
-        raise unknown("prior", kind, KINDS)
-    return getattr(importlib.import_module(f"{__package__}.{kind}"), f"{verb}_{kind}")
+def kinds() -> dict[str, str]:
+    """The priors that are trained and kept in files, with their files' first lines: those that define `fit`."""
+    return folders.names(Path(__file__).parent, "fit")
+
+
+def _module(kind: str) -> Any:
+    return folders.load("pplleak.priors", "prior", kind, "fit")
 
 
 def fitter(kind: str) -> Any:
-    """`fit_KIND(images, *, …settings)`; raises BadInput for a kind that is not there."""
-    return _function("fit", kind)
+    """`fit(images, *, …settings)` of a kind; raises BadInput for one that is not there."""
+    return _module(kind).fit
 
 
 def save(path: Path, kind: str, fitted: Any, about: dict[str, Any]) -> None:
@@ -93,7 +95,7 @@ def load(path: str | Path) -> Stored:
     try:
         said = {k: json.loads(raw[k]) for k in ("format", "kind", "input_shape", "about")}
         shape = tuple(said["input_shape"])
-        sane = said["format"] == FORMAT and said["kind"] in KINDS and isinstance(said["about"], dict)
+        sane = said["format"] == FORMAT and said["kind"] in kinds() and isinstance(said["about"], dict)
         sane = sane and len(shape) > 0 and all(type(n) is int and 0 < n < 100_000 for n in shape)
     except (KeyError, TypeError, ValueError):
         sane = False
@@ -124,9 +126,14 @@ def locate(name: str) -> Path:
 
 @lru_cache(maxsize=8)  # models call this at every trace
 def trained(
-    kind: str, name: str, reference: str | Tensor, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+    kind: str,
+    name: str,
+    reference: str | Tensor,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
 ) -> Any:
-    """The prior that a model asks for: the file `name`, or, where it is empty, one fitted to the reference images.
+    """A prior as a model asks for it: the file `name`, or, where it is empty, one fitted to the reference images.
 
     Raises:
         BadInput: the file is another kind's, or for images of another shape.
@@ -139,7 +146,7 @@ def trained(
         if stored.input_shape != tuple(input_shape):
             raise BadInput(f"the prior {path} was fitted to images of shape {stored.input_shape}, the client's images "
                            f"have {tuple(input_shape)}: fit one with `pplleak prior fit {kind} --data …`")  # fmt: skip
-        return stored.prior(dtype)
+        return stored.prior(dtype, device)
     images = data.reference(reference, input_shape)
     settings = {n: p.default for n, p in inspect.signature(fitter(kind)).parameters.items() if n in _written(kind)}
     path = cache() / f"{kind}-{fingerprint(images, settings)}.safetensors"
@@ -147,7 +154,7 @@ def trained(
         print(f"pplleak: fitting a {kind} prior to {len(images)} images, once: kept as {path}", file=sys.stderr)
         fitted = fitter(kind)(images, progress=bar)
         save(path, kind, fitted, {"settings": settings, "images": len(images)})
-    return load(path).prior(dtype)
+    return load(path).prior(dtype, device)
 
 
 def _written(kind: str) -> set[str]:
