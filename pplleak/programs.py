@@ -20,21 +20,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pplleak import folders, signatures
 from pplleak.errors import BadInput, unknown
 from pplleak.settings import Setting, require
 
-if TYPE_CHECKING:
-    import torch
-
-    from pplleak import channels
-
 Kind = Literal["models", "inference"]
 ENTRY: dict[Kind, str] = {"models": "model", "inference": "run"}
 RESERVED = {"seed", "progress"}  # of an inference: the command line's own
-GIVEN = {"update", "client", "batch_size", "public", "sigma"}  # of a channel: the target's, the command line's own
 
 
 AUTO = "auto"  # in place of an inference: the one that suits the target is chosen
@@ -180,55 +174,6 @@ def _opened(kind: Kind, path: Path) -> ModuleType:
     return _module(path, f"pplleak.{kind}.{path.stem}" if inside else None)
 
 
-def network_names() -> dict[str, str]:
-    """Every built-in network with its docstring's first line."""
-    from pplleak.client import networks
-
-    found = {n: getattr(networks, n) for n in networks.__all__}
-    return {n: (f.__doc__ or "").splitlines()[0] for n, f in found.items() if inspect.isfunction(f)}
-
-
-def network(name: str) -> Callable[..., torch.nn.Module]:
-    """The network's constructor (input_shape, num_classes, *, settings): a built-in name, or FILE.py:FUNCTION."""
-    from pplleak.client import networks
-
-    known = network_names()
-    if name in known:
-        return getattr(networks, name)
-    file, colon, function = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise unknown("network", name, known, "Or give FILE.py:FUNCTION.")
-    if not Path(file).is_file():
-        raise BadInput(f"no file {file}")
-    return _function(_module(Path(file), None), function, Path(file))
-
-
-def channel(name: str) -> type[channels.Channel]:
-    """The channel of a name, which is that of a class of `pplleak.channels` in lower case."""
-    known = named_channels()
-    if name not in known:
-        raise unknown("channel", name, known)
-    return known[name]
-
-
-def named_channels() -> dict[str, type[channels.Channel]]:
-    """Every channel that its settings say in full; the others need tensors, and are left to Python users."""
-    from pplleak import channels
-
-    def plain(kind: Any) -> bool:
-        if not inspect.isclass(kind) or not issubclass(kind, channels.Channel) or kind is channels.Channel:
-            return False
-        parameters = inspect.signature(spelled(kind)).parameters.values()
-        return all(p.name in GIVEN or p.default is not p.empty for p in parameters)
-
-    return {n.lower(): c for n, c in vars(channels).items() if plain(c)}
-
-
-def spelled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What takes the settings that can be written down: of a channel that takes tensors, its own `of`."""
-    return getattr(function, "of") if "of" in vars(function) else function  # noqa: B009 (mypy knows no `of`)
-
-
 def _module(path: Path, name: str | None) -> ModuleType:
     """Run a file once; its own errors become one line that names the file and the line."""
     key = name or f"pplleak_user_{path.stem}_{abs(hash(path.resolve()))}"
@@ -262,6 +207,11 @@ def describe(error: Exception, path: Path | None = None) -> str:
     return f"{type(error).__name__}: {message[0] if message else ''}{where}"
 
 
+def function(path: Path, name: str) -> Callable[..., Any]:
+    """A function of a user's own file, which is run; raises BadInput where it cannot be, or has no such function."""
+    return _function(_module(path, None), name, path)
+
+
 def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
@@ -269,12 +219,14 @@ def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
     return function
 
 
-def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> list[Setting]:
+def settings(function: Callable[..., Any], reserved: set[str] = RESERVED, *, positional: bool = False) -> list[Setting]:
     """The keyword-only arguments of a model, an inference, a network or a channel, in order.
 
     Types the command line cannot write (tensors, functions) are left to Python users.
+
+    Args:
+        reserved: names that are no settings. positional: take the other arguments that have a name, too.
     """
-    function = spelled(function)
     try:
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except (NameError, TypeError):
@@ -282,7 +234,8 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED) -> lis
     docs = signatures.described(function.__doc__ or "")
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY or name in reserved:
+        named = (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) if positional else (parameter.KEYWORD_ONLY,)
+        if parameter.kind not in named or name in reserved:
             continue
         if parameter.default is parameter.empty:
             raise BadInput(f"the setting '{name}' of {function.__module__} has no default: every belief needs one")

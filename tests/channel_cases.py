@@ -13,7 +13,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from pplleak import channels
-from pplleak.channels.pruned import random_mask
+from pplleak.channels.masked import random_mask
 from pplleak.client.update import Update
 
 SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1 = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5

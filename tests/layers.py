@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models.resnet import BasicBlock
 
 from pplleak.client import Client, networks
+from pplleak.client.networks import _activations
 from pplleak.client.update import Update
 
 RELATIVE = 1e-9
@@ -116,7 +117,7 @@ def with_class_token(x: Tensor, token: Tensor) -> Tensor:
 def block() -> nn.Module:
     """A residual block whose shortcut has a convolution and a normalisation of its own."""
     shortcut = nn.Sequential(nn.Conv2d(2, 4, 1, stride=2, bias=False), nn.BatchNorm2d(4))
-    return networks.activations.swap(head(24, BasicBlock(2, 4, 2, shortcut)).eval(), nn.ReLU, "silu")
+    return _activations.swap(head(24, BasicBlock(2, 4, 2, shortcut)).eval(), nn.ReLU, "silu")
 
 
 def pooled_and_normalised() -> nn.Module:
@@ -196,7 +197,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "in place": (lambda: added((1, 3, 4), lambda x, p: x.add_(p)), T, False),
     "parameter as a matrix": (lambda: added((4, 4), lambda x, p: x @ p), T, False),
     "parameter of the probe's own size": (lambda: added((2, 3, 4), lambda x, p: x + p.mean(0)), T, False),
-    "vit": (lambda: networks.vit((1, 4, 4), 3, patch=2, width=4, depth=1, heads=2), (1, 4, 4), True),
+    "vit": (lambda: networks.get("vit")((1, 4, 4), 3, patch=2, width=4, depth=1, heads=2), (1, 4, 4), True),
     "transposed conv": (lambda: head(84, nn.ConvTranspose2d(2, 2, (3, 3)), nn.Tanh()), P, False),
     "conv in one dimension": (lambda: head(6, nn.Conv1d(3, 2, 2), nn.Tanh()), T, False),
     "shared layer": (shared, V, False),

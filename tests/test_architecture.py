@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pplleak import programs
-from pplleak.client import networks
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / "pplleak").rglob("*.py"))
@@ -119,12 +118,6 @@ def test_every_program_has_an_entry_with_a_docstring_and_a_help_line_for_each_se
     found = programs.settings(function)
     assert found
     assert [s.name for s in found if not s.help] == []
-
-
-@pytest.mark.parametrize("name", list(networks.ACTIVATIONS))
-def test_every_activation_is_named_in_the_type_that_the_command_line_offers(name: str) -> None:
-    assert name in networks.Activation.__args__  # type: ignore[attr-defined]
-    assert len(networks.Activation.__args__) == len(networks.ACTIVATIONS)  # type: ignore[attr-defined]
 
 
 def code_lines(source: str) -> int:

@@ -46,7 +46,7 @@ NETWORKS = {
     "conv": convolutional,
     "leaky conv, max pooling": partial(convolutional, activation="leaky_relu", pool="max"),
     "curved walls": curved,
-    "two dense": lambda: networks.mlp(SHAPE, 3, widths=(6, 5), activation="relu").double(),
+    "two dense": lambda: networks.get("mlp")(SHAPE, 3, widths=(6, 5), activation="relu").double(),
 }
 each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 ungated = pytest.mark.parametrize("network", [NETWORKS["curved walls"], NETWORKS["two dense"]])

@@ -17,7 +17,7 @@ from pplleak.federation.observation import Observation
 from pplleak.studies.attack import attack
 from pplleak.studies.attack.attack import Target, believe
 
-each_name = pytest.mark.parametrize("name", list(programs.named_channels()))
+each_name = pytest.mark.parametrize("name", channels.names())
 OTHERS = {
     "float": 0.25, "int": 7, "noise": "laplace", "order": "noise_first", "sigmas": (0.25, 0.5), "simulated": 40,
 }  # fmt: skip
@@ -25,7 +25,7 @@ OTHERS = {
 
 def other_settings(name: str) -> dict[str, object]:
     """Settings that are none of the defaults."""
-    found = programs.settings(programs.channel(name))
+    found = [s for s in channels.settings(name) if s.name != "sigma"]
     return {s.name: OTHERS.get(s.name, OTHERS.get(type(s.default).__name__)) for s in found}
 
 
@@ -39,7 +39,7 @@ def test_what_is_shared_went_through_the_channel(name: str) -> None:
     assert target.truth is not None and target.observed.labels is not None
     update = target.client.update(target.truth, target.observed.labels)
     noise = {} if target.sigma is None else {"sigma": target.sigma}
-    channel = programs.channel(name).of(update, target.client, 1, target.public, **noise, **settings)
+    channel = channels.get(name).of(update, target.client, 1, target.public, **noise, **settings)
     assert channel.log_prob(target.observed.g).isfinite()
     assert not torch.equal(target.observed.g, update.materialise())
 
@@ -78,13 +78,12 @@ def test_beliefs_fall_to_the_true_channels_settings_unless_they_are_set() -> Non
 def test_every_setting_of_a_channel_is_a_belief_of_the_model_that_believes_in_it() -> None:
     """By the same name: an adversary who knows the defence is the default."""
     believers = {"gaussian": "gaussian", "laplace": "laplace_noise", "elastic": "tag"}
-    for name, kind in programs.named_channels().items():
+    for name in channels.names():
         beliefs = {s.name: s for s in programs.settings(programs.load("models", believers.get(name, name)))}
-        for setting in programs.settings(kind):
+        settings = {s.name: s for s in channels.settings(name)}
+        for setting in settings.values():
             assert beliefs[setting.name].default == setting.default
-        assert ("sigma" in beliefs) == (
-            "sigma" in programs.spelled(kind).__annotations__ | kind.__init__.__annotations__
-        )
+        assert ("sigma" in beliefs) == ("sigma" in settings)
 
 
 def test_settings_that_a_channel_has_not_are_refused() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 from conftest import LIMIT, assert_frequencies, batch_of, chains_of, misfit, own, tiny
 from torch import Tensor, nn
 
-from pplleak import channels, programs
-from pplleak.channels.base import log_interval, noise
+from pplleak import channels
+from pplleak.channels._base import log_interval, noise
 from pplleak.channels.directional import log_bessel_i
-from pplleak.channels.pruned import random_mask
+from pplleak.channels.masked import random_mask
 from pplleak.client.factors import Factor
 from pplleak.client.update import DenseUpdate
 from pplleak.errors import BadInput
+from pplleak.settings import Named
 
 SIGMA, RATE = 0.3, 0.4
 
@@ -153,11 +156,71 @@ def test_examples_that_a_network_mixes_are_not_clipped() -> None:
 
 
 def test_a_name_stands_for_every_channel_that_settings_say_in_full() -> None:
-    named = programs.named_channels()
     said = "aggregated directional dpsgd elastic gaussian laplace masked pruned quantised sign topk weighted"
-    assert sorted(named) == said.split()
-    for name, kind in named.items():
-        assert programs.channel(name) is kind
-        assert all(s.help for s in programs.settings(kind))
+    assert list(channels.names()) == said.split()
+    for name, line in channels.names().items():
+        assert line
+        assert channels.get(name).__name__.lower() == name
+        assert all(s.help for s in channels.settings(name))
     with pytest.raises(BadInput, match="did you mean pruned"):
-        programs.channel("prund")
+        channels.get("prund")
+
+
+def test_only_the_file_that_is_asked_for_is_imported() -> None:
+    code = (
+        "import sys; from pplleak import channels; channels.Gaussian, channels.get('topk')\n"
+        "opened = {m.rpartition('.')[2] for m in sys.modules if m.startswith('pplleak.channels.')}\n"
+        "assert opened == {'_base', '_entrywise', 'gaussian', 'topk'}, opened\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_no_file_defines_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="Gausian"):
+        _ = channels.Gausian
+    with pytest.raises(ImportError):
+        from pplleak.channels import Gausian  # noqa: F401
+
+
+def test_a_channel_is_checked_and_made_whole() -> None:
+    assert channels.check(Named("gaussian")) == Named("gaussian", {"sigma": 0.1})
+    assert channels.check(Named.parse("topk:sigma=0.2")).settings == {"sigma": 0.2, "rate": 0.9}
+    assert channels.check(Named("weighted")).settings == {"sigmas": (0.1,)}
+    assert channels.check(Named("aggregated")).settings["sigma"] == 0.1
+    assert "sigma" not in channels.check(Named("dpsgd")).settings
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("gausian", "unknown channel 'gausian': did you mean gaussian"),
+        ("gaussian:rate=0.5", "here: the channel gaussian has no setting 'rate'"),
+        ("dpsgd:sigma=1", "here: the channel dpsgd has no sigma: set noise_multiplier and clip"),
+        ("gaussian:sigma=-1", "sigma must be a positive number"),
+        ("masked:noise=pink", "unknown noise 'pink'"),
+        ("topk:rate=high", "here: the channel topk cannot be set to"),
+    ],
+)
+def test_a_name_or_setting_that_is_none_is_refused_in_one_line(said: str, refused: str) -> None:
+    with pytest.raises(BadInput, match=refused) as caught:
+        channels.check(Named.parse(said), "here")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", channels.names())
+def test_a_channel_is_made_for_an_update_by_its_name(name: str) -> None:
+    client = tiny()
+    x, y = batch_of(client, (), 1)
+    update, public = client.update(x, y), torch.rand(20, *client.input_shape)
+    made = channels.make(channels.check(Named(name)), update, client, 1, public)
+    assert type(made) is channels.get(name)
+    assert made.log_prob(made.sample()).isfinite()
+
+
+def test_a_channel_that_needs_more_than_the_client_has_is_refused() -> None:
+    client = own(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3)), (1, 2, 2))
+    update = DenseUpdate(torch.zeros(1, client.update_size))
+    with pytest.raises(BadInput, match="mixes its batch"):
+        channels.make(Named("dpsgd"), update, client, 2, None)
+    with pytest.raises(BadInput, match="public images"):
+        channels.make(Named("aggregated"), update, client, 1, None)

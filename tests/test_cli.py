@@ -18,7 +18,7 @@ from command_line import ROOT, run, shell, tiny
 from pyro import poutine
 from safetensors.torch import save_file
 
-from pplleak import programs
+from pplleak import channels, programs
 from pplleak.posterior import Posterior
 from pplleak.studies.attack.attack import build_client
 
@@ -47,7 +47,7 @@ def true_channel(model: str) -> str:
     client = build_client("linear", {}, (1, 8, 8), 10)
     believed = poutine.trace(programs.load("models", model)).get_trace(client).nodes["g"]["fn"]
     name = type(believed).__name__.lower()
-    return name if name in programs.named_channels() else "gaussian"
+    return name if name in channels.names() else "gaussian"
 
 
 @pytest.mark.parametrize("model", sorted(programs.names("models")))

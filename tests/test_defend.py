@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pplleak import cli, programs
+from pplleak import channels, cli, programs
 from pplleak.errors import BadInput
 from pplleak.federation import protection, rounds, targets
 from pplleak.posterior import metrics
@@ -50,7 +50,7 @@ def test_every_channel_s_adversaries_are_models_that_there_are() -> None:
     for row in ADVERSARIES:
         assert row.source
         assert row.own in programs.names("models")
-        if row.defence == "none" or row.defence in programs.named_channels():
+        if row.defence == "none" or row.defence in channels.names():
             assert row.knowing in programs.names("models")
             assert protection.parse(row.defence).name == row.defence
 

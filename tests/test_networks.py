@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from pplleak import cli, programs
 from pplleak.client import networks, weights
+from pplleak.client.networks import _activations
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.posterior import Posterior
@@ -34,16 +35,16 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def test_every_network_is_listed_and_tested() -> None:
-    assert set(programs.network_names()) == set(SMALL)
-    assert all(programs.network_names().values())
+    assert set(networks.names()) == set(SMALL)
+    assert all(networks.names().values())
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_built_in_network_takes_images_and_gives_logits(name: str) -> None:
     for shape in (SHAPE, (3, 12, 12)):
-        network = programs.network(name)(shape, 7, **SMALL[name])
+        network = networks.load(name)(shape, 7, **SMALL[name])
         assert network(torch.rand(2, *shape)).shape == (2, 7)
-    assert all(s.help for s in programs.settings(programs.network(name)))
+    assert all(s.help for s in programs.settings(networks.load(name)))
 
 
 @pytest.mark.parametrize("name", [n for n in SMALL if n != "resnet18"])  # its 11 million weights take too long here
@@ -69,15 +70,26 @@ def test_the_sizes_are_those_of_the_papers() -> None:
     def size(network: nn.Module) -> int:
         return sum(p.numel() for p in network.parameters())
 
-    assert size(networks.resnet20((3, 32, 32), 10)) == 269_722  # 0.27 M, He et al. 2016, table 6
+    assert size(networks.get("resnet20")((3, 32, 32), 10)) == 269_722  # 0.27 M, He et al. 2016, table 6
     # 32·(9 + 1) + 64·(32·9 + 1) + 100·(64·7·7 + 1) + 10·(100 + 1)
-    assert size(networks.convnet((1, 28, 28), 10)) == 320 + 18_496 + 313_700 + 1_010
+    assert size(networks.get("convnet")((1, 28, 28), 10)) == 320 + 18_496 + 313_700 + 1_010
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vit", "convbig", "convnet", "lenet"])
 def test_the_activation_is_a_setting(name: str) -> None:
     assert build_client(name, {**SMALL[name], "activation": "relu"}, SHAPE, 3).kinks == ("relu",)
     assert build_client(name, {**SMALL[name], "activation": "silu"}, SHAPE, 3).kinks == ()
+
+
+@pytest.mark.parametrize("name", get_args(_activations.Activation))
+def test_every_activation_that_can_be_named_is_the_function_of_that_name(name: Any) -> None:
+    x = torch.linspace(-3, 3, 13)
+    assert torch.equal(_activations.activated(name)(x), getattr(torch.nn.functional, name)(x))
+
+
+def test_an_activation_that_is_none_suggests_the_near_ones() -> None:
+    with pytest.raises(BadInput, match="did you mean gelu"):
+        build_client("mlp", {"activation": "gellu"}, SHAPE, 3)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +106,7 @@ def test_a_vit_that_cannot_be_is_refused(shape: tuple[int, ...], settings: dict[
 
 def trained(path: Path, **settings: Any) -> tuple[Path, nn.Module]:
     """A checkpoint of a resnet20 whose every weight and running statistic is its own."""
-    network = networks.resnet20(SHAPE, 10, width=2, **settings)
+    network = networks.get("resnet20")(SHAPE, 10, width=2, **settings)
     with torch.no_grad():
         for t in weights.state(network).values():
             t.add_(0.05 * torch.rand_like(t))
@@ -128,14 +140,14 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) 
         with pytest.raises(BadInput, match=r"w\.safetensors") as caught:
             build_client(name, settings, SHAPE, 10, checkpoint=path)
         assert "\n" not in str(caught.value)
-    state = {n: t for n, t in networks.resnet20(SHAPE, 10, width=2).state_dict().items() if "running" not in n}
+    state = {n: t for n, t in networks.get("resnet20")(SHAPE, 10, width=2).state_dict().items() if "running" not in n}
     save_file(state, tmp_path / "half.safetensors")
     with pytest.raises(BadInput, match=r"lacks 1\.running_mean"):
         build_client("resnet20", {"width": 2}, SHAPE, 10, checkpoint=tmp_path / "half.safetensors")
 
 
 def test_a_checkpoint_with_nan_or_as_a_pickle_is_refused_unread(tmp_path: Path) -> None:
-    state = networks.mlp(SHAPE, 10).state_dict()
+    state = networks.get("mlp")(SHAPE, 10).state_dict()
     state["1.weight"][0, 0] = torch.nan
     save_file(state, tmp_path / "nan.safetensors")
     with pytest.raises(BadInput, match=r"'1\.weight' holds NaN"):

@@ -12,6 +12,7 @@ from conftest import observe, tiny
 from torch import Tensor
 
 from pplleak import programs
+from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.studies.attack.attack import Target, attack
 
@@ -172,19 +173,19 @@ def test_a_network_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
         "from torch import nn\n\n"
         "def build(input_shape, num_classes, *, width: int = 3):\n    return nn.Linear(width, num_classes)\n"
     )
-    constructor = programs.network(f"{path}:build")
+    constructor = networks.load(f"{path}:build")
     assert constructor((3,), 5).out_features == 5
     assert [(s.name, s.default) for s in programs.settings(constructor)] == [("width", 3)]
     with pytest.raises(BadInput, match="no function 'biuld'"):
-        programs.network(f"{path}:biuld")
+        networks.load(f"{path}:biuld")
     with pytest.raises(BadInput, match="no file"):
-        programs.network(f"{tmp_path}/nothing.py:build")
+        networks.load(f"{tmp_path}/nothing.py:build")
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("mpl", "mlp"), ("lennet", "lenet"), ("math", "known|did you mean")])
 def test_an_unknown_network_suggests_the_near_ones(wrong: str, near: str) -> None:
     with pytest.raises(BadInput, match=near):
-        programs.network(wrong)
+        networks.load(wrong)
 
 
 # -- copies --------------------------------------------------------------------------------------------------------

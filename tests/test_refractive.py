@@ -37,7 +37,7 @@ IMAGES = images()  # one tensor: `fit_gaussian` caches by identity
 def attack(widths=(8,), activation="relu", sigma=0.3, scale=3.0, network=None):  # type: ignore[no-untyped-def]
     """(model, observed, client): a tiny perceptron with weights large enough for its kinks to matter."""
     if network is None:
-        network = seeded(partial(networks.mlp, SHAPE, 3, widths=widths, activation=activation), 0).double()
+        network = seeded(partial(networks.get("mlp"), SHAPE, 3, widths=widths, activation=activation), 0).double()
         with torch.no_grad():
             for p in network.parameters():
                 p.mul_(scale)
@@ -189,7 +189,7 @@ class WithoutJumps(kinks.Perceptron):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_run(dtype: torch.dtype) -> None:
-    network = seeded(partial(networks.mlp, SHAPE, 3, widths=(8,), activation="relu"), 0).to(dtype)
+    network = seeded(partial(networks.get("mlp"), SHAPE, 3, widths=(8,), activation="relu"), 0).to(dtype)
     model, observed, client = attack(network=network, sigma=0.5)
     settings = {"seed": 1, "chains": 16, "draws": 150, "warmup": 60, "steps": 50}
     found = [refractive.run(model, observed, client, **settings) for _ in range(2)]
@@ -224,7 +224,7 @@ def test_says_where_it_does_not_apply() -> None:
     refused("one example", observed=Observation(observed.g, 2, torch.tensor([1, 0])))
     conv = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3))
-    for network, said in ((conv, "Conv2d"), (smooth, "GELU"), (networks.linear(SHAPE, 3), "at least one")):
+    for network, said in ((conv, "Conv2d"), (smooth, "GELU"), (networks.get("linear")(SHAPE, 3), "at least one")):
         m, o, c = attack(network=network.double())
         refused(said, m, o, c)
 

@@ -21,7 +21,7 @@ SIGMA = 0.3
 
 @pytest.mark.parametrize("labels", ["known", "unknown"])
 def test_the_evidence_is_the_exact_one(labels: str) -> None:
-    network = seeded(lambda: networks.linear(SHAPE, 2, zero=False), 0).double()
+    network = seeded(lambda: networks.get("linear")(SHAPE, 2, zero=False), 0).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(5)

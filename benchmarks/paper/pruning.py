@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from pplleak.channels.pruned import random_mask
+from pplleak.channels.masked import random_mask
 from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.density import surrogate

@@ -1,35 +1,110 @@
-"""Channels p(g | u): what the server sees of the update. The same object defends the client (`sample`) and informs
-the adversary (`log_prob`); each is a Pyro distribution over a lazy `pplleak.client.update.Update`."""
+"""Channels p(g | u), one a file: what the server sees of the update. The same object defends the client (`sample`) and
+informs the adversary (`log_prob`); each is a Pyro distribution over a lazy `pplleak.client.update.Update`.
 
-from pplleak.channels.aggregated import Aggregated, moments, others
-from pplleak.channels.base import Channel, Noise
-from pplleak.channels.directional import Directional
-from pplleak.channels.dpsgd import DPSGD, require_examples
-from pplleak.channels.elastic import Elastic
-from pplleak.channels.gaussian import Gaussian, Weighted, by_layer
-from pplleak.channels.laplace import Laplace
-from pplleak.channels.pruned import Masked, Order, Pruned
-from pplleak.channels.quantised import Quantised, Sign
-from pplleak.channels.topk import TopK
+``NAME.py`` has a class whose name in lower case is NAME, a `Channel`: nothing else need be written for a new one. Its
+settings are the arguments of its constructor behind `update`, all with defaults. One whose constructor takes tensors
+has a class method `of`, whose arguments behind `public` are its settings.
 
-__all__ = [
-    "DPSGD",
-    "Aggregated",
-    "Channel",
-    "Directional",
-    "Elastic",
-    "Gaussian",
-    "Laplace",
-    "Masked",
-    "Noise",
-    "Order",
-    "Pruned",
-    "Quantised",
-    "Sign",
-    "TopK",
-    "Weighted",
-    "by_layer",
-    "moments",
-    "others",
-    "require_examples",
-]
+What the files define is reached from here, too: ``channels.Gaussian`` and ``channels.by_layer`` import one file each.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplleak import folders, programs
+from pplleak.channels._base import Channel as Channel
+from pplleak.channels._base import Noise as Noise
+from pplleak.client import Client
+from pplleak.client.update import DenseUpdate, Update
+from pplleak.errors import BadInput
+from pplleak.settings import Named
+
+FOLDER = Path(__file__).parent
+GIVEN = {"update", "client", "batch_size", "public"}  # the arguments of `of` that are no settings
+
+
+def names() -> dict[str, str]:
+    """Every channel with the first line of its file, read without running it."""
+    return folders.names(FOLDER)
+
+
+@functools.cache  # a model asks at every trace
+def get(name: str) -> type[Channel]:
+    """The class of a channel.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    module = folders.load(__name__, "channel", name)
+    kinds = [k for n, k in vars(module).items() if n.lower() == name and inspect.isclass(k)]
+    if not (kinds and issubclass(kinds[0], Channel)):
+        raise BadInput(f"{module.__file__} has no channel: it needs a class '{name}', in any case, of Channel")
+    return kinds[0]
+
+
+def settable(name: str) -> Callable[..., Any]:
+    """What takes the settings that can be written down: the constructor, or where that takes tensors, `of`."""
+    kind = get(name)
+    _, *beliefs = inspect.signature(kind).parameters.values()
+    return kind if all(p.default is not p.empty for p in beliefs) else kind.of
+
+
+def settings(name: str) -> list[programs.Setting]:
+    """Everything that a channel can be set to, `sigma` included where it has one, with defaults and help lines."""
+    return programs.settings(settable(name), positional=True, reserved=GIVEN)
+
+
+def check(named: Named, where: str = "") -> Named:
+    """The channel with all its settings at their values: those that are not given at their defaults.
+
+    Args:
+        where: what named it, at the head of the messages.
+
+    Raises:
+        BadInput: an unknown name or setting, or a value that the channel refuses.
+    """
+    head, name = f"{where}: " if where else "", named.name
+    chosen = {s.name: s.default for s in settings(name)}
+    for setting in named.settings:
+        if setting == "sigma" and setting not in chosen:
+            raise BadInput(f"{head}the channel {name} has no sigma: set {' and '.join(chosen)}")
+        if setting not in chosen:
+            raise BadInput(f"{head}the channel {name} has no setting '{setting}'")
+    whole = Named(name, {**chosen, **named.settings})
+    if inspect.isclass(kind := settable(name)):  # one that takes tensors is checked with its client
+        try:
+            kind(DenseUpdate(torch.zeros(1, 1)), **whole.settings)  # one entry is enough to check all settings
+        except (TypeError, OverflowError) as error:
+            raise BadInput(f"{head}the channel {name} cannot be set to {dict(whole.settings)}: {error}") from error
+    return whole
+
+
+def make(named: Named, update: Update, client: Client, batch_size: int, public: Tensor | None) -> Channel:
+    """p(g | u) of one update.
+
+    Args:
+        update: u(x, y), as `client.update` returns it. batch_size: examples behind it.
+        public: images that the server has, (N, *input_shape), or None: what other clients are simulated on.
+
+    Raises:
+        BadInput: as `check`; or the channel cannot be that of this client.
+    """
+    return get(named.name).of(update, client, batch_size, public, **named.settings)
+
+
+def __getattr__(name: str) -> Any:
+    """What a file of the folder defines, imported when it is first asked for."""
+    stem = None if name.startswith("_") else folders.where(FOLDER, name)
+    if stem is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(folders.load(__name__, "channel", stem), name)
+    globals()[name] = found
+    return found

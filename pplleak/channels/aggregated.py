@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pplleak.channels.base import Channel
+from pplleak.channels._base import Channel
 from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
@@ -41,7 +41,7 @@ class Aggregated(Channel):
         client: Client,
         batch_size: int,
         public: Tensor | None,
-        sigma: float,
+        sigma: float = 0.1,
         *,
         clients: int = 2,
         simulated: int = 200,
@@ -50,12 +50,13 @@ class Aggregated(Channel):
         """The channel among other clients of the same kind, whose updates are simulated on public images.
 
         Args:
+            sigma: σ, the standard deviation of the noise on each entry of the mean. Positive.
             clients: how many share one mean, the attacked one included.
             simulated: updates of other clients that are simulated.
             directions: principal components of their covariance that are kept; the rest is taken entry by entry.
         """
         if public is None:
-            raise BadInput("aggregation needs public images, on which the other clients' updates are simulated: --data")
+            raise BadInput("aggregation needs public images, on which the other clients' updates are simulated")
         mean, variance, factor = others(client, public, batch_size, simulated, directions)
         return cls(update, sigma, clients=clients, mean=mean, variance=variance, factor=factor)
 

@@ -6,10 +6,9 @@ import math
 from functools import lru_cache
 
 import torch
-from scipy.special import ive
 from torch import Tensor
 
-from pplleak.channels.base import Channel
+from pplleak.channels._base import Channel
 from pplleak.client.update import Update
 from pplleak.errors import require_positive
 
@@ -90,6 +89,8 @@ def log_bessel_i(order: float, x: float) -> float:
     From ν = 30 on by the uniform expansion (DLMF 10.41.3) up to ν⁻⁴; below by scipy's scaled Bessel function.
     """
     if order < 30:
+        from scipy.special import ive  # where it is used: scipy takes longer to import than a density to compute
+
         scaled = float(ive(order, x))
         if scaled > 1e-290:
             return math.log(scaled) + x

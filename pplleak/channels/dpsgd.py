@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pplleak.channels.base import Channel
+from pplleak.channels._base import Channel
 from pplleak.channels.gaussian import Gaussian
 from pplleak.client import Client
 from pplleak.client.update import Update
@@ -30,6 +32,12 @@ class DPSGD(Channel):
     """
 
     has_rsample = True
+
+    @classmethod
+    def of(cls, update: Update, client: Client, batch_size: int, public: Tensor | None, **settings: Any) -> DPSGD:
+        """The channel of a client whose examples have gradients of their own; raises BadInput for others."""
+        require_examples(client, batch_size)
+        return cls(update, **settings)
 
     def __init__(self, update: Update, *, noise_multiplier: float = 0.1, clip: float = 1.0) -> None:
         require_positive(noise_multiplier=noise_multiplier, clip=clip)

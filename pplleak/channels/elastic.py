@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.special import log_ndtr, ndtri_exp
 from torch import Tensor
 
-from pplleak.channels.base import Channel, Sigma, per_chain, require_sigma
+from pplleak.channels._base import Channel, Sigma, per_chain, require_sigma
 from pplleak.client.update import Update
 from pplleak.errors import require_positive
 
@@ -28,7 +27,7 @@ class Elastic(Channel):
         l1: λ, the weight of the L1 distance beside the squared one, in the gradient's own units. Positive.
     """
 
-    def __init__(self, update: Update, sigma: Sigma, *, l1: float = 0.1) -> None:
+    def __init__(self, update: Update, sigma: Sigma = 0.1, *, l1: float = 0.1) -> None:
         require_sigma(sigma)
         require_positive(l1=l1)
         self.sigma, self.l1 = sigma, l1
@@ -36,6 +35,8 @@ class Elastic(Channel):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        from scipy.special import log_ndtr, ndtri_exp  # where it is used: `log_prob` needs no scipy
+
         u = self.updates(sample_shape)
         sigma = per_chain(self.sigma, u)[..., None]
         c = (self.l1 / 2 / sigma).cpu().numpy()

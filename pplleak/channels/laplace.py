@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplleak.channels.base import Channel, Sigma, distance, laplace_log_prob, noise, per_chain, require_sigma
+from pplleak.channels._base import Channel, Sigma, distance, laplace_log_prob, noise, per_chain, require_sigma
 from pplleak.client.update import Update
 
 
@@ -24,7 +24,7 @@ class Laplace(Channel):
 
     has_rsample = True
 
-    def __init__(self, update: Update, sigma: Sigma) -> None:
+    def __init__(self, update: Update, sigma: Sigma = 0.1) -> None:
         require_sigma(sigma)
         self.sigma = sigma
         super().__init__(update, sigma=sigma)

@@ -1,11 +1,11 @@
-"""Quantised updates: each entry is sent as a level, or as a sign; the likelihood is that of an interval."""
+"""Quantised updates: each entry is sent as a level; the likelihood is that of an interval."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pplleak.channels.base import Channel, Sigma, log_interval, noise, per_chain, require_sigma
+from pplleak.channels._base import Channel, Sigma, log_interval, noise, per_chain, require_sigma
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
 
@@ -23,7 +23,7 @@ class Quantised(Channel):
         step: Δ, the distance between two levels, in the gradient's own units. Positive.
     """
 
-    def __init__(self, update: Update, sigma: Sigma, *, step: float = 0.1) -> None:
+    def __init__(self, update: Update, sigma: Sigma = 0.1, *, step: float = 0.1) -> None:
         require_sigma(sigma)
         require_positive(step=step)
         self.sigma, self.step = sigma, step
@@ -44,32 +44,3 @@ class Quantised(Channel):
         # edges from whole levels: the next interval begins where this one ends, in float32 observations, too
         low, high = (levels - 0.5) * self.step, (levels + 0.5) * self.step
         return self.total(lambda u, low, high: log_interval((low - u) / sigma, (high - u) / sigma), low, high)
-
-
-class Sign(Channel):
-    """g_i = sign(u_i + σ ε_i) ∈ {−1, 1},  ε ~ Normal(0, I): one bit an entry (signSGD, Bernstein et al. 2018).
-
-        log p(g | u) = Σ_i log Φ(g_i u_i / σ)
-
-    a probit likelihood. It needs entries.
-
-    Args:
-        update: u(x, y), as `client.update` returns it.
-        sigma: σ, the standard deviation of the noise before the sign is taken, per entry. Positive.
-    """
-
-    def __init__(self, update: Update, sigma: Sigma) -> None:
-        require_sigma(sigma)
-        self.sigma = sigma
-        super().__init__(update, sigma=sigma)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        u = self.updates(sample_shape)
-        return torch.where(u + noise("gaussian", u, self.sigma) < 0, -torch.ones_like(u), torch.ones_like(u))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if not (value.abs() == 1).all():
-            raise BadInput("the observation does not consist of signs (−1 and 1): believe in another channel")
-        sigma = per_chain(self.sigma, value)[..., None]
-        return self.total(lambda u, g: torch.special.log_ndtr(g * u / sigma), value)

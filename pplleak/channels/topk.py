@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pplleak.channels.base import Channel, Sigma, log_interval, noise_log_prob, per_chain, require_rate, require_sigma
+from pplleak.channels._base import Channel, Sigma, log_interval, noise_log_prob, per_chain, require_rate, require_sigma
 from pplleak.client.update import Update
 from pplleak.errors import BadInput
 
@@ -29,7 +29,7 @@ class TopK(Channel):
         rate: the share of entries that are dropped, in [0, 1).
     """
 
-    def __init__(self, update: Update, sigma: Sigma, *, rate: float = 0.9) -> None:
+    def __init__(self, update: Update, sigma: Sigma = 0.1, *, rate: float = 0.9) -> None:
         require_sigma(sigma)
         require_rate(rate)
         self.sigma, self.k = sigma, max(1, update.size - round(rate * update.size))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplleak import channels, programs
+from pplleak import channels
 from pplleak.client import Client
 from pplleak.errors import BadInput, unknown
 from pplleak.federation import targets
@@ -45,7 +45,7 @@ class Protection:
     @property
     def channel(self) -> type[channels.Channel] | None:
         """The channel that it is, or None."""
-        return programs.named_channels().get(self.name)
+        return channels.get(self.name) if self.name in channels.names() else None
 
     def of_target(self) -> dict[str, Any]:
         """The keyword arguments by which `targets.from_data` attacks a client behind it."""
@@ -80,7 +80,7 @@ def resolve(name: str, settings: Mapping[str, Any] | None = None) -> Protection:
             raise BadInput(f"the defence none has no setting '{min(settings)}'")
         return Protection()
     package = _package()
-    if name in programs.named_channels():
+    if name in channels.names():
         sigma = settings.pop("sigma", None)
         _, sigma, settings = targets.resolve_channel(name, sigma, settings, str(name))
         return Protection(name, given, {**settings, **({} if sigma is None else {"sigma": sigma})})
@@ -93,7 +93,7 @@ def settable(name: str, kind: str = "channel") -> Callable[..., Any]:
     """What of a channel, or of a defence, can be set: the function whose settings they are."""
     package = _package()
     if kind == "channel":
-        return programs.channel(name)
+        return channels.settable(name)
     if package is None or name not in package.names():
         raise unknown(
             "defence", name, package.names() if package else (), "Noise, pruning, DP-SGD, … are channels: --channel."
@@ -104,7 +104,7 @@ def settable(name: str, kind: str = "channel") -> Callable[..., Any]:
 def known() -> list[str]:
     """Every name that `resolve` takes."""
     package = _package()
-    return [NONE, *programs.named_channels(), *(package.names() if package else ())]
+    return [NONE, *channels.names(), *(package.names() if package else ())]
 
 
 def parse(said: str) -> Protection:
@@ -122,7 +122,7 @@ def parse(said: str) -> Protection:
             settings[setting] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             settings[setting] = value  # a word
-    channel = programs.named_channels().get(name)
+    channel = channels.get(name) if name in channels.names() else None
     noisy = channel is not None and "sigma" in inspect.signature(channel).parameters
     quiet = {"sigma": QUIET} if noisy and name not in NOISE and "sigma" not in settings else {}
     return replace(resolve(name, settings | quiet), given=rest)

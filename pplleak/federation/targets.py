@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pplleak import channels, data, programs
-from pplleak.client import Client, seeded, weights
+from pplleak.client import Client, networks, seeded, weights
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, Update
 from pplleak.density.surrogate import smoothed
 from pplleak.errors import BadInput
 from pplleak.federation import defences, observation
 from pplleak.federation.observation import Observation
+from pplleak.settings import Named
 
 Precision = Literal["float32", "float64"]
 
@@ -72,7 +72,7 @@ def build_client(
         defence, defence_settings: a name of `pplleak.federation.defences`, whose `network` changes the client's, if
         it has one.
     """
-    constructor = programs.network(network)
+    constructor = networks.load(network)
     change = getattr(defences.load(defence), "network", None) if defence else None
 
     def build() -> Any:
@@ -178,22 +178,9 @@ def resolve_channel(
     Raises:
         BadInput: an unknown name or setting, or a value that the channel refuses; a sigma for a channel without one.
     """
-    kind = programs.channel(name)
-    constructor = programs.spelled(kind)
-    programs.require_settings(kind, settings or {}, where, f"the channel {name}")
-    chosen = {s.name: s.default for s in programs.settings(kind)} | dict(settings or {})
-    chosen = {n: tuple(v) if isinstance(v, list) else v for n, v in chosen.items()}  # as JSON has them
-    if "sigma" in inspect.signature(constructor).parameters:
-        sigma = 0.1 if sigma is None else sigma
-    elif sigma is not None:
-        raise BadInput(f"{where}: the channel {name} has no sigma: set {' and '.join(chosen)}")
     noise = {} if sigma is None else {"sigma": sigma}
-    try:
-        if constructor is kind:  # the others are checked with their client
-            kind(DenseUpdate(torch.zeros(1, 1)), **noise, **chosen)  # one entry is enough to check them all
-    except TypeError as error:
-        raise BadInput(f"{where}: the channel {name} cannot be set to {chosen}: {error}") from error
-    return kind, sigma, chosen
+    chosen = dict(channels.check(Named(name, {**(settings or {}), **noise}), where).settings)
+    return channels.get(name), chosen.pop("sigma", None), chosen
 
 
 def from_file(
@@ -217,7 +204,7 @@ def from_file(
                        "--input-shape …`")  # fmt: skip
     name = network or network_of(path, meta)
     settings = meta["settings"] if settings is None else settings
-    programs.require_settings(programs.network(name), settings, str(path))
+    programs.require_settings(networks.load(name), settings, str(path))
     defence, defence_settings = meta["defence"]["name"], meta["defence"]["settings"]
     if defence:
         defence_settings = defences.check(defence, defence_settings, str(path))
@@ -255,7 +242,7 @@ def network_of(path: str | Path, metadata: Mapping[str, Any]) -> str:
         BadInput: the file names anything else. A file is never allowed to choose code to run.
     """
     name: str = metadata["network"]
-    if name not in programs.network_names():
+    if name not in networks.names():
         raise BadInput(f"{path} was made with the network {name!r}, which is not a built-in one but code: if you trust "
                        f"it, say --network {name}")  # fmt: skip
     return name

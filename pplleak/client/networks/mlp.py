@@ -1,4 +1,4 @@
-"""Networks of fully connected layers."""
+"""Fully connected layers. The default activation is smooth, so that HMC may sample the posterior."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 from torch import nn
 
-from pplleak.client.networks.activations import ACTIVATIONS, Activation
+from pplleak.client.networks._activations import Activation, activated
 
 
 def mlp(
@@ -26,18 +26,5 @@ def mlp(
     sizes = [math.prod(input_shape), *widths]
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
+        layers += [nn.Linear(fan_in, fan_out), activated(activation)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
-
-
-def linear(input_shape: tuple[int, ...], num_classes: int, *, zero: bool = True) -> nn.Module:
-    """Softmax regression: one linear layer, at its usual all-zero start.
-
-    Args:
-        zero: start from zero weights, where the posterior under a Gaussian prior is exactly Gaussian.
-    """
-    layer = nn.Linear(math.prod(input_shape), num_classes)
-    if zero:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(nn.Flatten(), layer)

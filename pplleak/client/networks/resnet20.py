@@ -1,37 +1,13 @@
-"""Residual networks (He et al. 2016) for small images, with batch normalisation in eval or in train mode."""
+"""ResNet-20, the CIFAR-10 network of He et al. 2016: three stages of three blocks, shortcuts without parameters."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from pplleak.client.networks.activations import Activation, swap
-
-BatchNorm = Literal["eval", "train"]
-
-
-def resnet18(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    *,
-    batch_norm: BatchNorm = "eval",
-    activation: Activation = "relu",
-) -> nn.Module:
-    """ResNet-18 of torchvision with the stem for small images: a 3x3 convolution of stride 1, no max pooling.
-
-    Args:
-        batch_norm: eval normalises by running statistics, which are 0 and 1 before any training; train by those of
-            the client's own batch, which ties its examples to each other.
-        activation: the non-linearity; relu makes the posterior discontinuous.
-    """
-    network = torchvision.models.resnet18(num_classes=num_classes)
-    network.conv1 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    return swap(network, nn.ReLU, activation).train(batch_norm == "train")
+from pplleak.client.networks._activations import Activation, swap
+from pplleak.client.networks._residual import BatchNorm
 
 
 def resnet20(

@@ -1,11 +1,11 @@
-"""The vision transformer (Dosovitskiy et al. 2021), small enough to attack."""
+"""The ViT of torchvision: patches as tokens, a class token, learnt positions, self-attention. Smooth by default."""
 
 from __future__ import annotations
 
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from pplleak.client.networks.activations import Activation, swap
+from pplleak.client.networks._activations import Activation, swap
 from pplleak.errors import BadInput
 
 
@@ -33,7 +33,7 @@ def vit(
     channels, *sides = input_shape
     if len(sides) != 2 or sides[0] != sides[1] or sides[0] % patch:
         raise BadInput(f"vit cuts square images into patches of {patch}x{patch}, and images are {input_shape}: "
-                       "set --network.patch to a divisor of their side")  # fmt: skip
+                       "set patch to a divisor of their side")  # fmt: skip
     if width % heads:
         raise BadInput(f"vit splits its width over the heads, and {width} is no multiple of {heads}")
     network = VisionTransformer(sides[0], patch, depth, heads, width, 2 * width, num_classes=num_classes)

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplleak.channels import entrywise
+from pplleak.channels import _entrywise as entrywise
 from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive, unknown

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
+from pplleak.errors import unknown
+
 Activation = Literal["gelu", "softplus", "sigmoid", "tanh", "silu", "relu", "leaky_relu"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "gelu": nn.GELU,
-    "softplus": nn.Softplus,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-}
+
+def activated(activation: Activation) -> nn.Module:
+    """The module of an activation: torch's of the same letters, `nn.LeakyReLU` for ``leaky_relu``."""
+    if activation not in get_args(Activation):
+        raise unknown("activation", activation, get_args(Activation))
+    letters = activation.replace("_", "")
+    made: nn.Module = next(m for n, m in vars(nn).items() if n.lower() == letters)()
+    return made
 
 
 def swap(network: nn.Module, old: type[nn.Module], activation: Activation) -> nn.Module:
@@ -24,5 +25,5 @@ def swap(network: nn.Module, old: type[nn.Module], activation: Activation) -> nn
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, old):
-                setattr(parent, name, ACTIVATIONS[activation]())
+                setattr(parent, name, activated(activation))
     return network
