@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from pplleak import folders
 from pplleak.errors import BadInput
 from pplleak.settings import Setting
 
@@ -37,12 +38,15 @@ ROOT = Path(__file__).parent
 Place = tuple[Path, "ast.AST | None"]  # a definition and the file that it stands in; None for the file itself
 
 
-def read(path: Path, function: str, reserved: Container[str] = ()) -> list[Setting] | None:
+def read(path: Path, function: str, reserved: Container[str] = (), *, positional: bool = False) -> list[Setting] | None:
     """The keyword-only arguments of a function of a file, in order, without running the file.
 
-    Of a class: those of its own `of`, if it has one, else of its `__init__`. Aliases of types and constants are
+    Of a class: those of its `constructor`. Aliases of types and constants are
     followed through the file and pplleak's modules. Types that a command line cannot write are left out; a default
     that is not a literal, a constant or their sum is `UNREAD`.
+
+    Args:
+        reserved: names that are no settings. positional: take the other arguments that have a name, too.
 
     Returns:
         None: the name is there, but what it can be set to cannot be told by reading (`run = functools.partial(…)`).
@@ -62,7 +66,7 @@ def read(path: Path, function: str, reserved: Container[str] = ()) -> list[Setti
     if isinstance(node, ast.ClassDef):
         home, node = constructor(home, node) or (home, None)
         doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) and node.name == "of" else doc
-    return list(_arguments(home, node, doc or "", reserved)) if isinstance(node, ast.FunctionDef) else None
+    return list(_arguments(home, node, doc or "", reserved, positional)) if isinstance(node, ast.FunctionDef) else None
 
 
 def described(doc: str) -> dict[str, str]:
@@ -189,8 +193,16 @@ def _import(path: Path, node: ast.ImportFrom, name: str, seen: frozenset[tuple[P
         home, inner = _file(folder), _file(folder / name)
     else:
         home, inner = module(node.module or ""), module(f"{node.module}.{name}")
-    found = _lookup(home, name, seen) if home else None
+    found = _member(home, name, seen) if home else None
     return found or ((inner, None) if inner else None)
+
+
+def _member(home: Path, name: str, seen: frozenset[tuple[Path, str]] = frozenset()) -> Place | None:
+    """What a module has under a name; a package that opens its files lazily (`pplleak.channels`) has what they have."""
+    found = _lookup(home, name, seen)
+    if found is None and home.name == "__init__.py" and (stem := folders.where(home.parent, name)):
+        return _lookup(home.with_name(f"{stem}.py"), name, seen)
+    return found
 
 
 def resolve(path: Path, node: ast.expr) -> Place | None:
@@ -200,7 +212,7 @@ def resolve(path: Path, node: ast.expr) -> Place | None:
     if isinstance(node, ast.Attribute) and (base := resolve(path, node.value)):
         home, inside = base
         if inside is None:
-            return _lookup(home, node.attr)
+            return _member(home, node.attr)
         if isinstance(inside, ast.ClassDef):
             for member in reversed(inside.body):
                 targets = member.targets if isinstance(member, ast.Assign) else []
@@ -281,23 +293,38 @@ def _union(kinds: Sequence[Any]) -> Any:
 
 
 def constructor(path: Path, node: ast.ClassDef) -> tuple[Path, ast.FunctionDef] | None:
-    """The `of` that a class defines itself, else its `__init__` or the one that it inherits."""
-    methods = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef)}
-    for name in ("of", "__init__"):
-        if name in methods:
-            return path, methods[name]
+    """The `__init__` of a class; where that needs more than its first argument, the `of` that the class has for it."""
+    made = _method(path, node, "__init__")
+    if made is not None:
+        arguments = made[1].args
+        needed = len(arguments.args) - len(arguments.defaults) - 2  # `self` and what the object is made of
+        if needed <= 0 and None not in arguments.kw_defaults:
+            return made
+    return _method(path, node, "of") or made
+
+
+def _method(path: Path, node: ast.ClassDef, name: str) -> tuple[Path, ast.FunctionDef] | None:
+    """A method of a class, or the one that it inherits."""
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef) and member.name == name:
+            return path, member
     for base in node.bases:
         found = resolve(path, base)
-        if found and isinstance(found[1], ast.ClassDef) and (inherited := constructor(found[0], found[1])):
+        if found and isinstance(found[1], ast.ClassDef) and (inherited := _method(found[0], found[1], name)):
             return inherited
     return None
 
 
-def _arguments(path: Path, node: ast.FunctionDef, doc: str, reserved: Container[str]) -> Iterator[Setting]:
+def _arguments(
+    path: Path, node: ast.FunctionDef, doc: str, reserved: Container[str], positional: bool
+) -> Iterator[Setting]:
     docs = described(doc)
-    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+    ordered = [*node.args.posonlyargs, *node.args.args] if positional else []
+    missing: list[ast.expr | None] = [None] * (len(ordered) - len(node.args.defaults))
+    defaults = [*missing, *node.args.defaults, *node.args.kw_defaults] if positional else node.args.kw_defaults
+    for argument, default in zip([*ordered, *node.args.kwonlyargs], defaults, strict=True):
         name = argument.arg
-        if name in reserved:
+        if name in reserved or (name in ("self", "cls") and argument in ordered[:1]):
             continue
         if default is None:
             raise BadInput(f"the setting '{name}' of {path} has no default: every belief needs one")

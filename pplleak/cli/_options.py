@@ -154,7 +154,9 @@ def network_settings(argv: Sequence[str], name: str) -> list[Setting]:
     """What a network can be set to. A user's file runs only where reading does not tell, and never for help."""
     known = named.network_settings(name)
     if known is None and not helps(argv):
-        known = programs.settings(programs.network(name))
+        from pplleak.client import networks
+
+        known = programs.settings(networks.load(name))
     return known or []
 
 
