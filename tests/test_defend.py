@@ -161,11 +161,6 @@ def test_averages_gaps_and_gains_are_paired_by_image(tmp_path: Path) -> None:
     assert found["own"]["gain_mean"] == -2 and found["own"]["risk"] == 1
 
 
-def test_the_work_is_spread_over_processes() -> None:
-    assert sorted(defend.spread(abs, [-1, -2, -3], 2)) == [1, 2, 3]
-    assert list(defend.spread(abs, [-3, -1], 1)) == [3, 1]
-
-
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +260,7 @@ def test_a_folder_of_another_sweep_is_refused(workshop: Path, capsys: pytest.Cap
 def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("defence,step\nnone,one\n")
     with pytest.raises(BadInput, match="another folder"):
-        defend.read(tmp_path / "x.csv")
+        defend.images(tmp_path / "x.csv").read()
 
 
 def test_the_picture_has_a_panel_for_each_defence_and_one_for_all() -> None:

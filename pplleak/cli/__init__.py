@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # Pyr
 
 from rich.console import Console  # noqa: E402
 
-from pplleak import programs  # noqa: E402
+from pplleak import programs, runs  # noqa: E402
 from pplleak.cli import _arguments as arguments  # noqa: E402
 from pplleak.cli import _model_table as model_table  # noqa: E402
 from pplleak.cli import bits as bits_command  # noqa: E402
@@ -59,7 +59,7 @@ def attack(argv: Sequence[str]) -> int:
     }
     if name == attacks.AUTO and not {"-h", "--help"} & set(argv):  # its settings are known once it is chosen
         args = parse(Attack, "attack", argv, groups, partly=True)
-        report.prepare(args.out)
+        runs.prepare(args.out)
         target = arguments.attacked(args, network)
         name, why = attacks.choose(target, args.model, options(args, "model"))
         target = replace(target, said={**target.said, "chosen": why})
@@ -68,7 +68,7 @@ def attack(argv: Sequence[str]) -> int:
     shown = "hmc" if name == attacks.AUTO else name
     groups["inference"] = settings_of("Inference", arguments.inference(given(argv, "--model", "gaussian"), shown))
     args = parse(Attack, "attack", argv, groups)
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     found = attacks.attack(
         target or arguments.attacked(args, network),
         args.model,

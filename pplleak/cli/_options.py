@@ -114,7 +114,7 @@ class Compare(Victim):
     count: int = 5
     """Images, from --index on."""
     out: Path = Path("compare")
-    """Folder for compare.csv, compare.json and compare.png."""
+    """Folder for compare.csv, compare.json and compare.png; a run with the same settings goes on there."""
 
 
 @dataclasses.dataclass(frozen=True)

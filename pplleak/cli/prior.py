@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from pplleak import data
+from pplleak import data, runs
 from pplleak.cli._options import options, parse, settings_of
 from pplleak.errors import BadInput, unknown
 from pplleak.priors import fit_gaussian, store
@@ -86,7 +86,7 @@ def fit(argv: Sequence[str]) -> int:
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
         raise BadInput(f"{path} must end in .safetensors, so that --model.prior knows it for a file")
-    report.prepare(path.parent)
+    runs.prepare(path.parent)
     images = data.public(args.data, args.data_root).x
     if len(images) < 4:
         raise BadInput(f"a prior needs at least 4 public images, got {len(images)}")
@@ -109,9 +109,8 @@ def fit(argv: Sequence[str]) -> int:
     }
     store.save(path, kind, fitted, about)
     torch.manual_seed(args.seed)
-    picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)}).savefig(
-        path.with_suffix(".png"), dpi=110
-    )
+    drawn = picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)})
+    runs.figure(path.with_suffix(".png"), drawn, dpi=110)
     console = Console()
     _say(console, kind, fitted.input_shape, about)
     named = path.stem if args.out is None else path

@@ -14,7 +14,6 @@ from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import Risk, options
 from pplleak.density import label_recovery
 from pplleak.progress import bar
-from pplleak.studies.attack import report
 from pplleak.studies.attack.attack import Target
 from pplleak.studies.risk import limits, risk
 from pplleak.studies.risk import report as risk_report
@@ -22,7 +21,7 @@ from pplleak.studies.risk import report as risk_report
 
 def run(argv: Sequence[str]) -> int:
     args, names, settings = arguments.several(Risk, "risk", argv, "map,hmc")
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     private = data.private(args.data, args.data_root)
     for index in indices if args.draws_from == "data" else ():
@@ -39,7 +38,9 @@ def run(argv: Sequence[str]) -> int:
         drawn = risk.from_model(base, args.model, options(args, "model"), args.seed + index)
         return label_recovery.recovered(drawn) if recover else drawn
 
-    said = runs.settings(args, leaving=("index", "count", "out", "bounds"))
+    settled = runs.settings(args, leaving=("index", "count", "out", "bounds"))
+    table = risk.images(out)
+    runs.settle(out / "risk.json", settled, under="settings", rows=table.path)
     every = risk.measure(
         [(i, functools.partial(target, i)) for i in indices],
         args.model,
@@ -50,8 +51,8 @@ def run(argv: Sequence[str]) -> int:
         settings=settings,
         seed=args.seed,
         progress=bar,
-        known=risk.read(out, said),
-        keep=lambda rows: risk.write(rows, said, out),
+        known=table.read(),
+        keep=lambda rows: risk.write(table.add(rows), settled, out),
     )
     rows = [r for r in every if r["index"] in indices]
     if not rows:
@@ -60,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     if args.bounds and args.draws_from == "model":
         bound = limits.of_model(target(args.index), args.model, options(args, "model"), distance, deltas, bar)
         more = {"bounds": bound.to_json()}
-    risk.write(every, said, out, indices, **more)
+    risk.write(every, settled, out, indices, **more)
     console = Console()
     risk_report.write(rows, distance, args.draws_from, bound, out, console)
     done = len({(r["index"], r["inference"]) for r in rows})

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pplleak import data, programs
+from pplleak import data, programs, runs
 from pplleak.cli import _arguments as arguments
 from pplleak.cli._options import given, options, parse, settings_of
 from pplleak.errors import BadInput
@@ -18,7 +18,6 @@ from pplleak.federation import protection, rounds, targets
 from pplleak.federation.rounds import Federation
 from pplleak.federation.targets import Precision
 from pplleak.progress import bar
-from pplleak.studies.attack import report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
         args.data, args.network, options(args, "network"), federation, protected, local=client.local, seed=args.seed,
         dtype=args.dtype, checkpoint=args.checkpoint,
     )  # fmt: skip
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     last = checkpoints if checkpoints[-1] == args.steps else (*checkpoints, args.steps)
     rows, whole = rounds.train(
         client, images, test, federation, protected, out,
