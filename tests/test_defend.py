@@ -257,6 +257,16 @@ def test_a_folder_of_another_sweep_is_refused(workshop: Path, capsys: pytest.Cap
     assert "network_settings" in capsys.readouterr().err
 
 
+def test_rows_that_are_read_again_are_those_that_were_written(tmp_path: Path) -> None:
+    made = [
+        image("sign", "dlg", k, 1 / 3 + k, ssim=None if k else 1e-17 / 3, rms=1 / 7, cpu_seconds=0.1) for k in (0, 1)
+    ]
+    table = defend.images(tmp_path / "x.csv")
+    assert table.add(made) == made == table.read()
+    cells = [defend.cells(Sweep(tmp_path), rows, delta=0.1) for rows in (made, table.read())]
+    assert cells[0] == cells[1]
+
+
 def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("defence,step\nnone,one\n")
     with pytest.raises(BadInput, match="another folder"):

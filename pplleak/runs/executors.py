@@ -96,6 +96,8 @@ def serial() -> Iterator[Executor]:
 class _Processes(ProcessPoolExecutor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Workers start here, when they are needed: with Ctrl-C blocked, so that it never reaches one half-started."""
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().submit(function, *args, **kwargs)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(function, *args, **kwargs)
