@@ -17,7 +17,6 @@ Writes benchmarks/results/bayes_risk.csv and docs/_static/bayes_risk.png.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from matplotlib.figure import Figure
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
+from pplleak import runs
 from pplleak.models import linear_gaussian
 from pplleak.posterior import Posterior
 from pplleak.progress import bar
@@ -156,13 +156,9 @@ def main(args: Settings) -> None:
     torch.set_num_threads(1)
     measured, deltas, bayes = measure(args)
     rows = table(measured, deltas, bayes)
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    with args.csv.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows({n: f"{v:.5g}" if isinstance(v, float) else v for n, v in row.items()} for row in rows)
+    runs.table(args.csv, rows, COLUMNS, lambda v: f"{v:.5g}" if isinstance(v, float) else v)
     said = f"Softmax regression, {args.data}, σ = {args.sigma:g}: the exact posterior of {args.count} images"
-    picture(rows, said).savefig(args.figure, dpi=110)
+    runs.figure(args.figure, picture(rows, said), dpi=110)
     for twin in TWINS.values():
         for decision in LOOKS:
             mine = [r for r in rows if (r["twin"], r["decision"]) == (twin, decision)]

@@ -16,7 +16,6 @@ bounds.png are made from them. `cpu_seconds` are those of one thread.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import tempfile
@@ -29,7 +28,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from pplleak import channels, data, density, programs
+from pplleak import channels, data, density, programs, runs
 from pplleak.federation import rounds, targets
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
@@ -102,16 +101,11 @@ class Settings:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, DRAWN)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    runs.Rows(path, DRAWN, ("case", "draw")).add([row])
 
 
 def of(path: Path, case: str) -> list[dict[str, str]]:
-    return [r for r in csv.DictReader(path.open()) if r["case"] == case] if path.exists() else []
+    return [r for r in runs.read(path) if r["case"] == case]
 
 
 def base_of(case: Case, args: Settings) -> attack.Target:
@@ -283,17 +277,13 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
 
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
-    args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / "bounds_draws.csv"
     counts = [args.linear, *[args.sampled] * 4, args.mnist]
     rows = [squares(case, count, args, path) for case, count in zip(CASES, counts, strict=True)
             if case.data in ("digits", args.data)]  # fmt: skip
     rows += private(args.private, args, path)
-    with (args.results / "bounds.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    picture(rows).savefig(args.results / "bounds.png", dpi=130)
+    runs.table(args.results / "bounds.csv", rows, COLUMNS)
+    runs.figure(args.results / "bounds.png", picture(rows), dpi=130)
     for r in rows:
         print(", ".join(f"{n} {v}" for n, v in r.items()))
 

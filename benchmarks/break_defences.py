@@ -11,7 +11,6 @@ defences.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pplleak import programs
+from pplleak import programs, runs
 from pplleak.federation.defences import ats
 from pplleak.posterior import Posterior, metrics
 from pplleak.progress import bar
@@ -121,10 +120,6 @@ def run(case: Case, model: str, inference: str, index: int, root: Path | None, s
     return row | ({"psnr_transformed": transformed(target, found, name == "knows")} if case.defence == "ats" else {})
 
 
-def done(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
 def statistics(values: Iterable[float]) -> tuple[str, str]:
     """Mean and standard error of the mean."""
     v = np.array(list(values))
@@ -178,11 +173,8 @@ def picture(rows: list[dict[str, str]]) -> Figure:
 
 
 def write(rows: list[dict[str, str]], out: Path, figure: Path) -> None:
-    with (out / "break_defences.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(summary(rows))
-    picture(rows).savefig(figure, dpi=150)
+    runs.table(out / "break_defences.csv", summary(rows), COLUMNS)
+    runs.figure(figure, picture(rows), dpi=150)
 
 
 def main() -> None:
@@ -195,22 +187,15 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "_static" / "defences.png")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    kept = args.out / "break_defences_images.csv"
-    have = {(r["network"], r["defence"], r["attack"], int(r["index"])) for r in done(kept)}
+    kept = runs.Rows(args.out / "break_defences_images.csv", IMAGE, ("network", "defence", "attack", "index"))
+    have = {(r["network"], r["defence"], r["attack"], int(r["index"])) for r in kept.read()}
     jobs = [(c, m, i, index) for index in range(args.images) for c in CASES for m, i in c.attacks
             if (c.network, c.defence or "none", name_of(m, i), index) not in have
             and args.network in (None, c.network)]  # fmt: skip
     for k in bar("attacks", len(jobs)):
         case, model, inference, index = jobs[k]
-        row = run(case, model, inference, index, args.data_root, args.steps)
-        fresh = not kept.exists()
-        with kept.open("a", newline="") as f:
-            writer = csv.DictWriter(f, IMAGE)
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-    write(done(kept), args.out, args.figure)
+        kept.add([run(case, model, inference, index, args.data_root, args.steps)])
+    write(kept.read(), args.out, args.figure)
 
 
 if __name__ == "__main__":

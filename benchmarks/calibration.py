@@ -11,7 +11,6 @@ shifted: of the verdict, and of the verdicts on the same posteriors with sd × 0
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 import tyro
 
+from pplleak import runs
 from pplleak.cli import calibrate as calibration_command
 from pplleak.studies.calibration import calibration
 from pplleak.studies.calibration import report as calibration_report
@@ -70,16 +70,12 @@ def main(args: Settings) -> None:
         if calibration_command.run(words) != 0:
             break
     rows = [row for name in ROWS if (row := table_row(name, args.runs / name)) is not None]
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    with args.csv.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    runs.table(args.csv, rows, COLUMNS)
 
 
 def table_row(name: str, folder: Path) -> dict[str, Any] | None:
     """A row of the table from the draws that are there; None for fewer than three. Its picture is drawn anew."""
-    draws = [Draw.load(path) for path in sorted((folder / "draws").glob("[0-9]*.npz")) if ".part" not in path.name]
+    draws = [Draw.load(path) for path in sorted((folder / "draws").glob("[0-9]*.npz"))]
     if len(draws) < 3:
         return None
     settings = json.loads((folder / "calibration.json").read_text())["settings"]

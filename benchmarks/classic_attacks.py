@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
+import functools
 import io
 import statistics
 import sys
@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from pplleak import programs
+from pplleak import programs, runs
 from pplleak.posterior import metrics
 from pplleak.progress import bar
 from pplleak.studies.attack import attack
@@ -100,10 +100,14 @@ def run(job: Job, root: Path | None) -> dict[str, Any]:
     start = time.process_time()
     found = (ours if job.by == US else theirs)(job, target)
     seconds = time.process_time() - start
-    FOUND.mkdir(parents=True, exist_ok=True)
-    np.save(file_of(job), found)
+    runs.write(file_of(job), functools.partial(keep, found))
     psnr = float(metrics.psnr(found, target.truth.numpy()).mean())
     return {**job._asdict(), "psnr": round(psnr, 2), "seconds": round(seconds, 2)}
+
+
+def keep(image: np.ndarray, path: Path) -> None:
+    with path.open("wb") as f:  # a name without .npy would be given one
+        np.save(f, image)
 
 
 def file_of(job: Job) -> Path:
@@ -120,10 +124,6 @@ def jobs(attacks: Sequence[str], images: int, peer_images: int) -> list[Job]:
         for n in (PEERS[name][1] if name in PEERS else ())
     ]
     return own + beside
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open())) if path.exists() else []
 
 
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
@@ -160,25 +160,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.peer:
         sys.path.insert(0, str(args.peer))
-    kept = args.out / "classic_attacks_images.csv"
-    have = {tuple(r[c] for c in Job._fields) for r in rows_of(kept)}
+    kept = runs.Rows(args.out / "classic_attacks_images.csv", (*Job._fields, "psnr", "seconds"), Job._fields)
+    have = {kept.about(r) for r in kept.read()}
     todo = [j for j in jobs(args.only, args.images, args.peer_images) if tuple(map(str, j)) not in have]
     todo = [j for j in todo if j.by == US or args.peer]
     with contextlib.suppress(KeyboardInterrupt):
         for k in bar("attacks", len(todo)):
-            row, fresh = run(todo[k], args.data_root), not kept.exists()
-            with kept.open("a", newline="") as f:
-                writer = csv.DictWriter(f, list(row))
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
-    with (args.out / "classic_attacks.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(summary(rows_of(kept)))
+            kept.add([run(todo[k], args.data_root)])
+    runs.table(args.out / "classic_attacks.csv", summary(kept.read()), COLUMNS)
     picture(args.data_root)
 
 
@@ -205,7 +196,7 @@ def picture(root: Path | None, most: int = 4) -> None:
             if image is not images[0]:
                 axis.set_xlabel(f"{float(metrics.psnr(image, images[0]).mean()):.0f} dB", fontsize=9)
     figure.tight_layout()
-    figure.savefig(ROOT / "docs" / "_static" / "classic_attacks.png", dpi=100)
+    runs.figure(ROOT / "docs" / "_static" / "classic_attacks.png", figure, dpi=100)
     plt.close(figure)
 
 

@@ -10,7 +10,6 @@ Adds a row to benchmarks/results/cost.csv.
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import statistics
 import time
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-from pplleak import density, programs
+from pplleak import density, programs, runs
 from pplleak.density.whitening import Laplace, whitened
 from pplleak.studies.attack import attack
 
@@ -74,13 +73,7 @@ def main(args: Settings) -> None:
     row = dict(zip(COLUMNS, [name, "cpu", torch.get_num_threads(), args.chains, f"{gradient:.2f}", f"{step:.2f}",
                              f"{gradient / step:.2f}"], strict=True))  # fmt: skip
     print(row)
-    rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
-    rows = [r for r in rows if any(r[k] != str(row[k]) for k in COLUMNS[:4])]
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    with args.csv.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows([*rows, row])
+    runs.Rows(args.csv, COLUMNS, COLUMNS[:4]).add([row])
 
 
 if __name__ == "__main__":

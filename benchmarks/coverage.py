@@ -9,7 +9,6 @@ line gives mean ± standard error over images (pixels of one image are not indep
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import time
@@ -20,7 +19,7 @@ import pyro
 import torch
 import tyro
 
-from pplleak import programs
+from pplleak import programs, runs
 from pplleak.federation.observation import Observation
 from pplleak.posterior import metrics
 from pplleak.progress import bar
@@ -60,8 +59,8 @@ def main(args: Settings) -> None:
         "model": args.model, "inference": args.inference, "data": args.data, "network": args.network,
         "widths": " ".join(map(str, args.widths)), "activation": args.activation, "sigma": str(args.sigma),
     }  # fmt: skip
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
+    table = runs.Rows(args.csv, COLUMNS, (*key, "draw"))
+    rows = table.read()
     done = {int(r["draw"]) for r in rows if all(r[k] == v for k, v in key.items())}
     for draw in bar("images from the prior", args.count):
         if draw in done:
@@ -78,11 +77,7 @@ def main(args: Settings) -> None:
                "rhat_lp": found.rhat_lp, "ess_min": found.ess_min,
                "psnr_mean": float(metrics.psnr(found.mean, truth)[0]), "seconds": seconds,
                "cpu_seconds": cpu_seconds}  # fmt: skip
-        rows.append({k: str(v) for k, v in row.items()})
-        with args.csv.open("w", newline="") as f:
-            writer = csv.DictWriter(f, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        rows = table.add([row])
     mine = [r for r in rows if all(r[k] == v for k, v in key.items())]
     cover = np.array([float(r["coverage_90"]) for r in mine])
     rhat = np.array([float(r["rhat_max"]) for r in mine])

@@ -10,7 +10,6 @@ known, and of digits under the Gaussian prior behind the default perceptron. A Ï
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
+from pplleak import runs
 from pplleak.models import linear_gaussian
 from pplleak.posterior import information
 from pplleak.progress import bar
@@ -100,20 +100,16 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
 
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
+    table = runs.Rows(args.csv, COLUMNS, ("model", "sigma"))
+    rows = table.read()
     for model, network, draws, settings in (("linear_gaussian", "linear", args.linear, QUICK),
                                             ("gaussian", "mlp", args.digits, FULL)):  # fmt: skip
         for sigma in SIGMAS:
             if any((r["model"], r["sigma"]) == (model, f"{sigma:g}") for r in rows):
                 continue
-            rows.append(measure(model, network, sigma, draws, settings))
+            rows = table.add([measure(model, network, sigma, draws, settings)])
             print(rows[-1], flush=True)
-            with args.csv.open("w", newline="") as f:
-                writer = csv.DictWriter(f, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-    picture(rows).savefig(args.csv.with_suffix(".png"), dpi=130)
+    runs.figure(args.csv.with_suffix(".png"), picture(rows), dpi=130)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pplleak import data
+from pplleak import data, runs
 from pplleak.cli import prior as prior_command
 from pplleak.priors import _store as store
 from pplleak.priors.flow import fit as fit_flow
@@ -47,7 +47,7 @@ def main() -> None:
         score = fitted.log_prob(held_out)
         said = f"{float(score.mean()):.1f} ± {float(score.std()) / len(score) ** 0.5:.1f}"
         print(f"| `{name}` | {said if name != 'logit_normal' else '–'} | {seconds:.1f} |", flush=True)
-    prior_command.picture(rows).savefig(ROOT / "docs" / "_static" / "priors.png", dpi=80)
+    runs.figure(ROOT / "docs" / "_static" / "priors.png", prior_command.picture(rows), dpi=80)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ route, network, σ and chains is replaced.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import time
 import warnings
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 import tyro
 
-from pplleak import programs
+from pplleak import programs, runs
 from pplleak.studies.attack import attack
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +134,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     grid[0, 0].set_ylabel("R-hat of the worst pixel\n(converged below the dashed line, 1.01)")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    runs.figure(path, figure, dpi=110)
 
 
 def main(args: Settings) -> None:
@@ -147,16 +146,10 @@ def main(args: Settings) -> None:
     )  # fmt: skip
     for route in args.routes:
         new = measure(route, target, args)
-        rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
-        kept = [r for r in rows if [r[k] for k in KEY] != [new[0][k] for k in KEY]]
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as f:
-            writer = csv.DictWriter(f, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept + new)
+        rows = runs.Rows(args.csv, COLUMNS, KEY).add(new)
         for row in new:
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-        picture(kept + new, ROOT / "docs" / "_static" / "relu_cnn.png")
+        picture(rows, ROOT / "docs" / "_static" / "relu_cnn.png")
 
 
 if __name__ == "__main__":

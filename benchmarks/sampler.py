@@ -14,7 +14,6 @@ matrix is).
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import os
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 import tyro
 
-from pplleak import programs
+from pplleak import programs, runs
 from pplleak.inference import hmc, nuts
 from pplleak.studies.attack import attack
 from pplleak.studies.attack.attack import Target
@@ -186,25 +185,19 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     grid[-1, 0].set_xlim(right=grid[-1, 0].get_xlim()[1] * 3)
     grid[-1, 0].set_xlabel("effective draws a second (median over pixels), log scale", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    runs.figure(path, figure, dpi=130, bbox_inches="tight")
 
 
 def main(args: Settings) -> None:
     network = f"{args.network}{args.widths if args.network == 'mlp' else ''}"
     posterior = f"{args.data} {args.model} {network} {args.activation} sigma {args.sigma:g}"
-    rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
+    table = runs.Rows(args.csv, COLUMNS, ("posterior", "sampler"))
     new: list[dict[str, Any]] = []
     for name, chains, job in jobs(args):
         torch.manual_seed(0)
         new.append(measure(name, chains, posterior, job()))
         print(new[-1], flush=True)
-        kept = [r for r in rows if (r["posterior"], r["sampler"]) not in {(n["posterior"], n["sampler"]) for n in new}]
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as f:
-            writer = csv.DictWriter(f, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept + new)
-        picture(kept + new, args.csv.with_suffix(".png"))
+        picture(table.add(new), args.csv.with_suffix(".png"))
     best = float(new[0]["ess_per_s_median"])
     for row in new[1:]:
         times = best / float(row["ess_per_s_median"])

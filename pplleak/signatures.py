@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import math
 import operator
+import types
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -283,7 +284,11 @@ def _kind(path: Path, node: ast.AST | None) -> Any:
                     dots = [isinstance(p, ast.Constant) and p.value is ... for p in parts]
                     kinds = [... if d else _kind(path, p) for d, p in zip(dots, parts, strict=True)]
                     if None not in kinds:
-                        return tuple[tuple(kinds)] if holder == "tuple" else list[kinds[0]]
+                        return (
+                            types.GenericAlias(tuple, tuple(kinds))
+                            if holder == "tuple"
+                            else types.GenericAlias(list, kinds[0])
+                        )
     return None
 
 

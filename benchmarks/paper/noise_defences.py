@@ -32,6 +32,7 @@ import torch
 from attacks import Effort
 from pruning import pruning
 
+from pplleak import runs
 from pplleak.studies.attack.attack import Target, from_data
 
 HERE = Path(__file__).resolve().parent
@@ -207,7 +208,7 @@ def report(args: Settings) -> None:
          )]
         for r in rows
     ]  # fmt: skip
-    (args.out / f"{args.name}.md").write_text(study.markdown([head, *lines]))
+    runs.text(args.out / f"{args.name}.md", study.markdown([head, *lines]))
     named = {"": "", "known": ", mask known", "unknown": ", mask unknown"}
     drawn = [
         {**r, "panel": f"{r['dataset']}, {r['step']} SGD steps",
@@ -216,7 +217,8 @@ def report(args: Settings) -> None:
     ]  # fmt: skip
     counts = {panel: {r["images"] for r in mine} for (panel,), mine in study.grouped(drawn, ("panel",)).items()}
     titles = {p: f"{p}, {' to '.join(str(n) for n in sorted({min(c), max(c)}))} images" for p, c in counts.items()}
-    pictures.dots(drawn, "attack", "panel", "line", titles).savefig(args.out / f"{args.name}.png", dpi=110)
+    figure = pictures.dots(drawn, "attack", "panel", "line", titles)
+    runs.figure(args.out / f"{args.name}.png", figure, dpi=110)
 
 
 def main(args: Settings) -> bool:

@@ -18,6 +18,7 @@ import training_time
 from matplotlib.figure import Figure
 from pictures import LOOKS
 
+from pplleak import runs
 from pplleak.studies.attack.attack import build_client
 
 DOCS = study.RESULTS.parents[1] / "docs"
@@ -265,7 +266,7 @@ def main() -> None:
     client = build_client("convnet", {}, (1, 28, 28), 10)
     summary, images = (study.read(study.RESULTS / f"noise_defences{end}.csv") for end in ("", "_images"))
     close = [r for r in images if tuple(r[c] for c in CELL) == FIRST]
-    close_look(close).savefig(study.RESULTS / "map_or_posterior.png", dpi=110)
+    runs.figure(study.RESULTS / "map_or_posterior.png", close_look(close), dpi=110)
     values = {**facts(summary, images), "cells": cells(summary)}
     priors = study.read(study.RESULTS / "stronger_priors.csv")
     values["parted"] = parted(summary, priors)
@@ -278,7 +279,7 @@ def main() -> None:
     values |= {name: table(name) for name in ("stronger_priors", "training_time")}
     values |= photographs(summary, images)
     values["photos"] = table(f"{PHOTOS}/stronger_priors")
-    (DOCS / "map-or-posterior.md").write_text(string.Template(TEMPLATE.read_text()).substitute(values))
+    runs.text(DOCS / "map-or-posterior.md", string.Template(TEMPLATE.read_text()).substitute(values))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import study
 import torch
 from attacks import Effort
 
-from pplleak import data
+from pplleak import data, runs
 from pplleak.studies.attack.attack import Target, from_data
 
 MODELS = {  # prior -> its model; p(x | y) has the reference of its label
@@ -144,9 +144,10 @@ def report(args: Settings) -> None:
     order = ["none", *MODELS]
     rows.sort(key=lambda r: (-float(r["sigma"]), order.index(r["prior"])))  # a run may add another prior
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
-    (args.out / f"{args.name}.md").write_text(table(rows))
+    runs.text(args.out / f"{args.name}.md", table(rows))
     titles = {r["sigma"]: f"noise σ = {r['sigma']}" for r in rows}
-    pictures.dots(rows, "decision", "sigma", "prior", titles).savefig(args.out / f"{args.name}.png", dpi=110)
+    figure = pictures.dots(rows, "decision", "sigma", "prior", titles)
+    runs.figure(args.out / f"{args.name}.png", figure, dpi=110)
 
 
 def table(rows: Sequence[study.Row]) -> str:

@@ -1,19 +1,16 @@
 """What the experiments have in common: jobs over images, kept row by row, tuned on images that are not scored.
 
-A job attacks one image in one cell (a network, a defence, …) and gives a row an attack. Rows are appended to a CSV as
-soon as they are there. A run with the same CSV goes on where the last one stopped; Ctrl-C keeps every whole job.
+A job attacks one image in one cell (a network, a defence, …) and gives a row an attack. Rows are added to a CSV as soon
+as they are there. A run with the same CSV goes on where the last one stopped; Ctrl-C keeps every whole job.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import functools
 import math
-import multiprocessing
-import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,35 +66,12 @@ def settle(args: Any, names: Sequence[str], **more: Any) -> None:
     runs.settle(args.out / f"{args.name}.json", runs.settings(said))
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-
-
-def append(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Rows at the end of a CSV, in one write: what is there is whole.
-
-    Raises:
-        BadInput: the CSV has other columns.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer.writeheader()
-    else:
-        with path.open(newline="") as f:
-            found = next(csv.reader(f), [])
-        if found != list(columns):
-            raise BadInput(f"{path} has other columns than this script writes: name another --out, or move it away.")
-    writer.writerows({n: shown(v) for n, v in row.items()} for row in rows)
-    with path.open("a", newline="") as f:
-        f.write(text.getvalue())
+read = runs.read
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """A whole CSV, replaced."""
-    path.unlink(missing_ok=True)
-    append(path, columns, rows)
+    runs.table(path, rows, columns, shown)
 
 
 def shown(value: Any) -> str:
@@ -126,46 +100,27 @@ def run(
     Raises:
         BadInput: there are no workers.
     """
-    if workers < 1:
-        raise BadInput(f"--workers must be at least 1, not {workers}")
-    done = {tuple(row[k] for k in key) for row in read(path)}
+    table = runs.Rows(path, columns, key)
+    done = {table.about(row) for row in table.read()}
     todo = [job for job in jobs if tuple(map(str, job)) not in done]
+    if workers == 1:
+        torch.set_num_threads(1)
     try:
-        made = results(work, todo, workers)
-        for _ in bar(label, len(todo)):
-            job, rows = next(made)
-            append(path, columns, [{**dict(zip(key, job, strict=True)), **row} for row in rows])
+        with runs.workers(workers) as executor:
+            made = runs.spread(functools.partial(_kept, work), todo, executor)
+            for _ in bar(label, len(todo)):
+                job, rows = next(made)
+                named = [{**dict(zip(key, job, strict=True)), **row} for row in rows]
+                table.add({n: shown(v) for n, v in row.items()} for row in named)
     except KeyboardInterrupt:
         print(f"interrupted: the finished jobs are in {path}; the same command goes on from there", file=sys.stderr)
         return False
     return True
 
 
-def results(work: Callable[[Job], list[Row]], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Row]]]:
-    """Each job with its rows, as they come."""
-    if workers == 1:
-        torch.set_num_threads(1)
-        for job in jobs:
-            yield job, work(job)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:  # leaving it ends the processes
-        yield from pool.imap_unordered(_Kept(work), jobs)
-
-
-def _alone() -> None:
-    """A worker has one thread, and leaves Ctrl-C to its parent."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Kept:
+def _kept(work: Callable[[Job], list[Row]], job: Job) -> tuple[Job, list[Row]]:
     """Work that says which job it was."""
-
-    def __init__(self, work: Callable[[Job], list[Row]]) -> None:
-        self.work = work
-
-    def __call__(self, job: Job) -> tuple[Job, list[Row]]:
-        return job, self.work(job)
+    return job, work(job)
 
 
 def images(spec: str, root: Path | None, count: int, tuning: int) -> tuple[list[int], list[int]]:

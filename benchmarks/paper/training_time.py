@@ -28,6 +28,7 @@ from attacks import Effort
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from pplleak import runs
 from pplleak.studies.attack.attack import Target, from_data
 from pplleak.studies.risk.risk import interval
 
@@ -155,8 +156,8 @@ def report(args: Settings) -> None:
         return
     rows.sort(key=lambda r: (int(r["step"]), -float(r["sigma"])))  # a run may add an earlier step
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
-    picture(rows, args.leak).savefig(args.out / f"{args.name}.png", dpi=110)
-    (args.out / f"{args.name}.md").write_text(table(rows))
+    runs.figure(args.out / f"{args.name}.png", picture(rows, args.leak), dpi=110)
+    runs.text(args.out / f"{args.name}.md", table(rows))
 
 
 def table(rows: Sequence[study.Row]) -> str:

@@ -82,7 +82,8 @@ def check(named: Named, where: str = "") -> Named:
         if setting not in chosen:
             raise BadInput(f"{head}the channel {name} has no setting '{setting}'")
     whole = Named(name, {**chosen, **named.settings})
-    if inspect.isclass(kind := settable(name)):  # one that takes tensors is checked with its client
+    kind: Any = settable(name)
+    if inspect.isclass(kind):  # one that takes tensors is checked with its client
         try:
             kind(DenseUpdate(torch.zeros(1, 1)), **whole.settings)  # one entry is enough to check all settings
         except (TypeError, OverflowError) as error:

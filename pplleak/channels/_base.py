@@ -40,11 +40,13 @@ class Channel(TorchDistribution):
         return type(self)(self.update.expand(torch.Size(batch_shape)), **self.settings)
 
     @classmethod
-    def of(cls, update: Update, client: Client, batch_size: int, public: Tensor | None, **settings: Any) -> Channel:
+    def of(
+        cls, update: Update, client: Client, batch_size: int, public: str | Tensor | None, **settings: Any
+    ) -> Channel:
         """The channel that settings which can be written down give: here, what the constructor takes.
 
         One that takes tensors says in an `of` of its own how they follow from keyword-only settings, the client, the
-        batch and `public`, images that the server has (N, *input_shape).
+        batch and `public`, images that the server has, (N, *input_shape) or by the name of a dataset.
         """
         return cls(update, **settings)
 

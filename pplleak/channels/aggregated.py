@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pplleak import data
 from pplleak.channels._base import Channel
 from pplleak.client import Client
 from pplleak.client.update import Update
@@ -40,7 +41,7 @@ class Aggregated(Channel):
         update: Update,
         client: Client,
         batch_size: int,
-        public: Tensor | None,
+        public: str | Tensor | None,
         sigma: float = 0.1,
         *,
         clients: int = 2,
@@ -57,7 +58,9 @@ class Aggregated(Channel):
         """
         if public is None:
             raise BadInput("aggregation needs public images, on which the other clients' updates are simulated")
-        mean, variance, factor = others(client, public, batch_size, simulated, directions)
+        mean, variance, factor = others(
+            client, data.reference(public, client.input_shape), batch_size, simulated, directions
+        )
         return cls(update, sigma, clients=clients, mean=mean, variance=variance, factor=factor)
 
     def __init__(

@@ -48,7 +48,7 @@ def channels() -> dict[str, Place]:
 
 def defences() -> dict[str, Place]:
     """The defences: files that define `share` or `network`."""
-    found = {}
+    found: dict[str, Place] = {}
     for name in folders.names(DEFENCES):
         path = DEFENCES / f"{name}.py"
         entries = [f for f in ("share", "network") if f in signatures.defined(path)]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from pplleak import runs
 from pplleak.cli._options import (
     PriorName,
     Victim,
@@ -70,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.studies.attack import report
     from pplleak.studies.attack.attack import attack, choose
 
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     shared = arguments.attacked(args, network)
     if name == AUTO:
         name, why = choose(shared, args.model, arguments.beliefs(args))

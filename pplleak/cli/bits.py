@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +13,12 @@ from pplleak.cli._options import PriorName, Victim, groups, options, parse
 from pplleak.errors import BadInput
 from pplleak.programs import MODEL
 from pplleak.progress import bar
+from pplleak.runs import Rows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("draw", "bits", "bits_se", "converged", "seconds")
+COLUMNS = {"draw": int, "bits": float, "bits_se": float | None, "converged": bool, "seconds": float}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +44,21 @@ def run(argv: Sequence[str]) -> int:
 
     from pplleak.cli import _arguments as arguments
     from pplleak.posterior import information
-    from pplleak.studies.attack import report
     from pplleak.studies.attack.attack import attack, believe
     from pplleak.studies.risk.risk import from_model
 
     model, inference = args.model, args.inference
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     settings = runs.settings(args, leaving=("index", "count", "out"))
-    rows = read(out, settings)[: args.count]
+    kept = Rows(out / "bits.csv", COLUMNS, ("draw",))
+    runs.settle(out / "bits.json", settings, under="settings", rows=kept.path)
+    rows = [r for r in kept.read() if r["draw"] < args.count]
+    done = {r["draw"] for r in rows}
     base = arguments.spare_threads(arguments.observed(args, 0))
     beliefs = arguments.beliefs(args)
     try:
         for draw in bar("draws from the model", args.count):
-            if draw < len(rows):
+            if draw in done:
                 continue
             drawn = from_model(base, model, beliefs, args.seed + draw)
             found = attack(drawn, model, inference, beliefs=beliefs, settings=options(args, "inference"),
@@ -65,9 +66,10 @@ def run(argv: Sequence[str]) -> int:
             if "bits" not in found.attrs:  # `attack` does without; here it is an error, and this raises it
                 bound = believe(programs.load("models", model), drawn, beliefs)
                 information.gain(bound, drawn, drawn.client, found, drawn.truth)  # type: ignore[arg-type]
-            rows.append({"draw": draw, **{c: found.attrs[c] for c in ("bits", "bits_se")},
-                         "converged": found.converged, "seconds": round(found.attrs["seconds"], 2)})  # fmt: skip
-            write(rows, settings, out)
+            row = {"draw": draw, **{c: found.attrs[c] for c in ("bits", "bits_se")},
+                   "converged": found.converged, "seconds": round(found.attrs["seconds"], 2)}  # fmt: skip
+            rows.append(row)
+            write(kept.add([row]), settings, out)
     except KeyboardInterrupt:
         if not rows:
             raise
@@ -105,24 +107,6 @@ def table(rows: Sequence[dict[str, Any]], model: str, inference: str, pixels: in
     return made
 
 
-def read(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that an earlier run with the same settings left in `out`; [] where there was none."""
-    if not (out / "bits.json").exists():
-        return []
-    with runs.readable(out / "bits.json"):
-        before = json.loads((out / "bits.json").read_text())
-        rows, old = list(before["rows"]), before["settings"]
-    runs.require_same(old, settings, out)
-    return rows
-
-
 def write(rows: Sequence[dict[str, Any]], settings: dict[str, Any], out: Path) -> None:
-    """bits.csv and bits.json; the JSON, which a later run goes on from, appears whole or not at all."""
-    with open(out / "bits.csv", "w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    part = out / "bits.json.part"
-    said = {**summarise(rows), "settings": settings, "rows": list(rows)}
-    part.write_text(json.dumps(said, indent=2, default=str) + "\n")
-    part.replace(out / "bits.json")
+    """bits.json: the average, what was run, and every draw."""
+    runs.json(out / "bits.json", {**summarise(rows), "settings": settings, "rows": list(rows)})

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pplleak import runs
 from pplleak.cli._options import PriorName, Victim, given, groups, options, parse, program_settings, settings_of
@@ -17,7 +14,9 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.programs import MODEL
 from pplleak.progress import bar
 
-SAID = "calibration.json"
+if TYPE_CHECKING:
+    from pplleak.studies.calibration.draws import Draw
+
 FEWEST = 3  # draws that a standard error can be made of
 
 
@@ -47,22 +46,21 @@ def run(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from pplleak.studies.attack import report
     from pplleak.studies.calibration import report as calibration_report
     from pplleak.studies.calibration.draws import Draw
 
-    folder = report.prepare(report.prepare(args.out) / "draws")
-    said = runs.settings(args, leaving=("index", "draws", "workers", "out"))
-    _begin(args.out, said)
-    complete = work(argv, [k for k in range(args.draws) if not _file(folder, k).exists()], args.workers)
+    folder = runs.prepare(runs.prepare(args.out) / "draws")
+    settled = runs.settings(args, leaving=("index", "draws", "workers", "out"))
+    runs.settle(args.out / calibration_report.SUMMARY, settled, under="settings")
+    complete = work(argv, [k for k in range(args.draws) if not _file(folder, k).exists()], args.workers, folder)
     draws = [Draw.load(_file(folder, k)) for k in range(args.draws) if _file(folder, k).exists()]
     if not draws:
         raise KeyboardInterrupt
     console, written = Console(), ""
     if len(draws) >= FEWEST:
-        summary = calibration_report.write(draws, said, args.out)
+        summary = calibration_report.write(draws, settled, args.out)
         console.print(calibration_report.table(summary, f"{args.model} × {args.inference}"))
-        written = f"written to {args.out}/: calibration.png, {SAID}, draws/"
+        written = f"written to {args.out}/: calibration.png, {calibration_report.SUMMARY}, draws/"
     if not complete:
         kept = f"interrupted: {len(draws)} of {args.draws} draws kept, the same command goes on"
         written = "; ".join(filter(None, (kept, written)))
@@ -77,67 +75,37 @@ def _parsed(argv: Sequence[str]) -> Any:
     return parse(Calibrate, "calibrate", argv, {**parts, "adversary": settings_of("Adversary", known, told)})
 
 
-def _begin(out: Path, said: dict[str, Any]) -> None:
-    """Write down what is run in `out`, or see that it is what was begun there."""
-    from pplleak.studies.calibration import report as calibration_report
-
-    if not (out / SAID).exists():
-        calibration_report.keep({"settings": said}, out)
-        return
-    with runs.readable(out / SAID):
-        before = json.loads((out / SAID).read_text())["settings"]
-    runs.require_same(before, said, out)
-
-
-def work(argv: Sequence[str], missing: Sequence[int], workers: int) -> bool:
-    """Make the missing draws; False where Ctrl-C ended it early."""
+def work(argv: Sequence[str], missing: Sequence[int], workers: int, folder: Path) -> bool:
+    """Make the missing draws and keep each as it comes; False where Ctrl-C ended it early."""
+    one = maker(_parsed(argv)) if workers == 1 else functools.partial(_elsewhere, tuple(argv))
     try:
-        if workers == 1:
-            one = maker(_parsed(argv))
-            for k in bar("truths", len(missing)):
-                one(missing[k])
-        else:
-            for _, job in zip(bar("truths", len(missing)), _parallel(argv, missing, workers), strict=False):
-                job()
+        with runs.workers(workers) as executor:
+            for _, (k, draw) in zip(bar("truths", len(missing)), runs.spread(one, missing, executor), strict=False):
+                draw.save(_file(folder, k))
     except KeyboardInterrupt:
         return False
     return True
 
 
-def _parallel(argv: Sequence[str], missing: Sequence[int], workers: int) -> Iterator[Callable[[], Any]]:
-    """Draws as they are finished by other processes; the command line travels, and each process reads it anew."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (list(argv),))
-    try:
-        yield from (done.result for done in as_completed([pool.submit(_one, k) for k in missing]))
-    finally:
-        pool.shutdown(cancel_futures=True)  # what is being computed is finished, and kept
+def _elsewhere(argv: tuple[str, ...], k: int) -> tuple[int, Draw]:
+    """Draw k, in a process of its own: the command line travels, and each process reads it once."""
+    return _maker(argv)(k)
 
 
-_make: Callable[[int], None]  # of this process
+@functools.lru_cache(maxsize=1)
+def _maker(argv: tuple[str, ...]) -> Callable[[int], tuple[int, Draw]]:
+    return maker(_parsed(argv))
 
 
-def _start(argv: list[str]) -> None:
-    import torch
-
-    global _make
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that the user sees
-    _make = maker(_parsed(argv))
-
-
-def _one(k: int) -> None:
-    _make(k)
-
-
-def maker(args: Any) -> Callable[[int], None]:
-    """What makes draw k of a run and keeps it."""
+def maker(args: Any) -> Callable[[int], tuple[int, Draw]]:
+    """What makes draw k of a run, and says which it is."""
     from pplleak.cli import _arguments as arguments
     from pplleak.studies.calibration import draws as calibration_draws
 
     base = arguments.spare_threads(arguments.observed(args, 0))
     own = {n: v for n, v in options(args, "adversary").items() if v is not None}
 
-    def make(k: int) -> None:
+    def make(k: int) -> tuple[int, Draw]:
         made = calibration_draws.make(
             base,
             args.model,
@@ -148,7 +116,7 @@ def maker(args: Any) -> Callable[[int], None]:
             settings=options(args, "inference"),
             seed=args.seed,
         )
-        made.save(_file(args.out / "draws", k))
+        return k, made
 
     return make
 

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pplleak import runs
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
 from pplleak.progress import bar
@@ -26,7 +27,7 @@ class Compare(Victim):
     count: int = 5
     """Images, from --index on."""
     out: Path = Path("compare")
-    """Folder for compare.csv, compare.json and compare.png."""
+    """Folder for compare.csv, compare.json and compare.png; a run with the same settings goes on there."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -36,10 +37,9 @@ def run(argv: Sequence[str]) -> int:
 
     from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.studies.attack import report
     from pplleak.studies.compare import compare
 
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     for index in indices:
         data.private(args.data, args.data_root).batch(index, args.batch_size)  # say so before the work, not after
@@ -47,7 +47,14 @@ def run(argv: Sequence[str]) -> int:
     def observed(index: int) -> Observation:  # with noise of its own: differences are over images and noise
         return arguments.spare_threads(arguments.observed(args, index, args.seed + index))
 
-    rows = compare.compare(
+    table = compare.attacked(out)
+    settled = runs.settings(args, leaving=("index", "count", "out"))
+    runs.settle(out / "run.json", settled, rows=table.path)
+
+    def asked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:  # another run may have left rows of more images
+        return [r for r in rows if r["index"] in indices]
+
+    every = compare.compare(
         [(i, functools.cache(functools.partial(observed, i))) for i in indices],
         args.model,
         names,
@@ -55,13 +62,21 @@ def run(argv: Sequence[str]) -> int:
         settings=settings,
         seed=args.seed,
         progress=bar,
-        keep=lambda rows: compare.write(rows, names, out),
+        known=table.read(),
+        keep=lambda rows: compare.write(asked(table.add(rows)), names, out),
     )
+    rows = asked(every)
+    if not rows:
+        raise KeyboardInterrupt
+    compare.write(rows, names, out)
     console = Console()
     console.print(compare.table(rows, names, per_image=True))
     console.print(compare.table(rows, names))
     console.print(compare.paired_table(rows, names))
     said = f"written to {out}/: compare.csv, compare.json, compare.png"
     complete = len(rows) == len(names) * len(indices)
-    console.print(said if complete else f"interrupted: {len(rows)} attacks kept; {said}", highlight=False)
+    console.print(
+        said if complete else f"interrupted: {len(rows)} attacks kept, the same command goes on; {said}",
+        highlight=False,
+    )
     return 0 if complete else 130

@@ -96,40 +96,38 @@ def run(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from pplleak.studies.attack import report
     from pplleak.studies.defend import defend
     from pplleak.studies.defend import report as defend_report
 
     protections, sweep = _checked(args)
-    out = report.prepare(args.out)
-    path = out / "defences_images.csv"
+    out = runs.prepare(args.out)
+    table = defend.images(out / "defences_images.csv")
     runs.settle(out / "defend.json", sweep.said, "a sweep")
-    rows, whole = defend.read(path), True
-    kept = {defend.key(r) for r in rows}
+    rows, whole = table.read(), True
+    kept = {table.about(r) for r in rows}
     jobs = defend.jobs(
         protections, args.steps, range(args.index, args.index + args.count * args.batch_size, args.batch_size)
     )
     try:
         train = functools.partial(defend.train, sweep, steps=args.steps)
-        for done in _shown("trainings", defend.spread(train, protections, args.workers), len(protections)):
-            if not done:
-                raise KeyboardInterrupt
-        left = [j for j in jobs if not defend.keys(sweep, j) <= kept]
-        attacks = defend.spread(functools.partial(defend.run, sweep), left, args.workers)
-        for found in _shown("gradients", attacks, len(left)):
-            fresh = {defend.key(r) for r in found}
-            rows = [r for r in rows if defend.key(r) not in fresh] + found
-            defend.write(path, defend.IMAGE_COLUMNS, rows)
+        with runs.workers(args.workers) as executor:
+            for done in _shown("trainings", runs.spread(train, protections, executor), len(protections)):
+                if not done:
+                    raise KeyboardInterrupt
+            left = [j for j in jobs if not defend.keys(sweep, j) <= kept]
+            attacks = runs.spread(functools.partial(defend.run, sweep), left, executor)
+            for found in _shown("gradients", attacks, len(left)):
+                rows = table.add(found)
     except KeyboardInterrupt:
         whole = False
     asked = set().union(*(defend.keys(sweep, j) for j in jobs))
-    cells = defend.cells(sweep, [r for r in rows if defend.key(r) in asked], args.delta)
+    cells = defend.cells(sweep, [r for r in rows if table.about(r) in asked], args.delta)
     console = Console()
     if cells:
-        defend.write(out / "defences.csv", defend.COLUMNS, cells)
-        defend_report.picture(cells).savefig(out / "defences.png", dpi=150)
+        defend.write(out / "defences.csv", cells)
+        runs.figure(out / "defences.png", defend_report.picture(cells), dpi=150)
         console.print(defend_report.table(cells))
-    count = sum(defend.key(r) in asked for r in rows)
+    count = sum(table.about(r) in asked for r in rows)
     said = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
     kept_said = "" if whole else f"interrupted: {count} of {len(asked)} attacks kept, the same command goes on; "
     console.print(kept_said + said, highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from pplleak import runs
 from pplleak.cli import _named as named
 from pplleak.cli._options import DataName, options, parse, settings_of
 from pplleak.errors import BadInput, unknown
@@ -76,13 +77,12 @@ def fit(argv: Sequence[str]) -> int:
     from pplleak.priors import _store as store
     from pplleak.priors._fitting import Interrupted
     from pplleak.priors.gaussian import fit_gaussian
-    from pplleak.studies.attack import report
 
     label = args.data if args.data in data.NAMES else Path(args.data).resolve().name
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
         raise BadInput(f"{path} must end in .safetensors, so that --model.prior knows it for a file")
-    report.prepare(path.parent)
+    runs.prepare(path.parent)
     images = data.public(args.data, args.data_root).x
     if len(images) < 4:
         raise BadInput(f"a prior needs at least 4 public images, got {len(images)}")
@@ -105,9 +105,8 @@ def fit(argv: Sequence[str]) -> int:
     }
     store.save(path, kind, fitted, about)
     torch.manual_seed(args.seed)
-    picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)}).savefig(
-        path.with_suffix(".png"), dpi=110
-    )
+    drawn = picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)})
+    runs.figure(path.with_suffix(".png"), drawn, dpi=110)
     console = Console()
     _say(console, kind, fitted.input_shape, about)
     label = path.stem if args.out is None else path

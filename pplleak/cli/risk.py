@@ -50,11 +50,10 @@ def run(argv: Sequence[str]) -> int:
     from pplleak import data, runs
     from pplleak.cli import _arguments as arguments
     from pplleak.density import label_recovery
-    from pplleak.studies.attack import report
     from pplleak.studies.risk import limits, risk
     from pplleak.studies.risk import report as risk_report
 
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     private = data.private(args.data, args.data_root)
     for index in indices if args.draws_from == "data" else ():
@@ -71,7 +70,9 @@ def run(argv: Sequence[str]) -> int:
         drawn = risk.from_model(base, args.model, arguments.beliefs(args), args.seed + index)
         return label_recovery.recovered(drawn) if recover else drawn
 
-    said = runs.settings(args, leaving=("index", "count", "out", "bounds"))
+    settled = runs.settings(args, leaving=("index", "count", "out", "bounds"))
+    table = risk.images(out)
+    runs.settle(out / "risk.json", settled, under="settings", rows=table.path)
     every = risk.measure(
         [(i, functools.partial(observed, i)) for i in indices],
         args.model,
@@ -82,8 +83,8 @@ def run(argv: Sequence[str]) -> int:
         settings=settings,
         seed=args.seed,
         progress=bar,
-        known=risk.read(out, said),
-        keep=lambda rows: risk.write(rows, said, out),
+        known=table.read(),
+        keep=lambda rows: risk.write(table.add(rows), settled, out),
     )
     rows = [r for r in every if r["index"] in indices]
     if not rows:
@@ -92,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     if args.bounds and args.draws_from == "model":
         bound = limits.of_model(observed(args.index), args.model, arguments.beliefs(args), distance, deltas, bar)
         more = {"bounds": bound.to_json()}
-    risk.write(every, said, out, indices, **more)
+    risk.write(every, settled, out, indices, **more)
     console = Console()
     risk_report.write(rows, distance, args.draws_from, bound, out, console)
     done = len({(r["index"], r["inference"]) for r in rows})

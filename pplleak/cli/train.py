@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from pplleak import signatures
+from pplleak import runs, signatures
 from pplleak.cli import _named as named
 from pplleak.cli._options import NONE, DataName, NetworkName, Precision, groups, options, parse
 from pplleak.errors import BadInput
@@ -76,7 +76,6 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.federation import rounds
     from pplleak.federation.rounds import Federation
     from pplleak.federation.scenario import Scenario, client_of
-    from pplleak.studies.attack import report
 
     protected, network = arguments.protection(args), Named(args.network, options(args, "network"))
     federation = Federation(args.clients, args.participants, args.batch_size, args.lr, args.delta)
@@ -97,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
         args.data, network, federation, protected, local=client.local, seed=args.seed, dtype=args.dtype,
         checkpoint=args.checkpoint,
     )  # fmt: skip
-    out = report.prepare(args.out)
+    out = runs.prepare(args.out)
     last = checkpoints if checkpoints[-1] == args.steps else (*checkpoints, args.steps)
     rows, whole = rounds.train(
         client, images, test, federation, protected, out,

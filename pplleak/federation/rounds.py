@@ -13,7 +13,6 @@ steps in which it was asked.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pplleak import channels, runs
@@ -36,9 +35,10 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.federation import privacy
 from pplleak.federation.protection import Protection
 from pplleak.progress import ProgressBar, silent
+from pplleak.runs import Rows
 from pplleak.settings import Named
 
-COLUMNS = ("step", "accuracy", "loss", "epsilon", "cpu_seconds")
+COLUMNS = {"step": int, "accuracy": float, "loss": float, "epsilon": float | None, "cpu_seconds": float}
 LOG, SETTINGS = "log.csv", "train.json"
 Row = dict[str, Any]
 
@@ -179,9 +179,8 @@ def train(
     in_order(checkpoints)
     require(client, images, federation, protection)
     runs.settle(out / SETTINGS, settings, "the checkpoints of a training")
-    with runs.readable(out / LOG):
-        before = log(out)
-    kept, last = sorted(_steps(out)), checkpoints[-1]
+    before, last = log(out), checkpoints[-1]
+    kept = _whole(out)
     whole = [s for s in kept if s <= last and all(c in kept for c in checkpoints if c <= s)]
     start = max(whole, default=0)
     rows = [r for r in before if r["step"] in kept]
@@ -199,11 +198,10 @@ def train(
             "cpu_seconds": round(spent + time.process_time() - begin, 2),
         }  # fmt: skip
         rows[:] = sorted([*(r for r in rows if r["step"] != number), row], key=lambda r: r["step"])
-        said = {"step": str(number), "training": json.dumps(dict(settings)), "accuracy": f"{accuracy:.4f}"}
-        part = path(out, number).with_suffix(".part")
-        save_file({n: t.contiguous() for n, t in weights.state(client.network).items()}, part, said)
-        part.replace(path(out, number))
-        _write(out, rows)
+        metadata = {"step": str(number), "training": json.dumps(dict(settings)), "accuracy": f"{accuracy:.4f}"}
+        packed = save({n: t.contiguous() for n, t in weights.state(client.network).items()}, metadata)
+        _rows(out).add([row])  # before the weights: a checkpoint that is there has its row, whenever the run is killed
+        runs.write(path(out, number), lambda part: part.write_bytes(packed))
 
     done = (start, _copy(client))
     try:
@@ -217,7 +215,7 @@ def train(
                     raise BadInput(f"the training diverged before step {done[0]}: take a smaller --lr or less noise")
                 keep(*done)
     except KeyboardInterrupt:
-        if done[0] not in _steps(out):
+        if done[0] not in _whole(out):
             keep(*done)
         return rows, False
     return rows, True
@@ -255,8 +253,10 @@ def path(out: Path, number: int) -> Path:
     return out / f"step-{number}.safetensors"
 
 
-def _steps(out: Path) -> list[int]:
-    return [int(n) for p in out.glob("step-*.safetensors") if (n := p.stem.removeprefix("step-")).isdigit()]
+def _whole(out: Path) -> list[int]:
+    """The steps that have both their weights and their row, ascending; what has only one of them is made again."""
+    steps = {int(n) for p in out.glob("step-*.safetensors") if (n := p.stem.removeprefix("step-")).isdigit()}
+    return sorted(steps & {r["step"] for r in log(out)})
 
 
 def in_order(checkpoints: Sequence[int]) -> None:
@@ -267,19 +267,8 @@ def in_order(checkpoints: Sequence[int]) -> None:
 
 def log(out: Path) -> list[Row]:
     """The rows of a run, by step; [] where there is none."""
-    if not (out / LOG).exists():
-        return []
-    with open(out / LOG, newline="") as f:
-        return [
-            {"step": int(r["step"]), **{c: float(r[c]) if r[c] else None for c in COLUMNS[1:]}}
-            for r in csv.DictReader(f)
-        ]
+    return sorted(_rows(out).read(), key=lambda r: r["step"])
 
 
-def _write(out: Path, rows: Sequence[Row]) -> None:
-    part = (out / LOG).with_suffix(".part")
-    with open(part, "w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(out / LOG)
+def _rows(out: Path) -> Rows:
+    return Rows(out / LOG, COLUMNS, ("step",))

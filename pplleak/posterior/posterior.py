@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pplleak import runs
 from pplleak.density import Density
 from pplleak.density.surrogate import Surrogate, log_ratio
 from pplleak.errors import BadInput
@@ -227,20 +227,12 @@ class Posterior:
 
     def save(self, path: str | Path) -> None:
         """Write NetCDF (through h5netcdf), compressed. The file appears whole or not at all."""
-        part = Path(f"{path}.part")
         tree = self.to_arviz()
         packed = {
             f"/{name}": {str(v): {"zlib": True, "complevel": 1} for v, a in node.data_vars.items() if a.ndim}
             for name, node in tree.children.items()
         }
-        try:
-            tree.to_netcdf(part, engine="h5netcdf", encoding=packed)
-            part.replace(path)
-        except OSError as error:
-            raise BadInput(f"cannot write {path}: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):  # a place that cannot be written to cannot be cleaned, either
-                part.unlink(missing_ok=True)
+        runs.write(path, lambda part: tree.to_netcdf(part, engine="h5netcdf", encoding=packed))
 
     @staticmethod
     def load(path: str | Path) -> Posterior:

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as packed
 from torch import Tensor
 
-from pplleak import data, folders
+from pplleak import data, folders, runs
 from pplleak.errors import BadInput, unknown
 from pplleak.progress import bar
 
@@ -68,13 +68,8 @@ def save(path: Path, kind: str, fitted: Any, about: dict[str, Any]) -> None:
     """Write a fitted prior, whole or not at all."""
     metadata = {"format": FORMAT, "kind": kind, "input_shape": list(fitted.input_shape), "about": about}
     tensors = {n: t.detach().float().contiguous() for n, t in fitted.tensors().items()}
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={k: json.dumps(v) for k, v in metadata.items()})
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"cannot write {path}: {error}") from error
+    content = packed(tensors, metadata={k: json.dumps(v) for k, v in metadata.items()})
+    runs.write(path, lambda part: part.write_bytes(content))
 
 
 def load(path: str | Path) -> Stored:

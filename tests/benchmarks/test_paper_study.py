@@ -59,9 +59,9 @@ def test_rows_of_other_settings_are_not_added_to_those_that_are_there(
     with pytest.raises(BadInput, match="a run with tuning = 3, this one has 2"):
         study.settle(dataclasses.replace(args, tuning=2), ("tuning", "effort"), space=script.SPACE)
     path = tmp_path / "rows.csv"
-    study.append(path, ("index", "psnr"), [{"index": 1, "psnr": 2.0}])
+    assert study.run("", [(1,)], double, path, ("index", "psnr"), ("index",))
     with pytest.raises(BadInput, match="other columns"):
-        study.append(path, ("psnr", "index"), [{"index": 1, "psnr": 2.0}])
+        study.run("", [(2,)], double, path, ("psnr", "index"), ("index",))
     assert rows(path) == [{"index": "1", "psnr": "2.0000"}]
 
 

@@ -170,7 +170,8 @@ def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path)
     argv = [sys.executable, "-m", "pplleak", "attack", "--inference", inference, *tiny(inference), long, "--out", "o"]
     # A bar is drawn where there is a terminal; here progress shows in the file that marks the start of sampling.
     code = (
-        "import sys, itertools, pplleak.cli as cli\n"
+        "import signal, sys, pplleak.cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "def bar(label, total):\n"
         "    for k in range(total):\n"
         "        if label in ('sampling', 'SVI (full)') and k == 20: open('started', 'w').close()\n"
@@ -194,8 +195,13 @@ def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path)
 
 @pytest.mark.process
 def test_ctrl_c_before_the_first_draw_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import signal, runpy\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
+        "runpy.run_module('pplleak', run_name='__main__', alter_sys=True)\n"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "pplleak", "attack", "--inference.steps", "1000000", "--out", "o"],
+        [sys.executable, "-c", code, "attack", "--inference.steps", "1000000", "--out", "o"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (tmp_path / "o").exists():

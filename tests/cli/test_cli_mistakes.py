@@ -57,7 +57,7 @@ MISTAKES = {
     "network of other classes": (["--network", "net.py:build"], "it returns (2, 7)"),
     "network without that function": (["--network", "net.py:bild"], "has no function 'bild'"),
     "prior of another shape": (["--network", "mlp", "--model.reference", "pictures"], "name images like the client's"),
-    "unwritable out": (["--out", "boom.py/x"], "another folder with --out"),
+    "unwritable out": (["--out", "boom.py/x"], "another folder"),
     "missing observation": (["--observed", "none.safetensors"], "cannot read"),
 }
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import tiny
 from scenes import build_client
 from torch import Tensor, nn
 
-from pplleak import channels, cli
+from pplleak import channels, cli, runs
 from pplleak.client import Client, weights
 from pplleak.client.training import LocalTraining
 from pplleak.data import Images
@@ -238,6 +239,29 @@ def test_train_learns_and_an_attack_reads_its_checkpoint(workshop: Path) -> None
     attack = ["attack", "--network.widths", "8", "--checkpoint", "t/step-30.safetensors", "--inference", "map"]
     assert run(*attack, "--inference.steps", "3", "--inference.starts", "1") == 0
     assert run(*attack, "--network.widths", "9") == 2
+
+
+def test_a_training_that_is_killed_between_a_row_and_its_weights_loses_neither(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("train", *QUICK, "--out", "whole") == 0
+
+    def killed(path: Path, writer: Any) -> None:
+        if path.name == "step-20.safetensors":
+            raise SystemExit(9)
+        write(path, writer)
+
+    write = runs.write
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write", killed)
+        assert run("train", *QUICK, "--out", "t") == 9
+    assert [r["step"] for r in rounds.log(Path("t"))] == [0, 10, 20]
+    assert run("train", *QUICK, "--out", "t") == 0
+    timeless = [[{**r, "cpu_seconds": 0} for r in rounds.log(Path(out))] for out in ("t", "whole")]
+    assert timeless[0] == timeless[1] and [r["step"] for r in timeless[0]] == [0, 10, 20, 30]
+    for number in (20, 30):
+        one, other = (weights.read(rounds.path(Path(out), number))[0] for out in ("t", "whole"))
+        assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 def test_train_says_what_dpsgd_spends(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import one_line, run, tiny
 from rich.console import Console
 
 from pplleak.posterior import Posterior
@@ -83,3 +88,43 @@ def test_an_attack_that_ctrl_c_ended_is_not_compared_with_whole_ones(monkeypatch
     left[:] = [posterior(10.0, True)]
     with pytest.raises(KeyboardInterrupt):
         compare.compare(targets[:1], "gaussian", ["hmc"])  # type: ignore[arg-type]
+
+
+def test_compare_goes_on_where_it_was_left_and_overwrites_nothing_that_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["compare", "--inference", "map,laplace", *tiny("map", "map"), *tiny("laplace", "laplace")]
+    argv += ["--out", str(tmp_path)]
+
+    def lines() -> list[dict[str, str]]:
+        return list(csv.DictReader((tmp_path / "compare.csv").open()))
+
+    def stops(label: str, total: int) -> Iterator[int]:
+        yield from range(3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pplleak.cli.compare.bar", stops)
+        assert run([*argv, "--count", "2"]) == 130
+    assert "3 attacks kept, the same command goes on" in " ".join(capsys.readouterr().out.split())
+    before = lines()
+    assert [(r["index"], r["inference"]) for r in before] == [("0", "map"), ("0", "laplace"), ("1", "map")]
+    attacked: list[tuple[int, str]] = []
+    real = compare.attack
+
+    def seen(target: Any, model: str, name: str, **settings: Any) -> Posterior:
+        attacked.append((target.said["index"], name))
+        return real(target, model, name, **settings)
+
+    monkeypatch.setattr(compare, "attack", seen)
+    assert run([*argv, "--count", "2"]) == 0
+    assert attacked == [(1, "laplace")] and lines()[:3] == before and len(lines()) == 4
+    whole = lines()
+    assert run([*argv, "--count", "1"]) == 0  # a shorter run leaves the rows of a longer one
+    assert lines() == whole and len(attacked) == 1
+    one_line([*argv, "--count", "2", "--sigma", "0.3"], capsys, "holds a run with sigma = None, this one has 0.3")
+    (tmp_path / "run.json").write_text("{")
+    one_line([*argv, "--count", "2"], capsys, "cannot go on from")
+    (tmp_path / "run.json").unlink()
+    one_line([*argv, "--count", "2"], capsys, "does not say what its rows were made with")
+    assert lines() == whole

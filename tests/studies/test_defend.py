@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scenes import from_data
 
-from pplleak import cli, programs
+from pplleak import channels, cli, programs
 from pplleak.errors import BadInput
 from pplleak.federation import rounds
 from pplleak.federation.protection import QUIET, Protection
@@ -164,11 +164,6 @@ def test_averages_gaps_and_gains_are_paired_by_image(tmp_path: Path) -> None:
     assert found["own"]["gain_mean"] == -2 and found["own"]["risk"] == 1
 
 
-def test_the_work_is_spread_over_processes() -> None:
-    assert sorted(defend.spread(abs, [-1, -2, -3], 2)) == [1, 2, 3]
-    assert list(defend.spread(abs, [-3, -1], 1)) == [3, 1]
-
-
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -265,10 +260,20 @@ def test_a_folder_of_another_sweep_is_refused(workshop: Path, capsys: pytest.Cap
     assert "network_settings" in capsys.readouterr().err
 
 
+def test_rows_that_are_read_again_are_those_that_were_written(tmp_path: Path) -> None:
+    made = [
+        image("sign", "dlg", k, 1 / 3 + k, ssim=None if k else 1e-17 / 3, rms=1 / 7, cpu_seconds=0.1) for k in (0, 1)
+    ]
+    table = defend.images(tmp_path / "x.csv")
+    assert table.add(made) == made == table.read()
+    cells = [defend.cells(Sweep(tmp_path), rows, delta=0.1) for rows in (made, table.read())]
+    assert cells[0] == cells[1]
+
+
 def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("defence,step\nnone,one\n")
     with pytest.raises(BadInput, match="another folder"):
-        defend.read(tmp_path / "x.csv")
+        defend.images(tmp_path / "x.csv").read()
 
 
 def test_the_picture_has_a_panel_for_each_defence_and_one_for_all() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pplleak.errors import BadInput
+from pplleak import runs
 from pplleak.posterior import Posterior, metrics
 from pplleak.posterior.posterior import CHAINS
 
@@ -134,25 +133,12 @@ def _recovered(found: dict[str, Any]) -> str:
     return f"{' '.join(map(str, found['labels']))} ({found['rule']}; {confidence}{right})"
 
 
-def prepare(out: str | Path) -> Path:
-    """Make the output folder and prove that it can be written to, before any work is done."""
-    out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".pplleak-probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise BadInput(f"cannot write to {out}: {error.strerror}; give another folder with --out") from error
-    return out
-
-
 def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     """posterior.nc, attack.png and summary.json into `out`, and the table onto the terminal."""
     posterior.save(out / "posterior.nc")
     summary = summarise(posterior)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False, default=str) + "\n")
-    picture(posterior, summary).savefig(out / "attack.png", dpi=150)
+    runs.json(out / "summary.json", summary)
+    runs.figure(out / "attack.png", picture(posterior, summary), dpi=150)
     console.print(table(summary))
     console.print(f"written to {out}/: attack.png, posterior.nc, summary.json", highlight=False)
     return summary

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pplleak import programs
+from pplleak import programs, runs
 from pplleak.density import Density, Model, Site, build, marginal
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
@@ -66,9 +66,12 @@ class Draw:
 
     def save(self, path: Path) -> None:
         """An .npz file; it appears whole or not at all."""
-        part = path.with_suffix(".part.npz")
-        np.savez(part, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
-        part.replace(path)
+
+        def pack(part: Path) -> None:
+            with open(part, "wb") as f:  # a name without .npz would be given one
+                np.savez(f, **{n.name: getattr(self, n.name) for n in dataclasses.fields(self)})
+
+        runs.write(path, pack)
 
     @staticmethod
     def load(path: Path) -> Draw:

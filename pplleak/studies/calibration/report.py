@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from pplleak import runs
 from pplleak.studies.attack.report import BAD, GOOD, INK
 from pplleak.studies.calibration import calibration, uniformity
 from pplleak.studies.calibration.calibration import CHECKS
@@ -18,6 +18,7 @@ from pplleak.studies.calibration.draws import LEVELS, QUANTITIES, Draw
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SUMMARY = "calibration.json"
 BLUE, GREY = "#1f6feb", "#8a8a8a"
 SAID = {"narrow": "sd × 0.75", "shifted": "mean + 0.25 sd"}
 COLOURS = {"": BLUE, "narrow": BAD, "shifted": "#b7791f"}
@@ -69,17 +70,10 @@ def table(summary: Mapping[str, Any], title: str) -> Table:
 def write(draws: Sequence[Draw], settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """calibration.json and calibration.png, and the summary that they show."""
     summary = calibration.summarise(draws)
-    keep({"settings": dict(settings), "verdict_line": verdict(summary), **summary}, out)
+    runs.json(out / SUMMARY, {"settings": dict(settings), "verdict_line": verdict(summary), **summary})
     title = f"{settings['model']} × {settings['inference']}, {settings['data']}"
-    picture(draws, summary, title).savefig(out / "calibration.png", dpi=150)
+    runs.figure(out / "calibration.png", picture(draws, summary, title), dpi=150)
     return summary
-
-
-def keep(said: Mapping[str, Any], out: Path) -> None:
-    """calibration.json, whole or not at all."""
-    part = out / "calibration.json.part"
-    part.write_text(json.dumps(said, indent=2, default=str) + "\n")
-    part.replace(out / "calibration.json")
 
 
 def picture(draws: Sequence[Draw], summary: Mapping[str, Any], title: str) -> Figure:

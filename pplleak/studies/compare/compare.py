@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from pplleak import runs
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
+from pplleak.runs import Rows
 from pplleak.studies.attack import report
 from pplleak.studies.attack.attack import attack
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
            "divergences", "seconds", "converged", "approximation")  # fmt: skip
+KINDS = dict.fromkeys(COLUMNS, float | None) | {
+    "divergences": int | None,
+    "converged": bool,
+    "approximation": str | None,
+}
 NUMBERS = [c for c in COLUMNS if c != "approximation"]
 GREY, BLUE = "#8a8a8a", "#1f6feb"
 SHOWN = {  # the terminal has 80 columns
@@ -66,23 +71,28 @@ def compare(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     progress: ProgressBar = silent,
-    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+    known: Sequence[dict[str, Any]] = (),
+    keep: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Attack every target with every inference; one row an attack. Ctrl-C keeps the rows that are complete.
 
     Args:
         targets: pairs of an image's index and a function that makes its observation.
-        settings: for each inference, its keyword arguments. keep: called with all rows after each attack.
+        settings: for each inference, its keyword arguments. known: rows of an earlier run, whose attacks are not run
+            again. keep: called with the row of each attack.
     """
-    rows: list[dict[str, Any]] = []
-    attacks = each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed, progress=progress)
+    rows = list(known)
+    done = {(r["index"], r["inference"]) for r in rows}
+    attacks = each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed,
+                   progress=progress, done=done)  # fmt: skip
     try:
         for index, name, found in attacks:
             summary = report.summarise(found)
             fitted = "a fitted family" if found.kind == "approximation" else None
             row = {**summary, "approximation": summary["approximation"] or fitted}
-            rows.append({"index": index, "inference": name, **{c: row[c] for c in COLUMNS}})
-            keep(rows)
+            fresh = {"index": index, "inference": name, **{c: row[c] for c in COLUMNS}}
+            keep([fresh])
+            rows.append(fresh)
     except KeyboardInterrupt:
         if not rows:
             raise
@@ -201,12 +211,13 @@ def _number(value: float | None, column: str, short: bool = False) -> str:
     return f"{value:.3f}" if column in ("ssim_mean", "coverage_90") else f"{value:.{1 if short else 2}f}"
 
 
+def attacked(out: Path) -> Rows:
+    """compare.csv, one row an attack: what a run goes on from."""
+    return Rows(out / "compare.csv", {"index": int, "inference": str, **KINDS}, ("index", "inference"))
+
+
 def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Path) -> None:
-    """compare.csv (one row an attack), compare.json (means, standard errors, paired differences) and compare.png."""
-    with open(out / "compare.csv", "w", newline="") as f:
-        writer = csv.DictWriter(f, ["index", "inference", *COLUMNS])
-        writer.writeheader()
-        writer.writerows(rows)
+    """compare.json (means, standard errors, paired differences) and compare.png."""
     means: dict[str, dict[str, Any]] = {}
     paired_all = against(rows, inferences)
     for name in inferences:
@@ -217,8 +228,8 @@ def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Pat
                 "mean": found[0], "se": None if math.isnan(found[1]) else found[1], "count": found[2]
             }  # fmt: skip
         means[name]["paired"] = paired_all[name]
-    (out / "compare.json").write_text(json.dumps(means, indent=2) + "\n")
-    picture(rows, inferences).savefig(out / "compare.png", dpi=150)
+    runs.json(out / "compare.json", means)
+    runs.figure(out / "compare.png", picture(rows, inferences), dpi=150)
 
 
 def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Figure:

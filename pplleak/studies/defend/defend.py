@@ -13,12 +13,9 @@ image: what a guess scores that has seen no gradient.
 
 from __future__ import annotations
 
-import csv
 import math
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +33,7 @@ from pplleak.federation.protection import QUIET, Protection
 from pplleak.federation.rounds import Federation
 from pplleak.federation.scenario import Scenario, client_of, observe
 from pplleak.posterior import metrics
+from pplleak.runs import Rows
 from pplleak.settings import Named
 from pplleak.studies.attack import report
 from pplleak.studies.attack.attack import attack
@@ -46,7 +44,11 @@ Row = dict[str, Any]
 ROLES = ("own", "classic", "knowing", "exact")
 EXACT = "quotient"
 KEY = ("defence", "strength", "step", "model", "index")
-IMAGE_COLUMNS = (*KEY, "inference", "found_by", "psnr", "ssim", "rms", "psnr_blind", "bits", "converged", "cpu_seconds")
+IMAGE_COLUMNS = {
+    "defence": str, "strength": str, "step": int, "model": str, "index": int, "inference": str, "found_by": str,
+    "psnr": float, "ssim": float | None, "rms": float, "psnr_blind": float, "bits": float | None, "converged": bool,
+    "cpu_seconds": float,
+}  # fmt: skip
 COLUMNS = (
     "dataset", "network", "defence", "strength", "step", "attack", "images", "psnr_mean", "psnr_se", "accuracy",
     "epsilon", "model", "inference", "batch_size", "psnr_blind", "gap_mean", "gap_se", "gain_mean", "gain_se",
@@ -98,11 +100,6 @@ def keys(sweep: Sweep, job: Job) -> set[tuple[Any, ...]]:
     """Of the rows that a job makes."""
     said = job.protection.name, job.protection.strength, job.step
     return {(*said, model, job.index) for model in attackers(sweep, job.protection)}
-
-
-def key(row: Row) -> tuple[Any, ...]:
-    """Which attack on which gradient a row is."""
-    return tuple(row[column] for column in KEY)
 
 
 def jobs(protections: Sequence[Protection], steps: Sequence[int], indices: Sequence[int]) -> list[Job]:
@@ -223,21 +220,6 @@ def entry_scale(observed: Observation) -> float:
     return float((update.sqnorm() / update.size).sqrt())
 
 
-def spread(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
-    """function(task) for every task, as they finish, in so many processes of one thread each."""
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, _worker) as pool:  # its end terminates the processes
-        yield from pool.imap_unordered(function, tasks)
-
-
-def _worker() -> None:
-    """A worker process leaves Ctrl-C to its parent, and the other cores to the other workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -292,24 +274,11 @@ def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
     return float(np.mean(values)), error
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of one attack each that an earlier run left; [] where there was none."""
-    if not path.exists():
-        return []
-    kinds: dict[str, Callable[[str], Any]] = {"step": int, "index": int, "converged": lambda word: word == "True"}
-    kinds |= dict.fromkeys(("psnr", "ssim", "rms", "psnr_blind", "bits", "cpu_seconds"), float)
-    with runs.readable(path), open(path, newline="") as f:
-        return [
-            {c: kinds.get(c, str)(r[c]) if r[c] or c == "strength" else None for c in IMAGE_COLUMNS}
-            for r in csv.DictReader(f)
-        ]
+def images(path: Path) -> Rows:
+    """The table of one attack a row that a sweep goes on from."""
+    return Rows(path, IMAGE_COLUMNS, KEY)
 
 
-def write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """A CSV that appears whole or not at all; floats with six digits."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="") as f:
-        writer = csv.DictWriter(f, columns)
-        writer.writeheader()
-        writer.writerows({c: f"{v:.6g}" if isinstance(v, float) else v for c, v in r.items()} for r in rows)
-    part.replace(path)
+def write(path: Path, cells: Sequence[Row]) -> None:
+    """The averages, for people: floats with six digits."""
+    runs.table(path, cells, COLUMNS, lambda v: f"{v:.6g}" if isinstance(v, float) else v)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from pplleak import runs
 from pplleak.studies.risk import limits
 from pplleak.studies.risk.limits import Limits
 from pplleak.studies.risk.risk import Distance, Row, curves
@@ -61,7 +62,7 @@ def write(
         console.print(table(rows, name))
     for line in [] if bound is None else limits.said(bound, rows, distance):
         console.print(line, highlight=False, soft_wrap=True)
-    picture(rows, distance, drawn_from, bound).savefig(out / "risk.png", dpi=150)
+    runs.figure(out / "risk.png", picture(rows, distance, drawn_from, bound), dpi=150)
 
 
 def picture(rows: Sequence[Row], distance: Distance, drawn_from: str, bound: Limits | None = None) -> Figure:

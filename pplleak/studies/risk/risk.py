@@ -10,8 +10,6 @@ images their gap is the price of a wrong belief; on draws from the model, that o
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,14 +26,15 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, decisions, metrics
 from pplleak.progress import ProgressBar, silent
+from pplleak.runs import Rows
 from pplleak.studies.attack.attack import believe
 from pplleak.studies.compare import compare
 
 Name = Literal["rms", "l2", "psnr", "ssim"]
 Row = dict[str, Any]
-COLUMNS = ("index", "example", "inference", "decision", "delta", "claimed", "distance", "success", "converged")
+COLUMNS = {"index": int, "example": int, "inference": str, "decision": str, "delta": float, "claimed": float | None,
+           "distance": float, "success": int, "converged": bool}  # fmt: skip
 MOST = 2000  # posterior draws that are looked at, evenly spaced; SSIM takes a tenth
-IMAGES = "risk_images.csv"
 
 
 @dataclass(frozen=True)
@@ -182,13 +181,13 @@ def measure(
     seed: int = 0,
     progress: ProgressBar = silent,
     known: Sequence[Row] = (),
-    keep: Callable[[list[Row]], None] = lambda rows: None,
+    keep: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
     """Attack every target with every inference and score the decisions. Ctrl-C keeps the attacks that are complete.
 
     Args:
         targets: pairs of an image's index and a function that makes its observation.
-        known: rows of an earlier run, whose attacks are not run again. keep: called with all rows after each attack.
+        known: rows of an earlier run, whose attacks are not run again. keep: called with the rows of each attack.
     """
     rows = list(known)
     done = {(r["index"], r["inference"]) for r in rows}
@@ -196,8 +195,9 @@ def measure(
                            progress=progress, done=done)  # fmt: skip
     try:
         for index, inference, found in attacks:
-            rows += [{"index": index, "inference": inference, **row} for row in score(found, distance, deltas)]
-            keep(rows)
+            fresh = [{"index": index, "inference": inference, **row} for row in score(found, distance, deltas)]
+            keep(fresh)
+            rows += fresh
     except KeyboardInterrupt:
         if not rows:
             raise
@@ -237,59 +237,19 @@ def curves(rows: Sequence[Row]) -> list[Row]:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def read(out: Path, settings: Mapping[str, Any]) -> list[Row]:
-    """The rows that an earlier run left in `out`; [] where there was none.
-
-    Args:
-        settings: of this run (`resume.settings`).
-
-    Raises:
-        BadInput: that run had other settings, or the file is not one of these.
-    """
-    if not (out / IMAGES).exists():
-        return []
-    with runs.readable(out / IMAGES):
-        before = json.loads((out / "risk.json").read_text())["settings"]
-        with open(out / IMAGES, newline="") as f:
-            rows = [_typed(r) for r in csv.DictReader(f)]
-    runs.require_same(before, settings, out)
-    return rows
-
-
-def _typed(row: Mapping[str, str]) -> Row:
-    numbers = {"index": int, "example": int, "delta": float, "distance": float, "success": int}
-    read: Row = {n: numbers.get(n, str)(row[n]) for n in COLUMNS}
-    return {
-        **read,
-        "claimed": float(row["claimed"]) if row["claimed"] else None,
-        "converged": row["converged"] == "True",
-    }
+def images(out: Path) -> Rows:
+    """The table of every image, decision and δ, that a run goes on from: an attack's rows are added together."""
+    return Rows(out / "risk_images.csv", COLUMNS, ("index", "inference"))
 
 
 def write(
     rows: Sequence[Row], settings: Mapping[str, Any], out: Path, indices: Container[int] | None = None, **more: Any
 ) -> None:
-    """risk_images.csv (every image, to go on from), risk.csv (the curves) and risk.json (both the curves and what was
-    run, and `more`). Each appears whole or not at all.
+    """risk.csv (the curves) and risk.json (the curves, what was run, and `more`).
 
     Args:
-        indices: the images that the curves are of (all, where it is None): a shorter run leaves a longer one's rows.
+        indices: the images that the curves are of (all, where it is None).
     """
-    found = curves([r for r in rows if indices is None or r["index"] in indices])
-    said = {"settings": dict(settings), "curves": found, **more}
-    _replace(out / "risk.json", lambda p: p.write_text(json.dumps(said, indent=2, default=str) + "\n"))
-    _replace(out / IMAGES, lambda p: _csv(p, COLUMNS, rows))
-    _replace(out / "risk.csv", lambda p: _csv(p, list(found[0]), found))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
-
-
-def _csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    drawn = curves([r for r in rows if indices is None or r["index"] in indices])
+    runs.json(out / "risk.json", {"settings": dict(settings), "curves": drawn, **more})
+    runs.table(out / "risk.csv", drawn, list(drawn[0]))

@@ -37,7 +37,7 @@ def test_a_file_of_the_users_that_changes_is_another_run(setting: str, value: st
     runs.settle(kept, begun)
     runs.settle(kept, runs.settings(dataclasses.replace(args, count=9), leaving=("count",)))
     mine.write_text("a = 2\n")
-    with pytest.raises(BadInput, match=r"run\.json holds a sweep with files = .*mine\.py.*another folder with --out"):
+    with pytest.raises(BadInput, match=r"run\.json holds a sweep with files = .*mine\.py.*another folder"):
         runs.settle(kept, runs.settings(args, leaving=("count",)), "a sweep")
     assert json.loads(kept.read_text()) == begun  # what was there stays
 
@@ -58,7 +58,7 @@ def test_settings_within_settings_name_files_too(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_settings_is_refused_in_a_line_and_left_alone(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
-    with pytest.raises(BadInput, match=r"cannot go on from .*another folder with --out"):
+    with pytest.raises(BadInput, match=r"cannot go on from .*another folder"):
         runs.settle(path, {"model": "gaussian"})
     assert path.read_text() == text
 
@@ -69,12 +69,34 @@ def test_settings_that_only_one_run_has_differ_from_none() -> None:
         runs.require_same({"a": 1, "b": 2}, {"a": 1}, Path("out"))
 
 
+def test_settings_that_no_number_tells_are_the_same_when_they_are_read_back(tmp_path: Path) -> None:
+    for _ in range(2):
+        runs.settle(tmp_path / "run.json", runs.settings({"a": float("inf"), "b": float("nan")}))
+    with pytest.raises(BadInput, match="a = Infinity, this one has -Infinity"):
+        runs.settle(tmp_path / "run.json", runs.settings({"a": -float("inf"), "b": float("nan")}))
+
+
+def test_settings_stand_beside_results_and_rows_without_them_are_refused(tmp_path: Path) -> None:
+    path, rows = tmp_path / "risk.json", tmp_path / "rows.csv"
+    runs.settle(path, {"a": 1}, under="settings", rows=rows)
+    runs.json(path, {"settings": {"a": 1}, "curves": [1, 2]})
+    runs.settle(path, {"a": 1}, under="settings", rows=rows)
+    with pytest.raises(BadInput, match=f"{tmp_path} holds a run with a = 1, this one has 2"):
+        runs.settle(path, {"a": 2}, under="settings", rows=rows)
+    path.unlink()
+    rows.write_text("index\n1\n")
+    with pytest.raises(BadInput, match=r"rows\.csv does not say what its rows were made with, risk\.json is missing"):
+        runs.settle(path, {"a": 1}, under="settings", rows=rows)
+    assert not path.exists()
+
+
 LIGHT = ["--network.widths", "4", "--inference", "laplace"]
 FEW = ["--inference.starts", "1", "--inference.steps", "3", "--inference.chains", "2", "--inference.draws", "60"]
 COMMANDS = {
     "risk": (["--inference", "map", "--map.starts", "1", "--map.steps", "2", "--count"], "1", "2"),
     "calibrate": ([*LIGHT, *FEW, "--draws"], "3", "4"),
     "bits": ([*LIGHT, *FEW, "--count"], "1", "2"),
+    "compare": (["--inference", "map", "--map.starts", "1", "--map.steps", "2", "--count"], "1", "2"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
 import json
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pplleak.errors import BadInput
-
-ELSEWHERE = "give another folder with --out"
+from pplleak.runs import files
+from pplleak.runs.files import ELSEWHERE
 
 
 def settings(args: Any, leaving: Container[str] = ()) -> dict[str, Any]:
@@ -27,13 +28,16 @@ def settings(args: Any, leaving: Container[str] = ()) -> dict[str, Any]:
     Raises:
         BadInput: one of the files cannot be read.
     """
-    said = dataclasses.asdict(args) if dataclasses.is_dataclass(args) and not isinstance(args, type) else dict(args)
-    kept = json.loads(json.dumps({n: v for n, v in said.items() if n not in leaving}, default=str))
+    given = dataclasses.asdict(args) if dataclasses.is_dataclass(args) and not isinstance(args, type) else dict(args)
+    plain = json.loads(
+        json.dumps({n: v for n, v in given.items() if n not in leaving}, default=str),
+        parse_constant=str,  # an infinity is written down as a word, and is the same when it is read back
+    )
     try:
-        found = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in sorted(set(_files(kept)))}
+        digests = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in sorted(set(_files(plain)))}
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}") from error
-    return {**kept, "files": found} if found else kept
+    return {**plain, "files": digests} if digests else plain
 
 
 def _files(value: Any) -> Iterator[str]:
@@ -60,19 +64,29 @@ def require_same(before: Any, now: Mapping[str, Any], out: Path, what: str = "a 
                            f"{ELSEWHERE}")  # fmt: skip
 
 
-def settle(path: Path, now: Mapping[str, Any], what: str = "a run") -> None:
-    """Write down the settings in `path`, a JSON file, or see that they are those that are there.
+def settle(
+    path: Path, now: Mapping[str, Any], what: str = "a run", *, under: str = "", rows: Path | None = None
+) -> None:
+    """Write down in `path`, a JSON file, what a run is made with, or see that it is what the run there was made with.
+
+    Args:
+        now: the settings of this run. what: the earlier run, in words.
+        under: where the settings stand in the file; on its top level if not named.
+        rows: a file of rows that this is about: rows that do not say what they were made with are refused.
 
     Raises:
-        BadInput: they are not, or the file cannot be read.
+        BadInput: the settings differ, or the file cannot be read or written.
     """
-    if path.exists():
-        with readable(path):
-            before = json.loads(path.read_text())
-        require_same(before, now, path, what)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=2) + "\n")
+    with files.alone(path.parent):
+        if path.exists():
+            with readable(path):
+                before = json.loads(path.read_text(encoding="utf-8"))
+                before = before[under] if under else before
+            require_same(before, now, path.parent if under else path, what)
+        elif rows is not None and rows.exists():
+            raise BadInput(f"{rows} does not say what its rows were made with, {path.name} is missing: {ELSEWHERE}")
+        else:
+            files.json(path, {under: dict(now)} if under else dict(now))
 
 
 @contextlib.contextmanager
@@ -80,5 +94,7 @@ def readable(path: Path) -> Iterator[None]:
     """What goes wrong while an earlier run's file is read, as the one line that says how to go on."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise BadInput(f"cannot go on from {path}: {error}; {ELSEWHERE}") from error

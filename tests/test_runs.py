@@ -1,0 +1,345 @@
+"""What is written is whole or not there, rows are read back as they were, and work runs wherever it is sent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from pplleak import runs
+from pplleak.errors import BadInput
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def full(*args: Any, **kwargs: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_writer_that_fails_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    runs.text(tmp_path / "a.txt", "old")
+
+    def half(part: Path) -> None:
+        part.write_text("ne")
+        raise RuntimeError("in the middle")
+
+    for path in (tmp_path / "a.txt", tmp_path / "b.txt"):
+        with pytest.raises(RuntimeError, match="in the middle"):
+            runs.write(path, half)
+    assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_is_one_line_and_loses_nothing_that_was_finished(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": float}, ("k",))
+    table.add([{"k": 1, "v": 0.1}])
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(BadInput, match=r"cannot write .*rows\.csv: No space left on device$"):
+        table.add([{"k": 2, "v": 0.2}])
+    with pytest.raises(BadInput, match=r"cannot write .*new\.json: No space left on device$"):
+        runs.json(tmp_path / "new.json", {})
+    monkeypatch.undo()
+    assert names(tmp_path) == ["rows.csv"] and table.read() == [{"k": 1, "v": 0.1}]
+
+
+def killed_while(code: str, cwd: Path, until: Callable[[], bool]) -> None:
+    """Run Python, and kill it without warning once something can be seen."""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=cwd, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not until() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert until()
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    runs.text(tmp_path / "a.txt", "old")
+    code = (
+        "import time\nfrom pplleak import runs\n"
+        "def slow(part):\n"
+        "    part.write_text('ne'); open('begun', 'w').close(); time.sleep(60)\n"
+        "runs.write('a.txt', slow)\n"
+    )
+    killed_while(code, tmp_path, (tmp_path / "begun").exists)
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_table_that_is_killed_while_it_grows_is_whole_and_goes_on(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\nfrom pplleak import runs\n"
+        "table = runs.Rows(Path('rows.csv'), {'k': int, 'v': str}, ('k',))\n"
+        "for k in range(10**6): table.add([{'k': k, 'v': 'x' * 5000}])\n"
+    )
+    table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": str}, ("k",))
+    killed_while(code, tmp_path, lambda: len(table.read()) > 20)
+    kept = table.read()
+    assert kept == [{"k": k, "v": "x" * 5000} for k in range(len(kept))]
+    assert len(table.add([{"k": len(kept), "v": ""}])) == len(kept) + 1
+
+
+def test_two_processes_in_one_folder_keep_each_other_s_rows(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pplleak import runs\n"
+        "table = runs.Rows(Path('rows.csv'), {'who': str, 'k': int}, ('who', 'k'))\n"
+        "for k in range(40): table.add([{'who': sys.argv[1], 'k': k}]); runs.text('same.txt', sys.argv[1] * 9999)\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, who], cwd=tmp_path) for who in "ab"]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    rows = runs.Rows(tmp_path / "rows.csv", {"who": str, "k": int}, ("who", "k")).read()
+    assert sorted((r["who"], r["k"]) for r in rows) == [(who, k) for who in "ab" for k in range(40)]
+    assert (tmp_path / "same.txt").read_text() in ("a" * 9999, "b" * 9999)
+    assert names(tmp_path) == ["rows.csv", "same.txt"]
+
+
+def test_json_says_null_for_what_is_no_number_and_figures_take_their_format_from_their_name(tmp_path: Path) -> None:
+    runs.json(
+        tmp_path / "a.json", {"a": [math.nan, 1.5], "b": {"c": -math.inf}, "d": Path("x"), "e": np.float64("inf")}
+    )
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.5], "b": {"c": None}, "d": "x", "e": None}
+    for name, magic in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")):
+        runs.figure(tmp_path / name, Figure(), dpi=20)
+        assert (tmp_path / name).read_bytes().startswith(magic)
+
+
+def test_a_link_is_written_through_and_a_file_has_the_rights_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real.txt")
+    runs.text(tmp_path / "link", "new")
+    (tmp_path / "usual.txt").write_text("")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
+    assert (tmp_path / "real.txt").stat().st_mode == (tmp_path / "usual.txt").stat().st_mode
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(tmp_path: Path) -> None:
+    assert runs.prepare(tmp_path / "a" / "b") == tmp_path / "a" / "b" and not names(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    for out, told in ((tmp_path / "file" / "x", "another folder"), ("", "empty name")):
+        with pytest.raises(BadInput, match=told):
+            runs.prepare(out)
+    for write in (runs.text, runs.json):
+        with pytest.raises(BadInput, match=r"cannot write .*file/x/y: "):
+            write(tmp_path / "file" / "x" / "y", "")
+    with pytest.raises(BadInput, match=r"cannot write to .*file/x"):
+        runs.settle(tmp_path / "file" / "x" / "run.json", {})
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+WORDS = st.text(st.characters(codec="utf-8"))
+VALUES = {
+    "key": st.integers(),
+    "word": WORDS,
+    "count": st.none() | st.integers(),
+    "number": st.floats(),
+    "maybe": st.none() | st.floats(allow_nan=False),
+    "good": st.booleans(),
+    "name": st.none() | WORDS.filter(bool),
+}
+KINDS = {"key": int, "word": str, "count": int | None, "number": float, "maybe": float | None, "good": bool,
+         "name": str | None}  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.fixed_dictionaries(VALUES), max_size=5, unique_by=lambda row: row["key"]), st.data())
+def test_rows_are_read_back_as_they_were(rows: list[dict[str, Any]], data: Any) -> None:
+    cut = data.draw(st.integers(0, len(rows)))
+    rows = [{name: row[name] for name in KINDS} for row in rows]
+    with mock.patch.object(os, "fsync"), tempfile.TemporaryDirectory() as folder:
+        table = runs.Rows(Path(folder) / "rows.csv", KINDS, ("key",))
+        table.add(rows[:cut])
+        added = table.add(rows[cut:])
+        assert repr(added) == repr(rows) == repr(table.read())  # NaN is equal to itself here, and −0 is not 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers()), max_size=12))
+def test_rows_about_the_same_are_replaced_together(batches: list[tuple[int, int]]) -> None:
+    with mock.patch.object(os, "fsync"), tempfile.TemporaryDirectory() as folder:
+        table = runs.Rows(Path(folder) / "rows.csv", {"k": int, "part": int, "v": int}, ("k",))
+        last: dict[int, int] = {}
+        for k, v in batches:
+            table.add([{"k": k, "part": part, "v": v} for part in range(2)])
+            last.pop(k, None)
+            last[k] = v
+        assert table.read() == [{"k": k, "part": p, "v": v} for k, v in last.items() for p in range(2)]
+
+
+def test_numbers_of_numpy_and_torch_are_those_of_python(tmp_path: Path) -> None:
+    table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": float, "ok": bool}, ("k",))
+    value = np.float32(0.1)
+    rows = table.add([{"k": np.int64(3), "v": value, "ok": np.bool_(True)}, {"k": 4, "v": torch.tensor(0.1), "ok": 0}])
+    assert rows == table.read() == [{"k": 3, "v": float(value), "ok": True}, {"k": 4, "v": float(value), "ok": False}]
+    assert float(value) != 0.1 and type(rows[0]["k"]) is int
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "other columns"), ("k\n1\n", "other columns"), ("v,k\n1,2\n", "other columns"), 
+        ("k,v\n1\n", "row 1 is not"),
+        ("k,v\n1,2,3\n", "row 1 is not"), ("k,v\none,2\n", "one"), ("k,v\n1,\n", "could not convert"),
+        ('k,v\n1,"2\n', "unexpected end"), ("k,v\n\n", "row 1 is not"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_none_is_refused_in_a_line_and_left_alone(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    table = runs.Rows(path, {"k": int, "v": float}, ("k",))
+    for go_on in (table.read, lambda: table.add([{"k": 1, "v": 2.0}])):
+        with pytest.raises(BadInput, match=rf"cannot go on from .*rows\.csv: .*{told}.*; give another folder$"):
+            go_on()
+    assert path.read_text() == text
+    path.write_bytes(b"\xff\xfe,v\n")
+    with pytest.raises(BadInput, match="cannot go on"):
+        table.read()
+
+
+def test_a_row_with_a_column_that_the_table_has_not_is_no_row(tmp_path: Path) -> None:
+    table = runs.Rows(tmp_path / "rows.csv", ("k", "v"), ("k",))
+    with pytest.raises(KeyError, match="no column w"):
+        table.add([{"k": 1, "w": 2}])
+    assert table.add([{"k": 1}]) == [{"k": "1", "v": ""}]  # columns without a kind hold words
+    assert runs.read(tmp_path / "rows.csv") == [{"k": "1", "v": ""}] and runs.read(tmp_path / "none.csv") == []
+
+
+# -- where work runs -------------------------------------------------------------------------------------------------
+
+
+class ByHand:
+    """The least that an executor can be: it collects, and works when it is told to."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, function: Callable[[Any], Any], task: Any, /) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.futures.append(future)
+        if len(self.futures) == 3:  # the second comes first
+            for k, waiting in enumerate(reversed(self.futures)):
+                waiting.set_result(function(task - k))
+        return future
+
+
+ABOUT = (  # a process, in words that it can read without importing this file
+    "__import__('time').sleep(0.3), __import__('os').getpid(), __import__('torch').get_num_threads(), "
+    "__import__('signal').getsignal(2).name"
+)
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[runs.Executor]:
+    with runs.workers(2) as executor:
+        yield executor
+
+
+def test_work_is_spread_over_processes_of_one_thread_that_leave_ctrl_c_to_their_parent(two: runs.Executor) -> None:
+    assert sorted(runs.spread(abs, [-1, -2, -3], two)) == [1, 2, 3]
+    told = list(runs.spread(eval, [ABOUT] * 4, two))
+    pids = {pid for _, pid, _, _ in told}
+    assert os.getpid() not in pids and len(pids) == 2
+    assert {(threads, handler) for _, _, threads, handler in told} == {(1, "SIG_IGN")}
+
+
+def test_what_the_work_raises_comes_out_where_its_result_would(two: runs.Executor) -> None:
+    with runs.serial() as here:
+        for executor in (here, two):
+            with pytest.raises(ZeroDivisionError):
+                list(runs.spread(eval, ["1 / 1", "1 / 0"], executor))
+
+
+def test_this_process_does_a_task_when_its_result_is_asked_for() -> None:
+    begun: list[int] = []
+    with runs.workers(1) as executor:
+        results = runs.spread(lambda k: begun.append(k) or -k, [3, 1, 2], executor)
+        assert next(results) == -3 and begun == [3]
+        assert list(results) == [-1, -2]
+    with pytest.raises(BadInput, match="workers must be at least 1, not 0"):
+        runs.workers(0)
+
+
+def test_whatever_has_a_submit_is_an_executor() -> None:
+    assert list(runs.spread(lambda x: x * 10, [1, 2, 3], ByHand())) == [20, 10, 30]
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(runs.spread(abs, [-1, -2, -3], threads)) == [1, 2, 3]
+
+
+def test_who_stops_listening_cancels_what_has_not_begun() -> None:
+    done: list[int] = []
+    with ThreadPoolExecutor(1) as threads:
+        results = runs.spread(lambda k: time.sleep(0.05) or done.append(k), range(1000), threads)
+        next(results)
+        results.close()
+    assert 1 <= len(done) < 10
+
+
+def test_leaving_the_block_ends_the_processes_in_the_middle_of_their_work_and_a_worker_s_death_is_told() -> None:
+    code = (
+        "import os, time\nfrom pplleak import runs\nfrom pplleak.errors import BadInput\n"
+        "try:\n"
+        "    with runs.processes(1) as executor:\n"
+        "        print(next(runs.spread(eval, ['__import__(\"os\").getpid()'], executor)))\n"
+        "        executor.submit(time.sleep, 600)\n"
+        "        raise KeyboardInterrupt\n"
+        "except KeyboardInterrupt: pass\n"
+        "try:\n"
+        "    with runs.processes(1) as executor: list(runs.spread(os._exit, [9, 0], executor))\n"
+        "except BadInput as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    pid, told = done.stdout.splitlines()
+    assert told.startswith("a worker process was killed") and not alive(int(pid)) and done.stderr == ""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, time\nfrom pplleak import runs\n"
+        "if __name__ == '__main__':\n"
+        "    with runs.processes(1) as executor:\n"
+        "        pid = next(runs.spread(eval, ['__import__(\"os\").getpid()'], executor))\n"
+        "        executor.submit(time.sleep, 600)\n"
+        "        open('part', 'w').write(str(pid)); os.rename('part', 'pid'); time.sleep(600)\n"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    killed_while("exec(open('parent.py').read())", tmp_path, (tmp_path / "pid").exists)
+    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 30
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def test_the_room_opens_no_torch() -> None:
+    code = "import sys, pplleak.runs; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["False", "False"]
