@@ -88,7 +88,10 @@ def locate(kind: Kind, name: str) -> Path:
             raise BadInput(f"no file {name}")
         return path
     if name not in names(kind):
-        raise unknown(ENTRY[kind] if kind == "models" else kind, name, names(kind), "Or give a path ending in .py.")
+        hint = "Or give a path ending in .py."
+        if kind == "models":
+            hint += f" A prior is a setting of {MODEL} ({MODEL}:prior=vae), and the channel is the observation's."
+        raise unknown(ENTRY[kind] if kind == "models" else kind, name, names(kind), hint)
     return folder(kind) / f"{name}.py"
 
 

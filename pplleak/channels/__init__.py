@@ -82,10 +82,10 @@ def check(named: Named, where: str = "") -> Named:
         if setting not in chosen:
             raise BadInput(f"{head}the channel {name} has no setting '{setting}'")
     whole = Named(name, {**chosen, **named.settings})
-    kind: Any = settable(name)
-    if inspect.isclass(kind):  # one that takes tensors is checked with its client
+    constructor = settable(name)
+    if isinstance(constructor, type):  # one that takes tensors is checked with its client
         try:
-            kind(DenseUpdate(torch.zeros(1, 1)), **whole.settings)  # one entry is enough to check all settings
+            get(name)(DenseUpdate(torch.zeros(1, 1)), **whole.settings)  # one entry is enough to check all settings
         except (TypeError, OverflowError) as error:
             raise BadInput(f"{head}the channel {name} cannot be set to {dict(whole.settings)}: {error}") from error
     return whole

@@ -34,7 +34,7 @@ class DPSGD(Channel):
     has_rsample = True
 
     @classmethod
-    def of(cls, update: Update, client: Client, batch_size: int, public: Tensor | None, **settings: Any) -> DPSGD:
+    def of(cls, update: Update, client: Client, batch_size: int, public: str | Tensor | None, **settings: Any) -> DPSGD:
         """The channel of a client whose examples have gradients of their own; raises BadInput for others."""
         require_examples(client, batch_size)
         return cls(update, **settings)

@@ -181,11 +181,11 @@ def test_a_posterior_on_a_smooth_network_says_so(paper: Callable[[str], ModuleTy
     target = from_data("digits", network="convnet", index=1, sigma=0.1)
     for client in (target.client, pruning.pruning(target.client, 0.5, 3)):
         there = dataclasses.replace(target, client=client)
-        rows, found = attacks.bayes(there, "gaussian", {}, 0.1, [0.2], effort, 0)
+        rows, found = attacks.bayes(there, "optimal", {}, 0.1, [0.2], effort, 0)
         assert [r["attack"] for r in rows] == ["map", "mean", "ball"]
         assert "softplus" in found.approximation and found.log_weights is not None
         assert rows[1]["seconds"] > rows[0]["seconds"] > 0
-        _, exact = attacks.bayes(there, "gaussian", {}, 0.1, [], dataclasses.replace(effort, beta=0.0), 0)
+        _, exact = attacks.bayes(there, "optimal", {}, 0.1, [], dataclasses.replace(effort, beta=0.0), 0)
         assert exact.kind == "sampler" and not exact.approximation
 
 
@@ -193,12 +193,12 @@ def test_the_bayes_rows_believe_in_the_channel(paper: Callable[[str], ModuleType
     """`behind.py` is `models/vae.py` where the noise is Gaussian, and another density behind another channel."""
     attacks, script = paper("attacks"), paper("noise_defences")
     target = from_data("digits", network="convnet", index=1, sigma=0.1, dtype="float64")
-    z = attacks.density_of(target, "vae", {}).sample_prior(3)
+    z = attacks.density_of(target, "optimal:prior=vae", {}).sample_prior(3)
     values = {
         cell: attacks.density_of(target, PAPER / "behind.py", script.beliefs(("digits", "convnet", 0, *cell)))(z)
         for cell in (("gaussian", ""), ("laplace", ""), ("pruned_gaussian", "known"), ("pruned_laplace", "unknown"))
     }
-    vae = attacks.density_of(target, "vae", {})(z)
+    vae = attacks.density_of(target, "optimal:prior=vae", {})(z)
     torch.testing.assert_close(values["gaussian", ""], vae)
     torch.testing.assert_close(values["pruned_gaussian", "known"], vae)  # the client holds the mask, not the model
     assert (values["laplace", ""] - vae).abs().min() > 1

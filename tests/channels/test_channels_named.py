@@ -71,7 +71,7 @@ def test_beliefs_fall_to_the_true_channels_settings_unless_they_are_set() -> Non
     target = known(
         client, Observation(torch.zeros(client.update_size)), sigma=0.2, channel="masked", channel_settings=settings
     )
-    masked = programs.load("models", "masked")
+    masked = programs.load("models", "optimal")
     assert believe(masked, target).keywords == {"sigma": 0.2, **settings}
     assert believe(masked, target, {"rate": 0.5, "sigma": None}).keywords == {"sigma": 0.2, **settings, "rate": 0.5}
     assert believe(programs.load("models", "dlg"), target).keywords == {"sigma": 0.2}

@@ -63,7 +63,7 @@ def test_a_run_that_was_interrupted_goes_on_and_comes_to_the_same_as_one_of_seve
         (["--draws", "0"], "--draws must be at least 3, not 0"),
         (["--workers", "0"], "workers must be a positive number"),
         (["--labels", "recovered"], "takes labels as known or unknown"),
-        (["--model", "tv"], "cannot be drawn from"),
+        (["--prior", "tv"], "cannot be drawn from"),
         (["--adversary.sigma", "-1"], "sigma must be a positive number"),
     ],
 )

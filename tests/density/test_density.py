@@ -20,7 +20,7 @@ from pplleak import channels, density
 from pplleak.client import Client
 from pplleak.client.training import LocalTraining
 from pplleak.density import Density
-from pplleak.models import dlg, gaussian, logistic
+from pplleak.models import dlg, logistic, optimal
 
 SIGMA = 0.3
 REFERENCE = torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(3))
@@ -58,7 +58,7 @@ def of_gaussian(client: Client, z: Tensor, size: int) -> tuple[Tensor, Tensor]:
 MODELS: dict[str, tuple[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]]] = {
     "logistic": (lambda c, b=1: logistic.model(c, b, sigma=SIGMA), of_logistic),
     "dlg": (lambda c, b=1: dlg.model(c, b, sigma=SIGMA), of_dlg),
-    "gaussian": (lambda c, b=1: gaussian.model(c, b, sigma=SIGMA, reference=REFERENCE), of_gaussian),
+    "gaussian": (lambda c, b=1: optimal.model(c, b, sigma=SIGMA, reference=REFERENCE), of_gaussian),
 }
 each_model = pytest.mark.parametrize("name", list(MODELS))
 

@@ -16,7 +16,7 @@ from pplleak.client import Client
 from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
 from pplleak.federation.observation import Observation
-from pplleak.models import dlg, gaussian, masked
+from pplleak.models import dlg, optimal
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian
 from pplleak.studies.attack.attack import believe
 
@@ -50,7 +50,7 @@ def assert_same(fast, slow, z: Tensor, tolerance: float = 1e-9) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("model", [gaussian.model, dlg.model], ids=["gaussian", "dlg"])
+@pytest.mark.parametrize("model", [optimal.model, dlg.model], ids=["gaussian", "dlg"])
 @pytest.mark.parametrize(("batch_size", "labels_shared"), [(1, True), (2, True), (1, False)])
 def test_a_tape_replays_the_density(name, model, batch_size, labels_shared) -> None:
     d = built(model, target_of(name, batch_size=batch_size, labels_shared=labels_shared))
@@ -65,7 +65,7 @@ def test_a_tape_of_a_channel_that_weighs_entries(name) -> None:
     network, settings = NETWORKS[name]
     target = from_data(network=network, settings=settings, dtype="float64", channel="masked",
                        channel_settings={"rate": 0.5})  # fmt: skip
-    d = built(masked.model, target)
+    d = built(optimal.model, target)
     recorded = d.recorded(3)
     assert isinstance(recorded, Tape)
     assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
@@ -73,7 +73,7 @@ def test_a_tape_of_a_channel_that_weighs_entries(name) -> None:
 
 @pytest.mark.parametrize("name", ["mlp gelu", "lenet"])
 def test_a_tape_under_an_affine_map(name) -> None:
-    d = built(gaussian.model, target_of(name))
+    d = built(optimal.model, target_of(name))
     torch.manual_seed(1)
     shift, factor = torch.randn(d.dim, dtype=torch.float64), torch.randn(d.dim, d.dim, dtype=torch.float64) / 8
     w = torch.randn(4, d.dim, dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_a_tape_under_an_affine_map(name) -> None:
 
 def test_the_image_is_never_formed() -> None:
     """Only W x, G x and two quadratic forms of z are left of it: prior and ‖x‖²."""
-    d = built(gaussian.model, target_of("mlp gelu"))
+    d = built(optimal.model, target_of("mlp gelu"))
     recorded = d.recorded(3)
     assert isinstance(recorded, Tape)
     assert [like[0].numel() for like in recorded.linear.likes] == [20, 20]
@@ -101,7 +101,7 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     target = from_data(network="mlp", settings=NETWORKS["mlp gelu"][1], sigma=sigma)
     assert target.public is not None
     assert target.truth is not None
-    model = believe(gaussian.model, target)
+    model = believe(optimal.model, target)
     narrow = density.build(model, target.client, target)
     network = copy.deepcopy(target.client.network).double().requires_grad_(True)
     client = Client(network, target.client.input_shape, 10)
@@ -190,7 +190,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_function_that_cannot_be_recorded(m
 
 
 def test_the_check_sees_a_wrong_tape() -> None:
-    d = built(gaussian.model, target_of("mlp gelu"))
+    d = built(optimal.model, target_of("mlp gelu"))
     good = d.recorded(3)
     assert isinstance(good, Tape)
     z = torch.zeros(3, d.dim, dtype=torch.float64)
@@ -200,7 +200,7 @@ def test_the_check_sees_a_wrong_tape() -> None:
 
 
 def test_chains_that_do_not_fit_are_chunked(monkeypatch) -> None:
-    d = built(gaussian.model, target_of("mlp gelu"))
+    d = built(optimal.model, target_of("mlp gelu"))
     z = torch.randn(12, d.dim, dtype=torch.float64)
     one, two = (tape._kept_bytes(d, z[:k]) for k in (1, 2))
     monkeypatch.setattr(tape, "_free_bytes", lambda device: 2 * 5 * (two - one))
@@ -220,6 +220,6 @@ def test_a_client_that_materialises_is_recorded_or_left_alone() -> None:
     with torch.no_grad():
         assert target.truth is not None
         g = client.update(target.truth, torch.tensor([3])).materialise()
-    model = functools.partial(gaussian.model, sigma=0.1, reference=target.public)
+    model = functools.partial(optimal.model, sigma=0.1, reference=target.public)
     d = density.build(model, client, density.Observation(g, 1, torch.tensor([3])))
     assert_same(d.recorded(2), plain(d), torch.randn(2, d.dim, dtype=torch.float64))

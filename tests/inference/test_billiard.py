@@ -19,7 +19,7 @@ from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import billiard
-from pplleak.models import dlg, gaussian
+from pplleak.models import dlg, optimal
 
 SHAPE, DIM = (1, 2, 2), 4
 IMAGES = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(1))  # one tensor: cached by identity
@@ -60,7 +60,7 @@ def attack(network, sigma=0.3):  # type: ignore[no-untyped-def]
     y = torch.tensor([1])
     u = client.update(IMAGES[:1].to(client.dtype), y).materialise().double()
     g = u + sigma * torch.randn(u.shape, generator=generator, dtype=torch.float64)
-    model = partial(gaussian.model, sigma=sigma, reference=IMAGES, floor=0.4)
+    model = partial(optimal.model, sigma=sigma, reference=IMAGES, prior="gaussian:floor=0.4")
     return model, Observation(g.to(client.dtype), 1, y), client
 
 

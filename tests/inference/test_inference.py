@@ -31,7 +31,7 @@ from pplleak import programs
 from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.models import gaussian, logistic
+from pplleak.models import logistic, optimal
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
 
@@ -232,7 +232,7 @@ def test_hmc_and_nuts_agree_on_a_hidden_layer_and_correlated_pixels() -> None:
     images = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(2))
     images[:, :, 0] = (images[:, :, 0] + 2 * images[:, :, 1]) / 3
     at = Case(client, observe(client, 0.1), 0.1)
-    at.model = functools.partial(gaussian.model, sigma=0.1, reference=images)
+    at.model = functools.partial(optimal.model, sigma=0.1, reference=images)
     hmc, nuts = (pixels(run(n, at, **TINY[n])) for n in ("hmc", "nuts"))
     assert disagreement(hmc, nuts) <= LIMIT
     for name, twin in wrong_twins(hmc).items():

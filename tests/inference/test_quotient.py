@@ -21,7 +21,7 @@ from pplleak.studies.attack import attack
 
 
 def psnr(target: Observation, inference: str = "quotient") -> float:
-    found = attack.attack(target, "gaussian", inference)
+    found = attack.attack(target, "optimal", inference)
     assert found.kind == "point" and found.converged and target.truth is not None
     truth = target.truth.numpy()
     return float(metrics.psnr(found.mode[metrics.match(found.mode, truth)], truth).min())
@@ -32,7 +32,7 @@ def test_one_image_is_exact_whatever_lies_behind_the_first_layer(defence: str) -
     target = from_data(defence=defence, sigma=1e-9, index=3)
     assert psnr(target) > 60
     hidden = replace(target, observed=replace(target, labels=None))
-    assert attack.attack(hidden, "gaussian", "quotient").y.item() == target.labels
+    assert attack.attack(hidden, "optimal", "quotient").y.item() == target.labels
 
 
 @pytest.mark.parametrize("defence", ["", "precode"])
@@ -44,7 +44,7 @@ def test_images_of_a_batch_are_exact_where_units_are_active_for_one_alone(defenc
 
 def test_where_units_are_active_for_all_it_says_so() -> None:
     with pytest.raises(BadInput, match="active for several examples"):
-        attack.attack(from_data(batch_size=2, sigma=1e-9), "gaussian", "quotient")
+        attack.attack(from_data(batch_size=2, sigma=1e-9), "optimal", "quotient")
 
 
 def test_images_that_share_every_unit_are_told() -> None:
@@ -90,4 +90,4 @@ def test_a_first_layer_that_is_not_fully_connected_or_hides_its_bias_is_refused(
             quotient.run(None, Observation(torch.zeros(client.update_size), 1, torch.tensor([0])), client)
     local = from_data(local=LocalTraining(0.1), sigma=1e-9)
     with pytest.raises(BadInput, match="shares local training"):
-        attack.attack(local, "gaussian", "quotient")
+        attack.attack(local, "optimal", "quotient")

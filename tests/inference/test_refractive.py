@@ -20,7 +20,7 @@ from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import refractive
-from pplleak.models import dlg, gaussian
+from pplleak.models import dlg, optimal
 from pplleak.priors.gaussian import fit_gaussian
 
 SHAPE = (1, 2, 2)
@@ -48,7 +48,7 @@ def attack(widths=(8,), activation="relu", sigma=0.3, scale=3.0, network=None): 
     y = torch.tensor([1])
     u = client.update(IMAGES[:1].to(client.dtype), y).materialise().double()
     g = u + sigma * torch.randn(u.shape, generator=generator, dtype=torch.float64)
-    model = partial(gaussian.model, sigma=sigma, reference=IMAGES, floor=0.4)
+    model = partial(optimal.model, sigma=sigma, reference=IMAGES, prior="gaussian:floor=0.4")
     return model, Observation(g.to(client.dtype), 1, y), client
 
 

@@ -21,7 +21,7 @@ from pplleak import channels, density, programs
 from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.models import gaussian, linear_gaussian, logistic, tv
+from pplleak.models import linear_gaussian, logistic, optimal
 from pplleak.posterior import information
 from pplleak.posterior.information import LN2
 from pplleak.studies.attack import attack, report
@@ -172,7 +172,7 @@ def test_a_latent_models_x_is_put_in_place_of_its_own() -> None:
     client, observed = linear()
     public = torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(3))
     x, _ = batch_of(client, seed=5)
-    built = density.build(functools.partial(gaussian.model, sigma=SIGMA, reference=public), client, observed)
+    built = density.build(functools.partial(optimal.model, sigma=SIGMA, reference=public), client, observed)
     expected = channels.Gaussian(client.update(x, observed.labels), SIGMA).log_prob(observed.g)
     assert information.log_likelihood(built, x) == pytest.approx(float(expected), rel=1e-12)
 
@@ -184,7 +184,7 @@ def test_what_has_no_evidence_or_no_likelihood_is_refused() -> None:
     with pytest.raises(BadInput, match="gives no evidence"):
         information.gain(MODEL, observed, client, point, x)
     with pytest.raises(BadInput, match=r"its factor 'tv'.*gmrf"):
-        information.log_likelihood(density.build(tv.model, client, observed), x)
+        information.log_likelihood(density.build(functools.partial(optimal.model, prior="tv"), client, observed), x)
 
     def unsure(client: Client, batch_size: int = 1) -> None:
         sigma = pyro.sample("sigma", dist.LogNormal(torch.zeros(1).double(), 1.0).to_event(1))
@@ -217,7 +217,7 @@ def test_bits_goes_on_where_it_was_left(tmp_path: Path, capsys: pytest.CaptureFi
     ("words", "said"),
     [
         (["--count", "0"], "--count must be at least 1"),
-        (["--model", "tv"], "cannot be drawn from"),
+        (["--prior", "tv"], "cannot be drawn from"),
         (["--inference", "map"], "gives no evidence"),
     ],
 )

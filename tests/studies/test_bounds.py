@@ -17,7 +17,7 @@ from pplleak import channels, density
 from pplleak.channels import Channel
 from pplleak.client.update import DenseUpdate, Update
 from pplleak.errors import BadInput
-from pplleak.models import dlg, linear_gaussian, tv
+from pplleak.models import dlg, linear_gaussian, optimal
 from pplleak.studies.risk import bounds, rero
 
 SIGMA = 0.3
@@ -145,7 +145,7 @@ def test_van_trees_lies_below_the_bayes_error_of_a_bounded_prior_too() -> None:
 def test_a_prior_known_up_to_a_factor_is_refused() -> None:
     client = tiny()
     with pytest.raises(BadInput, match=r"pyro\.factor"):
-        bounds.van_trees(density.build(tv.model, client, observe(client, SIGMA)))
+        bounds.van_trees(density.build(functools.partial(optimal.model, prior="tv"), client, observe(client, SIGMA)))
 
 
 def affine(information: Tensor, x: Tensor, shrink: float, count: int = 4000) -> float:

@@ -149,8 +149,8 @@ def test_the_log_likelihood_of_an_image_is_that_of_its_materialised_gradient(mod
 
 
 def test_a_truth_lies_nowhere_near_where_an_inference_of_the_same_seed_begins() -> None:
-    target = risk.from_model(base(), "gaussian", seed=0)
-    believed = attack.believe(programs.load("models", "gaussian"), target)
+    target = risk.from_model(base(), "optimal", seed=0)
+    believed = attack.believe(programs.load("models", "optimal"), target)
     built = density.build(believed, target.client, target)
     pyro.set_rng_seed(0)
     starts = built.sample_prior(8)
@@ -171,7 +171,7 @@ def test_chains_are_thinned_to_what_they_are_worth() -> None:
 
 def test_a_point_has_nothing_to_calibrate() -> None:
     with pytest.raises(BadInput, match="gives a point, without a posterior to calibrate"):
-        truths.make(base(), "gaussian", "map", 0, settings={"starts": 1, "steps": 2})
+        truths.make(base(), "optimal", "map", 0, settings={"starts": 1, "steps": 2})
 
 
 # -- the matrix ------------------------------------------------------------------------------------------------------

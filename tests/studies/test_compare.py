@@ -83,11 +83,11 @@ def test_an_attack_that_ctrl_c_ended_is_not_compared_with_whole_ones(monkeypatch
     monkeypatch.setattr(compare, "attack", lambda *a, **k: left.pop(0))
     kept = []
     targets = [(0, lambda: None), (1, lambda: None)]
-    rows = compare.compare(targets, "gaussian", ["hmc"], keep=lambda rows: kept.append(len(rows)))  # type: ignore[arg-type]
+    rows = compare.compare(targets, "optimal", ["hmc"], keep=lambda rows: kept.append(len(rows)))  # type: ignore[arg-type]
     assert [r["index"] for r in rows] == [0] and rows[0]["psnr_mean"] == pytest.approx(20.0) and kept == [1]
     left[:] = [posterior(10.0, True)]
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(targets[:1], "gaussian", ["hmc"])  # type: ignore[arg-type]
+        compare.compare(targets[:1], "optimal", ["hmc"])  # type: ignore[arg-type]
 
 
 def test_compare_goes_on_where_it_was_left_and_overwrites_nothing_that_is_finished(

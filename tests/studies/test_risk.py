@@ -118,7 +118,7 @@ def test_draws_from_the_model_are_its_own_and_differ_by_seed() -> None:
     noise = (one.observed.g - u).double()
     assert abs(float(noise.square().mean().sqrt()) - 0.5) < LIMIT * 0.5 / (2 * noise.numel()) ** 0.5
     with pytest.raises(BadInput, match=r"known only up to its factor 'tv'.*gmrf"):
-        risk.from_model(base, "tv")
+        risk.from_model(base, "optimal:prior=tv")
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_every_image_has_noise_of_its_own_and_image_0_that_of_attack() -> None:
         (["--deltas", "0.1", "-1"], "deltas must be a positive number"),
         (["--count", "0"], "--count must be at least 1"),
         (["--index", "296", "--count", "2"], "images 0 to 296"),
-        (["--draws-from", "model", "--model", "tv"], "cannot be drawn from"),
+        (["--draws-from", "model", "--prior", "tv"], "cannot be drawn from"),
         (["--draws-from", "model", "--seed", "-1"], "a seed of at least 0, not -1"),
         (["--inference", "map,map"], "--inference names one twice"),
         (["--deltas", "0.2", "0.2"], "--deltas names a threshold twice"),
@@ -241,12 +241,12 @@ def test_the_bounds_are_drawn_where_images_come_from_the_model_and_only_there(
 def test_behind_dpsgd_rero_is_among_them_and_a_kinked_network_says_why_it_has_no_van_trees() -> None:
     base = from_data("digits", network="mlp", settings={"widths": (4,), "activation": "relu"}, channel="dpsgd",
                             channel_settings={"noise_multiplier": 1.0})  # fmt: skip
-    target = risk.from_model(base, "dpsgd", {}, 0)
-    found = limits.of_model(target, "dpsgd", {}, risk.DISTANCES["rms"], (0.2, 0.3))
+    target = risk.from_model(base, "optimal", {}, 0)
+    found = limits.of_model(target, "optimal", {}, risk.DISTANCES["rms"], (0.2, 0.3))
     assert found.van_trees is None and "kinks" in found.notes[0]
     assert 0 < found.guess[0.2] < found.success[0.2] < found.success[0.3] < 1
     assert found.success[0.3] > stats.norm.cdf(stats.norm.ppf(found.guess[0.3]) + 1.0), "κ is taken at its upper limit"
-    assert limits.of_model(target, "dpsgd", {}, risk.DISTANCES["ssim"], (0.2,)).success == {}
+    assert limits.of_model(target, "optimal", {}, risk.DISTANCES["ssim"], (0.2,)).success == {}
 
 
 def test_the_realised_error_is_the_root_mean_square_over_images() -> None:
