@@ -23,6 +23,7 @@ def same(a: Path, b: Path) -> bool:
     return np.array_equal(one.ranks, two.ranks) and one.realised == two.realised
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_run_that_was_interrupted_goes_on_and_comes_to_the_same_as_one_of_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -66,7 +66,7 @@ def true_channel(model: str) -> str:
 
 
 @pytest.mark.parametrize("model", sorted(programs.names("models")))
-@pytest.mark.parametrize("labels", ["known", "unknown"])
+@pytest.mark.parametrize("labels", ["known", pytest.param("unknown", marks=pytest.mark.slow)])
 def test_every_model_is_attacked_with_known_and_unknown_labels(model: str, labels: str, tmp_path: Path) -> None:
     channel = ["--channel", true_channel(model)]
     assert run(["attack", "--model", model, *channel, "--labels", labels, "--out", str(tmp_path), *tiny("hmc")]) == 0
@@ -163,6 +163,7 @@ def test_hmc_says_that_a_network_with_kinks_is_not_to_be_trusted(tmp_path: Path)
     assert any("kinks" in doubt and "not to be trusted" in doubt for doubt in summary["doubts"])
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("inference", ["hmc", "svi"])
 def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path) -> None:
@@ -193,6 +194,7 @@ def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path)
     assert Posterior.load(tmp_path / "o" / "posterior.nc").x.shape[1] >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_ctrl_c_before_the_first_draw_is_one_line(tmp_path: Path) -> None:
     code = (

@@ -135,17 +135,18 @@ def test_the_objective_of_a_quadratic_is_its_mean_over_the_ball() -> None:
     assert misses(0.0) > LIMIT, "the check does not tell the ball from its centre"
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_ball_that_shrinks_to_a_point_is_map(size: int) -> None:
     model, client, observed = gaussian_case(size)
     point = map.run(model, observed, client, starts=4, steps=400).mode
-    small = ball.run(model, observed, client, delta=1e-4, samples=2, steps=400)
+    small = ball.run(model, observed, client, delta=1e-4, samples=2, starts=2, steps=400)
     assert np.abs(small.mode - point).max() < 1e-3
-    large = ball.run(model, observed, client, delta=1.0, steps=400)
+    large = ball.run(model, observed, client, delta=1.0, starts=2, steps=100)
     assert np.abs(large.mode - point).max() > 0.01, "the ball makes no difference here: the test tests nothing"
     assert small.kind == "point" and small.x.shape[:2] == (1, 1) and np.array_equal(small.x[0, 0], small.mode)
 
 
+@pytest.mark.slow
 def test_a_ball_that_shrinks_to_a_point_is_map_on_the_pixel_box() -> None:
     client = tiny(shape=SHAPE)
     observed, model = observe(client, 0.05), functools.partial(dlg.model, sigma=0.05)
@@ -170,6 +171,7 @@ def spiked(client: Client, batch_size: int = 1) -> Tensor:
     return pyro.sample("g", channels.Gaussian(client.update(x, y), 3.0))
 
 
+@pytest.mark.slow
 def test_the_ball_prefers_the_broad_hill_and_finds_the_maximum_of_quadrature() -> None:
     client = tiny("linear", (1, 1, 1), classes=2, zero=False)
     observed, delta = observe(client, 3.0), 0.15

@@ -215,17 +215,20 @@ class Careless(walls.Field):
         return self.soft_energy(w, self.walls(w) > 0, power)
 
 
+@pytest.mark.slow
 @each_network
 def test_moments_equal_importance_sampling(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network, sigma=0.5, beta=5.0)
     assert deviation(field) < 5
 
 
+@pytest.mark.slow
 def test_a_sampler_that_never_asks_the_true_client_is_rejected() -> None:
     field = aimed(convolutional, sigma=0.5, beta=1.0)
     assert deviation(Careless(*vars(field).values())) > 5
 
 
+@pytest.mark.slow
 def test_run() -> None:
     network = seeded(convolutional, 0).float()
     model, observed, client = attack(lambda: network, sigma=0.5)

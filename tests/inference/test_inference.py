@@ -64,8 +64,9 @@ FEW: dict[str, dict[str, Any]] = {  # enough to see whether two runs are the sam
 each_inference = pytest.mark.parametrize("name", list(KINDS))
 
 
-def of_kind(*kinds: str) -> Any:
-    return pytest.mark.parametrize("name", [n for n, k in KINDS.items() if k in kinds])
+def of_kind(*kinds: str, slow: tuple[str, ...] = ()) -> Any:
+    names = [n for n, k in KINDS.items() if k in kinds]
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names])
 
 
 class Case:
@@ -206,14 +207,14 @@ def test_a_result_says_what_it_is(name: str) -> None:
     assert (posterior.log_weights is not None) is (KINDS[name] == "approximation")
 
 
-@of_kind("sampler")
+@of_kind("sampler", slow=("nuts",))
 @pytest.mark.parametrize("where", ["known label", "open label"])
 def test_a_sampler_has_the_exact_means_and_sds(name: str, where: str) -> None:
     exact = case(where).exact()
     assert_moments(pixels(result(name, where)), exact.mean(), exact.sd())
 
 
-@of_kind("sampler")
+@of_kind("sampler", slow=("nuts",))
 def test_a_sampler_has_the_exact_label_probabilities(name: str) -> None:
     probabilities = case("open label").exact().label_probabilities(2)
     assert 0.1 < float(probabilities[0]) < 0.45 or 0.55 < float(probabilities[0]) < 0.9  # open, and not symmetric
@@ -227,6 +228,7 @@ def test_hmc_is_exact_on_a_float32_network() -> None:
     assert_moments(pixels(posterior), exact.mean(), exact.sd())
 
 
+@pytest.mark.slow
 def test_hmc_and_nuts_agree_on_a_hidden_layer_and_correlated_pixels() -> None:
     client = tiny()
     images = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(2))

@@ -168,6 +168,7 @@ def deviation(density, target, laplace, jumps: bool) -> float:  # type: ignore[n
     return float((np.abs(got.mean((0, 1)) - expected.numpy()) / se).max())
 
 
+@pytest.mark.slow
 @each_network
 def test_moments_equal_importance_sampling_and_a_sampler_without_jumps_is_rejected(
     widths: tuple[int, ...], activation: str
