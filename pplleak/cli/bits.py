@@ -70,6 +70,7 @@ def run(argv: Sequence[str]) -> int:
                    "converged": found.converged, "seconds": round(found.attrs["seconds"], 2)}  # fmt: skip
             rows.append(row)
             write(kept.add([row]), settings, out)
+        write(kept.read(), settings, out)  # a run that was killed may have left a row that the summary lacks
     except KeyboardInterrupt:
         if not rows:
             raise

@@ -255,8 +255,11 @@ def path(out: Path, number: int) -> Path:
 
 def _whole(out: Path) -> list[int]:
     """The steps that have both their weights and their row, ascending; what has only one of them is made again."""
-    steps = {int(n) for p in out.glob("step-*.safetensors") if (n := p.stem.removeprefix("step-")).isdigit()}
-    return sorted(steps & {r["step"] for r in log(out)})
+    return sorted(set(_steps(out)) & {r["step"] for r in log(out)})
+
+
+def _steps(out: Path) -> list[int]:
+    return [int(n) for p in out.glob("step-*.safetensors") if (n := p.stem.removeprefix("step-")).isdigit()]
 
 
 def in_order(checkpoints: Sequence[int]) -> None:
