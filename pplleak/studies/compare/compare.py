@@ -13,9 +13,9 @@ from rich.table import Table
 from pplleak import runs
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
+from pplleak.posterior.summary import summarise
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
-from pplleak.studies.attack import report
 from pplleak.studies.attack.attack import attack
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def compare(
                    progress=progress, done=done)  # fmt: skip
     try:
         for index, name, found in attacks:
-            summary = report.summarise(found)
+            summary = summarise(found)
             fitted = "a fitted family" if found.kind == "approximation" else None
             row = {**summary, "approximation": summary["approximation"] or fitted}
             fresh = {"index": index, "inference": name, **{c: row[c] for c in COLUMNS}}

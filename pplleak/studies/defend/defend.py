@@ -35,7 +35,6 @@ from pplleak.federation.scenario import Scenario, client_of, observe
 from pplleak.posterior import metrics
 from pplleak.runs import Rows
 from pplleak.settings import Named
-from pplleak.studies.attack import report
 from pplleak.studies.attack.attack import attack
 from pplleak.studies.defend import candidates
 from pplleak.studies.defend.adversaries import CLASSIC, adversaries, models
@@ -207,7 +206,7 @@ def _climbed(
         known = EXACT if wide and EXACT in images else model  # without noise, every posterior collapses to that
         steps = sweep.classic_steps // 2
         by, x = candidates.best(observed, model, {}, {**images, model: x}, known, wide=wide, steps=steps)
-    bits = report.summarise(found).get("bits")
+    bits = found.attrs.get("bits")
     return x, {"inference": inference, "found_by": by, "bits": bits, "converged": found.converged}
 
 
