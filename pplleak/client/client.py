@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pplleak.client import kernels, taps, training
 from pplleak.client.factors import Entries, Factor
+from pplleak.client.loss import Output, get, total
 from pplleak.client.smoothness import probe
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
@@ -38,13 +39,14 @@ from pplleak.priors.labels import Labels
 class Client:
     """θ, ℓ and what the client does locally: ``Client(my_module, input_shape=(1, 28, 28))``.
 
-    The network is copied, frozen and checked once; what the check finds are the fields after `local`, which are not
+    The network is copied, frozen and checked once; what the check finds are the fields after `loss`, which are not
     given by hand.
 
     network      f_θ: (batch, *input_shape) -> logits (batch, num_classes); its parameters are frozen copies
     input_shape  of one example
     num_classes  of the logits; 0: as many as the network returns
     local        what the client trains on its own before it shares, or None: it shares its gradient
+    loss         ℓ, a name of `pplleak.client.loss`
     layers       the trainable parameters in the order in which the flat update holds them: name -> shape
     lazy         True where every parameter has a closed form, False where the update is materialised
     mixes_batch  True where an example's output depends on the rest of its batch (BatchNorm in train mode)
@@ -60,6 +62,7 @@ class Client:
     input_shape: tuple[int, ...]
     num_classes: int = 0
     local: LocalTraining | None = None
+    loss: str = "cross_entropy"
     layers: dict[str, torch.Size] = field(default_factory=dict)
     lazy: bool = False
     mixes_batch: bool = False
@@ -132,8 +135,8 @@ class Client:
         lead, batch = y.shape[:-1], y.shape[-1]
         slices = self.slices
 
-        def loss(output: training.Output) -> Tensor:  # of the mean over each chain's batch
-            return training.loss(output, y.flatten()) / batch
+        def loss(output: Output) -> Tensor:  # of the mean over each chain's batch
+            return total(self.loss, output, y.flatten()) / batch
 
         given = [t.flatten(0, len(lead)) for t in (x, noise) if t is not None]
 
@@ -164,9 +167,9 @@ class Client:
             noise = x.new_zeros(*y.shape, *self.noise_shape) if noise is None else noise
             noise = noise.reshape(-1, batch // rows, *self.noise_shape)
         if self.local:
-            examples = training.movement(self.network, self.parameters, xs, ys, self.local)
+            examples = training.movement(self.network, self.parameters, xs, ys, self.local, loss=self.loss)
         else:
-            examples = training.gradients(self.network, self.parameters, xs, ys, noise) / batch
+            examples = training.gradients(self.network, self.parameters, xs, ys, noise, loss=self.loss) / batch
         return DenseUpdate(examples.reshape(*lead, rows, -1))
 
     def split(self, g: Tensor) -> dict[str, Tensor]:
@@ -178,6 +181,7 @@ class Client:
 def _checked(client: Client) -> dict[str, Any]:
     """The fields of a client that its network decides, and the frozen copy of the network itself."""
     network, local = client.network, client.local
+    get(client.loss)
     noise_shape = getattr(network, "noise_shape", None)
     if noise_shape is not None and local is not None:
         raise BadInput("a network that draws noise (precode, dropout) and local training: each step draws anew, "
@@ -208,6 +212,9 @@ def _checked(client: Client) -> dict[str, Any]:
         if not isinstance(logits, Tensor) or logits.shape != (2, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise BadInput(f"the network must return logits (batch, {classes}), but for a batch of 2 it returns {got}")
+        if classes == 1 and client.loss == "cross_entropy":
+            raise BadInput("the network has one logit, and the cross entropy of one class is 0 whatever the data: its "
+                           "gradient says nothing; give a network with a logit for each class")  # fmt: skip
         if drew or not torch.equal(logits, network(x)):
             raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
         try:

@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from pplleak.client import kernels
+from pplleak.client.loss import total
 from pplleak.errors import BadInput, require_positive
 
-Output = Tensor | tuple[Tensor, Tensor]  # logits; of a network with noise, also what each example adds to the loss
 CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
 
 
@@ -51,33 +50,38 @@ class LocalTraining:
         return [[(k * size + i) % examples for i in range(size)] for k in range(self.steps)]
 
 
-def loss(output: Output, y: Tensor) -> Tensor:
-    """Σ_b ℓ_b: the cross entropy, plus what the network adds to it; y (examples,)."""
-    logits, penalty = output if isinstance(output, tuple) else (output, None)
-    total = F.cross_entropy(logits, y, reduction="sum")
-    return total if penalty is None else total + penalty.sum()
-
-
 def gradients(
-    network: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Tensor | None = None
+    network: nn.Module,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    noise: Tensor | None = None,
+    *,
+    loss: str = "cross_entropy",
 ) -> Tensor:
     """∇θ Σ ℓ(f_θ(x), y) of every row on its own, (rows, size), differentiable in x and in the noise.
 
     Args:
         parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples).
-        noise: (rows, examples, *noise_shape), of a network that draws some.
+        noise: (rows, examples, *noise_shape), of a network that draws some. loss: a name of `pplleak.client.loss`.
     """
     given = (x, y) if noise is None else (x, y, noise)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     parts = []
     for chunk in zip(*(t.split(CHUNK) for t in given), strict=True):
         copies = _copies(parameters, len(chunk[0]))
-        parts.append(_flat(_gradient(network, copies, *chunk, differentiable=differentiable)))
+        parts.append(_flat(_gradient(network, copies, *chunk, loss=loss, differentiable=differentiable)))
     return torch.cat(parts)
 
 
 def movement(
-    network: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, training: LocalTraining
+    network: nn.Module,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    training: LocalTraining,
+    *,
+    loss: str = "cross_entropy",
 ) -> Tensor:
     """θ_after − θ_before of every row, (rows, size), differentiable in x; arguments as for `gradients`."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
@@ -85,7 +89,8 @@ def movement(
     for xk, yk in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         before = weights = _copies(parameters, len(xk))
         for batch in training.batches(x.shape[1]):
-            slopes = _gradient(network, weights, xk[:, batch], yk[:, batch], differentiable=differentiable)
+            part = xk[:, batch], yk[:, batch]
+            slopes = _gradient(network, weights, *part, loss=loss, differentiable=differentiable)
             weights = {n: w - training.lr / len(batch) * slopes[n] for n, w in weights.items()}
             if not differentiable:
                 weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
@@ -103,7 +108,13 @@ def _flat(values: Mapping[str, Tensor]) -> Tensor:
 
 
 def _gradient(
-    network: nn.Module, copies: Mapping[str, Tensor], x: Tensor, y: Tensor, *noise: Tensor, differentiable: bool
+    network: nn.Module,
+    copies: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    *noise: Tensor,
+    loss: str,
+    differentiable: bool,
 ) -> dict[str, Tensor]:
     """∇θ of the summed loss at every row's own copy of the parameters."""
     values = dict(network.named_parameters())
@@ -119,9 +130,10 @@ def _gradient(
 
     def row(given: dict[str, Tensor], xs: Tensor, ys: Tensor, *drawn: Tensor) -> Tensor:
         used = {name: given.get(first, values[first]) for name, first in ties.items()}
-        return loss(functional_call(network, {**buffers, **used}, (xs, *drawn), tie_weights=False), ys)
+        output = functional_call(network, {**buffers, **used}, (xs, *drawn), tie_weights=False)
+        return total(loss, output, ys)
 
     with torch.enable_grad(), kernels.plain():
-        total = vmap(row, randomness="error")(dict(copies), x, y, *noise).sum()
-        found = torch.autograd.grad(total, list(copies.values()), create_graph=differentiable, materialize_grads=True)
+        summed = vmap(row, randomness="error")(dict(copies), x, y, *noise).sum()
+        found = torch.autograd.grad(summed, list(copies.values()), create_graph=differentiable, materialize_grads=True)
     return dict(zip(copies, found, strict=True))

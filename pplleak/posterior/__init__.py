@@ -1,5 +1,6 @@
 """The result of an attack: draws, diagnostics, decisions."""
 
-from pplleak.posterior.posterior import Posterior, collect
+from pplleak.posterior.collection import collect
+from pplleak.posterior.posterior import Posterior
 
 __all__ = ["Posterior", "collect"]

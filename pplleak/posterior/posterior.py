@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pplleak import runs
-from pplleak.density import Density
-from pplleak.density.surrogate import Surrogate, log_ratio
 from pplleak.errors import BadInput
-from pplleak.posterior import convergence, decisions, diagnostics
+from pplleak.posterior import convergence, decisions, diagnostics, summary
 from pplleak.posterior.convergence import Convergence
 from pplleak.posterior.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 
 if TYPE_CHECKING:
     import xarray  # at run time where it is used: it takes a second, and ArviZ more
 
-__all__ = ["CHAINS", "ESS", "KHAT", "RHAT", "Kind", "Posterior", "collect"]
+__all__ = ["CHAINS", "ESS", "KHAT", "RHAT", "Kind", "Posterior"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +156,16 @@ class Posterior:
     def converged(self) -> bool:
         return not self.doubts
 
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Every number of this result (`pplleak.posterior.summary.summarise`)."""
+        return summary.summarise(self)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: may this result be believed?"""
+        return summary.verdict(self.summary)
+
     # -- ArviZ -------------------------------------------------------------------------------------------------
 
     def to_arviz(self) -> xarray.DataTree:
@@ -262,56 +267,3 @@ def _written(value: Any) -> Any:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     return json.dumps(value)
-
-
-def collect(
-    density: Density,
-    z: Tensor,
-    *,
-    mode: Tensor,
-    kind: Kind,
-    stats: dict[str, Tensor] | None = None,
-    curves: dict[str, Tensor] | None = None,
-    log_weights: Tensor | None = None,
-    approximation: str = "",
-    reasons: Sequence[str] = (),
-    attrs: dict[str, Any] | None = None,
-) -> Posterior:
-    """What an inference found, in flat coordinates, as a `Posterior` of images.
-
-    Where the client is a surrogate, the result is labelled an approximation, and the log-weights of its draws include
-    how far the density of the client itself lies from the surrogate's: k-hat then judges the surrogate, too. Examples
-    that nothing tells apart stand in the order nearest to the mode (`diagnostics.relabelled`).
-
-    Args:
-        z: (chain, draw, dim). mode: (dim,). The rest as in `Posterior`, as tensors.
-    """
-
-    def array(t: Tensor) -> np.ndarray:
-        return t.detach().cpu().numpy()
-
-    if isinstance(density.client, Surrogate):
-        if kind == "sampler" or log_weights is not None:
-            ratio = log_ratio(density, density.client, z.flatten(0, 1))
-            log_weights = ratio if log_weights is None else ratio + log_weights
-        kind = "approximate sampler" if kind == "sampler" else kind
-        approximation = "; ".join(filter(None, (density.client.approximation, approximation)))
-    parts = [density.images(part) for part in z.flatten(0, 1).split(256)]
-    x, y = (array(torch.cat([p[k] for p in parts]).unflatten(0, z.shape[:2])) for k in (0, 1))
-    best = array(density.images(mode[None])[0][0])
-    if density.exchangeable:
-        labels = density.observed.labels
-        x, y = diagnostics.relabelled(x, y, best, None if labels is None else array(labels))
-    return Posterior(
-        x=x,
-        y=y,
-        mode=best,
-        kind=kind,
-        stats={n: array(t) for n, t in (stats or {}).items()},
-        curves={n: array(t) for n, t in (curves or {}).items()},
-        log_weights=None if log_weights is None else array(log_weights),
-        approximation=approximation,
-        reasons=tuple(reasons),
-        attrs=dict(attrs or {}),
-        g=array(density.observed.g),
-    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pplleak.posterior import metrics
-from pplleak.posterior.posterior import CHAINS, Posterior
+from pplleak.posterior.diagnostics import CHAINS
+
+if TYPE_CHECKING:
+    from pplleak.posterior.posterior import Posterior
 
 
 def summarise(posterior: Posterior) -> dict[str, Any]:

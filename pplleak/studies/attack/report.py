@@ -79,6 +79,11 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     return summary
 
 
+def plot(posterior: Posterior) -> Figure:
+    """The picture of an attack: truth, MAP, posterior mean, sd and draws, and below them whether to believe it."""
+    return picture(posterior, posterior.summary)
+
+
 def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Figure:
     """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it."""
     from matplotlib.figure import Figure

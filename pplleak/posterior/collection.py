@@ -1,0 +1,69 @@
+"""What an inference found, in flat coordinates, as a `Posterior` of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplleak.density import Density
+from pplleak.density.surrogate import Surrogate, log_ratio
+from pplleak.posterior import diagnostics
+from pplleak.posterior.diagnostics import Kind
+from pplleak.posterior.posterior import Posterior
+
+
+def collect(
+    density: Density,
+    z: Tensor,
+    *,
+    mode: Tensor,
+    kind: Kind,
+    stats: dict[str, Tensor] | None = None,
+    curves: dict[str, Tensor] | None = None,
+    log_weights: Tensor | None = None,
+    approximation: str = "",
+    reasons: Sequence[str] = (),
+    attrs: dict[str, Any] | None = None,
+) -> Posterior:
+    """What an inference found, in flat coordinates, as a `Posterior` of images.
+
+    Where the client is a surrogate, the result is labelled an approximation, and the log-weights of its draws include
+    how far the density of the client itself lies from the surrogate's: k-hat then judges the surrogate, too. Examples
+    that nothing tells apart stand in the order nearest to the mode (`diagnostics.relabelled`).
+
+    Args:
+        z: (chain, draw, dim). mode: (dim,). The rest as in `Posterior`, as tensors.
+    """
+
+    def array(t: Tensor) -> np.ndarray:
+        return t.detach().cpu().numpy()
+
+    if isinstance(density.client, Surrogate):
+        if kind == "sampler" or log_weights is not None:
+            ratio = log_ratio(density, density.client, z.flatten(0, 1))
+            log_weights = ratio if log_weights is None else ratio + log_weights
+        kind = "approximate sampler" if kind == "sampler" else kind
+        approximation = "; ".join(filter(None, (density.client.approximation, approximation)))
+    parts = [density.images(part) for part in z.flatten(0, 1).split(256)]
+    x, y = (array(torch.cat([p[k] for p in parts]).unflatten(0, z.shape[:2])) for k in (0, 1))
+    best = array(density.images(mode[None])[0][0])
+    if density.exchangeable:
+        labels = density.observed.labels
+        x, y = diagnostics.relabelled(x, y, best, None if labels is None else array(labels))
+    return Posterior(
+        x=x,
+        y=y,
+        mode=best,
+        kind=kind,
+        stats={n: array(t) for n, t in (stats or {}).items()},
+        curves={n: array(t) for n, t in (curves or {}).items()},
+        log_weights=None if log_weights is None else array(log_weights),
+        approximation=approximation,
+        reasons=tuple(reasons),
+        attrs=dict(attrs or {}),
+        g=array(density.observed.g),
+    )
