@@ -114,7 +114,7 @@ def test_the_reader_of_imports_accuses_nobody_else(source: str) -> None:
 
 
 def looked_up(source: str) -> list[str]:
-    """The program files that a source asks for by a name written into it: `exported("inference", "map", "maximise")`.
+    """The program files that a source opens by a name written into it: `programs.inference("refractive").declines`.
 
     A file of models/ or inference/ that the user chose is another thing: its name is in a variable.
     """
@@ -123,11 +123,11 @@ def looked_up(source: str) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        name = node.args[1] if len(node.args) > 1 else next((k.value for k in node.keywords if k.arg == "name"), None)
-        if called in ("exported", "locate", "load") and isinstance(name, ast.Constant):
-            kind = node.args[0] if node.args else next((k.value for k in node.keywords if k.arg == "kind"), None)
-            if isinstance(kind, ast.Constant) and kind.value in programs.ENTRY:
-                asked.append(f"{kind.value}/{name.value}")
+        given = [*node.args, *(k.value for k in node.keywords)]
+        words = [part.value for part in given if isinstance(part, ast.Constant)]
+        by_kind = called in ("load", "locate") and len(words) > 1 and words[0] in programs.ENTRY
+        if by_kind or (called in ("model", "inference") and words):
+            asked.append(f"{called}: {words}")
     return asked
 
 
@@ -140,10 +140,11 @@ def test_the_library_knows_no_program_by_its_name(path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        'programs.exported("inference", "map", "maximise")(density)',
-        'exported("inference", "ball", "chart")',
-        'first_layer = programs.exported(kind="inference", name="quotient", attribute="first_layer")',
+        'programs.inference("refractive").declines(model, observed, client)',
+        'programs.model("dlg").labels',
         'programs.load("inference", "hmc")',
+        'load(kind="inference", name="hmc")',
+        'getattr(locate("models", "dlg"), "stem")',
     ],
 )
 def test_a_program_that_is_looked_up_by_its_name_is_seen(source: str) -> None:
@@ -153,9 +154,10 @@ def test_a_program_that_is_looked_up_by_its_name_is_seen(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        'programs.exported("models", model, "labels")',
-        'programs.offers("inference", "declines")',
+        "programs.model(model).labels",
+        "programs.declining()",
         'programs.load("models", args.model)',
+        'programs.locate("models", name)',
         'load("dataset", "mnist")',
     ],
 )
