@@ -83,7 +83,7 @@ def fit(argv: Sequence[str]) -> int:
     kind = next((word for word in argv if not word.startswith("-")), list(store.kinds())[-1])
     settings = settings_of("Prior", store.fitter(kind))
     args = parse(Fit, "prior fit", argv, {"prior": settings})
-    label = args.data if args.data in data.NAMES else Path(args.data).resolve().name
+    label = args.data if args.data in data.names() else Path(args.data).resolve().name
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
         raise BadInput(f"{path} must end in .safetensors, so that --model.prior knows it for a file")
