@@ -56,7 +56,7 @@ def test_listing_needs_no_torch() -> None:
     code = (
         "import sys, pathlib, pplleak; from pplleak import folders\n"
         "root = pathlib.Path(pplleak.__file__).parent\n"
-        "for room in ('channels', 'priors', 'client/networks'): assert folders.names(root / room), room\n"
+        "for room in ('channels', 'priors', 'data', 'client/networks'): assert folders.names(root / room), room\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -78,7 +78,7 @@ def fit(argv: Sequence[str]) -> int:
     from pplleak.priors._fitting import Interrupted
     from pplleak.priors.gaussian import fit_gaussian
 
-    label = args.data if args.data in data.NAMES else Path(args.data).resolve().name
+    label = args.data if args.data in data.names() else Path(args.data).resolve().name
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
         raise BadInput(f"{path} must end in .safetensors, so that --model.prior knows it for a file")

@@ -49,7 +49,7 @@ MISTAKES = {
     "unknown inference": (["--inference", "hcm"], "did you mean hmc?"),
     "unknown network": (["--network", "mpl"], "did you mean mlp?"),
     "unknown data": (["--data", "digts"], "did you mean digits?"),
-    "missing data": (["--data", "mnist", "--data-root", "/nowhere"], "point --data-root"),
+    "missing data": (["--data", "mnist", "--data-root", "/nowhere"], "the data root"),
     "missing file": (["--model", "./none.py"], "no file ./none.py"),
     "model that raises": (["--model", "./boom.py"], "RuntimeError: boom (line 3)"),
     "model that does not parse": (["--model", "./syntax.py"], "cannot be loaded: SyntaxError"),

@@ -1,0 +1,32 @@
+"""Images with their labels: what a reader returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pplleak.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """x (N, channels, rows, cols) in [0, 1], float32; y (N,); classes: their names."""
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def batch(self, index: int, size: int = 1) -> tuple[Tensor, Tensor]:
+        """Images index … index + size − 1 and their labels; raises BadInput where there are not so many."""
+        if not 0 <= index <= len(self) - size:
+            raise BadInput(f"index {index} is out of range: the data hold images 0 to {len(self) - 1}"
+                           + (f", and the batch takes {size}" if size > 1 else ""))  # fmt: skip
+        return self.x[index : index + size], self.y[index : index + size]
