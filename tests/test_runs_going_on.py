@@ -118,7 +118,7 @@ def test_sweeps_and_trainings_do_not_go_on_with_a_network_file_that_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text("from pplleak.networks.dense import linear\n")
+    Path("mine.py").write_text("from pplleak.client.networks.dense import linear\n")
     train = ["train", "--network", "mine.py:linear", "--steps", "1", "--batch-size", "4", "--clients", "2",
              "--participants", "1"]  # fmt: skip
     defend = ["defend", "--network", "mine.py:linear", "--steps", "0", "--count", "1", "--defences", "none",
@@ -126,6 +126,6 @@ def test_sweeps_and_trainings_do_not_go_on_with_a_network_file_that_has_changed(
     for argv in (train, defend):
         assert run(argv) == 0
     capsys.readouterr()
-    Path("mine.py").write_text("from pplleak.networks.dense import linear  # another\n")
+    Path("mine.py").write_text("from pplleak.client.networks.dense import linear  # another\n")
     one_line(train, capsys, "holds the checkpoints of a training with files")
     one_line(defend, capsys, "holds a sweep with files")
