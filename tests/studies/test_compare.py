@@ -122,6 +122,7 @@ def test_compare_goes_on_where_it_was_left_and_overwrites_nothing_that_is_finish
     whole = lines()
     assert run([*argv, "--count", "1"]) == 0  # a shorter run leaves the rows of a longer one
     assert lines() == whole and len(attacked) == 1
+    capsys.readouterr()
     one_line([*argv, "--count", "2", "--sigma", "0.3"], capsys, "holds a run with sigma = None, this one has 0.3")
     (tmp_path / "run.json").write_text("{")
     one_line([*argv, "--count", "2"], capsys, "cannot go on from")
