@@ -154,12 +154,12 @@ def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path)
     argv = [sys.executable, "-m", "pplleak", "attack", "--inference", inference, *tiny(inference), long, "--out", "o"]
     # A bar is drawn where there is a terminal; here progress shows in the file that marks the start of sampling.
     code = (
-        "import sys, itertools, pplleak.cli as cli\n"
+        "import sys, pplleak.cli as cli, pplleak.cli.attack as command\n"
         "def bar(label, total):\n"
         "    for k in range(total):\n"
         "        if label in ('sampling', 'SVI (full)') and k == 20: open('started', 'w').close()\n"
         "        yield k\n"
-        "cli.bar = bar\n"
+        "command.bar = bar\n"
         "cli.main(sys.argv[1:])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, *argv[3:]], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
