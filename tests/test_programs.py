@@ -105,6 +105,18 @@ def test_a_model_that_raises_when_it_runs_is_one_line_with_its_place(tmp_path: P
     assert "mine.py" in one_line(error)
 
 
+def test_an_error_inside_the_library_is_not_blamed_on_a_file_of_the_same_name(tmp_path: Path) -> None:
+    """`channels/gaussian.py` is not `models/gaussian.py`: paths are compared, not names."""
+    for folder in ("library", "user"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text("def model(client, batch_size=1):\n\n    return [][batch_size]\n")
+    library, user = tmp_path / "library" / "mine.py", tmp_path / "user" / "mine.py"
+    with pytest.raises(IndexError) as error:
+        programs.load("models", str(library))(None)
+    assert programs.lines_of(error.value, library) == [3] and programs.lines_of(error.value, user) == []
+    assert "line 3" in programs.describe(error.value, library) and "line" not in programs.describe(error.value, user)
+
+
 def test_two_files_of_one_name_are_two_programs(tmp_path: Path) -> None:
     for k in range(2):
         (tmp_path / str(k)).mkdir()

@@ -171,13 +171,13 @@ def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path)
     argv = [sys.executable, "-m", "pplleak", "attack", "--inference", inference, *tiny(inference), long, "--out", "o"]
     # A bar is drawn where there is a terminal; here progress shows in the file that marks the start of sampling.
     code = (
-        "import signal, sys, pplleak.cli as cli\n"
+        "import signal, sys, pplleak.cli as cli, pplleak.cli.attack as command\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "def bar(label, total):\n"
         "    for k in range(total):\n"
         "        if label in ('sampling', 'SVI (full)') and k == 20: open('started', 'w').close()\n"
         "        yield k\n"
-        "cli.bar = bar\n"
+        "command.bar = bar\n"
         "cli.main(sys.argv[1:])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, *argv[3:]], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,24 @@
+# The names of the face, and where they are from: read by type checkers, and by lazy_loader when one is first asked for.
+from .client import Client as Client
+from .errors import BadInput as BadInput
+from .federation.observation import Observation as Observation
+from .federation.protection import Protection as Protection
+from .posterior import Posterior as Posterior
+from .settings import Named as Named
+from .studies.attack.attack import attack as attack
+from .studies.attack.attack import believe as believe
+from .studies.attack.attack import choose as choose
+from .studies.compare.compare import compare as compare
+
+__all__ = [
+    "BadInput",
+    "Client",
+    "Named",
+    "Observation",
+    "Posterior",
+    "Protection",
+    "attack",
+    "believe",
+    "choose",
+    "compare",
+]
