@@ -63,6 +63,7 @@ def test_a_batch_and_a_channel_are_told_in_one_line() -> None:
     assert protection.parse("gaussian").settings == {"sigma": 0.1}
 
 
+@pytest.mark.slow
 def test_the_knowing_adversary_knows_and_the_others_do_not(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(Path("s"), network="mlp", network_settings={"widths": (8,)}, classic_steps=2,
                   inference_settings={"steps": 2, "starts": 1})  # fmt: skip
@@ -114,6 +115,7 @@ def test_an_image_without_a_density_is_left_to_the_one_that_is_named() -> None:
     assert candidates.best(target, "precode", {}, images, "precode")[0] == "precode"
 
 
+@pytest.mark.slow
 def test_what_the_first_layer_gives_away_is_read_behind_a_defence_and_through_training(workshop: Path) -> None:
     kept = {"network_settings": {"widths": (16,)}, "classic_steps": 2,
             "inference_settings": {"steps": 2, "starts": 1}}  # fmt: skip
@@ -169,6 +171,7 @@ def test_the_work_is_spread_over_processes() -> None:
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_its_table_and_goes_on_with_more(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +198,7 @@ def test_a_sweep_writes_its_table_and_goes_on_with_more(
     assert {r["images"] for r in rows()} == {"2"}
 
 
+@pytest.mark.slow
 def test_a_sweep_attacks_batches_of_fedavg_clients(workshop: Path) -> None:
     fedavg = ["--batch-size", "2", "--local-lr", "0.1", "--local-steps", "2", "--local-batch-size", "1"]
     assert run(*TINY, *fedavg, "--defences", "none", "topk:rate=0.5", "--count", "2", "--steps", "2") == 0
@@ -202,6 +206,7 @@ def test_a_sweep_attacks_batches_of_fedavg_clients(workshop: Path) -> None:
     assert {r["index"] for r in rows("defend/defences_images.csv")} == {"0", "2"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_attacks_that_are_done(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
