@@ -100,6 +100,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_does_not_go_on_with_a_model_file_that_has_changed(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -114,6 +115,7 @@ def test_a_command_does_not_go_on_with_a_model_file_that_has_changed(
     one_line([*argv, more], capsys, "holds a run with files")
 
 
+@pytest.mark.slow
 def test_sweeps_and_trainings_do_not_go_on_with_a_network_file_that_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def quick_vae() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_noise_defences_attack_every_cell_and_go_on_where_they_stopped(
     paper: Callable[[str], ModuleType], effort: Any, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_noise_defences_attack_every_cell_and_go_on_where_they_stopped(
     assert len(scored) == 2 and held and not scored & held
 
 
+@pytest.mark.slow
 def test_stronger_priors_attack_with_every_prior(
     paper: Callable[[str], ModuleType], effort: Any, tmp_path: Path
 ) -> None:
@@ -92,6 +94,7 @@ def test_stronger_priors_attack_with_every_prior(
     assert [line.split("|")[2].strip() for line in lines[2:]] == [*few[:-1], "gaussian given y"]
 
 
+@pytest.mark.slow
 def test_training_time_keeps_checkpoints_and_says_their_accuracy(
     paper: Callable[[str], ModuleType], effort: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +165,7 @@ def test_the_kept_update_is_the_masked_channel_of_every_entry(paper: Callable[[s
     assert not torch.allclose(other.sqdist(g), found.sqdist(g))
 
 
+@pytest.mark.slow
 def test_the_chains_draw_from_a_posterior_that_is_known(paper: Callable[[str], ModuleType]) -> None:
     """Chains in the informed coordinates of logistic regression, against its exact posterior and wrong twins."""
     attacks = paper("attacks")
@@ -175,6 +179,7 @@ def test_the_chains_draw_from_a_posterior_that_is_known(paper: Callable[[str], M
     assert_moments(found.x.reshape(16, 150, -1).astype(np.float64), exact.mean(), exact.sd())
 
 
+@pytest.mark.slow
 def test_a_posterior_on_a_smooth_network_says_so(paper: Callable[[str], ModuleType], effort: Any) -> None:
     """On a ReLU client the chains run on a surrogate, with a k-hat, unless beta is 0; pruned or not."""
     attacks, pruning = paper("attacks"), paper("pruning")

@@ -42,7 +42,7 @@ def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(
     """As `python FILE` runs it, but in this process: a new interpreter takes longer than the attack."""
     monkeypatch.chdir(tmp_path)
     file = str(ROOT / "inference" / f"{inference}.py")
-    monkeypatch.setattr(sys, "argv", [file, "--out", "o", *tiny(inference)])
+    monkeypatch.setattr(sys, "argv", [file, "--out", "o", "--network.widths", "4", *tiny(inference)])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(file, run_name="__main__")
     shown = capsys.readouterr().out
@@ -65,16 +65,19 @@ def true_channel(model: str) -> str:
     return name if name in channels.names() else "gaussian"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(programs.names("models")))
-@pytest.mark.parametrize("labels", ["known", pytest.param("unknown", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("labels", ["known", "unknown"])
 def test_every_model_is_attacked_with_known_and_unknown_labels(model: str, labels: str, tmp_path: Path) -> None:
     channel = ["--channel", true_channel(model)]
-    assert run(["attack", "--model", model, *channel, "--labels", labels, "--out", str(tmp_path), *tiny("hmc")]) == 0
+    small = ["--network.widths", "4", *tiny("hmc")]
+    assert run(["attack", "--model", model, *channel, "--labels", labels, "--out", str(tmp_path), *small]) == 0
     posterior = Posterior.load(tmp_path / "posterior.nc")
     assert posterior.to_arviz()["posterior"]["x"].dims == ("chain", "draw", "example", "channel", "row", "col")
     assert posterior.truth is not None and np.isfinite(posterior.x).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "linear", "lenet", "convnet"])
 def test_every_network_is_attacked_also_in_a_batch(network: str, tmp_path: Path) -> None:
     argv = ["attack", "--network", network, "--batch-size", "2", "--inference", "map", "--out", str(tmp_path)]
@@ -117,6 +120,7 @@ def test_a_users_own_network_and_gradient_are_wrapped_and_attacked(
     assert Posterior.load("a/posterior.nc").attrs["network_settings"] == {"width": 7}
 
 
+@pytest.mark.slow
 def test_compare_writes_every_attack_and_its_averages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["compare", "--inference", "map,hmc", "--count", "2", *tiny("map", "map"), *tiny("hmc", "hmc")]
     assert run([*argv, "--out", str(tmp_path)]) == 0

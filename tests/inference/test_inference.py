@@ -261,7 +261,7 @@ def test_on_a_network_with_kinks_the_result_doubts_itself(name: str) -> None:
         ("svi", {"guide": "normal"}),
         ("svi", {"guide": "low_rank"}),
         ("svi", {"guide": "full"}),
-        ("svi", {"guide": "flow"}),
+        pytest.param("svi", {"guide": "flow"}, marks=pytest.mark.slow),
     ],
     ids=["laplace", "svi-normal", "svi-low_rank", "svi-full", "svi-flow"],
 )
@@ -275,7 +275,12 @@ def test_an_approximation_is_exact_where_the_posterior_is_gaussian(name: str, se
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("laplace", {}), ("svi", {"guide": "normal"}), ("svi", {"guide": "full"}), ("svi", {"guide": "flow"})],
+    [
+        ("laplace", {}),
+        ("svi", {"guide": "normal"}),
+        ("svi", {"guide": "full"}),
+        pytest.param("svi", {"guide": "flow"}, marks=pytest.mark.slow),
+    ],
     ids=["laplace", "svi-normal", "svi-full", "svi-flow"],
 )
 def test_log_weights_turn_an_approximations_draws_into_the_exact_posterior(name: str, settings: dict[str, Any]) -> None:

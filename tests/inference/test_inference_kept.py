@@ -57,6 +57,7 @@ def test_map_keeps_the_best_iterate_of_the_best_start() -> None:
     assert float(built(z, jacobian=False)) == pytest.approx(float(curve.max()), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_map_says_that_it_was_still_climbing() -> None:
     client = tiny("linear", classes=2, zero=False)
     steep = Case(client, observe(client, 0.002), 0.002)
@@ -97,7 +98,7 @@ def fields(posterior: Posterior) -> dict[str, np.ndarray]:
 
 
 @each_inference
-@pytest.mark.parametrize("where", ["known label", "open label"])
+@pytest.mark.parametrize("where", ["known label", pytest.param("open label", marks=pytest.mark.slow)])
 def test_one_seed_gives_one_result_and_another_seed_another(name: str, where: str) -> None:
     first, again, other = (fields(run(name, case(where), seed=s, **FEW[name])) for s in (3, 3, 4))
     assert set(first) == set(again)

@@ -51,6 +51,7 @@ def test_ula_draws_the_wider_gaussian_that_the_docstring_says_and_not_the_target
     assert misfit(draws, torch.zeros(3), SD) > LIMIT
 
 
+@pytest.mark.slow
 def test_3072_dimensions_are_drawn_exactly_without_a_dense_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
     def dense(*_: object) -> None:
         raise AssertionError("a dense Hessian was asked for")

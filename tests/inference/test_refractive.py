@@ -122,6 +122,7 @@ def test_reversible_and_masks_agree_with_the_position(widths: tuple[int, ...], a
     assert torch.equal(back.masks, start.masks) and torch.equal(back_events, events)
 
 
+@pytest.mark.slow
 @each_network
 def test_short_steps_conserve_energy_across_kinks(widths: tuple[int, ...], activation: str) -> None:
     _, target, _ = aimed(widths, activation)

@@ -27,6 +27,9 @@ from pplleak.studies.attack.attack import believe
 SIGMA = 0.3
 each_model = pytest.mark.parametrize("name", list(programs.names("models")))
 labels = pytest.mark.parametrize("known", [True, False], ids=["known labels", "unknown labels"])
+labels_slow = pytest.mark.parametrize(
+    "known", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["known labels", "unknown labels"]
+)
 
 CLIENTS: dict[str, Callable[[], Client]] = {
     "lazy": tiny,
@@ -73,7 +76,7 @@ def test_its_beliefs_are_keyword_arguments_with_defaults_and_a_line_of_help(name
 
 
 @each_model
-@labels
+@labels_slow
 def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
     client = tiny()
     model = pyro.condition(bound(name, client), data=data_for(name, client, 1, known))
@@ -88,7 +91,7 @@ def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
 
 
 @each_model
-@labels
+@labels_slow
 def test_stock_svi_with_an_autoguide_runs_on_it_and_gains(name: str, known: bool) -> None:
     client = tiny()
     model = config_enumerate(pyro.condition(bound(name, client), data=data_for(name, client, 1, known)))

@@ -192,6 +192,7 @@ def calibrated(
     return tuple(truths.make(digits, model, inference, k, adversary=adversary, settings=settings) for k in range(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", ["hmc", "laplace"])
 def test_the_posterior_is_calibrated_and_its_wrong_twins_are_not(inference: str) -> None:
     found = calibration.summarise(calibrated(inference))
@@ -202,6 +203,7 @@ def test_the_posterior_is_calibrated_and_its_wrong_twins_are_not(inference: str)
     assert found["twins"]["narrow"]["p"] < 1e-4 and found["twins"]["shifted"]["p"] < 1e-3
 
 
+@pytest.mark.slow
 def test_an_adversary_who_believes_less_noise_than_there_is_is_too_sure() -> None:
     found = calibration.summarise(calibrated("laplace", believed=0.01))
     assert found["verdict"]["word"] == "too narrow" and found["verdict"]["p"] < 1e-4
@@ -223,6 +225,7 @@ def model(client, batch_size=1, *, sigma=0.1):
 """
 
 
+@pytest.mark.slow
 def test_mean_field_is_too_narrow_where_pixels_are_correlated(tmp_path: Path) -> None:
     (tmp_path / "centred.py").write_text(CENTRED)  # much noise: the posterior is as correlated as the prior
     found = calibration.summarise(calibrated("svi", str(tmp_path / "centred.py"), sigma=3.0, count=6))

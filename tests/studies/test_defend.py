@@ -67,6 +67,7 @@ def test_a_batch_and_a_channel_are_told_in_one_line() -> None:
     assert Protection.parse("gaussian").filled().settings == {"sigma": 0.1}
 
 
+@pytest.mark.slow
 def test_the_knowing_adversary_knows_and_the_others_do_not(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(Path("s"), network=Named("mlp", {"widths": (8,)}), classic_steps=2,
                   inference_settings={"steps": 2, "starts": 1})  # fmt: skip
@@ -118,6 +119,7 @@ def test_an_image_without_a_density_is_left_to_the_one_that_is_named() -> None:
     assert candidates.best(target, "precode", {}, images, "precode")[0] == "precode"
 
 
+@pytest.mark.slow
 def test_what_the_first_layer_gives_away_is_read_behind_a_defence_and_through_training(workshop: Path) -> None:
     kept = {"classic_steps": 2, "inference_settings": {"steps": 2, "starts": 1}}
     for network, protected in (("mlp", "soteria"), ("mlp", "precode:size=4"), ("convnet", "soteria")):
@@ -167,6 +169,7 @@ def test_averages_gaps_and_gains_are_paired_by_image(tmp_path: Path) -> None:
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_its_table_and_goes_on_with_more(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +196,7 @@ def test_a_sweep_writes_its_table_and_goes_on_with_more(
     assert {r["images"] for r in rows()} == {"2"}
 
 
+@pytest.mark.slow
 def test_a_sweep_attacks_batches_of_fedavg_clients(workshop: Path) -> None:
     fedavg = ["--batch-size", "2", "--local-lr", "0.1", "--local-steps", "2", "--local-batch-size", "1"]
     assert run(*TINY, *fedavg, "--defences", "none", "topk:rate=0.5", "--count", "2", "--steps", "2") == 0
@@ -200,6 +204,7 @@ def test_a_sweep_attacks_batches_of_fedavg_clients(workshop: Path) -> None:
     assert {r["index"] for r in rows("defend/defences_images.csv")} == {"0", "2"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_attacks_that_are_done(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
