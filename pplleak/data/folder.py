@@ -105,8 +105,9 @@ def _read(folder: Path, files: list[Path], labels: list[int], classes: tuple[str
 def _pixels(path: Path) -> Tensor:
     """An image as (channels, rows, columns) in [0, 1] of its file's own range; what is transparent is on white."""
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG"):
                 deep = np.array(image).astype(np.float32) / 65535
                 return torch.from_numpy(deep)[None]
             if image.mode in ("I", "F"):
