@@ -7,7 +7,7 @@ For logits W a + b, p = softmax(W a + b) and the cross entropy, averaged over th
 
 so that an example pulls the entry of its own class down and all others up. An update does not say which example is
 which: labels come back in ascending order. Every rule checks what it assumes and raises `BadInput` where that fails;
-what it cannot know it says as its confidence. `--labels unknown` assumes none of this: it sums the labels out.
+what it cannot know it says as its confidence. Labels left unknown assume none of this: they are summed out.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def idlg(bias: Tensor, sigma: float = 0.0) -> Recovered:
     if square.min() > sigma**2 * _limit(classes):
         raise BadInput(
             "the last layer's gradient is not that of the cross entropy of one example: is it another loss, "
-            f"or a larger batch (--batch-size)? If neither, {ELSE}"
+            f"or a larger batch? If neither, {ELSE}"
         )
     weights = (-0.5 * square / sigma**2).softmax(0)
     label = int(weights.argmax())
@@ -87,7 +87,7 @@ def idlg_from_weight(weight: Tensor, sigma: float = 0.0, *, non_negative: bool =
     classes, features = weight.shape
     u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
     if len(s) > 1 and s[1] > 2 * sigma * (math.sqrt(classes) + math.sqrt(features)) + 10 * ROUNDING * s[0]:
-        raise BadInput("the last layer's gradient has not rank 1: more than one example is behind it (--batch-size)")
+        raise BadInput("the last layer's gradient has not rank 1: more than one example is behind it: say the batch size")
     if not s[0] > 0:
         raise BadInput(f"the last layer's gradient is zero and tells no label: {ELSE}")
     direction = u[:, 0] * (v[0].sum().sign() if non_negative else 1)
@@ -192,7 +192,7 @@ def counts(
         n = near[values.argmax()]
     if misfit(n) > _limit(classes):
         raise BadInput(
-            "no labels explain the last layer's gradient: is it another loss, another --batch-size, or are the public "
+            "no labels explain the last layer's gradient: is it another loss, another batch size, or are the public "
             f"images of another kind than the private ones? If not, {ELSE}"
         )
     return n.long(), float(torch.sigmoid(here - values.logsumexp(0)))
@@ -272,7 +272,7 @@ def recover(
     if not non_negative:
         raise BadInput(
             "the inputs of the last layer take either sign (GELU, tanh), and LLG needs them non-negative: give public "
-            f"images of the same kind (--data), or {ELSE}"
+            f"images of the same kind, or {ELSE}"
         )
     return llg(rows, size)
 

@@ -24,7 +24,7 @@ def of_one(client: Client, observed: Observation) -> Tensor:
         BadInput: a batch of several; a network that does not end in a linear layer with a row for each class.
     """
     if observed.batch_size != 1:
-        raise BadInput(f"iDLG reads the label of one example, not of {observed.batch_size}: take --model gradinversion")
+        raise BadInput(f"iDLG reads the label of one example, not of {observed.batch_size}: take the model gradinversion")
     weight, bias = _logits_layer(client, observed.g)
     if bias is not None:
         return bias.argmin().reshape(1)
@@ -40,7 +40,7 @@ def of_distinct(client: Client, observed: Observation) -> Tensor:
     if observed.batch_size > client.num_classes:
         raise BadInput(
             f"{observed.batch_size} examples of {client.num_classes} classes repeat a label, and this rule reads "
-            "distinct ones: give the labels (--labels known), or take a model without a rule"
+            "distinct ones: give the labels, or take a model without a rule"
         )
     weight, _ = _logits_layer(client, observed.g)
     return weight.amin(1).argsort()[: observed.batch_size].sort().values
@@ -48,6 +48,6 @@ def of_distinct(client: Client, observed: Observation) -> Tensor:
 
 def _logits_layer(client: Client, g: Tensor) -> tuple[Tensor, Tensor | None]:
     """The gradient of the last layer's weight (classes, features), and of its bias (classes,) where it has one."""
-    layer = last_layer(client, "give them (--labels known), or take a model without a rule")
+    layer = last_layer(client, "give them, or take a model without a rule")
     parts = client.split(g)
     return parts[layer.weight], parts[layer.bias] if layer.bias else None

@@ -56,14 +56,14 @@ def smoothed(client: Client, beta: float) -> Surrogate:
     """
     require_positive(surrogate=beta)
     if not client.kinks:
-        raise BadInput("the network is smooth: there is nothing that --surrogate could replace")
+        raise BadInput("the network is smooth: there is nothing that a surrogate could replace")
     network = _replaced(copy.deepcopy(client.network), beta)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in client.layers)  # `build` reads off this what is shared
     smooth = Client(network, client.input_shape, client.num_classes, client.local, client.loss)
     if smooth.kinks:
         raise BadInput(
-            f"--surrogate replaces nn.ReLU and nn.LeakyReLU modules only, and the network also has kinks of another "
+            f"a surrogate replaces nn.ReLU and nn.LeakyReLU modules only, and the network also has kinks of another "
             f"kind ({', '.join(smooth.kinks)}): use average pooling and smooth activations there"
         )
     return Surrogate(**{f.name: getattr(smooth, f.name) for f in fields(smooth)}, exact=client, beta=beta)

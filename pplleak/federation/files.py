@@ -100,7 +100,7 @@ def read(path: str | Path) -> SharedFile:
     if not gradient:
         if not tensors or parameters:
             raise BadInput(f"{path} holds no gradient: its tensors must be named gradient.LAYER")
-        gradient = tensors  # a bare file of named gradients, as `observe --gradient` takes it
+        gradient = tensors  # a bare file of named gradients, a file of the user's own
     return SharedFile(gradient, parameters, _metadata(path, raw))
 
 

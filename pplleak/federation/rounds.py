@@ -148,7 +148,7 @@ def require(client: Client, images: Images, federation: Federation, protection: 
         privacy.require_opacus()
         channels.require_examples(client, federation.batch_size)
         if client.local:
-            raise BadInput("DP-SGD clips each example's gradient, and local training mixes them: leave --local-lr out")
+            raise BadInput("DP-SGD clips each example's gradient, and local training mixes them: let clients share gradients")
 
 
 def train(
@@ -164,7 +164,7 @@ def train(
     seed: int = 0,
     progress: ProgressBar = silent,
 ) -> tuple[list[Row], bool]:
-    """Train a client's network, and keep its weights at every checkpoint as a safetensors file for `--checkpoint`.
+    """Train a client's network, and keep its weights at every checkpoint as a safetensors file of weights.
 
     Goes on where an earlier run with the same settings stopped. Ctrl-C keeps the weights of the last whole step.
 
@@ -212,7 +212,7 @@ def train(
             done = (start + k + 1, _copy(client))
             if done[0] in checkpoints and done[0] not in kept:
                 if not all(t.isfinite().all() for t in done[1].values()):
-                    raise BadInput(f"the training diverged before step {done[0]}: take a smaller --lr or less noise")
+                    raise BadInput(f"the training diverged before step {done[0]}: take a smaller learning rate or less noise")
                 keep(*done)
     except KeyboardInterrupt:
         if done[0] not in _whole(out):

@@ -210,7 +210,7 @@ def built_in(path: str | Path, metadata: Mapping[str, Any]) -> str:
     name: str = metadata["network"]
     if name not in networks.names():
         raise BadInput(f"{path} was made with the network {name!r}, which is not a built-in one but code: if you trust "
-                       f"it, say --network {name}")  # fmt: skip
+                       f"it, name the network yourself: {name}")  # fmt: skip
     return name
 
 

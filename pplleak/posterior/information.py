@@ -120,7 +120,7 @@ def gain(
         BadInput: the inference offers no evidence, the client is a surrogate, or as for `log_likelihood`.
     """
     if isinstance(client, Surrogate):
-        raise BadInput("how much was leaked is not known from a surrogate network: leave --surrogate out")
+        raise BadInput("how much was leaked is not known from a surrogate network: attack the client itself")
     density = build(model, client, observed)
     found = evidence(posterior, density)
     if found is None:

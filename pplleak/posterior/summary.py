@@ -23,7 +23,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     `Posterior`.
     ess_tail, bfmi, acceptance, elbo_gain, elbo_error, restarts_nats, restarts_rms: `diagnostics.Health`. seconds.
     converged, and doubts: why not. approximation: what stands in for the posterior, or None. chosen: why this
-    inference, where it was not named. recovered_labels: what `--labels recovered` found, by which rule, how sure.
+    inference, where it was not named. recovered_labels: the labels that were recovered, by which rule, how sure.
     """
     point = posterior.kind == "point"
     scores: dict[str, float | None] = dict.fromkeys(

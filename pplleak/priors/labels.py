@@ -57,7 +57,7 @@ class Labels(TorchDistribution):
         if count > self.MAX_ENUMERATED:
             raise BadInput(
                 f"{len(self.logits)} classes and batch size {self.batch_size} make {count} label vectors, too many to "
-                "enumerate: give the labels (--labels known), recover them (--labels recovered), or take fewer examples"
+                "enumerate: give the labels, recover them, or take fewer examples"
             )
         grid = torch.tensor(list(itertools.product(range(len(self.logits)), repeat=self.batch_size)))
         grid = grid.to(self.logits.device).reshape(count, *(1 for _ in self.batch_shape), self.batch_size)
@@ -77,7 +77,7 @@ class Labels(TorchDistribution):
         if count > self.MAX_ENUMERATED:
             raise BadInput(
                 f"{classes} classes and batch size {size} make {count} label counts, too many to enumerate: give the "
-                "labels (--labels known), recover them (--labels recovered), or take a smaller batch"
+                "labels, recover them, or take a smaller batch"
             )
         y = torch.tensor(list(itertools.combinations_with_replacement(range(classes), size)), device=self.logits.device)
         counts = torch.nn.functional.one_hot(y, classes).sum(-2).double()

@@ -71,7 +71,7 @@ def prepare(model: Model, observed: Observation, client: Client) -> tuple[Densit
     if observed.batch_size != 1:
         raise BadInput(f"inference refractive attacks one example, not a batch of {observed.batch_size}: share one")
     if observed.labels is None:
-        raise BadInput("inference refractive needs the label: give it (--labels known)")
+        raise BadInput("inference refractive needs the label: give it")
     read(client, observed.g, 0, 1.0)  # the network first: a model may take long to fit its prior
     client = replace(client, network=copy.deepcopy(client.network).double())
     labels, observed = observed.labels, replace(observed, g=observed.g.double())

@@ -31,7 +31,7 @@ def share(client: Client, x: Tensor, y: Tensor, *, clients: int = 2, others: str
     images = data.private(others)
     if images.input_shape != client.input_shape:
         raise BadInput(f"the images of '{others}' have shape {images.input_shape}, the client's "
-                       f"{tuple(client.input_shape)}: set --defence.others to images like the client's")  # fmt: skip
+                       f"{tuple(client.input_shape)}: set its others to images like the client's")  # fmt: skip
     total = client.update(x, y).materialise()
     if clients > 1:
         picks = torch.randint(len(images), (clients - 1, len(y)))

@@ -56,7 +56,7 @@ def of_model(
 ) -> Limits:
     """The bounds for an observation drawn from the model of that name or path (`risk.from_model`)."""
     if observed.batch_size > 1:
-        return Limits(None, {}, {}, ("bounds hold for examples in a fixed order: take --batch-size 1",))
+        return Limits(None, {}, {}, ("bounds hold for examples in a fixed order: take batches of 1",))
     density = build(believe(programs.load("models", model), observed, beliefs), observed.client, observed)
     notes, found = [], None
     try:

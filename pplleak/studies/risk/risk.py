@@ -74,7 +74,7 @@ class Distance:
         for value in given:
             require_positive(deltas=value)
         if len(set(given)) < len(given):
-            raise BadInput("--deltas names a threshold twice: every image would count twice there")
+            raise BadInput("the thresholds δ name one twice: every image would count twice there")
         scale = math.sqrt(pixels) if self.name == "l2" else 1.0
         return tuple(given) or tuple(round(scale * d, 4) for d in self.grid)
 
@@ -101,15 +101,15 @@ def from_model(
         BadInput: the model has a `pyro.factor`: it is a density that cannot be drawn from; or the seed is negative.
     """
     if seed < 0:
-        raise BadInput(f"a draw from the model needs a seed of at least 0, not {seed}: raise --seed or --index")
+        raise BadInput(f"a draw from the model needs a seed of at least 0, not {seed}: raise the seed or the index")
     bound = believe(programs.load("models", model), observed, beliefs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
         nodes = poutine.trace(bound).get_trace(observed.client, observed.batch_size).nodes
     factors = [n for n, node in nodes.items() if node["type"] == "sample" and isinstance(node["fn"], Unit)]
     if factors:
-        raise BadInput(f"--draws-from model: the model {model} cannot be drawn from, it is known only up to its factor "
-                       f"'{factors[0]}': take a proper prior (gmrf for tv), or --draws-from data")  # fmt: skip
+        raise BadInput(f"draws from the model: {model} cannot be drawn from, it is known only up to its factor "
+                       f"'{factors[0]}': take a proper prior (gmrf for tv), or real data")  # fmt: skip
     labels = None if observed.labels is None else nodes["y"]["value"]
     latents = {n: v["value"] for n, v in nodes.items() if v["type"] == "sample" and not v["is_observed"]}
     provenance = {**observed.provenance, "drawn_from": model}
@@ -148,9 +148,9 @@ def score(found: Posterior, distance: Distance, deltas: Sequence[float]) -> list
                 x = decide(delta)
                 true, drawn = distance(x, truth[None])[0], None if held is None else distance(x, held)
             if np.isnan(true).any():
-                why = "the attack found no finite image: give it another --seed, or smaller steps"
+                why = "the attack found no finite image: give it another seed, or smaller steps"
                 if distance.name == "ssim":
-                    why = "SSIM needs images of at least 3x3 pixels: choose --distance rms"
+                    why = "SSIM needs images of at least 3x3 pixels: choose the distance rms"
                 raise BadInput(f"a distance is not a number: {why}")
             for b, value in enumerate(true):
                 claimed = None if drawn is None else float(distance.within(drawn[:, b], delta).mean())
