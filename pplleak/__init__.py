@@ -1,6 +1,6 @@
 """pplleak: what does a gradient shared in federated learning reveal about the private data behind it?
 
-The names of ``__init__.pyi`` are loaded when they are first asked for: importing pplleak imports neither torch nor numpy.
+The names of ``__init__.pyi`` are loaded when they are first asked for: importing this imports neither torch nor numpy.
 """
 
 import lazy_loader
