@@ -224,19 +224,26 @@ def resolve(path: Path, node: ast.expr) -> Place | None:
 
 
 def _evaluate(path: Path, node: ast.AST | None) -> Any:
-    """The value of an expression of literals and constants; UNREAD for any other."""
+    """The value of an expression of literals and constants; UNREAD for any other, and for one that means itself."""
+    try:
+        return _value_of(path, node)
+    except RecursionError:
+        return UNREAD
+
+
+def _value_of(path: Path, node: ast.AST | None) -> Any:
     match node:
         case ast.Constant(value=constant):
             return constant
         case ast.Tuple(elts=parts) | ast.List(elts=parts):
-            values = [_evaluate(path, p) for p in parts]
+            values = [_value_of(path, p) for p in parts]
             made = tuple(values) if isinstance(node, ast.Tuple) else values
             return UNREAD if UNREAD in values else made
         case ast.UnaryOp(op=ast.USub(), operand=inner):
-            number = _evaluate(path, inner)
+            number = _value_of(path, inner)
             return -number if isinstance(number, int | float) else UNREAD
         case ast.BinOp(left=left, op=sign, right=right) if type(sign) in ARITHMETIC:
-            a, b = _evaluate(path, left), _evaluate(path, right)
+            a, b = _value_of(path, left), _value_of(path, right)
             numbers = isinstance(a, int | float) and isinstance(b, int | float) and b != 0
             return ARITHMETIC[type(sign)](a, b) if numbers else UNREAD
         case ast.Name() | ast.Attribute():
@@ -244,7 +251,7 @@ def _evaluate(path: Path, node: ast.AST | None) -> Any:
                 return CONSTANTS[text]
             found = resolve(path, node)
             stands = found is not None and isinstance(found[1], ast.Assign | ast.AnnAssign)
-            return _evaluate(found[0], found[1].value) if found and stands else UNREAD  # type: ignore[union-attr]
+            return _value_of(found[0], found[1].value) if found and stands else UNREAD  # type: ignore[union-attr]
         case ast.Dict() as table:
             try:
                 return ast.literal_eval(table)
@@ -254,20 +261,27 @@ def _evaluate(path: Path, node: ast.AST | None) -> Any:
 
 
 def _kind(path: Path, node: ast.AST | None) -> Any:
-    """The part of an annotation that a command line can write, or None."""
+    """The part of an annotation that a command line can write, or None; None also for one that means itself."""
+    try:
+        return _kind_of(path, node)
+    except RecursionError:
+        return None
+
+
+def _kind_of(path: Path, node: ast.AST | None) -> Any:
     match node:
         case ast.Constant(value=None):
             return type(None)
         case ast.Constant(value=str(text)):
-            return _kind(path, ast.parse(text, mode="eval").body)
+            return _kind_of(path, ast.parse(text, mode="eval").body)
         case ast.Name(id=name) if name in WRITABLE:
             return WRITABLE[name]
         case ast.Name() | ast.Attribute():
             found = resolve(path, node)
             if found and isinstance(found[1], ast.Assign | ast.AnnAssign | ast.TypeAlias):
-                return _kind(found[0], found[1].value)
+                return _kind_of(found[0], found[1].value)
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-            return _union([_kind(path, left), _kind(path, right)])
+            return _union([_kind_of(path, left), _kind_of(path, right)])
         case ast.Subscript(value=base, slice=inner):
             parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             match ast.unparse(base).rpartition(".")[2]:
@@ -275,14 +289,14 @@ def _kind(path: Path, node: ast.AST | None) -> Any:
                     values = tuple(_evaluate(path, p) for p in parts)
                     return None if UNREAD in values else Literal[values]
                 case "Optional":
-                    return _union([_kind(path, parts[0]), type(None)])
+                    return _union([_kind_of(path, parts[0]), type(None)])
                 case "Union":
-                    return _union([_kind(path, p) for p in parts])
+                    return _union([_kind_of(path, p) for p in parts])
                 case "Annotated":
-                    return _kind(path, parts[0])
+                    return _kind_of(path, parts[0])
                 case "tuple" | "list" as holder:
                     dots = [isinstance(p, ast.Constant) and p.value is ... for p in parts]
-                    kinds = [... if d else _kind(path, p) for d, p in zip(dots, parts, strict=True)]
+                    kinds = [... if d else _kind_of(path, p) for d, p in zip(dots, parts, strict=True)]
                     if None not in kinds:
                         return (
                             types.GenericAlias(tuple, tuple(kinds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ Definition = ast.FunctionDef | ast.ClassDef
 Place = tuple[Path, str]  # a file, and the function or class in it
 
 
+@functools.cache
 def networks() -> dict[str, Place]:
     """The built-in networks: the functions (input_shape, num_classes, *, settings)."""
 
@@ -29,6 +31,7 @@ def networks() -> dict[str, Place]:
     return _definitions(NETWORKS, fits)
 
 
+@functools.cache
 def channels() -> dict[str, Place]:
     """The channels that settings describe in full; the others need tensors, and are left to Python users."""
 
@@ -46,6 +49,7 @@ def channels() -> dict[str, Place]:
     return {name.lower(): place for name, place in _definitions(CHANNELS, fits).items()}
 
 
+@functools.cache
 def defences() -> dict[str, Place]:
     """The defences: files that define `share` or `network`."""
     found: dict[str, Place] = {}
@@ -56,6 +60,7 @@ def defences() -> dict[str, Place]:
     return found
 
 
+@functools.cache
 def priors() -> dict[str, Place]:
     """The priors that an adversary may believe in: files with a function `prior`."""
     listed = folders.names(PRIORS, "prior")
