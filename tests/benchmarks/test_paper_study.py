@@ -99,6 +99,7 @@ def double(job: Any) -> list[dict[str, Any]]:
     return [{"psnr": 2.0 * job[0]}]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_workers_give_the_rows_of_one(paper: Callable[[str], ModuleType], tmp_path: Path) -> None:
     study = paper("study")
