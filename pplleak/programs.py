@@ -288,7 +288,9 @@ def copy(name: str, destination: str | Path) -> Path:
     destination = Path(destination)
     target = destination / f"{name}.py" if destination.is_dir() else destination
     if target.suffix != ".py":
-        raise BadInput(f"{target} must end in .py, so that it is known for a file where a model or an inference is named")
+        raise BadInput(
+            f"{target} must end in .py, so that it is known for a file where a model or an inference is named"
+        )
     if target.exists():
         raise BadInput(f"{target} exists already: give another name, nothing was overwritten")
     try:

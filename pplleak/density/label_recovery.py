@@ -87,7 +87,9 @@ def idlg_from_weight(weight: Tensor, sigma: float = 0.0, *, non_negative: bool =
     classes, features = weight.shape
     u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
     if len(s) > 1 and s[1] > 2 * sigma * (math.sqrt(classes) + math.sqrt(features)) + 10 * ROUNDING * s[0]:
-        raise BadInput("the last layer's gradient has not rank 1: more than one example is behind it: say the batch size")
+        raise BadInput(
+            "the last layer's gradient has not rank 1: more than one example is behind it: say the batch size"
+        )
     if not s[0] > 0:
         raise BadInput(f"the last layer's gradient is zero and tells no label: {ELSE}")
     direction = u[:, 0] * (v[0].sum().sign() if non_negative else 1)

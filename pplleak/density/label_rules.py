@@ -24,7 +24,9 @@ def of_one(client: Client, observed: Observation) -> Tensor:
         BadInput: a batch of several; a network that does not end in a linear layer with a row for each class.
     """
     if observed.batch_size != 1:
-        raise BadInput(f"iDLG reads the label of one example, not of {observed.batch_size}: take the model gradinversion")
+        raise BadInput(
+            f"iDLG reads the label of one example, not of {observed.batch_size}: take the model gradinversion"
+        )
     weight, bias = _logits_layer(client, observed.g)
     if bias is not None:
         return bias.argmin().reshape(1)

@@ -148,7 +148,9 @@ def require(client: Client, images: Images, federation: Federation, protection: 
         privacy.require_opacus()
         channels.require_examples(client, federation.batch_size)
         if client.local:
-            raise BadInput("DP-SGD clips each example's gradient, and local training mixes them: let clients share gradients")
+            raise BadInput(
+                "DP-SGD clips each example's gradient, and local training mixes them: let clients share gradients"
+            )
 
 
 def train(
@@ -212,7 +214,9 @@ def train(
             done = (start + k + 1, _copy(client))
             if done[0] in checkpoints and done[0] not in kept:
                 if not all(t.isfinite().all() for t in done[1].values()):
-                    raise BadInput(f"the training diverged before step {done[0]}: take a smaller learning rate or less noise")
+                    raise BadInput(
+                        f"the training diverged before step {done[0]}: take a smaller learning rate or less noise"
+                    )
                 keep(*done)
     except KeyboardInterrupt:
         if done[0] not in _whole(out):
