@@ -259,8 +259,8 @@ def distrust(client: Client, method: str) -> tuple[str, ...]:
         return ()
     return (
         f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, {method} cannot cross the jumps, and "
-        "this result is not to be trusted; attack a smooth activation, or cross them by --inference refractive "
-        "(perceptrons) or billiard (any network, slow), or take a labelled approximation by --surrogate 100",
+        "this result is not to be trusted; attack a smooth activation, or cross them by the inference refractive "
+        "(perceptrons) or billiard (any network, slow), or take a labelled approximation, a surrogate of sharpness 100",
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pplleak.client import Client
 from pplleak.errors import BadInput
 
-ELSE = "leave the labels open: --labels unknown"
+ELSE = "leave the labels unknown"
 
 
 @dataclass(frozen=True, eq=False)

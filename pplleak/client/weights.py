@@ -73,10 +73,10 @@ def same_layers(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]
     if missing or extra:
         said = [f"lacks {', '.join(missing[:3])}"] if missing else []
         said += [f"has {', '.join(extra[:3])}, which the network has not"] if extra else []
-        raise BadInput(f"{where} is of another network: it {' and '.join(said)}; name its network with --network")
+        raise BadInput(f"{where} is of another network: it {' and '.join(said)}; name its own network")
     for name, shape in ours.items():
         if theirs[name] != shape:
             raise BadInput(
                 f"{where}: '{name}' has shape {tuple(theirs[name])}, the network's has {tuple(shape)}; "
-                "name the network that shared it with --network and its settings"
+                "name the network that shared it, with its settings"
             )

@@ -140,7 +140,7 @@ def trained(
             raise BadInput(f"{path} holds a {stored.kind} prior, and this model needs a {kind} prior")
         if stored.input_shape != tuple(input_shape):
             raise BadInput(f"the prior {path} was fitted to images of shape {stored.input_shape}, the client's images "
-                           f"have {tuple(input_shape)}: fit one to images like them with `pplleak prior fit {kind}`")  # fmt: skip
+                           f"have {tuple(input_shape)}: fit another with `pplleak prior fit {kind}`")  # fmt: skip
         return stored.prior(dtype, device)
     images = data.reference(reference, input_shape)
     settings = {n: p.default for n, p in inspect.signature(fitter(kind)).parameters.items() if n in _written(kind)}

@@ -182,7 +182,7 @@ def test_counts_that_the_gradient_leaves_open_are_not_sure(case: str) -> None:
 def test_what_is_not_one_cross_entropy_gradient_is_refused() -> None:
     victim = client("mlp")
     two = replace(shared(victim, 0, 2)[0], batch_size=1)
-    with pytest.raises(BadInput, match="--batch-size"):
+    with pytest.raises(BadInput, match="say the batch size"):
         label_recovery.recover(victim, two)
     layer = label_recovery.last_layer(victim)
     with pytest.raises(BadInput, match="rank 1"):

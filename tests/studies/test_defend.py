@@ -149,8 +149,8 @@ def image(defence: str, model: str, index: int, psnr: float, **more: Any) -> dic
 
 
 def test_averages_gaps_and_gains_are_paired_by_image(tmp_path: Path) -> None:
-    bare = [image("none", "gaussian", k, p) for k, p in enumerate([20.0, 30.0, 40.0])]
-    mine = [image("sign", "sign", k, p) for k, p in enumerate([19.0, 28.0, 37.0])]
+    bare = [image("none", "optimal", k, p) for k, p in enumerate([20.0, 30.0, 40.0])]
+    mine = [image("sign", "optimal", k, p) for k, p in enumerate([19.0, 28.0, 37.0])]
     classic = [image("sign", "dlg", k, p) for k, p in enumerate([12.0, 12.0, 12.0])]
     better = [image("sign", "inverting_gradients", k, p) for k, p in enumerate([10.0, 16.0, 16.0])]
     cells = defend.cells(Sweep(tmp_path), [*bare, *mine, *classic, *better], delta=0.05)
@@ -230,15 +230,15 @@ MISTAKES = {
     "unknown defence": (["--defences", "soterai"], "unknown defence 'soterai'"),
     "unknown setting": (["--defences", "topk:rat=0.5"], "no setting 'rat'"),
     "impossible setting": (["--defences", "topk:rate=2"], "rate must be at least 0"),
-    "a setting of none": (["--defences", "none:sigma=1"], "none has no setting"),
+    "a setting of none": (["--defences", "none:sigma=1"], "none stands alone"),
     "a setting without a value": (["--defences", "topk:rate"], "must read NAME:SETTING=VALUE"),
-    "a defence that nobody attacks": (["--defences", "directional"], "no adversary is known"),
+    "a defence that nobody attacks": (["--defences", "mix"], "no adversary is known"),
     "the same defence twice": (["--defences", "sign", "sign"], "names one twice"),
     "steps out of order": (["--steps", "10", "0"], "steps must ascend"),
     "no images": (["--count", "0"], "count must be a positive"),
     "more images than there are": (["--index", "290", "--count", "20"], "out of range"),
     "no workers": (["--workers", "0"], "workers must be a positive"),
-    "DP-SGD of local training": (["--defences", "dpsgd", "--local-lr", "1"], "leave --local-lr out"),
+    "DP-SGD of local training": (["--defences", "dpsgd", "--local-lr", "1"], "let clients share gradients"),
     "unknown inference": (["--inference", "mpa"], "did you mean map?"),
 }
 
@@ -290,7 +290,7 @@ def test_the_picture_has_a_panel_for_each_defence_and_one_for_all() -> None:
 
 
 def test_the_picture_draws_no_higher_than_its_ceiling() -> None:
-    made = [image("none", m, 0, p) for m, p in (("dlg", 20.0), ("quotient", 113.0), ("gaussian", 30.0))]
+    made = [image("none", m, 0, p) for m, p in (("dlg", 20.0), ("quotient", 113.0), ("optimal", 30.0))]
     figure = defend_report.picture(defend.cells(Sweep(Path("nowhere")), made, delta=0.1))
     drawn = [float(y) for a in figure.axes for line in a.get_lines() for y in np.ravel(line.get_ydata())]
     assert max(drawn) == defend_report.CEILING and "60 dB stand" in figure.texts[1].get_text()
