@@ -189,10 +189,10 @@ def test_an_observation_carries_its_defence(defence: str, tmp_path: Path) -> Non
         (("--defence", "soteria", "--defence.rate", "1"), "at least 0 and below 1"),
         (("--defence", "ats", "--defence.policy", "3-1-77"), "unknown policy '3-1-77'"),
         (("--defence", "ats", "--defence.policy", "3-1-9"), "operation 9 is equalize, which jumps"),
-        (("--defence", "ats", "--local-lr", "0.1"), "let it share a gradient|share one gradient"),
+        (("--defence", "ats", "--local-lr", "0.1"), "let it share a gradient"),
         (("--defence", "precode", "--defence.size", "0"), "size must be a positive number"),
         (("--defence", "dropout", "--defence.rate", "1"), "rate must be above 0 and below 1"),
-        (("--defence", "dropout", "--local-lr", "0.1"), "let it share a gradient|share one gradient"),
+        (("--defence", "dropout", "--local-lr", "0.1"), "share one gradient"),
         (("--defence", "mix", "--defence.clients", "0"), "at least 1 client"),
     ],
 )
