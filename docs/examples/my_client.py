@@ -16,9 +16,13 @@ y = torch.tensor([digits.target[1600]])
 F.cross_entropy(network(x), y).backward()  # the mean over the batch: what a FedSGD client shares
 
 sigma = 0.02  # this client adds noise before it shares; the server knows how much
-tensors = {}
-for name, p in network.named_parameters():
-    tensors[f"gradient.{name}"] = p.grad + sigma * torch.randn_like(p)
-    tensors[f"parameter.{name}"] = p.detach()  # the server sent these weights, so it knows them
+shared = {name: p.grad + sigma * torch.randn_like(p) for name, p in network.named_parameters()}
+known = network.state_dict()  # the server sent these weights; running statistics of normalisations are among them
+
+tensors = {f"gradient.{name}": t for name, t in shared.items()}
+tensors |= {f"parameter.{name}": t for name, t in known.items()}
 save_file(tensors, "gradient.safetensors")
-print(f"shared the gradient of a {y.item()}")
+
+entries = sum(p.numel() for p in network.parameters())
+norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm().item()
+print(f"shared the gradient of a {y.item()}: {entries} entries, norm {norm:.2f}, noise of norm {sigma * entries**0.5:.2f}")

@@ -20,7 +20,7 @@ from pplleak.priors.uniform import uniform
 class Relative(channels.Channel):
     """g_i = u_i + √(σ² + (relative u_i)²) ε_i: noise that grows with the entry."""
 
-    def __init__(self, update: Update, sigma: float, relative: float) -> None:
+    def __init__(self, update: Update, sigma: float = 0.1, relative: float = 0.1) -> None:
         self.sigma, self.relative = sigma, relative
         super().__init__(update, sigma=sigma, relative=relative)
 

@@ -180,7 +180,7 @@ def test_the_command_line_fits_lists_shows_and_attacks(workshop: Path, capsys: p
     assert "mixture-digits" in capsys.readouterr().out
     assert run("prior", "show", "mixture-digits") == 0
     assert "components 2" in capsys.readouterr().out
-    assert run("attack", "--prior", "mixture", "--model.prior", "mixture-digits", *MAP) == 0
+    assert run("attack", "--prior", "mixture", "--prior.file", "mixture-digits", *MAP) == 0
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_the_command_line_fits_lists_shows_and_attacks(workshop: Path, capsys: p
         ("prior", "show", "unheard-of"),
         ("prior", "fit", "vae", "--prior.latents", "0"),
         ("prior", "fit", "vae", "--out", "prior.pt"),
-        ("attack", "--prior", "vae", "--model.prior", "unheard-of", *MAP),
-        ("attack", "--prior", "mixture", "--model.prior", "mine", *MAP),
+        ("attack", "--prior", "vae", "--prior.file", "unheard-of", *MAP),
+        ("attack", "--prior", "mixture", "--prior.file", "mine", *MAP),
     ],
     ids=lambda argv: " ".join(argv[:4]),
 )
