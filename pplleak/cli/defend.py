@@ -102,7 +102,7 @@ def run(argv: Sequence[str]) -> int:
     protections, sweep = _checked(args)
     out = runs.prepare(args.out)
     table = defend.images(out / "defences_images.csv")
-    runs.settle(out / "defend.json", sweep.said, "a sweep")
+    runs.settle(out / "defend.json", sweep.settings_in_common, "a sweep")
     rows, whole = table.read(), True
     kept = {table.about(r) for r in rows}
     jobs = defend.jobs(

@@ -110,9 +110,7 @@ def fit(argv: Sequence[str]) -> int:
     console = Console()
     _say(console, kind, fitted.input_shape, about)
     label = path.stem if args.out is None else path
-    said = (
-        f"written to {path} and {path.with_suffix('.png').name}; attack with it: --prior {kind} --prior.file {label}"
-    )
+    said = f"written to {path} and {path.with_suffix('.png').name}; attack with it: --prior {kind} --prior.file {label}"
     console.print(said, highlight=False, soft_wrap=True)
     return 130 if interrupted else 0
 

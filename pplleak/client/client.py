@@ -145,12 +145,12 @@ class Client:
 
         names = {id(p): name for name, p in self.parameters.items()}
         factors: list[Factor | Entries] = []
-        for found in taps.read(self.network, given, loss, names):
-            if isinstance(found, taps.Copies):
-                factors.append(Entries(unflat(found.gradients), slices[found.name]))
+        for part in taps.read(self.network, given, loss, names):
+            if isinstance(part, taps.Copies):
+                factors.append(Entries(unflat(part.gradients), slices[part.name]))
             else:
-                weight, bias = (None if n is None else slices[n] for n in (found.weight, found.bias))
-                factors.append(Factor(unflat(found.inputs), unflat(found.deltas), weight, bias))
+                weight, bias = (None if n is None else slices[n] for n in (part.weight, part.bias))
+                factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias))
         return LazyUpdate(tuple(factors), self.update_size)
 
     def materialised(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> DenseUpdate:
@@ -247,8 +247,8 @@ def _closed_form(client: Client) -> bool:
         filled = [where for factor in lazy.factors for where, _ in factor.entries()]
         if sorted(filled, key=lambda s: s.start) != list(client.slices.values()):
             return False  # a parameter without a tap, or with two: there would be cross terms between its factors
-        found, reference = lazy.materialise(), client.materialised(x[:, None], y[:, None], noise).materialise()
-        return torch.allclose(found, reference, rtol=1e-3, atol=1e-5 * float(reference.abs().max()))
+        factored, reference = lazy.materialise(), client.materialised(x[:, None], y[:, None], noise).materialise()
+        return torch.allclose(factored, reference, rtol=1e-3, atol=1e-5 * float(reference.abs().max()))
     except (RuntimeError, ValueError, IndexError):  # shapes that are not (examples, …) throughout
         return False
 

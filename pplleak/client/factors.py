@@ -147,8 +147,8 @@ class Factor:
     def _beside(self, g: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The parts of g that lie beside ∇W and ∇b, with them; those that the layer has."""
         weight, bias = self._split(g)
-        found = [] if weight is None else [(weight, self.weight_gradient)]
-        return found if bias is None else [*found, (bias, self.bias_gradient)]
+        parts = [] if weight is None else [(weight, self.weight_gradient)]
+        return parts if bias is None else [*parts, (bias, self.bias_gradient)]
 
     def inner(self, g: Tensor) -> Tensor:
         weight, bias = self._split(g)
@@ -163,8 +163,8 @@ class Factor:
 
     def entries(self) -> list[tuple[slice, Tensor]]:
         """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
-        found = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
-        return found if self.bias is None else [*found, (self.bias, self.bias_gradient)]
+        parts = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
+        return parts if self.bias is None else [*parts, (self.bias, self.bias_gradient)]
 
     def per_example(self) -> Factor:
         """The same factor with the batch moved into the leading dimensions: one example each."""

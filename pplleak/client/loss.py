@@ -37,8 +37,8 @@ def get(name: str) -> Loss:
     """The loss of a name; raises BadInput, with the near names, where there is none."""
     if name not in (known := names()):
         raise unknown("loss", name, known)
-    found: Loss = globals()[name]
-    return found
+    loss: Loss = globals()[name]
+    return loss
 
 
 def total(loss: str, output: Output, y: Tensor) -> Tensor:

@@ -64,13 +64,13 @@ def read(
             output = network(*x)
         at = [output for output, _, _, _ in taps.calls] + [copy for copy, _ in taps.copies]
         gradients = torch.autograd.grad(loss(output), at, create_graph=differentiable, materialize_grads=True)
-    found: list[Call | Copies] = []
+    collected: list[Call | Copies] = []
     for (_, rows, weight, bias), d in zip(taps.calls, gradients, strict=False):
         inputs, deltas = rows(d)
-        found.append(Call(inputs if differentiable else inputs.detach(), deltas, weight, bias))
+        collected.append(Call(inputs if differentiable else inputs.detach(), deltas, weight, bias))
     for (_, name), d in zip(taps.copies, gradients[len(taps.calls) :], strict=True):
-        found.append(Copies(d.reshape(len(d), -1), name))
-    return found
+        collected.append(Copies(d.reshape(len(d), -1), name))
+    return collected
 
 
 class _Taps(TorchFunctionMode):

@@ -135,5 +135,7 @@ def _gradient(
 
     with torch.enable_grad(), kernels.plain():
         summed = vmap(row, randomness="error")(dict(copies), x, y, *noise).sum()
-        found = torch.autograd.grad(summed, list(copies.values()), create_graph=differentiable, materialize_grads=True)
-    return dict(zip(copies, found, strict=True))
+        gradients = torch.autograd.grad(
+            summed, list(copies.values()), create_graph=differentiable, materialize_grads=True
+        )
+    return dict(zip(copies, gradients, strict=True))

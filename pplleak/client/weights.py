@@ -71,9 +71,9 @@ def same_layers(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]
     """Raise BadInput for the first differences between the network's tensors and those of a file."""
     missing, extra = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
     if missing or extra:
-        said = [f"lacks {', '.join(missing[:3])}"] if missing else []
-        said += [f"has {', '.join(extra[:3])}, which the network has not"] if extra else []
-        raise BadInput(f"{where} is of another network: it {' and '.join(said)}; name its own network")
+        differences = [f"lacks {', '.join(missing[:3])}"] if missing else []
+        differences += [f"has {', '.join(extra[:3])}, which the network has not"] if extra else []
+        raise BadInput(f"{where} is of another network: it {' and '.join(differences)}; name its own network")
     for name, shape in ours.items():
         if theirs[name] != shape:
             raise BadInput(

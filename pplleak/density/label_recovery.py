@@ -102,8 +102,8 @@ def idlg_from_weight(weight: Tensor, sigma: float = 0.0, *, non_negative: bool =
         longest = int(direction.argmin())
     else:
         longest = int(direction.abs().argmax())
-    found = idlg(-direction / direction[longest], sigma / float(s[0] * direction[longest].abs()))
-    return replace(found, rule="iDLG, from the last weight")
+    labels = idlg(-direction / direction[longest], sigma / float(s[0] * direction[longest].abs()))
+    return replace(labels, rule="iDLG, from the last weight")
 
 
 # -- a batch -------------------------------------------------------------------------------------------------------

@@ -126,8 +126,8 @@ def decide(draws: np.ndarray, mode: np.ndarray, delta: float) -> dict[str, Decis
     parts = split(draws)
     made = {"mean": parts.fit.mean(0), "medoid": medoid(parts.fit), "mode": mode, "ball": ball(parts, mode, delta)}
     scored = parts.score.reshape(*parts.score.shape[:2], -1).astype(np.float64)
-    found = {}
+    decisions = {}
     for name in NAMES:
         square = _square(scored, made[name].reshape(1, len(mode), -1))
-        found[name] = Decision(name, made[name], square.mean(0), (square > delta**2).mean(0))
-    return found
+        decisions[name] = Decision(name, made[name], square.mean(0), (square > delta**2).mean(0))
+    return decisions

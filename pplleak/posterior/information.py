@@ -60,8 +60,8 @@ def evidence(posterior: Posterior, density: Density) -> Estimate | None:
         return Estimate(posterior.attrs["log_evidence"], posterior.attrs.get("log_evidence_se"))
     if posterior.kind != "approximation" or posterior.log_weights is None:
         return None
-    found = _log_mean(np.asarray(posterior.log_weights, dtype=np.float64))
-    return Estimate(found.value - log_label_prior(density), found.se)
+    mean = _log_mean(np.asarray(posterior.log_weights, dtype=np.float64))
+    return Estimate(mean.value - log_label_prior(density), mean.se)
 
 
 def log_label_prior(density: Density) -> float:
@@ -103,12 +103,12 @@ def log_likelihood(density: Density, x: Tensor) -> float:
         given = nodes["g"]["fn"].log_prob(density.observed.g).double()
         prior = nodes["y"]["fn"].log_prob(nodes["y"]["value"]).double() if data else torch.zeros_like(given)
     total = (given + prior).expand(*given.shape[:-1], chains)
-    found = (total.logsumexp(0) if data else total).reshape(chains)
-    if not torch.allclose(found[0], found[1], rtol=1e-9, atol=1e-6):
+    log_density = (total.logsumexp(0) if data else total).reshape(chains)
+    if not torch.allclose(log_density[0], log_density[1], rtol=1e-9, atol=1e-6):
         raise BadInput(
             "the model's channel depends on latents beside x: p(g | x) is an integral, and not computed here"
         )
-    return float(found[0])
+    return float(log_density[0])
 
 
 def gain(
@@ -122,12 +122,12 @@ def gain(
     if isinstance(client, Surrogate):
         raise BadInput("how much was leaked is not known from a surrogate network: attack the client itself")
     density = build(model, client, observed)
-    found = evidence(posterior, density)
-    if found is None:
+    evidence_of_g = evidence(posterior, density)
+    if evidence_of_g is None:
         raise BadInput(
             "this inference gives no evidence p(g): how much was leaked is known with laplace, svi, smc or hmc"
         )
-    return Estimate(log_likelihood(density, x) - found.value, found.se).bits()
+    return Estimate(log_likelihood(density, x) - evidence_of_g.value, evidence_of_g.se).bits()
 
 
 def mutual_information(gains: Sequence[float]) -> Estimate:

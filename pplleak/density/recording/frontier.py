@@ -16,8 +16,8 @@ from pplleak.density.recording.graphs import CAST, SHAPED, Shapes, aten, attribu
 
 def root(module: fx.GraphModule) -> fx.Node:
     """The graph's only input."""
-    (found,) = [n for n in module.graph.nodes if n.op == "placeholder"]
-    return found
+    (placeholder,) = [n for n in module.graph.nodes if n.op == "placeholder"]
+    return placeholder
 
 
 def frontier(module: fx.GraphModule, example: Tensor) -> tuple[list[fx.Node], list[fx.Node]]:
@@ -107,14 +107,14 @@ class Evaluated:
 
 
 def _needed(nodes: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
+    reached: set[fx.Node] = set()
     queue = list(nodes)
     while queue:
         node = queue.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             queue += [] if node in stop else node.all_input_nodes
-    return found
+    return reached
 
 
 def _spread(node: fx.Node, degree: dict[fx.Node, int | None]) -> None:

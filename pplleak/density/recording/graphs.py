@@ -104,8 +104,8 @@ class _Constants:
 
 
 def attribute(module: fx.GraphModule, path: str) -> Tensor:
-    found = operator.attrgetter(path)(module)
-    return found.detach()
+    tensor = operator.attrgetter(path)(module)
+    return tensor.detach()
 
 
 def call(node: fx.Node, env: dict[fx.Node, Any]) -> Any:

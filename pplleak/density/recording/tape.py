@@ -113,10 +113,10 @@ class Quadratics:
     def pull(self, gradients: Sequence[Tensor], z: Tensor, bent: dict[int, Tensor]) -> Tensor:
         """The gradients in the values as one in z, (chains, dim)."""
         g = torch.stack([g.reshape(-1) for g in gradients], 1).to(z.dtype)
-        found = torch.addcmul(g @ self.slopes.to(z.dtype), g @ self.diagonals.to(z.dtype), z)
+        slope = torch.addcmul(g @ self.slopes.to(z.dtype), g @ self.diagonals.to(z.dtype), z)
         for j, product in bent.items():
-            found = torch.addcmul(found, g[:, j, None], product)
-        return found
+            slope = torch.addcmul(slope, g[:, j, None], product)
+        return slope
 
     def under(self, shift: Tensor, factor: Tensor | None) -> Quadratics:
         if not self.hessians:

@@ -3,8 +3,8 @@
     g = (1/K) (u(x, y) + Σ_{k=2}^K u(x_k, y_k))
 
 with K − 1 other clients, each with a batch as large of images of its own. Only the sum leaves the clients (Bonawitz et
-al. 2017): what hides an image is what the others happen to hold. The channel `aggregated` is what an adversary believes who
-knows how others' updates are distributed.
+al. 2017): what hides an image is what the others happen to hold. The channel `aggregated` is what an adversary
+believes who knows how others' updates are distributed.
 
 Source: Bonawitz et al., Practical Secure Aggregation for Privacy-Preserving Machine Learning, CCS 2017.
 """

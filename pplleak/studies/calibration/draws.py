@@ -110,14 +110,14 @@ def make(
     other = risk.from_model(base, model, beliefs, seed + 2 * number + 1)
     assert other.truth is not None
     start = time.process_time()
-    found = attack(observed, model, inference, beliefs=believed, settings=settings, seed=seed + number).whole()
+    posterior = attack(observed, model, inference, beliefs=believed, settings=settings, seed=seed + number).whole()
     seconds = time.process_time() - start
     reference = other.truth.cpu().numpy()
-    return measure(found, observed, believe(program, observed, believed), reference, seed + number, seconds)
+    return measure(posterior, observed, believe(program, observed, believed), reference, seed + number, seconds)
 
 
 def measure(
-    found: Posterior, observed: Observation, model: Model, reference: np.ndarray, seed: int, seconds: float
+    posterior: Posterior, observed: Observation, model: Model, reference: np.ndarray, seed: int, seconds: float
 ) -> Draw:
     """Rank a truth in its posterior.
 
@@ -130,17 +130,17 @@ def measure(
     Raises:
         BadInput: the posterior is a point.
     """
-    if found.kind == "point":
-        raise BadInput(f"{found.attrs.get('inference', 'this inference')} gives a point, without a posterior to "
+    if posterior.kind == "point":
+        raise BadInput(f"{posterior.attrs.get('inference', 'this inference')} gives a point, without a posterior to "
                        "calibrate: take hmc, laplace or svi for example")  # fmt: skip
     assert observed.truth is not None and observed.latents is not None
     density = build(model, observed.client, observed)
     truth, labels = observed.truth.cpu().numpy(), observed.labels
     if density.exchangeable:  # in the order that the posterior's draws were put into, by the same rule
         shared = None if labels is None else labels.cpu().numpy()
-        truth = diagnostics.relabelled(truth[None, None], np.zeros((1, 1, len(truth))), found.mode, shared)[0][0, 0]
-    draws, mean, sd = found.draws, found.mean, found.sd
-    picked = thinned(found)
+        truth = diagnostics.relabelled(truth[None, None], np.zeros((1, 1, len(truth))), posterior.mode, shared)[0][0, 0]
+    draws, mean, sd = posterior.draws, posterior.mean, posterior.sd
+    picked = thinned(posterior)
     others = np.delete(np.arange(len(draws)), picked) if len(draws) > 2 * len(picked) else picked
     centre = draws[others].mean(0)  # of draws that are not ranked: those would lie nearer to a mean of their own
     lp = density(density.unconstrain({n: v[None] for n, v in observed.latents.items()})).item()
@@ -150,8 +150,8 @@ def measure(
     for name, (factor, shift) in TWINS.items():
         x = np.concatenate([truth[None], mean + factor * (draws[picked] - mean) + shift * sd]).astype(truth.dtype)
         values = summaries(x, centre + shift * sd, reference, density)
-        if not name and "lp" in found.stats:
-            log_density = np.r_[lp, found.stats["lp"].reshape(-1)[picked]]
+        if not name and "lp" in posterior.stats:
+            log_density = np.r_[lp, posterior.stats["lp"].reshape(-1)[picked]]
             values["log_prior"] = log_density - values["log_likelihood"]
         known = [_ranks(values[q][:, None], generator)[0] if q in values else -1 for q in QUANTITIES]
         ranks.append(np.r_[_ranks(x.reshape(len(x), -1), generator), known])
@@ -164,18 +164,18 @@ def measure(
         expected=float((sd.astype(np.float64) ** 2).mean()),
         realised=float(((mean - truth).astype(np.float64) ** 2).mean()),
         psnr_mean=float(metrics.psnr(mean, truth).mean()),
-        rhat_max=_number(found.rhat_max),
-        ess_min=_number(found.ess_min),
-        khat=_number(found.khat),
-        converged=found.converged,
+        rhat_max=_number(posterior.rhat_max),
+        ess_min=_number(posterior.ess_min),
+        khat=_number(posterior.khat),
+        converged=posterior.converged,
         seconds=seconds,
     )
 
 
-def thinned(found: Posterior) -> np.ndarray:
+def thinned(posterior: Posterior) -> np.ndarray:
     """Which of a posterior's draws are ranked: evenly spaced, and no more than its chains are worth."""
-    count = len(found.draws)
-    worth = count if found.kind not in CHAINS or found.ess_min is None else found.ess_min
+    count = len(posterior.draws)
+    worth = count if posterior.kind not in CHAINS or posterior.ess_min is None else posterior.ess_min
     return np.linspace(0, count - 1, max(1, min(MOST, count, int(worth)))).round().astype(int)
 
 

@@ -20,21 +20,24 @@ if TYPE_CHECKING:
 
 SUMMARY = "calibration.json"
 BLUE, GREY = "#1f6feb", "#8a8a8a"
-SAID = {"narrow": "sd × 0.75", "shifted": "mean + 0.25 sd"}
+CAPTIONS = {"narrow": "sd × 0.75", "shifted": "mean + 0.25 sd"}
 COLOURS = {"": BLUE, "narrow": BAD, "shifted": "#b7791f"}
 LINES = ("#1f6feb", "#1a7f37", "#8250df", "#b7791f", "#333333")
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """One line: is it calibrated, and would these draws have shown if it were not?"""
-    found, missed = summary["verdict"], [SAID[t] for t, v in summary["twins"].items() if v["word"] == "calibrated"]
-    said = f"{found['word']}: p = {found['p']:.2g} over {len(summary['checks'])} checks, {summary['draws']} truths"
-    if found["word"] == "calibrated":
-        said += (f"; too few to see {' or '.join(missed)}" if missed else
-                 f"; wrong twins ({', '.join(SAID.values())}) are rejected")  # fmt: skip
+    judged = summary["verdict"]
+    missed = [CAPTIONS[t] for t, v in summary["twins"].items() if v["word"] == "calibrated"]
+    sentence = (
+        f"{judged['word']}: p = {judged['p']:.2g} over {len(summary['checks'])} checks, {summary['draws']} truths"
+    )
+    if judged["word"] == "calibrated":
+        sentence += (f"; too few to see {' or '.join(missed)}" if missed else
+                     f"; wrong twins ({', '.join(CAPTIONS.values())}) are rejected")  # fmt: skip
     if summary["converged"] < summary["draws"]:
-        said += f"; {summary['draws'] - summary['converged']} attacks did not converge"
-    return said
+        sentence += f"; {summary['draws'] - summary['converged']} attacks did not converge"
+    return sentence
 
 
 def sure(summary: Mapping[str, Any]) -> bool:
@@ -54,8 +57,8 @@ def table(summary: Mapping[str, Any], title: str) -> Table:
     shown.add_row("squared error, realised / expected", f"{error['ratio']:.3f} ± {error['se']:.3f}")
     for check in summary["checks"]:
         shown.add_row(f"p: {CHECKS[check['name']]}", f"{check['p']:.2g}")
-    for twin, found in summary["twins"].items():
-        shown.add_row(f"wrong twin, {SAID[twin]}", f"{found['word']} (p = {found['p']:.2g})")
+    for twin, judged in summary["twins"].items():
+        shown.add_row(f"wrong twin, {CAPTIONS[twin]}", f"{judged['word']} (p = {judged['p']:.2g})")
     for name, label, form in (("rhat_max", "worst R-hat", "{:.4f}"), ("khat", "median k-hat", "{:.2f}"),
                               ("psnr_mean", "PSNR of the posterior mean", "{:.2f} dB"),
                               ("seconds", "CPU seconds a posterior", "{:.1f}")):  # fmt: skip
@@ -128,7 +131,7 @@ def _pixels(axes: Any, draws: Sequence[Draw]) -> None:
             shown = np.linspace(0, count - 1, min(count, 100)).astype(int)
             axes.plot(grid, curves[shown].T, color=GREY, lw=0.4, alpha=0.5)
         axes.plot(grid, curves.mean(0), color=colour, lw=2 if not twin else 1.4, ls="-" if not twin else "--",
-                  label="mean over pixels" if not twin else f"the same, had it been {SAID[twin]}")  # fmt: skip
+                  label="mean over pixels" if not twin else f"the same, had it been {CAPTIONS[twin]}")  # fmt: skip
     axes.set_ylabel("ECDF − uniform")
     axes.legend(fontsize=7, frameon=False, loc="upper right")
     top = max(abs(v) for v in axes.get_ylim())
@@ -139,9 +142,9 @@ def _summaries(axes: Any, draws: Sequence[Draw]) -> None:
     axes.set_title("whole images: the same for five numbers", fontsize=9, loc="left", color=INK)
     _band(axes, len(draws), 0.95, "95 % band of each")
     u = calibration.pit(draws)[:, -len(QUANTITIES) :]
-    for k, (said, colour) in enumerate(zip(QUANTITIES.values(), LINES, strict=True)):
+    for k, (label, colour) in enumerate(zip(QUANTITIES.values(), LINES, strict=True)):
         if not np.isnan(u[:, k]).any():
-            _difference(axes, u[:, k], color=colour, lw=1.2, label=said)
+            _difference(axes, u[:, k], color=colour, lw=1.2, label=label)
     axes.legend(fontsize=7, frameon=False, loc="upper right")
     top = max(abs(v) for v in axes.get_ylim())
     axes.set_ylim(-top, 2.1 * top)
@@ -153,7 +156,7 @@ def _coverage(axes: Any, draws: Sequence[Draw]) -> None:
         rows = calibration.coverage(draws, twin)
         level, inside = [r["level"] for r in rows], [r["inside"] for r in rows]
         if twin:
-            axes.plot(level, inside, "x", color=colour, ms=6, label=f"had it been {SAID[twin]}")
+            axes.plot(level, inside, "x", color=colour, ms=6, label=f"had it been {CAPTIONS[twin]}")
             continue
         ends = [[r["inside"] - r["low"] for r in rows], [r["high"] - r["inside"] for r in rows]]
         axes.errorbar(level, inside, yerr=ends, fmt="o", color=colour, ms=5, capsize=3, label="truths, 95 % interval")
@@ -169,9 +172,9 @@ def _error(axes: Any, draws: Sequence[Draw], summary: Mapping[str, Any]) -> None
     axes.set_title("error: expected and made", fontsize=9, loc="left", color=INK)
     expected, realised = (np.sqrt([getattr(d, n) for d in draws]) for n in ("expected", "realised"))
     axes.plot(expected, realised, "o", color=BLUE, ms=3.5, alpha=0.5, label="a truth")
-    found = summary["squared_error"]
-    axes.plot(found["expected"] ** 0.5, found["realised"] ** 0.5, "D", color=INK, ms=6,
-              label=f"mean: squared error {found['ratio']:.2f} ± {found['se']:.2f} of the expected")  # fmt: skip
+    error = summary["squared_error"]
+    axes.plot(error["expected"] ** 0.5, error["realised"] ** 0.5, "D", color=INK, ms=6,
+              label=f"mean: squared error {error['ratio']:.2f} ± {error['se']:.2f} of the expected")  # fmt: skip
     both = np.r_[expected, realised]
     ends = [0.95 * both.min(), 1.03 * both.max()]
     axes.plot(ends, ends, color=INK, lw=0.8)

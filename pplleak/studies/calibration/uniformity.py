@@ -34,8 +34,8 @@ def p_values(u: np.ndarray) -> np.ndarray:
     Exact for independent rows; columns need not be independent of each other.
     """
     levels = _levels(len(u))
-    found = counts(u)
-    least = levels[np.arange(found.shape[1]), found].min(1)
+    counted = counts(u)
+    least = levels[np.arange(counted.shape[1]), counted].min(1)
     distinct, where = np.unique(least, return_inverse=True)
     return np.clip(1 - _inside(levels[None] > distinct[:, None, None] * (1 + 1e-9), len(u)), 0, 1)[where]
 

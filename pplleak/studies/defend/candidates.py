@@ -78,8 +78,8 @@ def best(
     z = invertible.latents(torch.tensor(x, dtype=torch.float64)).to(observed.client.dtype)
     if steps:
         climbed = built(wide) if wide else density
-        found = maximise(climbed, begin=z, steps=steps, lr=LR).whole()
-        z, names = torch.cat([z, found.z]), names + [names[k] for k in found.start]
+        maximum = maximise(climbed, begin=z, steps=steps, lr=LR).whole()
+        z, names = torch.cat([z, maximum.z]), names + [names[k] for k in maximum.start]
     with torch.no_grad():
         heights = density(z, jacobian=False) - invertible.log_det(z)
         first = int(torch.nan_to_num(heights, nan=-math.inf).argmax())

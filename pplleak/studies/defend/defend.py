@@ -75,7 +75,7 @@ class Sweep:
     readable: tuple[str, ...] = ()  # the defences behind which the first layer can be read, in words
 
     @property
-    def said(self) -> dict[str, Any]:
+    def settings_in_common(self) -> dict[str, Any]:
         """The settings that one folder of results has in common."""
         return runs.settings(self, leaving=("out", "data_root", "readable"))
 
@@ -97,8 +97,8 @@ def attackers(sweep: Sweep, protected: Protection) -> list[str]:
 
 def keys(sweep: Sweep, job: Job) -> set[tuple[Any, ...]]:
     """Of the rows that a job makes."""
-    said = job.protection.name, job.protection.strength, job.step
-    return {(*said, model, job.index) for model in attackers(sweep, job.protection)}
+    shared = job.protection.name, job.protection.strength, job.step
+    return {(*shared, model, job.index) for model in attackers(sweep, job.protection)}
 
 
 def jobs(protections: Sequence[Protection], steps: Sequence[int], indices: Sequence[int]) -> list[Job]:
@@ -168,10 +168,10 @@ def run(sweep: Sweep, job: Job) -> list[Row]:
     for model in attackers(sweep, protected):
         begin = time.process_time()
         if model == EXACT:
-            said = {"inference": EXACT, "found_by": EXACT, "bits": None, "converged": True}
+            result = {"inference": EXACT, "found_by": EXACT, "bits": None, "converged": True}
             x = candidates.read_off(observed, who.knowing)
         else:
-            x, said = _climbed(sweep, job, observed, model, images)
+            x, result = _climbed(sweep, job, observed, model, images)
         spent = time.process_time() - begin
         if x is not None:
             images[model] = x
@@ -182,7 +182,7 @@ def run(sweep: Sweep, job: Job) -> list[Row]:
             "index": job.index, "psnr": float(metrics.psnr(x, truth).mean()),
             "ssim": None if math.isnan(similar) else similar,
             "rms": float(np.sqrt(np.mean((np.clip(x, 0, 1).astype(np.float64) - truth) ** 2))),
-            "psnr_blind": float(metrics.psnr(blind, truth).mean()), "cpu_seconds": round(spent, 2), **said,
+            "psnr_blind": float(metrics.psnr(blind, truth).mean()), "cpu_seconds": round(spent, 2), **result,
         })  # fmt: skip
     return made
 
@@ -190,7 +190,7 @@ def run(sweep: Sweep, job: Job) -> list[Row]:
 def _climbed(
     sweep: Sweep, job: Job, observed: Observation, model: str, images: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, Row]:
-    """What one model finds, and what is said of it; `images` are what others found before."""
+    """What one model reconstructs, and the rest of its row; `images` are those that others reconstructed before."""
     knowing, victim, wide = model == adversaries(job.protection.name).knowing, observed, {}
     inference, settings = "map", {"steps": sweep.classic_steps}
     if knowing:
@@ -200,14 +200,14 @@ def _climbed(
             victim = surrogate.believed(observed, sweep.surrogate)
         if observed.sigma == QUIET:
             wide["sigma"] = FLOOR * entry_scale(observed)
-    found = attack(victim, model, inference, beliefs=wide, settings=settings, seed=sweep.seed + job.index).whole()
-    x, by = found.mode if found.kind == "point" else found.mean, model
-    if knowing and found.kind == "point":
+    posterior = attack(victim, model, inference, beliefs=wide, settings=settings, seed=sweep.seed + job.index).whole()
+    x, by = posterior.mode if posterior.kind == "point" else posterior.mean, model
+    if knowing and posterior.kind == "point":
         known = EXACT if wide and EXACT in images else model  # without noise, every posterior collapses to that
         steps = sweep.classic_steps // 2
         by, x = candidates.best(observed, model, {}, {**images, model: x}, known, wide=wide, steps=steps)
-    bits = found.attrs.get("bits")
-    return x, {"inference": inference, "found_by": by, "bits": bits, "converged": found.converged}
+    bits = posterior.attrs.get("bits")
+    return x, {"inference": inference, "found_by": by, "bits": bits, "converged": posterior.converged}
 
 
 @torch.no_grad()
@@ -234,21 +234,21 @@ def cells(sweep: Sweep, rows: Iterable[Row], delta: float) -> list[Row]:
         groups.setdefault((r["defence"], r["strength"], r["step"]), {}).setdefault(r["model"], {})[r["index"]] = r
     logs: dict[tuple[str, str], dict[int, Row]] = {}
     made: list[Row] = []
-    for (name, strength, step), found in groups.items():
+    for (name, strength, step), by_model in groups.items():
         who = adversaries(name)
-        classic = [m for m in CLASSIC if m in found]
-        best = max(classic, key=lambda m: np.mean([r["psnr"] for r in found[m].values()]), default="")
+        classic = [m for m in CLASSIC if m in by_model]
+        best = max(classic, key=lambda m: np.mean([r["psnr"] for r in by_model[m].values()]), default="")
         bare = groups.get(("none", "", step), {}).get(adversaries("none").knowing, {})
         if (name, strength) not in logs:
             logs[name, strength] = {r["step"]: r for r in rounds.log(_folder(sweep, name, strength))}
         trained = logs[name, strength].get(step, {})
         for role, model in zip(ROLES, (who.own, best, who.knowing, EXACT), strict=True):
-            mine = found.get(model, {})
+            mine = by_model.get(model, {})
             if not mine:
                 continue
             mean, se = _mean([r["psnr"] for r in mine.values()])
             gap, gap_se = _mean([r["psnr"] - bare[i]["psnr"] for i, r in mine.items() if i in bare])
-            known = found.get(best, {})
+            known = by_model.get(best, {})
             gain, gain_se = _mean([r["psnr"] - known[i]["psnr"] for i, r in mine.items() if i in known])
             made.append({
                 "dataset": sweep.data, "network": sweep.network.name, "defence": name, "strength": strength,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SAID = {
+CAPTIONS = {
     "own": ("attack of the defence's own paper", "#8a8a8a", "s"),
     "classic": ("strongest classic attack", "#d97706", "^"),
     "exact": ("quotient of the first layer", "#1a7f37", "D"),
@@ -95,10 +95,12 @@ def picture(cells: Sequence[Row]) -> Figure:
         color=INK,
         va="center",
     )
-    said = (f"{first['dataset']}, network {first['network']}, {images} image{'s' * (images > 1)} each. Higher: more of "
-            "the private image is seen. At the dotted line an adversary has learnt nothing."
-            + f" {CEILING:g} dB stand for all above." * (highest > CEILING))  # fmt: skip
-    lines = textwrap.wrap(said, int(13 * figure.get_figwidth()))
+    caption = (
+        f"{first['dataset']}, network {first['network']}, {images} image{'s' * (images > 1)} each. Higher: more of "
+        "the private image is seen. At the dotted line an adversary has learnt nothing."
+    )
+    caption += f" {CEILING:g} dB stand for all above." * (highest > CEILING)
+    lines = textwrap.wrap(caption, int(13 * figure.get_figwidth()))
     figure.text(0.015, 1 - 0.43 / height, "\n".join(lines), fontsize=8.5, color=INK, va="top")
     handles, texts = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=3, fontsize=8, frameon=False)
@@ -109,13 +111,13 @@ def _panel(axes: Axes, mine: Sequence[Row], steps: Sequence[int], bare: dict[int
     place = {s: k for k, s in enumerate(steps)}
     if bare and mine[0]["defence"] != "none":
         axes.plot([place[s] for s in bare], list(bare.values()), color="#1f6feb", lw=1, ls="--", alpha=0.5)
-    for role, (said, colour, marker) in SAID.items():
+    for role, (caption, colour, marker) in CAPTIONS.items():
         rows = sorted((c for c in mine if c["attack"] == role), key=lambda c: c["step"])
         if not rows:
             continue
         axes.errorbar(
             [place[c["step"]] for c in rows], [c["psnr_mean"] for c in rows], [c["psnr_se"] or 0 for c in rows],
-            color=colour, marker=marker, ms=4.5, lw=1.6, capsize=2.5, label=said,
+            color=colour, marker=marker, ms=4.5, lw=1.6, capsize=2.5, label=caption,
         )  # fmt: skip
     blind = [(place[c["step"]], c["psnr_blind"]) for c in mine if c["attack"] == "knowing"]
     axes.plot(*zip(*blind, strict=True), color=INK, lw=1, ls=":", label="the mean image: a guess without a gradient")
@@ -142,8 +144,8 @@ def _trade(axes: Axes, cells: Sequence[Row], names: Sequence[str]) -> None:
         axes.plot(x, y, "o", color=INK, ms=4)
         near = next((p for p in together if abs(p[0] - x) < 4 and abs(p[1] - y) < 2), (x, y))
         together.setdefault(near, []).append((y, str(k + 1)))
-    for (x, _), found in together.items():
-        numbers, highest = ", ".join(number for _, number in found), max(y for y, _ in found)
+    for (x, _), labels in together.items():
+        numbers, highest = ", ".join(number for _, number in labels), max(y for y, _ in labels)
         axes.annotate(numbers, (x, highest), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7.5,
                       color=INK)  # fmt: skip
     axes.margins(0.12)

@@ -38,11 +38,11 @@ class Limits:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        found = None if self.van_trees is None else {
+        bound = None if self.van_trees is None else {
             "rms": self.van_trees.rms, "square": self.van_trees.square, "se": self.van_trees.se,
         }  # fmt: skip
         success = [{"delta": d, "limit": v, "kappa": self.guess[d]} for d, v in self.success.items()]
-        return {"van_trees": found, "rero": success, "notes": list(self.notes)}
+        return {"van_trees": bound, "rero": success, "notes": list(self.notes)}
 
 
 def of_model(
@@ -58,13 +58,13 @@ def of_model(
     if observed.batch_size > 1:
         return Limits(None, {}, {}, ("bounds hold for examples in a fixed order: take batches of 1",))
     density = build(believe(programs.load("models", model), observed, beliefs), observed.client, observed)
-    notes, found = [], None
+    notes, van_trees = [], None
     try:
-        found = bounds.van_trees(density, FISHER, seed=seed, progress=progress)
+        van_trees = bounds.van_trees(density, FISHER, seed=seed, progress=progress)
     except BadInput as reason:
         notes.append(f"no bound on the error: {reason}")
     success, guess = _rero(density, distance, deltas, seed)
-    return Limits(found, success, guess, tuple(notes))
+    return Limits(van_trees, success, guess, tuple(notes))
 
 
 def _rero(
@@ -96,15 +96,15 @@ def realised_rms(rows: Sequence[Row], distance: Distance, pixels: int) -> dict[t
     for r in rows:
         if r["decision"] != "ball":
             seen.setdefault((r["inference"], r["decision"]), {})[r["index"], r["example"]] = scale * r["distance"]
-    found = {}
+    made = {}
     for pair, errors in seen.items():
         square = np.array([v**2 for v in errors.values()])
         rms = math.sqrt(square.mean())
-        found[pair] = rms, float(square.std()) / math.sqrt(len(square)) / (2 * rms)
-    return found
+        made[pair] = rms, float(square.std()) / math.sqrt(len(square)) / (2 * rms)
+    return made
 
 
-def said(limits: Limits, rows: Sequence[Row], distance: Distance) -> list[str]:
+def sentences(limits: Limits, rows: Sequence[Row], distance: Distance) -> list[str]:
     """The bounds and the distance to them, a line each."""
     lines = list(limits.notes)
     if limits.van_trees is not None:
@@ -115,8 +115,8 @@ def said(limits: Limits, rows: Sequence[Row], distance: Distance) -> list[str]:
             (inference, decision), (best, se) = min(errors.items(), key=lambda item: item[1][0])
             lines[-1] += f"; the best here, {inference}'s {decision}: {best:.4f} ± {se:.4f}, {best / least - 1:+.0%}"
     if limits.success:
-        found = curves(rows)
-        gaps = {d: v - max(c["realised"] for c in found if c["delta"] == d) for d, v in limits.success.items()}
+        points = curves(rows)
+        gaps = {d: v - max(c["realised"] for c in points if c["delta"] == d) for d, v in limits.success.items()}
         delta = min(gaps, key=gaps.__getitem__)
         lines.append(f"ReRo: no adversary succeeds more often than the red line; the nearest, at δ = {delta:g}, lies "
                      f"{gaps[delta]:.0%} below")  # fmt: skip

@@ -18,16 +18,20 @@ from pplleak.studies.risk.risk import Distance, Row, curves
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SAID = {"mean": "posterior mean", "medoid": "medoid (most central draw)", "mode": "most probable image (MAP)",
-        "ball": "δ-ball centre"}  # fmt: skip
+CAPTIONS = {
+    "mean": "posterior mean",
+    "medoid": "medoid (most central draw)",
+    "mode": "most probable image (MAP)",
+    "ball": "δ-ball centre",
+}
 RED = " Red: what no adversary can do; triangle: this one's average error."
 BLUE, INK, GREY, BAD = "#1f6feb", "#333333", "#8a8a8a", "#b42318"
 
 
 def table(rows: Sequence[Row], inference: str) -> Table:
     """claimed / realised of every decision at every δ; red where the claim lies outside the realised's interval."""
-    found = [c for c in curves(rows) if c["inference"] == inference]
-    images = found[0]["images"]
+    points = [c for c in curves(rows) if c["inference"] == inference]
+    images = points[0]["images"]
     mine = {(r["index"], r["converged"]) for r in rows if r["inference"] == inference}
     good = sum(converged for _, converged in mine)
     made = Table(
@@ -38,11 +42,11 @@ def table(rows: Sequence[Row], inference: str) -> Table:
         f"{good} of {len(mine)} attacks converged",
         caption_justify="left",
     )
-    names = list(dict.fromkeys(c["decision"] for c in found))
+    names = list(dict.fromkeys(c["decision"] for c in points))
     for name in ("δ", *names):
         made.add_column(name, justify="right", no_wrap=True)
-    for delta in sorted({c["delta"] for c in found}):
-        at = {c["decision"]: c for c in found if c["delta"] == delta}
+    for delta in sorted({c["delta"] for c in points}):
+        at = {c["decision"]: c for c in points if c["delta"] == delta}
         made.add_row(f"{delta:g}", *(_cell(at[n]) for n in names))
     return made
 
@@ -50,8 +54,8 @@ def table(rows: Sequence[Row], inference: str) -> Table:
 def _cell(curve: Row) -> str:
     if curve["claimed"] is None:
         return f"– / {curve['realised']:.0%}"
-    said = f"{curve['claimed']:.0%} / {curve['realised']:.0%}"
-    return said if curve["agrees"] else f"[red]{said}[/]"
+    text = f"{curve['claimed']:.0%} / {curve['realised']:.0%}"
+    return text if curve["agrees"] else f"[red]{text}[/]"
 
 
 def write(
@@ -60,7 +64,7 @@ def write(
     """The tables and the distance to the bounds onto the terminal, risk.png into `out`."""
     for name in dict.fromkeys(r["inference"] for r in rows):
         console.print(table(rows, name))
-    for line in [] if bound is None else limits.said(bound, rows, distance):
+    for line in [] if bound is None else limits.sentences(bound, rows, distance):
         console.print(line, highlight=False, soft_wrap=True)
     runs.figure(out / "risk.png", picture(rows, distance, drawn_from, bound), dpi=150)
 
@@ -70,8 +74,8 @@ def picture(rows: Sequence[Row], distance: Distance, drawn_from: str, bound: Lim
     adversary can do (red), where a bound is known."""
     from matplotlib.figure import Figure
 
-    found = curves(rows)
-    pairs = list(dict.fromkeys((c["inference"], c["decision"]) for c in found))
+    points = curves(rows)
+    pairs = list(dict.fromkeys((c["inference"], c["decision"]) for c in points))
     pixels = bound.van_trees.pixels if bound and bound.van_trees else 1
     errors = limits.realised_rms(rows, distance, pixels)
     wide = min(len(pairs), 3)
@@ -84,12 +88,12 @@ def picture(rows: Sequence[Row], distance: Distance, drawn_from: str, bound: Lim
         if k >= len(pairs):
             axes.set_visible(False)
             continue
-        mine = sorted((c for c in found if (c["inference"], c["decision"]) == pairs[k]), key=lambda c: c["delta"])
+        mine = sorted((c for c in points if (c["inference"], c["decision"]) == pairs[k]), key=lambda c: c["delta"])
         if bound is not None:
             _forbid(axes, bound, errors.get(pairs[k]), distance)
-        _panel(axes, mine, f"{Path(pairs[k][0]).stem}: {SAID[pairs[k][1]]}")
+        _panel(axes, mine, f"{Path(pairs[k][0]).stem}: {CAPTIONS[pairs[k][1]]}")
         if k + wide >= len(pairs):
-            axes.set_xlabel(distance.said, fontsize=8.5, color=INK)
+            axes.set_xlabel(distance.caption, fontsize=8.5, color=INK)
             axes.tick_params(labelbottom=True)
         if k % wide == 0:
             axes.set_ylabel("share of images", fontsize=8.5, color=INK)

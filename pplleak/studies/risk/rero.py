@@ -100,12 +100,12 @@ def subsampled(
     z, each = noise_multiplier, (1 + confidence) / 2
 
     def ratios(included: bool) -> np.ndarray:
-        found = np.zeros(draws)
+        log_mixed = np.zeros(draws)
         for _ in range(steps):  # step by step: draws x steps would not fit
             g = z * generator.standard_normal(draws)
             g += included * (generator.random(draws) < rate)
-            found += np.logaddexp(math.log1p(-rate), math.log(rate) + (g - 0.5) / z**2)
-        return found
+            log_mixed += np.logaddexp(math.log1p(-rate), math.log(rate) + (g - 0.5) / z**2)
+        return log_mixed
 
     without, with_ = np.sort(ratios(False)), ratios(True)
     outside = int(stats.binom.ppf(each, draws, kappa))  # at most so many draws of ν fall into a set of mass κ

@@ -41,11 +41,11 @@ MOST = 2000  # posterior draws that are looked at, evenly spaced; SSIM takes a t
 class Distance:
     """What counts as a success: a distance of at most δ, or a PSNR of at least that.
 
-    said: the axis of the picture. grid: the default values of δ, `l2`'s in RMS.
+    caption: the axis of the picture. grid: the default values of δ, `l2`'s in RMS.
     """
 
     name: Name
-    said: str
+    caption: str
     grid: tuple[float, ...]
 
     def __call__(self, x: np.ndarray, truths: np.ndarray) -> np.ndarray:
@@ -123,24 +123,24 @@ def from_model(
     )
 
 
-def score(found: Posterior, distance: Distance, deltas: Sequence[float]) -> list[Row]:
+def score(posterior: Posterior, distance: Distance, deltas: Sequence[float]) -> list[Row]:
     """Every decision of a posterior at every δ, against its truth: a row each, without index and inference.
 
     A point has one decision, its `mode`, and claims nothing.
     """
-    truth = found.truth
+    truth = posterior.truth
     if truth is None:
         raise BadInput("the risk of a reconstruction needs the true image")
     pixels = math.prod(truth.shape[1:])
     held = None
-    made: dict[str, Callable[[float], np.ndarray]] = {"mode": lambda delta: found.mode}
-    if found.kind != "point":
-        parts = decisions.split(_aligned(_thinned(found.draws, MOST), found.mode))
+    made: dict[str, Callable[[float], np.ndarray]] = {"mode": lambda delta: posterior.mode}
+    if posterior.kind != "point":
+        parts = decisions.split(_aligned(_thinned(posterior.draws, MOST), posterior.mode))
         held = _thinned(parts.score, MOST // 10) if distance.name == "ssim" else parts.score
         mean, medoid = parts.fit.mean(0), decisions.medoid(parts.fit)
         made = {"mean": lambda delta: mean, "medoid": lambda delta: medoid, **made}
         if distance.name != "ssim":
-            made["ball"] = lambda delta: decisions.ball(parts, found.mode, distance.radius(delta, pixels) or 0)
+            made["ball"] = lambda delta: decisions.ball(parts, posterior.mode, distance.radius(delta, pixels) or 0)
     rows: list[Row] = []
     for name, decide in made.items():
         for k, delta in enumerate(deltas):
@@ -156,7 +156,7 @@ def score(found: Posterior, distance: Distance, deltas: Sequence[float]) -> list
                 claimed = None if drawn is None else float(distance.within(drawn[:, b], delta).mean())
                 rows.append({"example": b, "decision": name, "delta": delta, "claimed": claimed,
                              "distance": float(value), "success": int(distance.within(value, delta)),
-                             "converged": found.converged})  # fmt: skip
+                             "converged": posterior.converged})  # fmt: skip
     return rows
 
 
@@ -194,8 +194,8 @@ def measure(
     attacks = compare.each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed,
                            progress=progress, done=done)  # fmt: skip
     try:
-        for index, inference, found in attacks:
-            fresh = [{"index": index, "inference": inference, **row} for row in score(found, distance, deltas)]
+        for index, inference, posterior in attacks:
+            fresh = [{"index": index, "inference": inference, **row} for row in score(posterior, distance, deltas)]
             keep(fresh)
             rows += fresh
     except KeyboardInterrupt:
@@ -208,8 +208,8 @@ def interval(hits: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a probability that came true `hits` times of `count` (Clopper & Pearson 1934)."""
     from scipy.stats import binomtest
 
-    found = binomtest(hits, count).proportion_ci(0.95, "exact")
-    return float(found.low), float(found.high)
+    interval = binomtest(hits, count).proportion_ci(0.95, "exact")
+    return float(interval.low), float(interval.high)
 
 
 def curves(rows: Sequence[Row]) -> list[Row]:
