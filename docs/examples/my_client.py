@@ -25,6 +25,5 @@ save_file(tensors, "gradient.safetensors")
 
 entries = sum(p.numel() for p in network.parameters())
 norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm().item()
-print(
-    f"shared the gradient of a {y.item()}: {entries} entries, norm {norm:.2f}, noise of norm {sigma * entries**0.5:.2f}"
-)
+noise = sigma * entries**0.5
+print(f"shared the gradient of a {y.item()}: {entries} entries, norm {norm:.2f}, noise of norm {noise:.2f}")
