@@ -28,7 +28,7 @@ KIND = f"{named.listed(named.fitted())}."
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Fit a prior to the public half of the data: `pplleak prior fit vae --data mnist`, then --model vae --model.prior
+    """Fit a prior to the public half of the data: `pplleak prior fit vae --data mnist`, then --prior vae --prior.file
     vae-mnist. A tenth of the images (at most 1000) is held out to say how well it predicts."""
 
     kind: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=KIND)]
@@ -81,7 +81,7 @@ def fit(argv: Sequence[str]) -> int:
     label = args.data if args.data in data.names() else Path(args.data).resolve().name
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
-        raise BadInput(f"{path} must end in .safetensors, so that --model.prior knows it for a file")
+        raise BadInput(f"{path} must end in .safetensors, so that --prior.file knows it for a file")
     runs.prepare(path.parent)
     images = data.public(args.data, args.data_root).x
     if len(images) < 4:
@@ -110,9 +110,7 @@ def fit(argv: Sequence[str]) -> int:
     console = Console()
     _say(console, kind, fitted.input_shape, about)
     label = path.stem if args.out is None else path
-    said = (
-        f"written to {path} and {path.with_suffix('.png').name}; attack with it: --model {kind} --model.prior {label}"
-    )
+    said = f"written to {path} and {path.with_suffix('.png').name}; attack with it: --prior {kind} --prior.file {label}"
     console.print(said, highlight=False, soft_wrap=True)
     return 130 if interrupted else 0
 

@@ -210,7 +210,7 @@ def test_every_image_has_noise_of_its_own_and_image_0_that_of_attack() -> None:
         (["--draws-from", "model", "--prior", "tv"], "cannot be drawn from"),
         (["--draws-from", "model", "--seed", "-1"], "a seed of at least 0, not -1"),
         (["--inference", "map,map"], "--inference names one twice"),
-        (["--deltas", "0.2", "0.2"], "--deltas names a threshold twice"),
+        (["--deltas", "0.2", "0.2"], "name one twice"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
