@@ -33,7 +33,7 @@ MISTAKES = {
         ["--channel", "aggregated", "--channel.simulated", "5"],
         "fewer than the 5 simulated updates, not 20",
     ),
-    "belief of a clip of zero": (["--model.channel", "dpsgd:clip=0"], "clip must be a positive number, not 0.0"),
+    "belief of a clip of zero": (["--model.channel", "dpsgd:clip=0"], "clip must be a positive number, not 0"),
     "checkpoint of another network": (["--checkpoint", "lenet.safetensors"], "lenet.safetensors is of another network"),
     "model without labels": (["--model", "./unlabelled.py"], "no site 'y' (the labels)"),
     "clip of zero": (["--channel", "dpsgd", "--channel.clip", "0"], "clip must be a positive number"),

@@ -11,7 +11,7 @@ import torch
 from scenes import from_data
 from torch import Tensor, nn
 
-from pplleak import density, priors
+from pplleak import density
 from pplleak.client import Client
 from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
@@ -114,7 +114,7 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     z = at.float() + w
     tape_ = narrow.recorded(32).under(at.float(), None)
     rough = [plain(narrow)(z)[0], tape_(w)[0]]
-    monkeypatch.setattr(priors, "fit_gaussian", lambda *args, **kwargs: prior)
+    monkeypatch.setattr("pplleak.priors.gaussian.fit_gaussian", lambda *args, **kwargs: prior)
     exact = plain(density.build(model, client, observed))
     where = [z.double(), at.float().double() + w.double()]
     error = [float((r - exact(p)[0]).square().mean().sqrt()) for r, p in zip(rough, where, strict=True)]

@@ -11,6 +11,7 @@ import arviz
 import numpy as np
 import pyro
 import pytest
+import scenes
 import torch
 from conftest import LIMIT, tiny
 from scenes import from_data
@@ -124,8 +125,8 @@ def base(sigma: float = 0.1, shape: tuple[int, ...] = (1, 2, 2), **client: Any) 
     public = torch.rand(60, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     observed = from_data()
     zeros = torch.zeros(made.update_size, dtype=made.dtype)
-    return known(made, dataclasses.replace(observed, g=zeros, labels=torch.zeros(1, dtype=torch.long)), public=public,
-                  sigma=sigma)  # fmt: skip
+    blank = dataclasses.replace(observed, g=zeros, labels=torch.zeros(1, dtype=torch.long))
+    return scenes.known(made, blank, public=public, sigma=sigma)
 
 
 @pytest.mark.parametrize("shared", [True, False])
