@@ -68,8 +68,8 @@ class Named:
         return {"name": self.name, "settings": dict(self.settings)}
 
     def __str__(self) -> str:
-        said = ",".join(f"{n}={str(v).replace(' ', '')}" for n, v in self.settings.items())
-        return f"{self.name}:{said}" if said else self.name
+        text = ",".join(f"{n}={_written(v)}" for n, v in self.settings.items())
+        return f"{self.name}:{text}" if text else self.name
 
     def __repr__(self) -> str:
         return f"Named({str(self)!r})"
@@ -78,12 +78,21 @@ class Named:
         return hash(str(self))
 
 
+def _written(value: Any) -> str:
+    """A value as `_literal` reads it back: a word as it is, a string that is none in quotes."""
+    if not isinstance(value, str):
+        return str(value).replace(" ", "")
+    return value if value and not set(value) & set(",'\"()[] ") and _literal(value) == value else repr(value)
+
+
 def _parts(text: str) -> Iterator[str]:
-    """Split at the commas that stand outside brackets: ``sigmas=(0.1,0.2),rate=0.5``."""
-    depth, start = 0, 0
+    """Split at the commas that stand outside brackets and quotes: ``sigmas=(0.1,0.2),rate=0.5``."""
+    depth, start, quote = 0, 0, ""
     for k, letter in enumerate(text):
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and not depth:
+        if letter in "'\"" and quote in ("", letter):
+            quote = "" if quote else letter
+        depth += 0 if quote else (letter in "([") - (letter in ")]")
+        if letter == "," and not depth and not quote:
             yield text[start:k]
             start = k + 1
     if text[start:].strip():

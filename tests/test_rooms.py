@@ -79,9 +79,7 @@ def test_no_two_modules_import_each_other_by_whatever_way() -> None:
 
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-WRITES = re.compile(
-    r"csv\.(DictWriter|writer)|ProcessPoolExecutor|multiprocessing|savefig\(|write_text\(|write_bytes\("
-)
+WRITES = re.compile(r"csv\.(?:DictWriter|writer)|ProcessPoolExecutor|multiprocessing|savefig\(|write_text\(")
 
 
 @pytest.mark.parametrize("module", sorted(m for m in MODULES if room(m) != "cli"))

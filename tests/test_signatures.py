@@ -168,7 +168,7 @@ def test_the_preferred_settings_are_read_where_they_are_literal_and_run_where_no
 def test_what_a_file_offers_is_declared_and_checked(tmp_path: Path) -> None:
     assert programs.model("idlg").labels is not None and programs.model("dlg").labels is None
     assert programs.model("linear_gaussian").exact_posterior is not None
-    assert programs.model("dlg").MAP["optimizer"] == "lbfgs" and programs.model("gaussian").MAP == {}
+    assert programs.model("dlg").MAP["optimizer"] == "lbfgs" and programs.model("optimal").MAP == {}
     assert programs.inference("refractive").declines is not None and programs.inference("hmc").declines is None
     wrong = written(tmp_path / "mine.py", "def model(client, batch_size=1): ...\nlabels = 3\n")
     with pytest.raises(BadInput, match=r"'labels' of .*mine\.py must be a function, not a int"):

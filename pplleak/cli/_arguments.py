@@ -77,6 +77,8 @@ def beliefs(args: Any) -> dict[str, Any]:
     """Of the model, with the prior and its settings where the model takes one."""
     chosen = options(args, "model")
     if "prior" in chosen:
+        if args.prior and ":" in str(chosen["prior"]):
+            raise BadInput("the prior is named twice: by --prior and by --model.prior; leave one out")
         named = Named.parse(args.prior or chosen["prior"])
         chosen["prior"] = Named(named.name, {**options(args, "prior"), **named.settings})
     elif args.prior:

@@ -114,7 +114,7 @@ def fit_settings(name: str) -> list[Setting]:
 
 def data() -> str:
     """The data that can be named, as a help text lists them."""
-    return f"{listed(folders.names(DATA) or ('digits', 'mnist', 'cifar10'))}, or a folder of images"
+    return f"{listed(folders.names(DATA, 'private'))}, or a folder of images"
 
 
 def listed(names: Iterable[str]) -> str:

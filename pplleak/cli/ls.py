@@ -1,4 +1,4 @@
-"""List the models, inferences and networks with what each one is."""
+"""List the models, inferences, priors, channels, defences, networks and data with what each one is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from pplleak import programs, signatures
+from pplleak import folders, programs, signatures
 from pplleak.cli import _model_table as model_table
 from pplleak.cli import _named as named
 from pplleak.cli._options import parse
@@ -24,11 +24,14 @@ def run(argv: Sequence[str]) -> int:
     if args.form == "markdown":
         print(model_table.markdown())
         return 0
-    networks = {n: signatures.summary(*place) for n, place in sorted(named.networks().items())}
     listed = {
         "models (--model)": programs.names("models"),
         "inferences (--inference)": programs.names("inference"),
-        "networks (--network)": networks,
+        "priors (--prior)": folders.names(named.PRIORS, "prior"),
+        "channels (--channel)": folders.names(named.CHANNELS),
+        "defences (--defence)": folders.names(named.DEFENCES),
+        "networks (--network)": {n: signatures.summary(*place) for n, place in sorted(named.networks().items())},
+        "data (--data)": folders.names(named.DATA, "private"),
     }
     width = max(len(name) for names in listed.values() for name in names)
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")

@@ -6,6 +6,7 @@ none      gaussian:sigma=0.1      dpsgd:noise_multiplier=1,clip=1      soteria:r
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +48,7 @@ class Protection:
         if isinstance(text, Protection):
             return text
         made = cls()
-        for part in text.split("+"):
+        for part in re.split(r"\+(?=[a-z_]+(?::|\+|$))", text):  # a policy of ATS has pluses of its own
             named = Named.parse(part)
             if named.name == NONE:
                 if named.settings or part != text:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pplleak import channels
-from pplleak.channels import entrywise
+from pplleak.channels import _entrywise as entrywise
 from pplleak.client.update import DenseUpdate
 
 SIGMA, SIZE, CHAINS = 0.3, 101, 3

@@ -20,7 +20,7 @@ from pyro import poutine
 from safetensors.torch import save_file
 from scenes import build_client
 
-from pplleak import channels, programs
+from pplleak import channels, priors, programs
 from pplleak.posterior import Posterior
 
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",
@@ -57,6 +57,9 @@ def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(
     assert set(posterior.attrs["versions"]) >= {"pplleak", "torch", "pyro-ppl"}
 
 
+OPTIMAL = [*(f"optimal:prior={p}" for p in priors.names()), *(f"optimal:channel={c}" for c in channels.names())]
+
+
 def true_channel(model: str) -> str:
     """The name of the channel that a model believes in, or gaussian where it takes more than settings."""
     client = build_client("linear", {}, (1, 8, 8), 10)
@@ -66,7 +69,7 @@ def true_channel(model: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", sorted(programs.names("models")))
+@pytest.mark.parametrize("model", [*programs.names("models"), *OPTIMAL])
 @pytest.mark.parametrize("labels", ["known", "unknown"])
 def test_every_model_is_attacked_with_known_and_unknown_labels(model: str, labels: str, tmp_path: Path) -> None:
     channel = ["--channel", true_channel(model)]

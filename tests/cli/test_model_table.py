@@ -27,7 +27,7 @@ def test_a_row_is_what_the_file_says() -> None:
     assert (row.prior, row.likelihood) == ("x ~ Uniform(0, 1)", "g | x, y ~ Normal(u(x, y), sigma² I)")
     assert row.source == "Zhu et al. 2019 (Deep Leakage from Gradients), eq. 4"
     assert row.optimiser.startswith("lbfgs, ") and "steps 1200" in row.optimiser
-    assert "steps 1000" in model_table.row(DLG.with_name("gaussian.py")).optimiser
+    assert "steps 1000" in model_table.row(DLG.with_name("optimal.py")).optimiser
 
 
 def test_a_models_own_optimiser_is_shown(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from torch import nn
 
 from pplleak import cli, density
 from pplleak.client import Client
-from pplleak.density import Density, surrogate
-from pplleak.density.surrogate import Surrogate, smoothed
+from pplleak.density import Density
+from pplleak.density.surrogate import Surrogate, believed, smoothed
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import hmc, laplace
@@ -80,7 +80,7 @@ def test_a_surrogate_is_a_smooth_client_with_the_same_weights_and_leaves_the_cli
     for name, p in surrogate.parameters.items():
         assert torch.equal(p, client.parameters[name]) and not p.requires_grad
     target = known(client, observe(client, SIGMA))
-    assert surrogate.believed(target, 10).observed is target
+    assert believed(target, 10).observed is target
 
 
 class Functional(nn.Module):
@@ -177,4 +177,4 @@ def test_table_picture_json_and_file_say_approximate_and_never_posterior(
         assert "posterior" not in said.lower() or "misses the posterior" in said
     for shown in (" ".join(drawn), " ".join(capsys.readouterr().out.split())):
         assert "approximate" in shown and "softplus (β = 100)" in shown.replace("│ │ ", "")
-    assert isinstance(surrogate.believed(from_data(settings={"activation": "relu"}), 5).client, Surrogate)
+    assert isinstance(believed(from_data(settings={"activation": "relu"}), 5).client, Surrogate)

@@ -11,7 +11,7 @@ import torch
 from scenes import from_data
 from torch import Tensor, nn
 
-from pplleak import density, priors
+from pplleak import density
 from pplleak.client import Client
 from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
@@ -105,7 +105,7 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     narrow = density.build(model, target.client, target)
     network = copy.deepcopy(target.client.network).double().requires_grad_(True)
     client = Client(network, target.client.input_shape, 10)
-    observed = density.Observation(target.g.double(), 1, target.labels)
+    observed = Observation(target.g.double(), 1, target.labels)
     fitted = fit_gaussian(target.public, dtype=torch.float32)
     prior = FittedGaussian(fitted.mean.double(), fitted.factor.double(), fitted.input_shape)
     at = torch.linalg.solve(prior.factor, target.truth.double().flatten() - prior.mean)
@@ -114,7 +114,7 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     z = at.float() + w
     tape_ = narrow.recorded(32).under(at.float(), None)
     rough = [plain(narrow)(z)[0], tape_(w)[0]]
-    monkeypatch.setattr(priors, "fit_gaussian", lambda *args, **kwargs: prior)
+    monkeypatch.setattr("pplleak.priors.gaussian.fit_gaussian", lambda *args, **kwargs: prior)
     exact = plain(density.build(model, client, observed))
     where = [z.double(), at.float().double() + w.double()]
     error = [float((r - exact(p)[0]).square().mean().sqrt()) for r, p in zip(rough, where, strict=True)]
@@ -221,5 +221,5 @@ def test_a_client_that_materialises_is_recorded_or_left_alone() -> None:
         assert target.truth is not None
         g = client.update(target.truth, torch.tensor([3])).materialise()
     model = functools.partial(optimal.model, sigma=0.1, reference=target.public)
-    d = density.build(model, client, density.Observation(g, 1, torch.tensor([3])))
+    d = density.build(model, client, Observation(g, 1, torch.tensor([3])))
     assert_same(d.recorded(2), plain(d), torch.randn(2, d.dim, dtype=torch.float64))

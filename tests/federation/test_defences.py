@@ -18,6 +18,7 @@ from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.federation import defences
 from pplleak.federation.defences import ats, mix, precode, soteria
+from pplleak.settings import Named
 
 each_defence = pytest.mark.parametrize("name", list(defences.names()))
 SMOOTH = ["3-1-7", "2-6-10", "13-4-20", "0-8-7", "28-29-39", "21-12-18+42-26-25"]
@@ -39,7 +40,7 @@ def test_what_it_shares_is_as_large_as_an_update_and_another_than_it(name: str, 
     assert target.truth is not None and y is not None
     assert target.g.shape == (client.update_size,)
     assert not torch.allclose(target.g, client.update(target.truth, y).materialise(), rtol=1e-3, atol=1e-4)
-    assert (target.defence, target.defence_settings) == (name, defences.check(name, {}))
+    assert target.protection.defence == defences.check(Named(name))
 
 
 def test_without_a_defence_a_client_sends_its_update() -> None:
@@ -194,7 +195,7 @@ def extended(base: str = "mlp", beta: float = 0.3, **settings: object) -> Client
     """A client with a bottleneck of three, in float64; a large beta, so that its KL matters."""
 
     def build() -> nn.Module:
-        network = getattr(networks, base)((1, 4, 4), 3, **settings)
+        network = networks.get(base)((1, 4, 4), 3, **settings)
         return precode.network(network, (1, 4, 4), 3, size=3, beta=beta)
 
     return Client(seeded(build, 0).double(), (1, 4, 4), 3)

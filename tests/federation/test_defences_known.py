@@ -22,7 +22,9 @@ from pplleak.errors import BadInput
 from pplleak.federation import defences
 from pplleak.federation.defences import ats, dropout
 from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior, metrics
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
 from pplleak.studies.attack.attack import believe
 
@@ -51,7 +53,7 @@ def quadratic(client: Client, g: Tensor, x: Tensor, y: Tensor, kept: Tensor | No
 def test_behind_soteria_a_dropped_entry_says_nothing() -> None:
     client = tiny(widths=(6,))
     x, y = batch_of(client)
-    g = defences.share(client, x, y, "soteria", {"rate": 0.5})
+    g = defences.share(client, x, y, Named("soteria", {"rate": 0.5}))
     _, images, found = likelihoods(density_of("soteria", client, g, y))
     expected = quadratic(client, g, images, y, (g != 0).double())
     torch.testing.assert_close(found.diff(), expected.diff())
@@ -146,8 +148,8 @@ def found(defence: str, settings: tuple[tuple[str, Any], ...], model: str) -> fl
     [("soteria", {"rate": 0.8}), ("ats", {"policy": "24-1-3"}), ("precode", {"size": 32}), ("dropout", {"rate": 0.5})],
 )
 def test_who_knows_the_defence_sees_more(defence: str, settings: dict[str, Any]) -> None:
-    plain = found("", (), "gaussian")
-    ignorant, knowing = (found(defence, tuple(settings.items()), m) for m in ("gaussian", defence))
+    plain = found("", (), "optimal")
+    ignorant, knowing = (found(defence, tuple(settings.items()), m) for m in ("optimal", defence))
     assert plain > ignorant + 3, "the defence hides nothing from who does not know it"
     assert knowing > ignorant + 3
 
@@ -176,7 +178,8 @@ def test_an_observation_carries_its_defence(defence: str, tmp_path: Path) -> Non
     assert run("attack", *asked, *model, "--out", tmp_path / "b") == 0
     one, two = (Posterior.load(tmp_path / k / "posterior.nc") for k in "ab")
     assert (one.x == two.x).all()
-    assert one.attrs["defence"] == defence and one.attrs["defence_settings"][setting[0]] == setting[1]
+    known = Protection.parse(one.attrs["protection"]).defence
+    assert known is not None and known.name == defence and known.settings[setting[0]] == setting[1]
     if setting[0] in one.attrs["beliefs"]:
         assert one.attrs["beliefs"][setting[0]] == setting[1]
 

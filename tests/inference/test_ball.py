@@ -107,10 +107,11 @@ def test_a_model_whose_x_is_no_bijection_of_its_latents_is_refused(kind: str, sa
         ball.run(functools.partial(of_sites, kind), observe(client, 0.3), client, steps=2)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "gmrf", "ppca", "mixture", "dlg", "tv", "logit_normal"])
+@pytest.mark.parametrize("name", ["optimal", "gmrf", "ppca", "mixture", "dlg", "tv", "logit_normal"])
 def test_the_models_of_the_folder_have_the_charts_that_the_docstring_says(name: str) -> None:
     client = tiny("linear", (1, 8, 8), classes=10, dtype="float32")
-    d = density.build(programs.load("models", name), client, observe(client, 0.1))
+    model = name if name in programs.names("models") else f"optimal:prior={name}"
+    d = density.build(programs.load("models", model), client, observe(client, 0.1))
     assert chart(d).boxed is (name in ("dlg", "tv", "logit_normal"))
 
 

@@ -70,7 +70,7 @@ def aimed(network, sigma=0.3, beta=20.0):  # type: ignore[no-untyped-def]
     generator = torch.Generator().manual_seed(3)
     factor = 0.8 * torch.eye(DIM) + 0.1 * torch.randn(DIM, DIM, generator=generator)
     laplace = Laplace(torch.randn(DIM, generator=generator).double(), factor.double(), 0.0, 0)
-    return billiard.build(build(model, client, observed), gated(client, beta), laplace)
+    return billiard.soften(build(model, client, observed), gated(client, beta), laplace)
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -245,7 +245,7 @@ def test_batches_and_unknown_labels() -> None:
     model, observed, client = attack(convolutional)
     density = build(model, client, replace(observed, batch_size=2, labels=None))
     laplace = Laplace(torch.zeros(2 * DIM).double(), torch.eye(2 * DIM).double(), 0.0, 0)
-    field = billiard.build(density, gated(client, 1e5), laplace)
+    field = billiard.soften(density, gated(client, 1e5), laplace)
     w = normal(10, 2 * DIM, seed=13)
     h = field.walls(w)
     assert h.shape == (10, 2 * 12)
@@ -259,7 +259,7 @@ def test_images_that_are_not_affine_in_the_latents() -> None:
     _, observed, client = attack(convolutional)
     density = build(partial(dlg.model, sigma=0.3), client, observed)
     laplace = Laplace(torch.zeros(DIM).double(), torch.eye(DIM).double(), 0.0, 0)
-    field = billiard.build(density, gated(client, 20.0), laplace)
+    field = billiard.soften(density, gated(client, 20.0), laplace)
     w = normal(10, DIM, seed=14)
     assert field.affine is None
     torch.testing.assert_close(field.images(w), density.images(w)[0])

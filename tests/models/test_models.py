@@ -19,13 +19,15 @@ from pyro.infer.autoguide import AutoNormal, init_to_median
 from scenes import known
 from torch import Tensor, nn
 
-from pplleak import channels, programs
+from pplleak import channels, priors, programs
 from pplleak.client import Client
 from pplleak.federation.observation import Observation
 from pplleak.studies.attack.attack import believe
 
 SIGMA = 0.3
-each_model = pytest.mark.parametrize("name", list(programs.names("models")))
+# the Bayes-optimal adversary is a model for every prior and every channel that there is
+BELIEFS = [*(f"prior={p}" for p in priors.names()), *(f"channel={c}" for c in channels.names())]
+each_model = pytest.mark.parametrize("name", [*programs.names("models"), *(f"optimal:{b}" for b in BELIEFS)])
 labels = pytest.mark.parametrize("known", [True, False], ids=["known labels", "unknown labels"])
 labels_slow = pytest.mark.parametrize(
     "known", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["known labels", "unknown labels"]
@@ -195,14 +197,14 @@ def test_under_a_plate_of_chains_every_density_equals_that_of_separate_runs(
 def test_a_model_that_mixes_its_chains_would_be_caught() -> None:
     """The wrong twin of the check above: a prior that sees the mean over all chains."""
     client = tiny()
-    real = bound("gaussian", client)
+    real = bound("optimal", client)
 
     def mixing(client: Client, size: int = 1) -> None:
         shift = pyro.sample("shift", pyro.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0))
         pyro.sample("late", pyro.distributions.Normal(shift.mean(), 1.0))
         real(client, size)
 
-    data = data_for("gaussian", client, 1, True) | {"late": torch.zeros((), dtype=torch.float64)}
+    data = data_for("optimal", client, 1, True) | {"late": torch.zeros((), dtype=torch.float64)}
     shifts = torch.randn(3, dtype=torch.float64)
     together = log_densities(mixing, client, 1, data | {"shift": shifts}, 3)["late"]
     alone = [log_densities(mixing, client, 1, data | {"shift": s}, None)["late"] for s in shifts]

@@ -76,7 +76,7 @@ def test_a_factor_is_tempered_with_the_likelihood_for_starting_points_know_nothi
     x, y = batch_of(client)
     with torch.no_grad():
         observed = Observation(client.update(x, y).materialise(), labels=y)
-    model = believe(programs.load("models", "optimal:prior=tv"), known(client, observed, sigma=0.3), {"tv": 2.0})
+    model = believe(programs.load("models", "optimal"), known(client, observed, sigma=0.3), {"prior": "tv:weight=2.0"})
     flat = believe(programs.load("models", "dlg"), known(client, observed, sigma=0.3))
     tv, dlg = (density.build(m, client, observed) for m in (model, flat))
     z = tv.sample_prior(6)

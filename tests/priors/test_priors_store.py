@@ -82,7 +82,7 @@ def test_a_flow_on_a_vae_comes_back_from_its_file_and_is_attacked_with(workshop:
     torch.manual_seed(0)
     torch.testing.assert_close(found.log_prob(images(5)), before, rtol=1e-4, atol=1e-3)
     client = tiny()
-    assert programs.load("models", "optimal:prior=flow")(client, prior="mine").shape == (client.update_size,)
+    assert programs.load("models", "optimal")(client, prior="flow:file=mine").shape == (client.update_size,)
     other = store.fitter("vae")(images(), latents=3, hidden=8, epochs=2)
     mixed = {**tensors(), **{f"vae.{n}": t for n, t in other.tensors().items()}}
     with pytest.raises(BadInput, match="describes 2 latents, its VAE has 3"):
@@ -192,7 +192,7 @@ def test_the_command_line_fits_lists_shows_and_attacks(workshop: Path, capsys: p
         ("prior", "fit", "vae", "--prior.latents", "0"),
         ("prior", "fit", "vae", "--out", "prior.pt"),
         ("attack", "--prior", "vae", "--prior.file", "unheard-of", *MAP),
-        ("attack", "--prior", "mixture", "--prior.file", "mine", *MAP),
+        ("attack", "--prior", "mixture", "--prior.file", "mine", "--network", "lenet", *MAP),
     ],
     ids=lambda argv: " ".join(argv[:4]),
 )
@@ -231,5 +231,5 @@ def test_a_named_prior_serves_a_model_whatever_the_reference(workshop: Path) -> 
     client = tiny()
     with pytest.raises(BadInput):
         data.reference("digits", client.input_shape)
-    model = programs.load("models", "optimal:prior=vae")
-    assert model(client, prior="mine").shape == (client.update_size,)
+    model = programs.load("models", "optimal")
+    assert model(client, prior="vae:file=mine").shape == (client.update_size,)

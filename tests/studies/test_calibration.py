@@ -11,6 +11,7 @@ import arviz
 import numpy as np
 import pyro
 import pytest
+import scenes
 import torch
 from conftest import LIMIT, tiny
 from scenes import from_data
@@ -122,18 +123,18 @@ def test_too_few_draws_are_refused() -> None:
 def base(sigma: float = 0.1, shape: tuple[int, ...] = (1, 2, 2), **client: Any) -> Observation:
     made = tiny(shape=shape, **client)
     public = torch.rand(60, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    observed = from_data().observed
+    observed = from_data()
     zeros = torch.zeros(made.update_size, dtype=made.dtype)
-    return known(made, dataclasses.replace(observed, g=zeros, labels=torch.zeros(1, dtype=torch.long)), public=public,
-                  sigma=sigma)  # fmt: skip
+    blank = dataclasses.replace(observed, g=zeros, labels=torch.zeros(1, dtype=torch.long))
+    return scenes.known(made, blank, public=public, sigma=sigma)
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("model", ["gaussian", "logistic"])
+@pytest.mark.parametrize("model", ["optimal", "logistic"])
 def test_the_log_likelihood_of_an_image_is_that_of_its_materialised_gradient(model: str, shared: bool) -> None:
     target = base()
     if not shared:
-        target = dataclasses.replace(target, observed=dataclasses.replace(target, labels=None))
+        target = dataclasses.replace(target, labels=None)
     target = risk.from_model(target, model, seed=3)
     believed = attack.believe(programs.load("models", model), target)
     built = density.build(believed, target.client, target)

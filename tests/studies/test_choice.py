@@ -46,13 +46,13 @@ def run(*argv: str) -> int:
 @pytest.mark.parametrize(
     ("target", "model", "name", "said"),
     [
-        ({}, "gaussian", "hmc", "smooth"),
-        ({"settings": RELU}, "gaussian", "refractive", "kinks (relu), and this sampler crosses them exactly"),
-        ({"settings": {"activation": "leaky_relu"}}, "gaussian", "refractive", "kinks (leaky_relu)"),
+        ({}, "optimal", "hmc", "smooth"),
+        ({"settings": RELU}, "optimal", "refractive", "kinks (relu), and this sampler crosses them exactly"),
+        ({"settings": {"activation": "leaky_relu"}}, "optimal", "refractive", "kinks (leaky_relu)"),
         ({"settings": RELU}, "dlg", "billiard", "crosses them exactly"),
-        ({"settings": RELU, "batch_size": 2}, "gaussian", "billiard", "crosses them exactly"),
-        ({"network": "convnet", "settings": RELU}, "gaussian", "billiard", "crosses them exactly"),
-        ({"network": FUNCTIONAL}, "gaussian", "hmc", "no exact sampler takes them"),
+        ({"settings": RELU, "batch_size": 2}, "optimal", "billiard", "crosses them exactly"),
+        ({"network": "convnet", "settings": RELU}, "optimal", "billiard", "crosses them exactly"),
+        ({"network": FUNCTIONAL}, "optimal", "hmc", "no exact sampler takes them"),
     ],
     ids=["smooth", "relu", "leaky relu", "uniform prior", "batch", "convolutions", "functional relu"],
 )
@@ -85,7 +85,7 @@ def test_the_choice_is_said_on_the_terminal_and_in_the_files_and_takes_its_setti
     assert run("--network.activation", "relu", "--out", str(tmp_path), *TINY) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("inference refractive: the network has kinks (relu)")
-    assert "gaussian × refractive" in shown
+    assert "optimal × refractive" in shown
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["inference"] == "refractive" and "kinks (relu)" in summary["chosen"]
     assert Posterior.load(tmp_path / "posterior.nc").x.shape[:2] == (2, 8)

@@ -113,7 +113,7 @@ def test_compare_goes_on_where_it_was_left_and_overwrites_nothing_that_is_finish
     real = compare.attack
 
     def seen(target: Any, model: str, name: str, **settings: Any) -> Posterior:
-        attacked.append((target.said["index"], name))
+        attacked.append((target.provenance["index"], name))
         return real(target, model, name, **settings)
 
     monkeypatch.setattr(compare, "attack", seen)

@@ -113,9 +113,9 @@ def test_draws_from_the_model_are_its_own_and_differ_by_seed() -> None:
     one, again, other = (risk.from_model(base, "logistic", {}, seed) for seed in (1, 1, 2))
     assert one.truth is not None and again.truth is not None and other.truth is not None
     assert torch.equal(one.truth, again.truth) and not torch.equal(one.truth, other.truth)
-    assert one.observed.labels is not None and other.observed.labels is not None
-    u = one.client.update(one.truth, one.observed.labels).materialise()
-    noise = (one.observed.g - u).double()
+    assert one.labels is not None and other.labels is not None
+    u = one.client.update(one.truth, one.labels).materialise()
+    noise = (one.g - u).double()
     assert abs(float(noise.square().mean().sqrt()) - 0.5) < LIMIT * 0.5 / (2 * noise.numel()) ** 0.5
     with pytest.raises(BadInput, match=r"known only up to its factor 'tv'.*gmrf"):
         risk.from_model(base, "optimal:prior=tv")
@@ -210,7 +210,7 @@ def test_every_image_has_noise_of_its_own_and_image_0_that_of_attack() -> None:
         (["--draws-from", "model", "--prior", "tv"], "cannot be drawn from"),
         (["--draws-from", "model", "--seed", "-1"], "a seed of at least 0, not -1"),
         (["--inference", "map,map"], "--inference names one twice"),
-        (["--deltas", "0.2", "0.2"], "--deltas names a threshold twice"),
+        (["--deltas", "0.2", "0.2"], "name one twice"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
