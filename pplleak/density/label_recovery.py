@@ -7,7 +7,7 @@ For logits W a + b, p = softmax(W a + b) and the cross entropy, averaged over th
 
 so that an example pulls the entry of its own class down and all others up. An update does not say which example is
 which: labels come back in ascending order. Every rule checks what it assumes and raises `BadInput` where that fails;
-what it cannot know it says as its confidence. Labels left unknown assume none of this: they are summed out.
+what it cannot know lowers its confidence. Labels left unknown assume none of this: they are summed out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How much was leaked, in bits: what the observation says about the private inputs.
+"""How much was leaked, in bits: what the observation tells about the private inputs.
 
     gain(x, g) = log₂ p(g | x) − log₂ p(g) = log₂ p(x | g) − log₂ p(x)     at the truth x: pointwise information gain
     I(x; g)    = E gain(x, g)  over x and g drawn from the model           (Cover & Thomas 2006, section 2.3)
 
-p(g | x) is the channel; all that is to be found is the evidence p(g) = ∫ p(g | z) p(z) dz. It comes from the inference:
+p(g | x) is the channel; what is left to compute is the evidence p(g) = ∫ p(g | z) p(z) dz. It comes from the inference:
 
     smc                 the product of the weights on its path from prior to posterior, unbiased for p(g)
     laplace, svi        importance sampling from the fitted q: p(g) ≈ (1/N) Σ p(zₙ, g) / q(zₙ), zₙ ~ q, unbiased, and

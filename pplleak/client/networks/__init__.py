@@ -2,7 +2,7 @@
 
 It returns an `nn.Module` that takes images (N, *input_shape) and gives logits (N, num_classes); widths and activations
 are its keyword-only arguments. Weights are drawn from torch's global generator with torch's own initialisation, where a
-network says nothing else; `Client` seeds it, and trained weights are loaded over them. A user's own network is the same
+network does nothing else; `Client` seeds it, and trained weights are loaded over them. A user's own network is the same
 kind of function in a file, FILE.py:FUNCTION.
 """
 

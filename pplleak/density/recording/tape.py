@@ -10,7 +10,8 @@ W F z, G F z and ‖mean + F z‖²: the image itself is never formed. `Tape.und
 another affine map, as whitening does, at no further cost a step.
 
 What cannot be recorded (control flow that looks at values, random or in-place operations) or does not replay to the
-same numbers is left as it is: `record` then warns, and returns the plain function, which is slower and says the same.
+same numbers is left as it is: `record` then warns, and returns the plain function, which has the same values and is
+slower.
 """
 
 from __future__ import annotations

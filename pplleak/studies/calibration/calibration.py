@@ -1,4 +1,4 @@
-"""Calibration: is an inference's posterior that of the model? Truths drawn from the model say so.
+"""Calibration: is an inference's posterior that of the model? Truths drawn from the model show it.
 
     x, y ~ p(x, y),  g ~ p(g | x, y);   then for every number T:   rank of T(x, g) among T(x⁽¹⁾, g) … T(x⁽ᴸ⁾, g)
 
@@ -37,7 +37,7 @@ CHECKS = {
     "pixels": "a single pixel",
     **QUANTITIES,
 }
-WIDTH, SHIFT = ("width", "distance_to_mean"), ("shift", "mean_intensity")  # checks that say in which direction
+WIDTH, SHIFT = ("width", "distance_to_mean"), ("shift", "mean_intensity")  # checks that have a direction
 SIGNIFICANT = 0.01  # a verdict of "calibrated" is withheld from one in a hundred right posteriors
 
 
@@ -138,7 +138,7 @@ def judge(u: np.ndarray) -> Verdict:
 
 
 def summarise(draws: Sequence[Draw]) -> dict[str, Any]:
-    """Everything that the draws of one run say, as JSON holds it.
+    """The summary of one run's draws, as JSON holds it.
 
     sbc_p_min: the smallest p-value over pixels and quantities, as it is; everything else that is judged is corrected
     for the number of checks. twins: the verdict on each of TWINS.

@@ -1,4 +1,4 @@
-"""One truth drawn from the model, and what it says of the posterior computed for it: ranks, intervals, errors.
+"""One truth drawn from the model, and where it lies in the posterior computed for it: ranks, intervals, errors.
 
 Draws of a Markov chain are thinned to L = min(99, ESS) evenly spaced ones, the ESS being the smallest over pixels and
 log-density: about independent. Intervals, mean and variance take all draws.
@@ -42,7 +42,7 @@ TWINS = {"": (1.0, 0.0), "narrow": (0.75, 0.0), "shifted": (1.0, 0.25)}  # facto
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What one truth says of the posterior that was computed for its gradient.
+    """Where one truth lies in the posterior that was computed for its gradient.
 
     ranks     (twin, quantity) of the truth among `ranked` draws; quantities: all pixels, then QUANTITIES; −1: not known
     inside    (twin, level) fraction of pixels inside their central interval

@@ -8,7 +8,7 @@ from pplleak import channels
 from pplleak.errors import BadInput
 from pplleak.federation.protection import NONE
 
-CLASSIC = ("dlg", "inverting_gradients")  # they know of no defence
+CLASSIC = ("dlg", "inverting_gradients")  # they know no defence
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def adversaries(name: str) -> Adversaries:
         return known[name]
     if name == NONE or name in channels.names():
         return Adversaries(name, "dlg", "none of its own; Deep Leakage from Gradients", OPTIMAL)
-    defence = name.partition("+")[0]  # behind a channel, too: who knows the defence is told the channel
+    defence = name.partition("+")[0]  # behind a channel, too: who knows the defence knows the channel
     if defence in known:
         return replace(known[defence], defence=name)
     raise BadInput(f"no adversary is known to attack the defence '{name}': known are {', '.join(known)}")

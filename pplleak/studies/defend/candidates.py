@@ -1,4 +1,4 @@
-"""Images that other attacks found, in the eyes of an adversary who knows the defence.
+"""Other attacks' reconstructions, judged by an adversary who knows the defence.
 
 A climb may end on a minor peak, or below its own. Where a model's x is an invertible image of its latents, every image
 has a density under it: the adversary climbs on from those of the others, too, and keeps what its posterior ranks

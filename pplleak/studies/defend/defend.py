@@ -3,7 +3,7 @@
 Every defence trains the client's network from the same start, and at chosen steps its gradients are attacked by
 
     own       the attack that the defence's own paper evaluated it with
-    classic   the strongest classic attack: the best, on average over the images, of those that know of no defence
+    classic   the strongest classic attack: the best, on average over the images, of those that know no defence
     knowing   the Bayes adversary, who knows the defence and the data's distribution
     exact     the quotient of a fully connected first layer, which no defence behind it hides
 
@@ -154,7 +154,7 @@ def train(sweep: Sweep, protected: Protection, steps: Sequence[int]) -> bool:
 def run(sweep: Sweep, job: Job) -> list[Row]:
     """Every attack on one gradient, scored: PSNR and SSIM (a batch's mean), RMS of a pixel, CPU seconds.
 
-    Where the knowing adversary climbs to a point, it also climbs from the images that the other attacks found, and
+    Where the knowing adversary climbs to a point, it also climbs from the reconstructions of the other attacks, and
     keeps the one that its own posterior density ranks highest (`found_by`): no truth is needed for that.
     """
     protected, who = job.protection, adversaries(job.protection.name)

@@ -1,4 +1,4 @@
-"""What a sweep over defences says: the table, and the figure *what protects, when, at which cost in accuracy*."""
+"""A sweep over defences: the table, and the figure *what protects, when, at which cost in accuracy*."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     E‖x̂ − x‖² ≥ Σ_i diam_i² / 4 (e^ε − 1)                 Rényi-DP: unbiased ones
     P(d(x, x̂) ≤ δ) ≤ Φ(Φ⁻¹(κ(δ)) + C / σ)                 ReRo: every adversary, behind DP-SGD
 
-Each function says its paper, and raises `BadInput` where its bound does not apply. The last one is
+Each function names its paper, and raises `BadInput` where its bound does not apply. The last one is
 `pplleak.studies.risk.rero`.
 """
 
@@ -40,7 +40,7 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
 
     Additive noise of density p on each entry has λ = ∫ p'² / p: 1/σ² (Gaussian), 2/σ² (Laplace of standard deviation
     σ), 1/σ² + l1 / (σ² Z) (elastic). A known mask keeps λ where it is 1. What is done to a noisy update afterwards
-    (rounding, signs, top-k, pruning at random) adds nothing to what it says (data processing; Zamir 1998): for these, λ
+    (rounding, signs, top-k, pruning at random) adds no information (data processing; Zamir 1998): for these, λ
     is an upper bound, and what is computed from it is a valid lower bound on the error.
 
     Raises:
@@ -107,7 +107,7 @@ def fisher_of(client: Client, channel: Callable[[Update], Channel], x: Tensor, y
     """I_g(x) about all pixels of x (batch, *input_shape) with labels y (batch,), (n, n), in 1 / pixel unit².
 
     Raises:
-        BadInput: the network has kinks: where u jumps, g tells x apart sharper than any Fisher information says.
+        BadInput: the network has kinks: where u jumps, g tells x apart more sharply than any Fisher information.
     """
     _require_smooth(client)
 

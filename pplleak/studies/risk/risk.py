@@ -1,4 +1,4 @@
-"""Risk: how often a reconstruction comes within δ of the private image, and how often its adversary says it does.
+"""Risk: how often a reconstruction comes within δ of the private image, and how often its adversary claims it does.
 
     R(f) = P(d(x, f(g)) > δ)                       success = 1 − R(f)   (Balunović et al. 2022, section 4)
     claimed(δ)  = mean over observations g of P(d(x, f(g)) ≤ δ | g), by posterior draws that f did not see
@@ -148,7 +148,7 @@ def score(posterior: Posterior, distance: Distance, deltas: Sequence[float]) -> 
                 x = decide(delta)
                 true, drawn = distance(x, truth[None])[0], None if held is None else distance(x, held)
             if np.isnan(true).any():
-                why = "the attack found no finite image: give it another seed, or smaller steps"
+                why = "the attack gives no finite image: give it another seed, or smaller steps"
                 if distance.name == "ssim":
                     why = "SSIM needs images of at least 3x3 pixels: choose the distance rms"
                 raise BadInput(f"a distance is not a number: {why}")
