@@ -13,8 +13,8 @@ fixed-mask force of R stand at both ends, a Metropolis test on the total energy 
 volume and is its own inverse under p → −p.
 
 Now and then a unit's two sides are two modes with little between them, and a chain changes sides once in a hundred
-draws: few chains and many draws serve better than the reverse. Needs x affine in Gaussian latents (models/gaussian.py),
-one example, its label and Gaussian noise.
+draws: few chains and many draws serve better than the reverse. Needs x affine in Gaussian latents (the prior
+`gaussian`), one example, its label and Gaussian noise.
 """
 
 from __future__ import annotations

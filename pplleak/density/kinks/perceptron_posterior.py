@@ -1,6 +1,6 @@
 """A posterior that `pplleak.density.kinks.perceptron` knows in closed form, read off a model by evaluating it.
 
-Needs x affine in Gaussian latents (models/gaussian.py), one example, its label and Gaussian noise; `prepare` checks
+Needs x affine in Gaussian latents (the prior `gaussian`), one example, its label and Gaussian noise; `prepare` checks
 all of it.
 """
 
@@ -43,11 +43,11 @@ def check(density: Density, net: Perceptron) -> None:
         theirs, x = -density(z), density.images(z)[0].flatten(1).double()
     prior, slope = density.value_and_grad(z, temperature=0.0)
     if not float(bent(x).abs().max()) <= 1e-8 * float(x.abs().max()):
-        raise BadInput("inference refractive needs images affine in the model's latents, as in models/gaussian.py: "
+        raise BadInput("inference refractive needs images affine in the model's latents, as with the prior gaussian: "
                        "use hmc on a smooth network, or a Gaussian prior")  # fmt: skip
     falls = bool(((slope[-1] - slope[:-1]) * z[:-1]).sum(1).gt(0).all())
     if not falls or not float(bent(slope).abs().max()) <= 1e-6 * float(slope.abs().max()):
-        raise BadInput("inference refractive needs a Gaussian prior on the model's latents, as in models/gaussian.py")
+        raise BadInput("inference refractive needs a Gaussian prior on the latents, as the prior gaussian is")
     first = net.layers[0]
     h = x @ first.weight.mT + first.bias
     gap = net.energy(h, first.pull(x), x.square().sum(1), net.pattern(h)) - prior - theirs
