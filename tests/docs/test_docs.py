@@ -1,7 +1,8 @@
-"""What the documentation shows runs: its example files, at tiny size."""
+"""What the documentation shows runs at tiny size: its example files, the lines of the face; and what it names exists."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from pplleak import cli
+from pplleak import channels, cli, priors, programs
+from pplleak.client import networks
+from pplleak.federation import defences
 from pplleak.posterior import Posterior
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = {
+    "model": programs.names("models"),
+    "inference": [programs.AUTO, *programs.names("inference")],
+    "prior": priors.names(),
+    "channel": ["none", *channels.names()],
+    "defence": ["none", *defences.names()],
+    "network": networks.names(),
+}
 MAP = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "5"]
 
 
@@ -55,3 +68,32 @@ def test_the_example_client_shares_a_gradient_that_is_wrapped_and_attacked(works
     wrap = ("--gradient", shared.name, "--input-shape", "1", "8", "8", *known, "--out", "observation.safetensors")
     assert run("observe", *wrap, *network) == 0
     assert run("attack", "--observed", "observation.safetensors", *network, *MAP) == 0
+
+
+def face(page: str) -> str:
+    """The Python lines of a page that begin with the library's import."""
+    return re.findall(r"```python\n(import pplleak as pl\n.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)[0]
+
+
+def test_the_lines_of_the_readme_run_and_the_tour_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = "settings={'starts': 2, 'steps': 20, 'chains': 2, 'draws': 5, 'warmup': 2}"
+    exec(face("README.md").replace("seed=0)", f"seed=0, {quick})"), {})
+    assert Path("attack.png").stat().st_size > 1000
+    assert face("README.md") == face("docs/tour.md")
+
+
+def unheard_of(text: str) -> list[str]:
+    """Names of models, inferences, priors, channels, defences and networks that a page uses and that do not exist."""
+    used = re.findall(rf"--({'|'.join(NAMES)})[ =]([a-z][^\s`)]*)", text)
+    words = [(flag, name.partition(":")[0]) for flag, value in used if ".py" not in value for name in value.split(",")]
+    return [f"--{flag} {name}" for flag, name in words if name and name not in NAMES[flag]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_what_exists(page: Path) -> None:
+    assert unheard_of(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_name_that_is_gone_is_seen() -> None:
+    assert unheard_of("`pplleak attack --model vae --inference map,hcm`") == ["--model vae", "--inference hcm"]
