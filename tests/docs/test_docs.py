@@ -1,4 +1,4 @@
-"""What the documentation shows runs at tiny size: its example files, the lines of the face; and what it names exists."""
+"""What the documentation shows runs, at tiny size: example files, the lines of the face; what it names exists."""
 
 from __future__ import annotations
 
