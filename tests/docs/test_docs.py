@@ -84,10 +84,24 @@ def test_the_lines_of_the_readme_run_and_the_tour_has_the_same(tmp_path: Path, m
 
 
 def unheard_of(text: str) -> list[str]:
-    """Names of models, inferences, priors, channels, defences and networks that a page uses and that do not exist."""
+    """What a page names and does not exist: models, inferences, priors, channels, defences, networks, and imports."""
     used = re.findall(rf"--({'|'.join(NAMES)})[ =]([a-z][^\s`)]*)", text)
     words = [(flag, name.partition(":")[0]) for flag, value in used if ".py" not in value for name in value.split(",")]
-    return [f"--{flag} {name}" for flag, name in words if name and name not in NAMES[flag]]
+    imports = re.findall(r"^from (pplleak[\w.]*) import ([\w, ]+)$", text, re.M)
+    members = [(where, name.strip()) for where, names in imports for name in names.split(",")]
+    return [
+        *(f"--{flag} {name}" for flag, name in words if name and name not in NAMES[flag]),
+        *(f"{where}.{name}" for where, name in members if not importable(where, name)),
+    ]
+
+
+def importable(where: str, name: str) -> bool:
+    """Whether `from where import name` would do."""
+    try:
+        exec(f"from {where} import {name}", {})
+    except ImportError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -97,3 +111,4 @@ def test_a_page_names_what_exists(page: Path) -> None:
 
 def test_a_name_that_is_gone_is_seen() -> None:
     assert unheard_of("`pplleak attack --model vae --inference map,hcm`") == ["--model vae", "--inference hcm"]
+    assert unheard_of("from pplleak.priors import uniformly\n") == ["pplleak.priors.uniformly"]
