@@ -31,10 +31,12 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from pplleak import runs
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
 from pplleak.models import linear_gaussian
 from pplleak.posterior import Posterior
 from pplleak.progress import bar
-from pplleak.studies.attack import attack
+from pplleak.settings import Named
 from pplleak.studies.risk import risk
 
 SUCCESSES = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 0.97)  # δ is put where R* is one less these
@@ -82,15 +84,16 @@ def radius(widths: np.ndarray, success: float) -> float:
 
 def measure(args: Settings) -> tuple[list[risk.Row], list[float], list[float]]:
     """Rows of every truth, twin, decision and δ (the twin stands in `inference`); the δs (RMS), and 1 − R* at each."""
-    base = attack.from_data(args.data, root=args.data_root, network="linear", sigma=args.sigma, dtype="float64")
+    protection = Protection.parse(f"gaussian:sigma={args.sigma}")
+    base = observe(Scenario(args.data, args.data_root, network=Named("linear"), protection=protection, dtype="float64"))
     generator = np.random.default_rng(0)
     rows: list[risk.Row] = []
     deltas: list[float] = []
     bayes: list[float] = []
     for index in bar("truths", args.count):
-        target = risk.from_model(base, "linear_gaussian", {}, index)
-        assert target.truth is not None
-        exact = linear_gaussian.exact_posterior(target.client, target.observed, sigma=args.sigma)
+        observed = risk.from_model(base, "linear_gaussian", {}, index)
+        assert observed.truth is not None
+        exact = linear_gaussian.exact_posterior(observed.client, observed, sigma=args.sigma)
         covariance = exact.covariance.numpy()
         if not deltas:  # Σ is the same for every label, from zero weights
             widths = np.linalg.eigvalsh(covariance)
@@ -102,13 +105,13 @@ def measure(args: Settings) -> tuple[list[risk.Row], list[float], list[float]]:
         noise = generator.standard_normal((args.draws, pixels))
         spread, densest = noise @ factor.T, np.square(noise[: args.draws // 2]).sum(1).argmin()
         for scale, twin in TWINS.items():
-            draws = (mean + scale * spread).reshape(8, -1, *target.truth.shape)
+            draws = (mean + scale * spread).reshape(8, -1, *observed.truth.shape)
             found = Posterior(  # independent draws: there are no chains that could disagree
                 draws,
                 np.zeros((*draws.shape[:2], 1)),
-                draws.reshape(args.draws, *target.truth.shape)[densest],  # no decision is told m
+                draws.reshape(args.draws, *observed.truth.shape)[densest],  # no decision is told m
                 "approximation",
-                truth=target.truth.numpy(),
+                truth=observed.truth.numpy(),
             )
             scored = risk.score(found, risk.DISTANCES["rms"], deltas)
             rows += [{"index": index, "inference": twin, **r} for r in scored if r["decision"] in LOOKS]

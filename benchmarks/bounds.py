@@ -29,11 +29,15 @@ import tyro
 from matplotlib.figure import Figure
 
 from pplleak import channels, data, density, programs, runs
-from pplleak.federation import rounds, targets
+from pplleak.federation import rounds
+from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
+from pplleak.federation.scenario import Scenario, client_of, observe
 from pplleak.models import linear_gaussian
+from pplleak.programs import MODEL
 from pplleak.progress import bar
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
 from pplleak.studies.risk import bounds, rero, risk
 
@@ -75,11 +79,11 @@ class Case:
 
 CASES = [
     Case("softmax regression, linear-Gaussian", "linear_gaussian", "linear", {}, 0.1, "exact", {}),
-    Case("perceptron, 8x8", "gaussian", "mlp", {}, 0.1, "hmc", HMC),
-    Case("CNN, 8x8", "gaussian", "convnet", CNN, 0.01, "hmc", HMC),
-    Case("the same CNN, less noise", "gaussian", "convnet", CNN, 0.0003, "hmc", HMC, fisher=100),
-    Case("the same CNN, trained", "gaussian", "convnet", CNN, 0.03, "hmc", HMC, fisher=200, trained=2000),
-    Case("the paper's CNN with GELU, MNIST", "gaussian", "convnet", {"activation": "gelu"}, 0.03, "map",
+    Case("perceptron, 8x8", MODEL, "mlp", {}, 0.1, "hmc", HMC),
+    Case("CNN, 8x8", MODEL, "convnet", CNN, 0.01, "hmc", HMC),
+    Case("the same CNN, less noise", MODEL, "convnet", CNN, 0.0003, "hmc", HMC, fisher=100),
+    Case("the same CNN, trained", MODEL, "convnet", CNN, 0.03, "hmc", HMC, fisher=200, trained=2000),
+    Case("the paper's CNN with GELU, MNIST", MODEL, "convnet", {"activation": "gelu"}, 0.03, "map",
          {"starts": 1, "steps": 300}, "mnist", 4),
 ]  # fmt: skip
 
@@ -108,19 +112,22 @@ def of(path: Path, case: str) -> list[dict[str, str]]:
     return [r for r in runs.read(path) if r["case"] == case]
 
 
-def base_of(case: Case, args: Settings) -> attack.Target:
+def base_of(case: Case, args: Settings) -> Observation:
+    scenario = Scenario(
+        case.data, args.data_root, network=Named(case.network, case.settings),
+        protection=Protection.parse(f"gaussian:sigma={case.sigma}"),
+        dtype="float64" if case.data == "digits" else "float32",
+    )  # fmt: skip
+    if not case.trained:
+        return observe(scenario)
     with tempfile.TemporaryDirectory() as folder:
-        return attack.from_data(
-            case.data, root=args.data_root, network=case.network, settings=case.settings, sigma=case.sigma,
-            checkpoint=trained(case, args, Path(folder)) if case.trained else None,
-            dtype="float64" if case.data == "digits" else "float32",
-        )  # fmt: skip
+        return observe(dataclasses.replace(scenario, checkpoint=trained(case, args, Path(folder))))
 
 
 def trained(case: Case, args: Settings, folder: Path) -> Path:
     """Weights after some steps; a network that is sure of some images and not of others leaks unevenly."""
     images, private = data.public(case.data, args.data_root), data.private(case.data, args.data_root)
-    client = targets.build_client(case.network, case.settings, private.input_shape, max(10, len(private.classes)))
+    client = client_of(Scenario(case.data, args.data_root, network=Named(case.network, case.settings)))
     rounds.train(
         client, images, private, Federation(clients=1), Protection(), folder, checkpoints=[case.trained], settings={}
     )
@@ -135,20 +142,20 @@ def squares(case: Case, count: int, args: Settings, path: Path) -> dict[str, Any
         if draw < done:
             continue
         start = time.process_time()
-        target = risk.from_model(base, case.model, {}, 1000 + draw)
+        observed = risk.from_model(base, case.model, {}, 1000 + draw)
         if case.inference == "exact":
-            exact = linear_gaussian.exact_posterior(target.client, target.observed, sigma=case.sigma)
+            exact = linear_gaussian.exact_posterior(observed.client, observed, sigma=case.sigma)
             found, expected = exact.mean.numpy(), float(exact.covariance.trace())
         else:
-            posterior = attack.attack(target, case.model, case.inference, settings=case.options, seed=draw).whole()
+            posterior = attack.attack(observed, case.model, case.inference, settings=case.options, seed=draw).whole()
             found = posterior.mean
             expected = float((posterior.sd.astype(np.float64) ** 2).sum()) if posterior.kind == "sampler" else ""
-        square = float(((found.reshape(-1) - target.truth.double().numpy().reshape(-1)) ** 2).sum())
+        square = float(((found.reshape(-1) - observed.truth.double().numpy().reshape(-1)) ** 2).sum())
         append(path, {"case": case.said, "draw": draw, "mean": square, "expected": expected,
                       "cpu_seconds": time.process_time() - start})  # fmt: skip
     rows = of(path, case.said)[:count]
     start = time.process_time()
-    d = density.build(attack.believe(programs.load("models", case.model), base), base.client, base.observed)
+    d = density.build(attack.believe(programs.load("models", case.model), base), base.client, base)
     limit = bounds.van_trees(d, case.fisher, progress=bar)
     values = np.array([float(r["mean"]) for r in rows])
     se = values.std(ddof=1) / math.sqrt(len(values))
@@ -167,8 +174,9 @@ def row(*values: Any) -> dict[str, Any]:
 
 def private(count: int, args: Settings, path: Path) -> list[dict[str, Any]]:
     """Success within δ behind DP-SGD, and ReRo; δ is where a twentieth of the prior lies around its mean."""
-    base = attack.from_data("digits", network="linear", channel="dpsgd", channel_settings={"noise_multiplier": 1.0})
-    d = density.build(attack.believe(programs.load("models", "dpsgd"), base), base.client, base.observed)
+    protection = Protection.parse("dpsgd:noise_multiplier=1.0")
+    base = observe(Scenario("digits", network=Named("linear"), protection=protection))
+    d = density.build(attack.believe(programs.load("models", MODEL), base), base.client, base)
     torch.manual_seed(0)
     with torch.no_grad():
         x, _ = d.images(d.sample_prior(2 * PARTICLES + TRUTHS))

@@ -25,10 +25,14 @@ from torch import Tensor
 
 from pplleak import programs, runs
 from pplleak.federation.defences import ats
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
 from pplleak.posterior import Posterior, metrics
+from pplleak.programs import MODEL
 from pplleak.progress import bar
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA = 1e-3  # believed, and added: a thousandth of the gradient's norm
@@ -36,9 +40,9 @@ IMAGE = ("network", "defence", "attack", "index", "psnr", "psnr_transformed", "c
 COLUMNS = ("network", "defence", "attack", "images", "psnr_mean", "psnr_se", "over_paper_mean", "over_paper_se",
            "psnr_transformed_mean", "psnr_transformed_se")  # fmt: skip
 PAPER = "inverting_gradients"
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mlp": ("mlp", {"widths": (64,)}),
-    "convnet": ("convnet", {"channels": (8, 16), "width": 64, "activation": "gelu"}),
+NETWORKS = {
+    "mlp": Named("mlp", {"widths": (64,)}),
+    "convnet": Named("convnet", {"channels": (8, 16), "width": 64, "activation": "gelu"}),
 }
 
 
@@ -52,7 +56,7 @@ class Case:
     attacks: tuple[tuple[str, str], ...] = ()
 
 
-CLASSIC, IGNORANT = (PAPER, "map"), ("gaussian", "map")
+CLASSIC, IGNORANT = (PAPER, "map"), (MODEL, "map")
 CASES = (
     Case("mlp", "", {}, (CLASSIC, IGNORANT)),
     Case("mlp", "soteria", {"rate": 0.8}, (CLASSIC, IGNORANT, ("soteria", "map"))),
@@ -74,50 +78,49 @@ ATTACKS = {  # name in the files -> its words and colour in the figure
 
 
 def name_of(model: str, inference: str) -> str:
-    return inference if inference == "quotient" else model if model in ATTACKS else "knows"
+    known = {PAPER: PAPER, MODEL: "gaussian"}
+    return inference if inference == "quotient" else known.get(model, "knows")
 
 
-def target_of(case: Case, index: int, root: Path | None) -> Target:
-    network, settings = NETWORKS[case.network]
-    return attack.from_data(
-        "mnist", root=root, index=index, network=network, settings=settings, sigma=SIGMA,
-        defence=case.defence, defence_settings=case.settings,
-    )  # fmt: skip
+def observed_of(case: Case, index: int, root: Path | None) -> Observation:
+    defence = Named(case.defence, case.settings) if case.defence else None
+    protection = Protection(defence, Named("gaussian", {"sigma": SIGMA}))
+    return observe(Scenario("mnist", root, index=index, network=NETWORKS[case.network], protection=protection))
 
 
 def psnr(truth: Tensor, found: np.ndarray) -> float:
     return float(metrics.psnr(found, truth.numpy()).mean())
 
 
-def transformed(target: Target, found: Posterior, knows: bool) -> float:
+def transformed(observed: Observation, found: Posterior, knows: bool) -> float:
     """PSNR of the image that ATS really took the gradient of: T(x̂) of one who knows the policy, else x̂ itself."""
-    policy, truth = target.defence_settings["policy"], target.truth
-    assert truth is not None and target.observed.labels is not None
-    with torch.random.fork_rng(devices=[]):  # as `attack.from_data` draws it
+    policy, truth = observed.protection.settings["policy"], observed.truth
+    assert truth is not None and observed.labels is not None
+    with torch.random.fork_rng(devices=[]):  # as `observe` draws it
         torch.manual_seed(1)
         drawn = ats.choices(policy, len(truth)).sample()
     image = torch.from_numpy(found.mode)
     if knows:
         every = torch.arange(len(ats.variants(policy)))[:, None]
         images = ats.transform(image.expand(len(every), *image.shape), every, policy)
-        misfit = target.client.update(images, target.observed.labels).sqdist(target.observed.g)
+        misfit = observed.client.update(images, observed.labels).sqdist(observed.g)
         image = images[misfit.argmin()]
     return psnr(ats.transform(truth, drawn, policy), image.numpy())
 
 
 def run(case: Case, model: str, inference: str, index: int, root: Path | None, steps: int) -> dict[str, Any]:
     """One attack on one image, a row of the per-image file; CPU seconds of one thread."""
-    target = target_of(case, index, root)
-    assert target.truth is not None
+    observed = observed_of(case, index, root)
+    assert observed.truth is not None
     settings = {"steps": steps, "starts": 1, "lr": 0.3} if inference == "map" else {}
     settings |= programs.preferred(model, "map") | {"steps": steps} if inference == "map" else {}
     start = time.process_time()
-    found = attack.attack(target, model, inference, settings=settings).whole()
+    found = attack.attack(observed, model, inference, settings=settings).whole()
     seconds = time.process_time() - start
     name = name_of(model, inference)
     row = {"network": case.network, "defence": case.defence or "none", "attack": name, "index": index}
-    row |= {"psnr": psnr(target.truth, found.mode), "cpu_seconds": f"{seconds:.1f}"}
-    return row | ({"psnr_transformed": transformed(target, found, name == "knows")} if case.defence == "ats" else {})
+    row |= {"psnr": psnr(observed.truth, found.mode), "cpu_seconds": f"{seconds:.1f}"}
+    return row | ({"psnr_transformed": transformed(observed, found, name == "knows")} if case.defence == "ats" else {})
 
 
 def statistics(values: Iterable[float]) -> tuple[str, str]:

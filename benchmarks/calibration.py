@@ -32,22 +32,22 @@ START = "--inference.starts 4 --inference.steps 100"
 HMC = f"--inference hmc --inference.chains 16 --inference.draws 250 --inference.warmup 100 {START}"
 NUTS = f"--inference nuts --inference.chains 2 --inference.draws 60 --inference.warmup 60 {START}"
 ROWS = {  # name -> draws, what the table calls the inference, the command line
-    "digits-gaussian-hmc": (100, "hmc", f"--model gaussian {HMC}"),
-    "digits-vae-hmc": (100, "hmc", f"--model vae {HMC}"),
-    "mnist-gaussian-hmc": (100, "hmc", f"--model gaussian {HMC}"),
-    "mnist-vae-hmc": (100, "hmc", f"--model vae {HMC}"),
-    "digits-gaussian-hmc-half-sigma": (30, "hmc, believes σ/2", f"--model gaussian {HMC} --adversary.sigma 0.05"),
-    "digits-vae-hmc-half-sigma": (30, "hmc, believes σ/2", f"--model vae {HMC} --adversary.sigma 0.05"),
-    "mnist-gaussian-hmc-half-sigma": (20, "hmc, believes σ/2", f"--model gaussian {HMC} --adversary.sigma 0.05"),
-    "mnist-vae-hmc-half-sigma": (20, "hmc, believes σ/2", f"--model vae {HMC} --adversary.sigma 0.05"),
-    "mnist-gaussian-laplace": (20, "laplace", f"--model gaussian --inference laplace {START}"),
+    "digits-gaussian-hmc": (100, "hmc", f"--prior gaussian {HMC}"),
+    "digits-vae-hmc": (100, "hmc", f"--prior vae {HMC}"),
+    "mnist-gaussian-hmc": (100, "hmc", f"--prior gaussian {HMC}"),
+    "mnist-vae-hmc": (100, "hmc", f"--prior vae {HMC}"),
+    "digits-gaussian-hmc-half-sigma": (30, "hmc, believes σ/2", f"--prior gaussian {HMC} --adversary.sigma 0.05"),
+    "digits-vae-hmc-half-sigma": (30, "hmc, believes σ/2", f"--prior vae {HMC} --adversary.sigma 0.05"),
+    "mnist-gaussian-hmc-half-sigma": (20, "hmc, believes σ/2", f"--prior gaussian {HMC} --adversary.sigma 0.05"),
+    "mnist-vae-hmc-half-sigma": (20, "hmc, believes σ/2", f"--prior vae {HMC} --adversary.sigma 0.05"),
+    "mnist-gaussian-laplace": (20, "laplace", f"--prior gaussian --inference laplace {START}"),
     **{
         f"mnist-gaussian-svi-{guide}": (
-            12, f"svi {guide}", f"--model gaussian --inference svi --inference.guide {guide} {START}",
+            12, f"svi {guide}", f"--prior gaussian --inference svi --inference.guide {guide} {START}",
         )
         for guide in ("normal", "low_rank", "flow")
     },
-    "mnist-gaussian-nuts": (4, "nuts", f"--model gaussian {NUTS}"),
+    "mnist-gaussian-nuts": (4, "nuts", f"--prior gaussian {NUTS}"),
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def table_row(name: str, folder: Path) -> dict[str, Any] | None:
     found = calibration_report.write(draws, settings, folder)
     ninety = found["coverage"][calibration.LEVELS.index(0.9)]
     row = {
-        "model": settings["model"], "inference": ROWS[name][1], "size": "28x28" if "mnist" in name else "8x8",
+        "model": name.split("-")[1], "inference": ROWS[name][1], "size": "28x28" if "mnist" in name else "8x8",
         "draws": len(draws), "coverage_90": ninety["inside"], "coverage_90_se": ninety["se"],
         **{n: found[n] for n in ("sbc_p_min", "rhat_max", "khat", "psnr_mean", "seconds")},
         "converged": f"{found['converged']} of {len(draws)}", "verdict": found["verdict"]["word"],

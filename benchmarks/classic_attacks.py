@@ -29,10 +29,13 @@ import numpy as np
 import torch
 
 from pplleak import programs, runs
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
 from pplleak.posterior import metrics
 from pplleak.progress import bar
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -64,44 +67,45 @@ class Job(NamedTuple):
     steps: str
 
 
-def target_of(job: Job, root: Path | None) -> Target:
+def observed_of(job: Job, root: Path | None) -> Observation:
     """The client's own gradient, not noised; truth and label known to us alone where the attack reads the label."""
     hidden = job.attack == "idlg"
-    target = attack.from_data("mnist", root=root, network=NETWORKS[job.attack], index=job.index, sigma=SIGMA)
-    assert target.truth is not None
-    assert target.observed.labels is not None
+    protection, network = Protection.parse(f"gaussian:sigma={SIGMA}"), Named(NETWORKS[job.attack])
+    observed = observe(Scenario("mnist", root, index=job.index, network=network, protection=protection))
+    assert observed.truth is not None
+    assert observed.labels is not None
     with torch.no_grad():
-        g = target.client.update(target.truth, target.observed.labels).materialise()
-    return replace(target, observed=replace(target.observed, g=g, labels=None if hidden else target.observed.labels))
+        g = observed.client.update(observed.truth, observed.labels).materialise()
+    return replace(observed, g=g, labels=None if hidden else observed.labels)
 
 
-def ours(job: Job, target: Target) -> np.ndarray:
+def ours(job: Job, observed: Observation) -> np.ndarray:
     wanted = programs.preferred(job.attack, "map") | ({"steps": int(job.steps)} if job.steps else {})
-    return attack.attack(target, job.attack, "map", settings=wanted).whole().mode
+    return attack.attack(observed, job.attack, "map", settings=wanted).whole().mode
 
 
-def theirs(job: Job, target: Target) -> np.ndarray:
+def theirs(job: Job, observed: Observation) -> np.ndarray:
     import inversefed
 
     settings = {"restarts": 1, "max_iterations": int(job.steps), "init": "randn", **PEERS[job.attack][0]}
-    network = target.client.network.requires_grad_(True)  # ours are frozen, and the peer differentiates in them
-    gradient = [g.clone() for g in target.client.split(target.observed.g).values()]
+    network = observed.client.network.requires_grad_(True)  # ours are frozen, and the peer differentiates in them
+    gradient = [g.clone() for g in observed.client.split(observed.g).values()]
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()):
         made = inversefed.GradientReconstructor(network, (torch.zeros(1), torch.ones(1)), settings, num_images=1)
-        found, _ = made.reconstruct(gradient, target.observed.labels, img_shape=target.client.input_shape)
+        found, _ = made.reconstruct(gradient, observed.labels, img_shape=observed.client.input_shape)
     return found.clamp(0, 1).numpy()
 
 
 def run(job: Job, root: Path | None) -> dict[str, Any]:
     """A row: PSNR in dB and CPU seconds; the reconstruction is kept beside it."""
-    target = target_of(job, root)
-    assert target.truth is not None
+    observed = observed_of(job, root)
+    assert observed.truth is not None
     start = time.process_time()
-    found = (ours if job.by == US else theirs)(job, target)
+    found = (ours if job.by == US else theirs)(job, observed)
     seconds = time.process_time() - start
     runs.write(file_of(job), functools.partial(keep, found))
-    psnr = float(metrics.psnr(found, target.truth.numpy()).mean())
+    psnr = float(metrics.psnr(found, observed.truth.numpy()).mean())
     return {**job._asdict(), "psnr": round(psnr, 2), "seconds": round(seconds, 2)}
 
 
@@ -181,7 +185,7 @@ def picture(root: Path | None, most: int = 4) -> None:
         for index in range(most):
             files = [file_of(job._replace(index=index)) for job in both]
             if all(f.exists() for f in files):
-                truth = target_of(both[0]._replace(index=index), root).truth
+                truth = observed_of(both[0]._replace(index=index), root).truth
                 columns.append((f"{name}\n{NETWORKS[name]}", [np.asarray(truth), *map(np.load, files)]))
     if not columns:
         return

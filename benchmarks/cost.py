@@ -22,6 +22,10 @@ import tyro
 
 from pplleak import density, programs, runs
 from pplleak.density.whitening import Laplace, whitened
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.programs import MODEL
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
 
 COLUMNS = ["posterior", "device", "threads", "chains", "gradient_ms", "training_step_ms", "ratio"]
@@ -31,7 +35,7 @@ COLUMNS = ["posterior", "device", "threads", "chains", "gradient_ms", "training_
 class Settings:
     data: str = "digits"
     data_root: Path | None = None
-    model: str = "gaussian"
+    prior: str = "gaussian"
     network: str = "mlp"
     widths: tuple[int, ...] = (256,)
     activation: str = "gelu"
@@ -49,16 +53,18 @@ def seconds(job: Callable[[], object]) -> float:
 
 def main(args: Settings) -> None:
     settings = {"activation": args.activation, **({"widths": args.widths} if args.network == "mlp" else {})}
-    target = attack.from_data(args.data, root=args.data_root, sigma=args.sigma, network=args.network, settings=settings)
-    model = attack.believe(programs.load("models", args.model), target)
-    d = density.build(model, target.client, target.observed)
+    protection = Protection.parse(f"gaussian:sigma={args.sigma}")
+    scenario = Scenario(args.data, args.data_root, network=Named(args.network, settings), protection=protection)
+    observed = observe(scenario)
+    model = attack.believe(programs.load("models", MODEL), observed, {"prior": args.prior})
+    d = density.build(model, observed.client, observed)
     torch.manual_seed(0)
     widths = 0.1 * torch.rand(d.dim) + 0.05
     metric = Laplace(torch.zeros(d.dim), widths.diag(), float(widths.log().sum()), 0)
     potential = whitened(d.recorded(args.chains), metric)
     w = torch.randn(args.chains, d.dim)
-    network = copy.deepcopy(target.client.network).requires_grad_(True)
-    x, y = torch.rand(args.chains, *target.client.input_shape), torch.randint(10, (args.chains,))
+    network = copy.deepcopy(observed.client.network).requires_grad_(True)
+    x, y = torch.rand(args.chains, *observed.client.input_shape), torch.randint(10, (args.chains,))
 
     def train() -> None:
         network.zero_grad()
@@ -69,7 +75,7 @@ def main(args: Settings) -> None:
         job()
     times = [[seconds(job) for job in jobs] for _ in range(args.rounds)]
     gradient, step = (1e3 * statistics.median(t) for t in zip(*times, strict=True))
-    name = f"{args.data} {args.model} {args.network}{args.widths if args.network == 'mlp' else ''} {args.activation}"
+    name = f"{args.data} {args.prior} {args.network}{args.widths if args.network == 'mlp' else ''} {args.activation}"
     row = dict(zip(COLUMNS, [name, "cpu", torch.get_num_threads(), args.chains, f"{gradient:.2f}", f"{step:.2f}",
                              f"{gradient / step:.2f}"], strict=True))  # fmt: skip
     print(row)

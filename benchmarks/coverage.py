@@ -1,6 +1,6 @@
 """Do 90 % intervals cover 90 %? Images drawn from the model's own prior, attacked one by one.
 
-    uv run benchmarks/coverage.py --data mnist --data-root DIR --model gaussian --inference hmc --sigma 0.03 --count 30
+    uv run benchmarks/coverage.py --data mnist --data-root DIR --prior gaussian --inference hmc --sigma 0.03 --count 30
 
 A row an image is appended to the CSV as soon as it is there; a run with the same CSV goes on where it stopped. The last
 line gives mean ± standard error over images (pixels of one image are not independent), and how many images converged.
@@ -15,15 +15,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyro
 import torch
 import tyro
 
 from pplleak import programs, runs
-from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Precision, Scenario, observe
 from pplleak.posterior import metrics
+from pplleak.programs import MODEL
 from pplleak.progress import bar
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
+from pplleak.studies.risk import risk
 
 COLUMNS = ["model", "inference", "data", "network", "widths", "activation", "sigma", "draw", "coverage_90", "rhat_max",
            "rhat_lp", "ess_min", "psnr_mean", "seconds", "cpu_seconds"]  # fmt: skip
@@ -36,27 +39,26 @@ class Settings:
     network: str = "mlp"
     widths: tuple[int, ...] = (64,)
     activation: str = "gelu"
-    model: str = "gaussian"
+    prior: str = "gaussian"
     inference: str = "hmc"
     sigma: float = 0.1
     count: int = 30
     chains: int = 64
     draws: int = 60
-    dtype: attack.Precision = "float32"
+    dtype: Precision = "float32"
     csv: Path = Path("benchmarks/results/coverage.csv")
 
 
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
     settings = {"widths": args.widths} if args.network == "mlp" else {}
-    base = attack.from_data(
-        args.data, root=args.data_root, network=args.network, sigma=args.sigma, dtype=args.dtype,
-        settings={**settings, "activation": args.activation},
-    )  # fmt: skip
-    model = attack.believe(programs.load("models", args.model), base)
+    network = Named(args.network, {**settings, "activation": args.activation})
+    protection = Protection.parse(f"gaussian:sigma={args.sigma}")
+    base = observe(Scenario(args.data, args.data_root, network=network, protection=protection, dtype=args.dtype))
+    model = attack.believe(programs.load("models", MODEL), base, {"prior": args.prior})
     run = programs.load("inference", args.inference)
     key = {
-        "model": args.model, "inference": args.inference, "data": args.data, "network": args.network,
+        "model": args.prior, "inference": args.inference, "data": args.data, "network": args.network,
         "widths": " ".join(map(str, args.widths)), "activation": args.activation, "sigma": str(args.sigma),
     }  # fmt: skip
     table = runs.Rows(args.csv, COLUMNS, (*key, "draw"))
@@ -65,14 +67,12 @@ def main(args: Settings) -> None:
     for draw in bar("images from the prior", args.count):
         if draw in done:
             continue
-        pyro.set_rng_seed(1000 + draw)
-        with torch.no_grad(), pyro.poutine.trace() as traced:
-            model(base.client, 1)
-        x, y, g = (traced.trace.nodes[n]["value"] for n in ("x", "y", "g"))
+        observed = risk.from_model(base, MODEL, {"prior": args.prior}, 1000 + draw)
+        assert observed.truth is not None
         start, cpu = time.perf_counter(), time.process_time()
-        found = run(model, Observation(g, 1, y), base.client, seed=draw, chains=args.chains, draws=args.draws)
+        found = run(model, observed, base.client, seed=draw, chains=args.chains, draws=args.draws)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-        truth = x.numpy()
+        truth = observed.truth.numpy()
         row = {**key, "draw": draw, "coverage_90": metrics.coverage(found.draws, truth), "rhat_max": found.rhat_max,
                "rhat_lp": found.rhat_lp, "ess_min": found.ess_min,
                "psnr_mean": float(metrics.psnr(found.mean, truth)[0]), "seconds": seconds,

@@ -20,9 +20,13 @@ import tyro
 from matplotlib.figure import Figure
 
 from pplleak import runs
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
 from pplleak.models import linear_gaussian
 from pplleak.posterior import information
+from pplleak.programs import MODEL
 from pplleak.progress import bar
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
 from pplleak.studies.risk import risk
 
@@ -39,6 +43,7 @@ COLUMNS = [
     "cpu_seconds",
 ]
 SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+PROGRAMS = {"gaussian": f"{MODEL}:prior=gaussian"}  # what the table calls a model, where that is not its name
 QUICK = {"starts": 1, "steps": 1, "chains": 1, "draws": 50}  # one Newton step ends at the mode of a Gaussian
 FULL = {"starts": 4, "steps": 200, "chains": 1, "draws": 1000}
 
@@ -53,15 +58,17 @@ class Settings:
 
 
 def measure(model: str, network: str, sigma: float, draws: int, settings: dict[str, Any]) -> dict[str, Any]:
-    base = attack.from_data("digits", network=network, sigma=sigma, dtype="float64")
+    protection = Protection.parse(f"gaussian:sigma={sigma}")
+    base = observe(Scenario("digits", network=Named(network), protection=protection, dtype="float64"))
+    program = PROGRAMS.get(model, model)
     start, gains, good, exact = time.process_time(), [], 0, None
     for draw in bar(f"{model}, sigma {sigma:g}", draws):
-        target = risk.from_model(base, model, {}, draw)
-        found = attack.attack(target, model, "laplace", settings=settings, seed=draw).whole()
+        observed = risk.from_model(base, program, {}, draw)
+        found = attack.attack(observed, program, "laplace", settings=settings, seed=draw).whole()
         gains.append(found.attrs["bits"])
         good += found.converged
     if model == "linear_gaussian":
-        known = linear_gaussian.exact_posterior(target.client, target.observed, sigma=sigma)
+        known = linear_gaussian.exact_posterior(observed.client, observed, sigma=sigma)
         exact = known.mutual_information / information.LN2
     estimate = information.mutual_information(gains)
     return dict(zip(COLUMNS, [

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pplleak.federation.observation import Observation
 from pplleak.priors.gaussian import fit_gaussian
-from pplleak.studies.attack.attack import Target
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "gelu": lambda a: jax.nn.gelu(a, approximate=False), "softplus": jax.nn.softplus, "sigmoid": jax.nn.sigmoid,
@@ -41,12 +41,13 @@ class Posterior:
         return np.concatenate([x, np.asarray(lp)[..., None]], -1).astype(np.float64)
 
 
-def build(target: Target, beliefs: dict[str, Any], activation: str, lazy: bool) -> Posterior:
-    prior = fit_gaussian(beliefs["reference"])
-    layers = [jnp.array(p.numpy()) for p in target.client.parameters.values()]
+def build(observed: Observation, activation: str, lazy: bool) -> Posterior:
+    assert observed.labels is not None and observed.public is not None and observed.sigma is not None
+    prior = fit_gaussian(observed.public)
+    layers = [jnp.array(p.numpy()) for p in observed.client.parameters.values()]
     pairs = list(zip(layers[::2], layers[1::2], strict=True))
-    g = [jnp.array(p.numpy()) for p in target.client.split(target.observed.g).values()]
-    label, sigma = int(target.observed.labels[0]), beliefs["sigma"]  # type: ignore[index]
+    g = [jnp.array(p.numpy()) for p in observed.client.split(observed.g).values()]
+    label, sigma = int(observed.labels[0]), observed.sigma
     act = ACTIVATIONS[activation]
 
     def forward(pairs: list, x: Any, nudges: list | None = None) -> tuple[Any, list]:

@@ -30,6 +30,11 @@ import torch
 import tyro
 
 from pplleak import programs, runs
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.programs import MODEL
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
 
 ROOT = Path(__file__).parent.parent
@@ -75,16 +80,16 @@ class Budget:
             yield k
 
 
-def measure(route: str, target: attack.Target, args: Settings) -> list[dict[str, Any]]:
-    model = attack.believe(programs.load("models", "gaussian"), target)
+def measure(route: str, observed: Observation, args: Settings) -> list[dict[str, Any]]:
+    model = attack.believe(programs.load("models", MODEL), observed, {"prior": "gaussian"})
     settings: dict[str, Any] = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts}
     if route == "smc":  # islands are its chains; all of its draws are there at once
         settings = {"islands": args.chains, "particles": 32}
     budget = Budget(60 * args.minutes)
-    found = programs.load("inference", route)(model, target.observed, target.client, progress=budget, **settings)
+    found = programs.load("inference", route)(model, observed, observed.client, progress=budget, **settings)
     x = found.x.reshape(*found.x.shape[:2], -1).astype(np.float64)
     seen = np.concatenate([x, found.stats["lp"][..., None]], -1)
-    truth, network = target.truth.numpy().reshape(-1), " ".join([args.network, *map(str, args.widths)])
+    truth, network = observed.truth.numpy().reshape(-1), " ".join([args.network, *map(str, args.widths)])
     draws = seen.shape[1]
     counts = sorted({max(PARTS, round(k * draws / PARTS)) for k in range(1, PARTS + 1)}) if budget.times else [draws]
     begun = budget.times[0][1] if budget.times else 0.0
@@ -140,12 +145,13 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 def main(args: Settings) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    target = attack.from_data(
-        args.data, root=args.data_root, index=args.index, network=args.network, sigma=args.sigma,
-        settings={"activation": args.activation, **({"widths": args.widths} if args.widths else {})},
-    )  # fmt: skip
+    settings = {"activation": args.activation, **({"widths": args.widths} if args.widths else {})}
+    protection = Protection.parse(f"gaussian:sigma={args.sigma}")
+    observed = observe(
+        Scenario(args.data, args.data_root, args.index, network=Named(args.network, settings), protection=protection)
+    )
     for route in args.routes:
-        new = measure(route, target, args)
+        new = measure(route, observed, args)
         rows = runs.Rows(args.csv, COLUMNS, KEY).add(new)
         for row in new:
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)

@@ -29,9 +29,13 @@ import torch
 import tyro
 
 from pplleak import programs, runs
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
 from pplleak.inference import hmc, nuts
+from pplleak.programs import MODEL
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 
 COLUMNS = ["posterior", "sampler", "device", "chains", "warmup_s", "seconds_to_rhat_1.01", "ess_per_s_min",
            "ess_per_s_median", "rhat_max", "peak_mb"]  # fmt: skip
@@ -41,7 +45,7 @@ COLUMNS = ["posterior", "sampler", "device", "chains", "warmup_s", "seconds_to_r
 class Settings:
     data: str = "digits"
     data_root: Path | None = None
-    model: str = "gaussian"
+    prior: str = "gaussian"
     network: str = "mlp"
     widths: tuple[int, ...] = (256,)
     activation: str = "gelu"
@@ -85,30 +89,30 @@ def flat(posterior: Any) -> np.ndarray:
     return np.concatenate([x, posterior.stats["lp"][..., None]], -1)
 
 
-def pplleak(target: Target, model: Any, args: Settings) -> Run:
+def pplleak(observed: Observation, model: Any, args: Settings) -> Run:
     clock, start = Clock("sampling"), time.perf_counter()
-    found = hmc.run(model, target.observed, target.client, progress=clock, chains=args.chains, draws=args.draws,
+    found = hmc.run(model, observed, observed.client, progress=clock, chains=args.chains, draws=args.draws,
                     warmup=args.warmup)  # fmt: skip
     end = time.perf_counter()
     return Run(flat(found), clock.began - start, end - clock.began)
 
 
-def pyro_nuts(target: Target, model: Any, args: Settings) -> Run:
+def pyro_nuts(observed: Observation, model: Any, args: Settings) -> Run:
     """One chain: Pyro runs its chains one after another, so ESS/s does not depend on their number."""
     clock, start = Clock("NUTS chain 1", skip=args.pyro_warmup), time.perf_counter()
-    found = nuts.run(model, target.observed, target.client, progress=clock, chains=1, draws=args.pyro_draws,
+    found = nuts.run(model, observed, observed.client, progress=clock, chains=1, draws=args.pyro_draws,
                      warmup=args.pyro_warmup)  # fmt: skip
     end = time.perf_counter()
     return Run(flat(found), clock.began - start, end - clock.began)
 
 
 def by_peer(
-    name: Literal["numpyro", "blackjax"], target: Target, model: Any, args: Settings, chains: int, lazy: bool
+    name: Literal["numpyro", "blackjax"], observed: Observation, args: Settings, chains: int, lazy: bool
 ) -> Run:
     """The same posterior written by hand in JAX (`peers.py`), float32, chains vectorised."""
     import peers
 
-    posterior = peers.build(target, model.keywords, args.activation, lazy)
+    posterior = peers.build(observed, args.activation, lazy)
     nuts = peers.numpyro_nuts if name == "numpyro" else peers.blackjax_nuts
     return Run(*nuts(posterior, chains, args.peer_warmup, args.peer_draws))
 
@@ -133,23 +137,23 @@ def jobs(args: Settings) -> list[tuple[str, int, Callable[[], Run]]]:
     settings: dict[str, Any] = {"activation": args.activation}
     if args.network == "mlp":
         settings["widths"] = args.widths
-    given = functools.partial(attack.from_data, args.data, root=args.data_root, sigma=args.sigma, network=args.network,
-                              settings=settings)  # fmt: skip
-    believe = functools.partial(attack.believe, programs.load("models", args.model))
-    target, found = given(), []
-    model = believe(target)
-    jax_posterior = (args.model, args.network) == ("gaussian", "mlp")
+    protection = Protection.parse(f"gaussian:sigma={args.sigma}")
+    scenario = Scenario(args.data, args.data_root, network=Named(args.network, settings), protection=protection)
+    believe = functools.partial(attack.believe, programs.load("models", MODEL), beliefs={"prior": args.prior})
+    observed, found = observe(scenario), []
+    model = believe(observed)
+    jax_posterior = (args.prior, args.network) == ("gaussian", "mlp")
     for name in args.samplers:
         if name == "pplleak":
-            found.append(("pplleak hmc", args.chains, lambda: pplleak(target, model, args)))
+            found.append(("pplleak hmc", args.chains, lambda: pplleak(observed, model, args)))
         elif name == "pyro":
-            double = given(dtype="float64")
+            double = observe(dataclasses.replace(scenario, dtype="float64"))
             found.append(("Pyro NUTS", 1, lambda double=double: pyro_nuts(double, believe(double), args)))
         elif jax_posterior:
             title = "NumPyro" if name == "numpyro" else "BlackJAX"
             for lazy in (False, True) if name == "numpyro" else (True,):
                 for chains in args.peer_chains:
-                    job = functools.partial(by_peer, name, target, model, args, chains, lazy)
+                    job = functools.partial(by_peer, name, observed, args, chains, lazy)
                     form = "lazy by hand" if lazy else "materialised"
                     found.append((f"{title} NUTS, {form}, {chains} chains", chains, job))
     return found
@@ -190,7 +194,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(args: Settings) -> None:
     network = f"{args.network}{args.widths if args.network == 'mlp' else ''}"
-    posterior = f"{args.data} {args.model} {network} {args.activation} sigma {args.sigma:g}"
+    posterior = f"{args.data} {args.prior} {network} {args.activation} sigma {args.sigma:g}"
     table = runs.Rows(args.csv, COLUMNS, ("posterior", "sampler"))
     new: list[dict[str, Any]] = []
     for name, chains, job in jobs(args):

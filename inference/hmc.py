@@ -89,6 +89,7 @@ def run(
     for reason in reasons:
         warnings.warn(reason, stacklevel=2)  # before the work, not only after it
     found = locate(density, starts=starts, steps=steps, progress=progress)
+    reasons += found.left.doubts
     fitted, found = found.laplace, replace(found, laplace=cheapest(found.laplace))
     recorded = density.recorded(chains)
     laplace, state, size = warm_up(recorded, found.laplace, starting_points(found, chains), warmup, progress)
@@ -112,6 +113,7 @@ def run(
         attrs={
             "step_size": size,
             "steps": number,
+            "nats_left": found.left.number,
             "log_evidence": evidence and evidence.value,
             "log_evidence_se": evidence and evidence.se,
         },

@@ -52,7 +52,9 @@ def run(
     with torch.no_grad():
         lp = torch.cat([density(part) for part in z.split(256)])
     log_q = -0.5 * (w.double().square().sum(1) + density.dim * math.log(2 * math.pi)) - fitted.log_det
-    reasons = [f"the density is flat in {fitted.flat} directions"] if fitted.flat else []
+    reasons = [*found.left.doubts]
+    if fitted.flat:
+        reasons.append(f"the density is flat in {fitted.flat} directions")
     if client.kinks:
         reasons.append(f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, a Gaussian does not")
     return collect(
@@ -63,6 +65,7 @@ def run(
         stats={"lp": lp.unflatten(0, (chains, draws))},
         log_weights=lp - log_q,
         reasons=reasons,
+        attrs={"nats_left": found.left.number},
     )
 
 

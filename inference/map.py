@@ -7,14 +7,16 @@ the maximum is that of the model's own sites. Bounded sites are climbed in uncon
 published attacks do it, as they are, kept in their box after every step. The best iterate of the best start is
 kept, never just the last.
 
-Such climbs find a peak that is much sharper in some directions than in others, and do not get up: where the density is
-smooth, `newton` steps on the whole Hessian can follow, from the best start.
+A climb of a fixed number of steps ends where it ends: the nats that are left from there (`pplleak.density.decrement`)
+say whether that is a maximum. Adam on its cosine is polished by truncated Newton steps where it is not, from the best
+start; a peak that is much sharper in some directions than in others may need `newton` steps on the whole Hessian.
 
 A published attack is its model under its own settings: the model's file says them (`MAP`), and they are the defaults.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -22,14 +24,18 @@ import pyro
 import torch
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build
-from pplleak.density.box import boxed
+from pplleak.density import Density, Model, build, decrement
+from pplleak.density.box import Box, boxed
+from pplleak.density.decrement import Decrement
 from pplleak.density.search import Decay, Maximum, Optimizer, maximise
 from pplleak.density.whitening import climb_by_newton
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
+
+
+PRICE = 100  # steps of the climb that allow for one of the polish
 
 
 def _polished(density: Density, found: Maximum, newton: int, progress: ProgressBar) -> tuple[Maximum, bool]:
@@ -42,6 +48,24 @@ def _polished(density: Density, found: Maximum, newton: int, progress: ProgressB
         value = density(z[None], jacobian=False)
     ends, values = torch.cat([z[None], found.z[1:]]), torch.cat([value, found.value[1:]])
     return replace(found, z=ends, value=values), curvature is not None
+
+
+def _left(
+    density: Density, found: Maximum, bounds: Box | None, steps: int, progress: ProgressBar
+) -> tuple[Maximum, Decrement | None]:
+    """The maximum with its best start polished, and what is left to climb from there; None where Ctrl-C came."""
+    log_density = functools.partial(density, jacobian=False)
+    if found.interrupted:
+        steps = 0
+    try:
+        z, left = decrement.polish(log_density, found.z[0], steps, box=bounds, progress=progress)
+    except KeyboardInterrupt:
+        return replace(found, interrupted=True), None
+    if torch.equal(z, found.z[0]):
+        return found, left
+    with torch.no_grad():
+        value = log_density(z[None])
+    return replace(found, z=torch.cat([z[None], found.z[1:]]), value=torch.cat([value, found.value[1:]])), left
 
 
 def run(
@@ -59,12 +83,13 @@ def run(
     box: bool = False,
     consensus: float = 0.0,
     newton: int = 0,
+    polish: int = 10,
 ) -> Posterior:
     """The MAP as a posterior of one draw.
 
     Args:
         starts: prior draws to climb from, all in one batch.
-        steps: optimisation steps.
+        steps: optimisation steps, at most: a climb without a schedule (lbfgs, or decay none) ends at its maximum.
         lr: Adam's first learning rate, in prior standard deviations a step; in the sites' own units with a box.
         optimizer: adam; signed_adam, on the signs of the slopes; lbfgs for smooth models (with a box, L-BFGS-B).
         decay: of Adam's learning rate: cosine to zero; step, a tenth after 3/8, 5/8 and 7/8 of all steps; exponential,
@@ -72,10 +97,13 @@ def run(
         box: climb bounded sites (pixels) as they are, clamped after every step; else in unconstrained coordinates.
         consensus: strength of a pull of all starts towards their mean, in nats per squared unit of the coordinates.
         newton: steps of Newton's method, at most, from the best end; each takes a Hessian-vector product a coordinate.
+        polish: truncated Newton steps, at most, that follow Adam on its cosine outside a box where more than 0.01 nats
+            are left; never more than one for every 100 of `steps`, so that a short climb stays short.
     """
     require_positive(starts=starts, steps=steps, lr=lr)
-    if newton < 0:
-        raise BadInput(f"newton must not be negative, not {newton}: it is a number of steps")
+    for name, number in (("newton", newton), ("polish", polish)):
+        if number < 0:
+            raise BadInput(f"{name} must not be negative, not {number}: it is a number of steps")
     if newton and box:
         raise BadInput("Newton's method does not keep to a box: leave newton or box out")
     if not 0 <= consensus < math.inf:
@@ -93,11 +121,15 @@ def run(
     reasons, rested, climbed = [], False, found.value
     if newton and not found.interrupted:
         found, rested = _polished(density, found, newton, progress)
+    default = (optimizer, decay, box, consensus, newton) == ("adam", "cosine", False, 0.0, 0)
+    found, left = _left(density, found, bounds, min(polish, steps // PRICE) if default else 0, progress)
     if found.interrupted:
         reasons.append(f"interrupted after {len(found.curve)} of {steps} steps: the best iterate so far is kept")
     late = found.curve[-max(1, len(found.curve) // 5) :, 0]
     gain = float(late.max() - late[0])
-    if gain > 1 and not rested:
+    if left is not None and left.doubt:
+        reasons.append(left.doubt)
+    elif (left is None or left.at_least) and gain > 1 and not rested:  # no curvature to judge by
         reasons.append(f"still climbing: {gain:.1f} nats gained in the last fifth of the steps")
     if starts > 1 and climbed[1] < climbed[0] - 1:
         reasons.append("no two starts ended at the same height: there may be a higher maximum (more steps or starts)")
@@ -111,7 +143,11 @@ def run(
         stats={"lp": found.value[None, :1]},
         curves={"log_density": found.curve},
         reasons=reasons,
-        attrs={"starts_log_density": found.value.tolist(), "starts_rms": apart.flatten(1).mean(1).sqrt().tolist()},
+        attrs={
+            "starts_log_density": found.value.tolist(),
+            "starts_rms": apart.flatten(1).mean(1).sqrt().tolist(),
+            "nats_left": left and left.number,
+        },
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Density, Model, build, marginal
+from pplleak.density.decrement import settled
 from pplleak.density.hamiltonian import init, step
 from pplleak.density.recording.tape import Plain
 from pplleak.density.resampling import resample
@@ -134,7 +135,8 @@ def run(
         z, energy, size = move(density, z, 1.0, 1, size)
         ticks.to(GRID + k + 1)
     best = maximise(density, begin=z[energy.argsort()[:8]], steps=steps, lr=0.02, progress=progress)
-    reasons = []
+    mode, left = settled(functools.partial(density, jacobian=False), best.z[0])
+    reasons = [*left.doubts]
     if client.kinks:
         reasons.append(
             f"the network has kinks ({', '.join(client.kinks)}): HMC moves do not cross its posterior's jumps"
@@ -144,12 +146,14 @@ def run(
     return collect(
         density,
         z.unflatten(0, (islands, particles)),
-        mode=best.z[0],
+        mode=mode,
         kind="sampler",
         stats={"lp": -energy.unflatten(0, (islands, particles))},
         curves={"temperature": torch.tensor(temperatures)},
         reasons=reasons,
-        attrs={"log_evidence": total, "log_evidence_se": spread, "temperatures": len(temperatures)},
+        attrs={
+            "log_evidence": total, "log_evidence_se": spread, "temperatures": len(temperatures), "nats_left": left.number,
+        },  # fmt: skip
     )
 
 

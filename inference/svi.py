@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Density, Model, build, diagonal, whitening
+from pplleak.density.decrement import Decrement
 from pplleak.density.diagonal import Diagonal
 from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput, require_positive
@@ -85,22 +86,23 @@ def low_rank(precision: Tensor, rank: int, sweeps: int = 5) -> tuple[Tensor, Ten
 
 def begin(
     family: Family, density: Density, starts: int, steps: int, progress: ProgressBar = silent
-) -> tuple[Tensor, Laplace | Diagonal, Tensor | None]:
-    """The MAP and `coordinates`; above DENSE latents the diagonal ones; low-rank factors then start at random.
+) -> tuple[Tensor, Laplace | Diagonal, Tensor | None, Decrement]:
+    """The MAP and `coordinates`; above DENSE latents the diagonal ones; low-rank factors then start at random; last, what is
+    left to climb from the MAP.
 
     Raises:
         BadInput: a full guide above DENSE latents.
     """
     if density.dim <= DENSE:
         found = whitening.locate(density, starts=starts, steps=steps, progress=progress)
-        return found.mode, *coordinates(family, found.laplace)
+        return found.mode, *coordinates(family, found.laplace), found.left
     if family == "full":
         raise BadInput(
             f"a full guide of {density.dim} latents has {density.dim**2} numbers: say --inference.guide low_rank, "
             "normal or flow"
         )
     near = diagonal.locate(density, starts=starts, steps=steps, progress=progress)
-    return near.mode, near.base, None
+    return near.mode, near.base, None, near.left
 
 
 def program(density: Density, base: Laplace | Diagonal) -> None:
@@ -145,8 +147,8 @@ def run(
     )
     pyro.set_rng_seed(seed)
     density = build(model, client, observed)
-    mode, base, factors = begin(guide, density, starts, steps, progress)
-    reasons, losses = [], []
+    mode, base, factors, left = begin(guide, density, starts, steps, progress)
+    reasons, losses = [*left.doubts], []
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         pyro.clear_param_store()
 
@@ -199,7 +201,7 @@ def run(
         curves={"elbo": torch.tensor(losses)},
         log_weights=lp - log_q,
         reasons=reasons,
-        attrs={"guide": guide},
+        attrs={"guide": guide, "nats_left": left.number},
     )
 
 

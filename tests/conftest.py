@@ -25,7 +25,6 @@ from pplleak.federation.observation import Observation
 PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
 SCRIPTS = (
     "attacks",
-    "behind",
     "network",
     "noise_defences",
     "page",

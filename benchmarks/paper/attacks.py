@@ -39,9 +39,11 @@ from pplleak.density.search import maximise
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
 from pplleak.density.whitening import Laplace, whitened
 from pplleak.errors import require_positive
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect, decisions, metrics
+from pplleak.programs import MODEL
+from pplleak.settings import Named
 from pplleak.studies.attack import attack
-from pplleak.studies.attack.attack import Target
 
 Row = dict[str, Any]
 BASELINES = ("l2", "l1", "cosine")
@@ -69,23 +71,20 @@ class Effort:
         require_positive(**{n: v for n, v in asdict(self).items() if n != "beta"})
 
 
-def score(x: np.ndarray, target: Target) -> Row:
+def score(x: np.ndarray, observed: Observation) -> Row:
     """PSNR and SSIM of a reconstruction (1, *input_shape)."""
-    assert target.truth is not None
-    truth = target.truth.numpy()
+    assert observed.truth is not None
+    truth = observed.truth.numpy()
     return {"psnr": float(metrics.psnr(x, truth)[0]), "ssim": float(metrics.ssim(x, truth)[0])}
 
 
-def no_gradient(target: Target) -> Row:
+def no_gradient(observed: Observation, root: Path | None) -> Row:
     """The mean of the public images of the label; of all of them, where the label has none."""
-    assert target.public is not None
-    x = average(target.public, target.said["public_labels"], int(target.observed.labels))
-    return {"attack": "no_gradient", **score(x[None].numpy(), target), "seconds": 0.0}
-
-
-def with_public_labels(target: Target, dataset: str, root: Path | None) -> Target:
-    """The target, and the labels of the dataset's public images, which `no_gradient` takes its images by."""
-    return replace(target, said={**target.said, "public_labels": data.public(dataset, root).y})
+    assert observed.labels is not None
+    index = observed.provenance["index"]
+    public = data.public(observed.provenance["data"], root, without=range(index, index + 1))
+    x = average(public.x, public.y, int(observed.labels))
+    return {"attack": "no_gradient", **score(x[None].numpy(), observed), "seconds": 0.0}
 
 
 def average(public: Tensor, labels: Tensor, label: int) -> Tensor:
@@ -93,20 +92,20 @@ def average(public: Tensor, labels: Tensor, label: int) -> Tensor:
     return (mine if len(mine) else public).mean(0)
 
 
-def baseline(name: str, target: Target, settings: Mapping[str, float], effort: Effort, seed: int) -> Row:
+def baseline(name: str, observed: Observation, settings: Mapping[str, float], effort: Effort, seed: int) -> Row:
     """The MAP of `models/NAME.py`; settings: `tv`, the weight of the smoothness, and Adam's `lr`."""
     start = time.process_time()
     found = attack.attack(
-        target, name, "map", beliefs={"tv": settings["tv"]},
+        observed, name, "map", beliefs={"tv": settings["tv"]},
         settings={"lr": settings["lr"], "steps": effort.steps}, seed=seed,
     ).whole()  # fmt: skip
-    return {"attack": name, **score(found.mode, target), "seconds": time.process_time() - start}
+    return {"attack": name, **score(found.mode, observed), "seconds": time.process_time() - start}
 
 
-def density_of(target: Target, model: str | Path, beliefs: Mapping[str, Any]) -> Density:
-    """log p(z | g) of a model's name or path."""
-    bound = attack.believe(programs.load("models", str(model)), target, beliefs)
-    return build(bound, target.client, target.observed)
+def density_of(observed: Observation, prior: str | Named) -> Density:
+    """log p(z | g) of the Bayes-optimal adversary: a prior, and the observation's own channel."""
+    bound = attack.believe(programs.load("models", MODEL), observed, {"prior": prior})
+    return build(bound, observed.client, observed)
 
 
 def climb(density: Density, lr: float, effort: Effort, seed: int, jacobian: bool = False) -> Tensor:
@@ -175,9 +174,8 @@ def sample(density: Density, mode: Tensor, begin: Tensor, effort: Effort, seed: 
 
 
 def bayes(
-    target: Target,
-    model: str | Path,
-    beliefs: Mapping[str, Any],
+    observed: Observation,
+    prior: str | Named,
     lr: float,
     deltas: Sequence[float],
     effort: Effort,
@@ -187,24 +185,24 @@ def bayes(
 
     Each row's seconds are what it takes alone: the mean and the ball begin at the MAP, too.
     """
-    density = density_of(target, model, beliefs)  # fits a prior that is not there yet, and keeps it
+    density = density_of(observed, prior)  # fits a prior that is not there yet, and keeps it
     clock = time.process_time()
     mode = climb(density, lr, effort, seed)[0]
-    rows = [{"attack": "map", **score(density.images(mode[None])[0][0].numpy(), target)}]
+    rows = [{"attack": "map", **score(density.images(mode[None])[0][0].numpy(), observed)}]
     rows[0]["seconds"] = time.process_time() - clock
     begin = mode
     if density.bounded:  # the coordinates' own maximum lies where the chains go, that of bounded sites at their ends
         begin = climb(density, lr, effort, seed, jacobian=True)[0]
-    if effort.beta and target.client.kinks:
-        density = density_of(replace(target, client=smoothed(target.client, effort.beta)), model, beliefs)
-    found = sample(density, mode, begin, effort, seed).with_(truth=target.truth.numpy())
+    if effort.beta and observed.client.kinks:
+        density = density_of(replace(observed, client=smoothed(observed.client, effort.beta)), prior)
+    found = sample(density, mode, begin, effort, seed).with_(truth=observed.truth.numpy())
     seconds = time.process_time() - clock
-    rows.append({"attack": "mean", **score(found.mean, target), "seconds": seconds, **honesty(found)})
+    rows.append({"attack": "mean", **score(found.mean, observed), "seconds": seconds, **honesty(found)})
     parts = decisions.split(found.draws)
     root = float(np.sqrt(found.mean.size))
     for delta in deltas:
         x = decisions.ball(parts, found.mode, delta * root)
-        rows.append({"attack": "ball", **score(x, target), "seconds": seconds, "delta": delta})
+        rows.append({"attack": "ball", **score(x, observed), "seconds": seconds, "delta": delta})
     return rows, found
 
 

@@ -6,11 +6,13 @@ import hashlib
 from pathlib import Path
 
 from pplleak import data
-from pplleak.federation import rounds, targets
+from pplleak.federation import rounds
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
+from pplleak.federation.scenario import Scenario, client_of
 from pplleak.priors import _store as store
 from pplleak.progress import bar
+from pplleak.settings import Named
 
 NAME, USUAL = "convnet", (0, 10, 100, 1000)
 
@@ -24,11 +26,11 @@ def checkpoint(spec: str, root: Path | None, steps: int) -> Path:
     folder = _folder(spec)
     if not rounds.path(folder, steps).is_file():
         images, private = data.public(spec, root), data.private(spec, root)
-        client = targets.build_client(NAME, {}, private.input_shape, max(10, len(private.classes)))
+        client = client_of(Scenario(spec, root, network=Named(NAME)))
         _, finished = rounds.train(
             client, images, private, Federation(), Protection(), folder, progress=bar,
             checkpoints=sorted({steps, *(s for s in USUAL if s < steps)}),
-            settings=rounds.record(spec, NAME, {}, Federation(), Protection()),
+            settings=rounds.record(spec, Named(NAME), Federation(), Protection()),
         )  # fmt: skip
         if not finished:  # Ctrl-C: there is no such checkpoint
             raise KeyboardInterrupt

@@ -6,7 +6,7 @@
 One image's gradient of the paper's CNN (ReLU), at the start and after SGD, its label known; noise of standard
 deviation 0.1 (Gaussian) or scale 0.1 (Laplace) on every entry, alone or after random pruning of half the entries, by a
 mask that every adversary knows or none does. Every image has noise (and a mask) of its own. The Bayes rows share one
-learnt prior, the VAE of `models/vae.py`; the baselines have total variation. Each attack's settings are tuned in each
+learnt prior, a VAE; the baselines have total variation. Each attack's settings are tuned in each
 cell, by the same number of trials on the same images, which are not scored; the posterior mean has none to tune.
 `no_gradient`, the mean public image of the label, is what the server knows before.
 
@@ -22,7 +22,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import attacks
 import network
@@ -33,9 +33,11 @@ from attacks import Effort
 from pruning import pruning
 
 from pplleak import runs
-from pplleak.studies.attack.attack import Target, from_data
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.settings import Named
 
-HERE = Path(__file__).resolve().parent
 CELL = ("dataset", "network", "step", "defence", "mask_known")
 KEY = (*CELL, "attack", "index")
 IMAGE = (*KEY, "psnr", "ssim", "seconds", "delta", "coverage_90", "psnr_claimed", "rhat_max", "khat", "acceptance")
@@ -49,11 +51,12 @@ DELTAS = (  # paired differences to the best baseline, to the MAP under the same
     ("delta_vs_map", "delta_vs_map_se"),
     ("delta_vs_no_gradient", "delta_vs_no_gradient_se"),
 )
-DEFENCES = {  # noise, its standard deviation, the share of entries that are pruned
-    "gaussian": ("gaussian", 0.1, 0.0),
-    "laplace": ("laplace", 0.1 * math.sqrt(2), 0.0),
-    "pruned_gaussian": ("gaussian", 0.1, 0.5),
-    "pruned_laplace": ("laplace", 0.1 * math.sqrt(2), 0.5),
+PRIOR = "vae"  # of the Bayes rows
+NOISE = {"gaussian": 0.1, "laplace": 0.1 * math.sqrt(2)}  # its standard deviation
+RATE = 0.5  # the share of entries that are pruned
+DEFENCES = {  # the channel
+    **{noise: Named(noise, {"sigma": sigma}) for noise, sigma in NOISE.items()},
+    **{f"pruned_{n}": Named("pruned", {"rate": RATE, "noise": n, "sigma": s}) for n, s in NOISE.items()},
 }
 SPACES = {  # the smoothness is weighed beside distances of another size in each baseline
     "l2": {"tv": (1e-2, 0.3), "lr": (0.3, 3.0)},
@@ -96,53 +99,50 @@ def cells(args: Settings) -> list[study.Job]:
     """Every cell, the cheap ones first; a mask is known or not where there is one."""
     made = []
     for defence in args.defences:
-        masks = args.masks if DEFENCES[defence][2] else ("",)
+        masks = args.masks if DEFENCES[defence].name == "pruned" else ("",)
         made += [(d, args.network, s, defence, m) for d in args.datasets for s in args.steps for m in masks]
     return made
 
 
-def target_of(cell: study.Job, index: int, root: Path | None) -> Target:
-    """What the image's client shares in a cell; noise and mask are drawn by the image's index."""
+def observed_of(cell: study.Job, index: int, root: Path | None) -> Observation:
+    """What the image's client shares in a cell; noise and mask are drawn by the image's index.
+
+    A mask that is known is the client's (`pruning.py`), so that every attack knows it: the channel is the noise alone.
+    """
     dataset, name, step, defence, mask = cell
-    noise, sigma, rate = DEFENCES[defence]
-    channel, settings = noise, {}
-    if rate:
-        channel, settings = "pruned", {"rate": rate, "noise": noise}
-        if mask == "known":
-            channel, settings = "masked", {**settings, "mask_seed": index}
-    made = from_data(
-        dataset, root=root, index=index, network=name, sigma=sigma, channel=channel, channel_settings=settings,
-        checkpoint=network.checkpoint(dataset, root, step) if step else None, noise_seed=index,
+    channel = DEFENCES[defence]
+    if mask == "known":
+        channel = Named("masked", {**channel.settings, "mask_seed": index})
+    checkpoint = network.checkpoint(dataset, root, step) if step else None
+    made = observe(
+        Scenario(
+            dataset, root, index, network=Named(name), checkpoint=checkpoint, noise_seed=index,
+            protection=Protection(channel=channel),
+        )
     )  # fmt: skip
-    made = attacks.with_public_labels(made, dataset, root)
-    if channel == "masked":  # the channel is then the noise alone
-        made = dataclasses.replace(made, client=pruning(made.client, rate, index), channel=noise, channel_settings={})
-    return made
-
-
-def beliefs(cell: study.Job) -> dict[str, Any]:
-    """What `behind.py` is told of the channel."""
-    noise, _, rate = DEFENCES[cell[3]]
-    return {"noise": noise, "rate": rate if cell[4] == "unknown" else 0.0}
+    if mask != "known":
+        return made
+    noise = Protection(channel=DEFENCES[channel.settings["noise"]])
+    return dataclasses.replace(made, client=pruning(made.client, RATE, index), protection=noise)
 
 
 def tune(job: study.Job, args: Settings) -> list[study.Row]:
     """Every trial of one attack on one image that is not scored."""
     *cell, name, index = job
-    target = target_of(tuple(cell), index, args.data_root)
+    observed = observed_of(tuple(cell), index, args.data_root)
     tried = study.trials(SPACES[name], args.trials)
     if name == "ball":
         deltas = [t["delta"] for t in tried]
-        found, _ = attacks.bayes(target, HERE / "behind.py", beliefs(tuple(cell)), 0.1, deltas, args.effort, index)
+        found, _ = attacks.bayes(observed, PRIOR, 0.1, deltas, args.effort, index)
         rows = [row for row in found if row["attack"] == "ball"]
     elif name == "map":
-        density = attacks.density_of(target, HERE / "behind.py", beliefs(tuple(cell)))
+        density = attacks.density_of(observed, PRIOR)
         rows = []
         for setting in tried:
             mode = attacks.climb(density, setting["lr"], args.effort, index)[0]
-            rows.append(attacks.score(density.images(mode[None])[0][0].numpy(), target))
+            rows.append(attacks.score(density.images(mode[None])[0][0].numpy(), observed))
     else:
-        rows = [attacks.baseline(name, target, setting, args.effort, index) for setting in tried]
+        rows = [attacks.baseline(name, observed, setting, args.effort, index) for setting in tried]
     return [
         {**setting, "trial": k, "psnr": row["psnr"], "seconds": row.get("seconds")}
         for k, (setting, row) in enumerate(zip(tried, rows, strict=True))
@@ -152,16 +152,13 @@ def tune(job: study.Job, args: Settings) -> list[study.Row]:
 def attacked(job: study.Job, args: Settings, tuned: Mapping[tuple[str, ...], Mapping[str, float]]) -> list[study.Row]:
     """One image in one cell, by a baseline or by all that the posterior gives; `attack` is in the rows."""
     *cell, name, index = job
-    target = target_of(tuple(cell), index, args.data_root)
+    observed = observed_of(tuple(cell), index, args.data_root)
 
     chosen = {attack: tuned[(*map(str, cell), attack)] for attack in SPACES}
     if name != "mean":
-        return [attacks.baseline(name, target, chosen[name], args.effort, index)]
-    rows, _ = attacks.bayes(
-        target, HERE / "behind.py", beliefs(tuple(cell)), chosen["map"]["lr"], [chosen["ball"]["delta"]], args.effort,
-        index,
-    )  # fmt: skip
-    return [*rows, attacks.no_gradient(target)]
+        return [attacks.baseline(name, observed, chosen[name], args.effort, index)]
+    rows, _ = attacks.bayes(observed, PRIOR, chosen["map"]["lr"], [chosen["ball"]["delta"]], args.effort, index)
+    return [*rows, attacks.no_gradient(observed, args.data_root)]
 
 
 def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:

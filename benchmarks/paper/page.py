@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from pictures import LOOKS
 
 from pplleak import runs
-from pplleak.studies.attack.attack import build_client
+from pplleak.federation.scenario import build_client
 
 DOCS = study.RESULTS.parents[1] / "docs"
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -263,7 +263,7 @@ def main() -> None:
             script.report(script.Settings())
     if (study.RESULTS / PHOTOS / "stronger_priors_images.csv").exists():
         stronger_priors.report(stronger_priors.Settings(out=study.RESULTS / PHOTOS))
-    client = build_client("convnet", {}, (1, 28, 28), 10)
+    client = build_client("convnet", (1, 28, 28), 10)
     summary, images = (study.read(study.RESULTS / f"noise_defences{end}.csv") for end in ("", "_images"))
     close = [r for r in images if tuple(r[c] for c in CELL) == FIRST]
     runs.figure(study.RESULTS / "map_or_posterior.png", close_look(close), dpi=110)

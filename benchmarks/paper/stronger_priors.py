@@ -26,10 +26,13 @@ import torch
 from attacks import Effort
 
 from pplleak import data, runs
-from pplleak.studies.attack.attack import Target, from_data
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.settings import Named
 
-MODELS = {  # prior -> its model; p(x | y) has the reference of its label
-    "flat": "dlg",
+PRIORS = {  # what the tables call a prior -> its name; p(x | y) is fitted to the images of its label
+    "flat": "uniform",
     "tv": "tv",
     "gmrf": "gmrf",
     "gaussian": "gaussian",
@@ -62,7 +65,7 @@ class Settings:
     dataset: str = "mnist"
     network: str = "convnet"
     sigmas: tuple[float, ...] = (0.1, 0.03)
-    priors: tuple[str, ...] = tuple(MODELS)
+    priors: tuple[str, ...] = tuple(PRIORS)
     images: int = 20
     tuning: int = 3
     trials: int = 6
@@ -76,15 +79,22 @@ class Settings:
         return "stronger_priors" + "_quick" * self.quick
 
 
-def target_of(args: Settings, sigma: str, prior: str, index: int) -> Target:
+def observed_of(args: Settings, sigma: str, prior: str, index: int) -> Observation:
     """What the image's client shares; `prior` decides which public images its adversary has."""
-    made = from_data(
-        args.dataset, root=args.data_root, index=index, network=args.network, sigma=float(sigma), noise_seed=index
-    )
-    if prior.endswith("|y"):
-        public = of_label(args.dataset, args.data_root, int(made.observed.labels))
-        made = dataclasses.replace(made, public=public)
-    return attacks.with_public_labels(made, args.dataset, args.data_root)
+    made = observe(
+        Scenario(
+            args.dataset, args.data_root, index, network=Named(args.network), noise_seed=index,
+            protection=Protection.parse(f"gaussian:sigma={sigma}"),
+        )
+    )  # fmt: skip
+    if not prior.endswith("|y"):
+        return made
+    return dataclasses.replace(made, public=of_label(args.dataset, args.data_root, int(made.labels)))
+
+
+def named(prior: str, tuned: Mapping[str, float]) -> Named:
+    """A prior with what was tuned of it: the weight of `tv`, whose column has the name of the prior."""
+    return Named(PRIORS[prior], {"weight": tuned["tv"]} if "tv" in tuned else {})
 
 
 @functools.lru_cache(maxsize=16)  # priors are fitted once to one tensor
@@ -96,12 +106,12 @@ def of_label(dataset: str, root: Path | None, label: int) -> torch.Tensor:
 def tune(job: study.Job, args: Settings) -> list[study.Row]:
     """Every weight of the total variation, by the MAP of an image that is not scored."""
     _, _, sigma, prior, index = job
-    target = target_of(args, sigma, prior, index)
+    observed = observed_of(args, sigma, prior, index)
     rows = []
     for k, setting in enumerate(study.trials(SPACE, args.trials)):
-        density = attacks.density_of(target, MODELS[prior], setting)
+        density = attacks.density_of(observed, named(prior, setting))
         mode = attacks.climb(density, 0.1, args.effort, index)[0]
-        score = attacks.score(density.images(mode[None])[0][0].numpy(), target)
+        score = attacks.score(density.images(mode[None])[0][0].numpy(), observed)
         rows.append({"trial": k, "psnr": score["psnr"], **setting})
     return rows
 
@@ -109,12 +119,12 @@ def tune(job: study.Job, args: Settings) -> list[study.Row]:
 def attacked(job: study.Job, args: Settings, tuned: Mapping[tuple[str, ...], Mapping[str, float]]) -> list[study.Row]:
     """The MAP and the mean of one posterior; `decision` is in the rows."""
     dataset, name, sigma, prior, _, index = job
-    target = target_of(args, sigma, prior, index)
+    observed = observed_of(args, sigma, prior, index)
     if prior == "none":
-        return attacks.decided([attacks.no_gradient(target)])
-    beliefs = tuned.get((dataset, name, sigma, prior), {})
-    rows, _ = attacks.bayes(target, MODELS[prior], beliefs, 0.1, [], args.effort, index)
-    return [{**row, **beliefs} for row in attacks.decided(rows)]
+        return attacks.decided([attacks.no_gradient(observed, args.data_root)])
+    chosen = tuned.get((dataset, name, sigma, prior), {})
+    rows, _ = attacks.bayes(observed, named(prior, chosen), 0.1, [], args.effort, index)
+    return [{**row, **chosen} for row in attacks.decided(rows)]
 
 
 def summarise(rows: Sequence[Mapping[str, str]]) -> list[study.Row]:
@@ -141,7 +151,7 @@ def report(args: Settings) -> None:
     rows = summarise(study.read(args.out / f"{args.name}_images.csv"))
     if not rows:
         return
-    order = ["none", *MODELS]
+    order = ["none", *PRIORS]
     rows.sort(key=lambda r: (-float(r["sigma"]), order.index(r["prior"])))  # a run may add another prior
     study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
     runs.text(args.out / f"{args.name}.md", table(rows))
@@ -176,7 +186,7 @@ def main(args: Settings) -> bool:
     if args.quick:
         few = ("flat", "tv", "gmrf", "gaussian", "gaussian|y")
         args = dataclasses.replace(args, sigmas=(0.1,), priors=few, images=10, tuning=1, trials=3)
-    study.require_known("prior", args.priors, MODELS)
+    study.require_known("prior", args.priors, PRIORS)
     study.settle(args, ("tuning", "trials", "effort"), space=SPACE)
     scored, held = study.images(args.dataset, args.data_root, args.images, args.tuning)
     table, images = (args.out / f"{args.name}_{what}.csv" for what in ("tuning", "images"))

@@ -4,7 +4,7 @@
     uv run benchmarks/paper/training_time.py --data-root ROOT --images 20
 
 The paper's CNN (ReLU) at the start and after plain SGD; one image's gradient, its label known, Gaussian noise of σ on
-every entry. The adversary's prior is the VAE of `models/vae.py`; its decisions are the MAP and the posterior mean.
+every entry. The adversary's prior is a VAE; its decisions are the MAP and the posterior mean.
 Beside them: the network's accuracy, the size ‖u‖ of the gradient, and `no_gradient`, the label's mean public image.
 
 Writes training_time_images.csv (a row an image and decision), training_time.csv, .md and .png. A leak is a PSNR of at
@@ -29,7 +29,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from pplleak import runs
-from pplleak.studies.attack.attack import Target, from_data
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.settings import Named
 from pplleak.studies.risk.risk import interval
 
 CELL = ("dataset", "network", "step", "sigma")
@@ -80,22 +83,24 @@ class Settings:
         return "training_time" + "_quick" * self.quick
 
 
-def target_of(args: Settings, step: int, sigma: str, index: int) -> Target:
-    made = from_data(
-        args.dataset, root=args.data_root, index=index, network=args.network, sigma=float(sigma), noise_seed=index,
-        checkpoint=network.checkpoint(args.dataset, args.data_root, step) if step else None,
+def observed_of(args: Settings, step: int, sigma: str, index: int) -> Observation:
+    return observe(
+        Scenario(
+            args.dataset, args.data_root, index, network=Named(args.network), noise_seed=index,
+            checkpoint=network.checkpoint(args.dataset, args.data_root, step) if step else None,
+            protection=Protection.parse(f"gaussian:sigma={sigma}"),
+        )
     )  # fmt: skip
-    return attacks.with_public_labels(made, args.dataset, args.data_root)
 
 
 def attacked(job: study.Job, args: Settings) -> list[study.Row]:
     """One image at one step behind one σ; `decision` is in the rows."""
     _, _, step, sigma, _, index = job
-    target = target_of(args, step, sigma, index)
+    observed = observed_of(args, step, sigma, index)
     with torch.no_grad():
-        norm = float(target.client.update(target.truth, target.observed.labels).sqnorm().sqrt())
-    rows, _ = attacks.bayes(target, "vae", {}, 0.1, [], args.effort, index)
-    rows.append(attacks.no_gradient(target))
+        norm = float(observed.client.update(observed.truth, observed.labels).sqnorm().sqrt())
+    rows, _ = attacks.bayes(observed, "vae", 0.1, [], args.effort, index)
+    rows.append(attacks.no_gradient(observed, args.data_root))
     right = network.accuracy(args.dataset, step)
     return [{**row, "accuracy": right, "norm": norm} for row in attacks.decided(rows)]
 

@@ -52,12 +52,12 @@ def channels() -> dict[str, Place]:
 @functools.cache
 def defences() -> dict[str, Place]:
     """The defences: files that define `share` or `network`."""
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     for name in folders.names(DEFENCES):
         path = DEFENCES / f"{name}.py"
         entries = [f for f in ("share", "network") if f in signatures.defined(path)]
-        found |= {name: (path, entries[0])} if entries else {}
-    return found
+        places |= {name: (path, entries[0])} if entries else {}
+    return places
 
 
 @functools.cache
@@ -69,14 +69,14 @@ def priors() -> dict[str, Place]:
 
 def fitted() -> dict[str, Place]:
     """The priors that `pplleak prior fit` fits and keeps: files with a `fit` and a `restore`, of their name or not."""
-    found = {}
+    places = {}
     for name in folders.names(PRIORS):
         path = PRIORS / f"{name}.py"
         have = signatures.defined(path)
         for fit, restore in ((f"fit_{name}", f"restore_{name}"), ("fit", "restore")):
             if {fit, restore} <= set(have):
-                found[name] = (path, fit)
-    return found
+                places[name] = (path, fit)
+    return places
 
 
 def network_settings(name: str) -> list[Setting] | None:
@@ -129,20 +129,20 @@ def _read(kind: str, name: str, known: dict[str, Place], hint: str = "") -> list
 
 def _definitions(folder: Path, fits: Callable[[Path, Definition], bool]) -> dict[str, Place]:
     """Every public function and class of a folder's files that fits: name -> where it is."""
-    found = {}
+    places = {}
     for stem in folders.names(folder):
         path = folder / f"{stem}.py"
         for name, node in signatures.defined(path).items():
             if not name.startswith("_") and fits(path, node):
-                found[name] = (path, name)
-    return found
+                places[name] = (path, name)
+    return places
 
 
 def _is_channel(path: Path, node: ast.ClassDef) -> bool:
     for base in node.bases:
-        found = signatures.resolve(path, base)
-        if found and isinstance(found[1], ast.ClassDef):
-            home, parent = found[0], found[1]
+        places = signatures.resolve(path, base)
+        if places and isinstance(places[1], ast.ClassDef):
+            home, parent = places[0], places[1]
             if parent.name == "Channel" or _is_channel(home, parent):
                 return True
     return False

@@ -73,10 +73,10 @@ def run(argv: Sequence[str]) -> int:
     console.print(compare.table(rows, names, per_image=True))
     console.print(compare.table(rows, names))
     console.print(compare.paired_table(rows, names))
-    said = f"written to {out}/: compare.csv, compare.json, compare.png"
+    written = f"written to {out}/: compare.csv, compare.json, compare.png"
     complete = len(rows) == len(names) * len(indices)
     console.print(
-        said if complete else f"interrupted: {len(rows)} attacks kept, the same command goes on; {said}",
+        written if complete else f"interrupted: {len(rows)} attacks kept, the same command goes on; {written}",
         highlight=False,
     )
     return 0 if complete else 130

@@ -128,9 +128,9 @@ def run(argv: Sequence[str]) -> int:
         runs.figure(out / "defences.png", defend_report.picture(cells), dpi=150)
         console.print(defend_report.table(cells))
     count = sum(table.about(r) in asked for r in rows)
-    said = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
-    kept_said = "" if whole else f"interrupted: {count} of {len(asked)} attacks kept, the same command goes on; "
-    console.print(kept_said + said, highlight=False, soft_wrap=True)
+    written = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
+    progress = "" if whole else f"interrupted: {count} of {len(asked)} attacks kept, the same command goes on; "
+    console.print(progress + written, highlight=False, soft_wrap=True)
     return 0 if whole else 130
 
 

@@ -110,8 +110,9 @@ def fit(argv: Sequence[str]) -> int:
     console = Console()
     _say(console, kind, fitted.input_shape, about)
     label = path.stem if args.out is None else path
-    said = f"written to {path} and {path.with_suffix('.png').name}; attack with it: --prior {kind} --prior.file {label}"
-    console.print(said, highlight=False, soft_wrap=True)
+    flags = f"--prior {kind} --prior.file {label}"
+    written = f"written to {path} and {path.with_suffix('.png').name}; attack with it: {flags}"
+    console.print(written, highlight=False, soft_wrap=True)
     return 130 if interrupted else 0
 
 
@@ -155,10 +156,10 @@ def ls(argv: Sequence[str]) -> int:
     for path in paths:
         try:
             stored = store.load(path)
-            said = f"{stored.kind}, images {stored.input_shape}"
+            summary = f"{stored.kind}, images {stored.input_shape}"
         except BadInput as error:
-            said = str(error)
-        console.print(f"  {path.stem:<20} {said}", highlight=False, markup=False, soft_wrap=True)
+            summary = str(error)
+        console.print(f"  {path.stem:<20} {summary}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -174,8 +175,8 @@ def show(argv: Sequence[str]) -> int:
     _say(console, stored.kind, stored.input_shape, stored.about)
     settings = stored.about.get("settings")
     if isinstance(settings, dict):
-        said = ", ".join(f"{n} {v}" for n, v in settings.items())
-        console.print(f"settings: {said}", highlight=False, markup=False, soft_wrap=True)
+        listed = ", ".join(f"{n} {v}" for n, v in settings.items())
+        console.print(f"settings: {listed}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -104,9 +104,9 @@ def run(argv: Sequence[str]) -> int:
     )  # fmt: skip
     console = Console()
     console.print(table(rows, protected.name))
-    said = f"written to {out}/: log.csv, train.json and step-N.safetensors, each for --checkpoint"
+    written = f"written to {out}/: log.csv, train.json and step-N.safetensors, each for --checkpoint"
     kept = f"interrupted after step {rows[-1]['step']}, the same command goes on; " if rows and not whole else ""
-    console.print(kept + said, highlight=False, soft_wrap=True)
+    console.print(kept + written, highlight=False, soft_wrap=True)
     return 0 if whole else 130
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pplleak.density import Density
+from pplleak.density.decrement import Decrement
 from pplleak.density.search import peaks
 from pplleak.progress import ProgressBar, silent
 
@@ -42,12 +43,13 @@ class Located:
     """Where inference begins; as `whitening.Located`, without its matrix.
 
     mode (dim,): the MAP of the model's own sites. starts (k, dim): ends of the search within 10 nats of the best, in
-    the density of z. base: the coordinates at the best of them.
+    the density of z. base: the coordinates at the best of them. left: what is left to climb from the mode.
     """
 
     mode: Tensor
     starts: Tensor
     base: Diagonal
+    left: Decrement
 
 
 def curvature(density: Density, z: Tensor, probes: int) -> Tensor:
@@ -69,8 +71,8 @@ def fit(density: Density, z: Tensor, probes: int = 64) -> Diagonal:
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
     """MAP from several starts and the widths there: `whitening.locate` at the price of a few gradients."""
-    mode, near = peaks(density, starts=starts, steps=steps, progress=progress)
-    return Located(mode, near, fit(density, near[0]))
+    mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
+    return Located(mode, near, fit(density, near[0]), left)
 
 
 def nearest(z: Tensor, gradient: Tensor) -> Tensor:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from pplleak.density import Density
 from pplleak.density.box import Box, lbfgsb
+from pplleak.density.decrement import ENOUGH, Decrement, decrement, settled
 from pplleak.progress import ProgressBar, silent
 
 Optimizer = Literal["adam", "signed_adam", "lbfgs"]
 Decay = Literal["cosine", "step", "exponential", "none"]
 RECORDED = 300  # steps from which on it pays to record a density
+LOOK = 50  # steps after which a climb without a schedule is asked whether it has ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,9 @@ def maximise(
     Without a box, L-BFGS sees the sum over the starts, and one line search serves all of them; with one, it is
     scipy's L-BFGS-B, start by start. Draws the starts by torch's generator.
 
+    A climb whose rate follows a schedule takes all its steps, as does one in a box; any other ends before where no
+    start has gained in the last LOOK steps and the best has less than ENOUGH nats left.
+
     Args:
         decay: of the learning rate of Adam, see `rates`. box: where z is clamped to after every step.
         consensus: c of a pull −c ‖z − z̄‖² of every start towards the mean of all; no part of the log-density.
@@ -78,7 +83,9 @@ def maximise(
     evaluate = density.recorded(starts) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
     best, best_z = torch.full((starts,), -math.inf, dtype=torch.float64, device=z.device), z.detach().clone()
     curve: list[Tensor] = []
-    interrupted = False
+    interrupted, reached = False, best.clone()
+    steady = box is None and not consensus and (optimizer == "lbfgs" or decay == "none")
+    log_density = functools.partial(density, jacobian=jacobian)
 
     def look() -> float:
         """−Σ log p at the current iterates, with its gradient; remembers the best of each start."""
@@ -100,11 +107,15 @@ def maximise(
         climb = torch.optim.Adam([z], lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(climb, rates("none" if optimizer == "lbfgs" else decay, steps))
     try:
-        for _ in progress("MAP", steps):
+        for t in progress("MAP", steps):
             climb.step(look)
             schedule.step()
             if box is not None:
                 box.clamp_(z.detach())
+            if steady and t % LOOK == LOOK - 1:
+                risen, reached = float((best - reached).max()), best.clone()
+                if risen < ENOUGH and decrement(log_density, best_z[int(best.argmax())]).nats < ENOUGH:
+                    break
         look()
     except KeyboardInterrupt:
         if not curve:
@@ -114,17 +125,20 @@ def maximise(
     return Maximum(best_z[order], best[order], torch.stack(curve)[:, order], order, interrupted)
 
 
-def peaks(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> tuple[Tensor, Tensor]:
+def peaks(
+    density: Density, *, starts: int, steps: int, progress: ProgressBar = silent
+) -> tuple[Tensor, Tensor, Decrement]:
     """Where samplers and fits begin: the MAP (dim,) of the model's own sites, and the ends (k, dim) of a search in the
-    density of z that lie within 10 nats of the best, best first.
+    density of z that lie within 10 nats of the best, best first; and what is left to climb from the MAP, which is
+    polished where that is more than a nat.
 
     The two differ by a Jacobian where a site is bounded, so such a model is climbed twice.
     """
     found = maximise(density, starts=starts, steps=steps, progress=progress).whole()
-    mode = found.z[0]
+    mode, left = settled(functools.partial(density, jacobian=False), found.z[0])
     if density.bounded:
         found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress).whole()
-    return mode, found.z[found.value > found.value[0] - 10]
+    return mode, found.z[found.value > found.value[0] - 10], left
 
 
 def rates(decay: Decay, steps: int) -> Callable[[int], float]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pplleak.density import Density
+from pplleak.density.decrement import Decrement
 from pplleak.density.hamiltonian import Potential
 from pplleak.density.recording.tape import Recorded
 from pplleak.density.search import peaks
@@ -93,18 +94,19 @@ class Located:
     """Where inference begins.
 
     mode (dim,): the MAP of the model's own sites. starts (k, dim): ends of the search within 10 nats of the best, in
-    the density of z. laplace: the Gaussian at the best of them.
+    the density of z. laplace: the Gaussian at the best of them. left: what is left to climb from the mode.
     """
 
     mode: Tensor
     starts: Tensor
     laplace: Laplace
+    left: Decrement
 
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
     """MAP from several starts, then the Laplace fit at the best of them."""
-    mode, near = peaks(density, starts=starts, steps=steps, progress=progress)
-    return Located(mode, near, fit(density, near[0], progress=progress))
+    mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
+    return Located(mode, near, fit(density, near[0], progress=progress), left)
 
 
 def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from pplleak import runs
 from pplleak.client import weights
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
@@ -77,11 +77,8 @@ def write(
         "labels": labels,
         "local": None if local is None else asdict(local),
     }
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={k: json.dumps(v) for k, v in metadata.items()})
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"cannot write {path}: {error}") from error
+    packed = save(tensors, {k: json.dumps(v) for k, v in metadata.items()})
+    runs.write(path, lambda part: part.write_bytes(packed))
 
 
 def read(path: str | Path) -> SharedFile:

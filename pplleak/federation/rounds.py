@@ -241,12 +241,12 @@ def record(
     checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """What a training is: a folder of checkpoints belongs to one such record."""
-    said = {
+    made_with = {
         "data": data, "network": network.name, "network_settings": dict(network.settings),
         "defence": str(protection), **asdict(federation), "local": asdict(local) if local else None,
         "seed": seed, "dtype": dtype, "checkpoint": checkpoint,
     }  # fmt: skip
-    return runs.settings(said)
+    return runs.settings(made_with)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,8 +236,3 @@ def _of_client(network: Named, checkpoint: str | Path | None, local: LocalTraini
     if checkpoint:
         made["checkpoint"] = str(checkpoint)
     return {**made, "local": asdict(local)} if local else made
-
-
-def with_noise_seed(scenario: Scenario, index: int, noise_seed: int) -> Scenario:
-    """The same scenario for another image, with noise of its own."""
-    return replace(scenario, index=index, noise_seed=noise_seed)

@@ -51,6 +51,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "divergences": posterior.divergences,
         **dataclasses.asdict(posterior.health),
         "seconds": posterior.attrs.get("seconds"),
+        "nats_left": posterior.attrs.get("nats_left"),
         "converged": posterior.converged,
         "doubts": list(posterior.doubts),
         "kind": posterior.kind,

@@ -88,9 +88,9 @@ def load(path: str | Path) -> Stored:
     except (SafetensorError, OSError, ValueError) as error:
         raise BadInput(f"{path} is not a whole safetensors file (a pickle is refused): {error}") from error
     try:
-        said = {k: json.loads(raw[k]) for k in ("format", "kind", "input_shape", "about")}
-        shape = tuple(said["input_shape"])
-        sane = said["format"] == FORMAT and said["kind"] in kinds() and isinstance(said["about"], dict)
+        metadata = {k: json.loads(raw[k]) for k in ("format", "kind", "input_shape", "about")}
+        shape = tuple(metadata["input_shape"])
+        sane = metadata["format"] == FORMAT and metadata["kind"] in kinds() and isinstance(metadata["about"], dict)
         sane = sane and len(shape) > 0 and all(type(n) is int and 0 < n < 100_000 for n in shape)
     except (KeyError, TypeError, ValueError):
         sane = False
@@ -98,7 +98,7 @@ def load(path: str | Path) -> Stored:
         raise BadInput(f"{path} holds no prior: write one with `pplleak prior fit`")
     if not all(t.is_floating_point() and bool(t.isfinite().all()) for t in tensors.values()):
         raise BadInput(f"{path}: its tensors hold something other than finite numbers")
-    stored = Stored(said["kind"], shape, tensors, said["about"])
+    stored = Stored(metadata["kind"], shape, tensors, metadata["about"])
     try:
         stored.prior()
     except (BadInput, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
@@ -164,9 +164,9 @@ def cache() -> Path:
 
 def fingerprint(images: Tensor, settings: dict[str, Any]) -> str:
     """Of what a fit depends on."""
-    said = hashlib.sha256(json.dumps([FORMAT, list(images.shape), settings], sort_keys=True).encode())
-    said.update(images.detach().float().contiguous().numpy().tobytes())
-    return said.hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([FORMAT, list(images.shape), settings], sort_keys=True).encode())
+    digest.update(images.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def split(images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:

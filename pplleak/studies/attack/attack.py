@@ -49,13 +49,13 @@ def believe(
     return functools.partial(model, **bound)
 
 
-def believed_channel(said: str | Named | None, observed: Observation) -> Named:
+def believed_channel(channel: str | Named | None, observed: Observation) -> Named:
     """The channel that an adversary believes in: the observation's where none is named, and every setting that is
     not given as it is known of the observation."""
     true = observed.protection.channel
-    if not said:
+    if not channel:
         return true or Named("gaussian")
-    named, known = Named.parse(said), observed.protection.settings
+    named, known = Named.parse(channel), observed.protection.settings
     own = {s for s in channels.check(named).settings if s in known and s not in named.settings}
     return named.with_(**{s: known[s] for s in own})
 
