@@ -44,8 +44,8 @@ def run(
     """
     pyro.set_rng_seed(seed)  # one seed, one result
     density = build(model, client, observed)  # log p(z | g) on flat real vectors z (chains, dim)
-    found = locate(density, starts=8, steps=400, progress=progress)  # the MAP, and a Gaussian around it
-    laplace = found.laplace
+    located = locate(density, starts=8, steps=400, progress=progress)  # the MAP, and a Gaussian around it
+    laplace = located.laplace
 
     def value_and_drift(w: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = density.value_and_grad(laplace.decode(w))
@@ -70,10 +70,10 @@ def run(
                 kept[name].append(part)
 
     stats = {name: torch.stack(parts, 1) for name, parts in kept.items()}  # (chain, draw, …)
-    reasons = (
-        [f"the network has kinks ({', '.join(client.kinks)}), whose jumps drift does not see"] if client.kinks else []
-    )
-    return collect(density, stats.pop("z"), mode=found.mode, kind="sampler", stats=stats, reasons=reasons)
+    reasons = [*located.left.doubts]  # the search for the MAP may have stopped below it
+    if client.kinks:
+        reasons.append(f"the network has kinks ({', '.join(client.kinks)}), whose jumps drift does not see")
+    return collect(density, stats.pop("z"), mode=located.mode, kind="sampler", stats=stats, reasons=reasons)
 
 
 if __name__ == "__main__":
