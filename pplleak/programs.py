@@ -81,7 +81,7 @@ def names(kind: Kind) -> dict[str, str]:
 def locate(kind: Kind, name: str) -> Path:
     """The file behind a name or a path, with settings or without; raises BadInput with the near names where there is
     none."""
-    name = named(name).name
+    name = Named.parse(name).name
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
@@ -95,14 +95,9 @@ def locate(kind: Kind, name: str) -> Path:
     return folder(kind) / f"{name}.py"
 
 
-def named(text: str) -> Named:
-    """A program's name or path, with settings where some are given: `optimal:prior=vae`."""
-    return Named(text) if text.endswith(".py") else Named.parse(text)
-
-
 def load(kind: Kind, name: str) -> Callable[..., Any]:
     """The `model` of a model file or the `run` of an inference file, with the settings of its name bound."""
-    path, settings = locate(kind, name), named(name).settings
+    path, settings = locate(kind, name), Named.parse(name).settings
     function = _function(_opened(kind, path), ENTRY[kind], path)
     require_settings(function, settings, name, f"the {ENTRY[kind]} {path.stem}")
     return functools.partial(function, **settings) if settings else function

@@ -7,6 +7,7 @@ checked once against the signature of what it names, and travels whole from the 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,14 +44,16 @@ class Named:
 
     @classmethod
     def parse(cls, text: str | Named) -> Named:
-        """NAME or NAME:SETTING=VALUE,SETTING=VALUE; a value is a Python literal, or a word.
+        """NAME or NAME:SETTING=VALUE,SETTING=VALUE; a value is a Python literal, or a word. A name may be a user's own
+        FILE.py or FILE.py:FUNCTION.
 
         Raises:
             BadInput: it does not read like that.
         """
         if isinstance(text, Named):
             return text
-        name, _, rest = text.partition(":")
+        file = re.fullmatch(r"(.*\.py(?::\w+(?=:|$))?):?(.*)", text, re.DOTALL)
+        name, rest = file.groups() if file else text.split(":", 1) if ":" in text else (text, "")
         settings: dict[str, Any] = {}
         for part in _parts(rest):
             setting, equals, value = part.partition("=")

@@ -42,6 +42,20 @@ def test_any_text_is_a_name_or_one_line_of_bad_input(text: str) -> None:
         assert "must read NAME:SETTING=VALUE" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "values"),
+    [
+        ("my_net.py:build", "my_net.py:build", {}),
+        ("my_net.py:build:width=3", "my_net.py:build", {"width": 3}),
+        ("./mine.py", "./mine.py", {}),
+        ("./mine.py:prior=vae", "./mine.py", {"prior": "vae"}),
+        ("optimal:prior=vae", "optimal", {"prior": "vae"}),
+    ],
+)
+def test_a_file_of_the_users_own_is_a_name(text: str, name: str, values: dict[str, object]) -> None:
+    assert Named.parse(text) == Named(name, values) and str(Named.parse(text)) == text
+
+
 def test_a_copy_with_other_settings_leaves_the_first_alone() -> None:
     named = Named("topk", {"rate": 0.9})
     assert named.with_(sigma=0.1, rate=None) == Named("topk", {"rate": 0.9, "sigma": 0.1})

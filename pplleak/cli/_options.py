@@ -165,7 +165,7 @@ def program_settings(argv: Sequence[str], kind: programs.Kind, name: str) -> lis
     known = programs.described(kind, name)
     if known is None and not helps(argv):
         known = programs.settings(programs.load(kind, name))
-    return with_defaults(known or [], programs.named(name).settings, name)
+    return with_defaults(known or [], Named.parse(name).settings, name)
 
 
 def inference_settings(argv: Sequence[str], name: str, model: str) -> list[Setting]:

@@ -53,7 +53,7 @@ def write(
     Args:
         gradient: parameter name -> the shared tensor, of that parameter's shape.
         input_shape: of one example. num_classes: of the network's logits.
-        network: what rebuilds it: ``mlp:widths=(64,)``, or ``FILE.py:FUNCTION`` as the name of a `Named`.
+        network: what rebuilds it: ``mlp:widths=(64,)``, or ``FILE.py:FUNCTION``.
         parameters: the weights; without them the network's own construction must give the same ones.
         protection: what the update went through, ``gaussian:sigma=0.1`` for example, or ``none``, where it was shared
             as it is: the server knows the protocol.
@@ -62,7 +62,7 @@ def write(
     """
     tensors = {f"gradient.{n}": t.detach().cpu().contiguous() for n, t in gradient.items()}
     tensors |= {f"parameter.{n}": t.detach().cpu().contiguous() for n, t in (parameters or {}).items()}
-    network = Named(network) if isinstance(network, str) and ".py:" in network else Named.parse(network)
+    network = Named.parse(network)
     parts = Protection.parse(protection).observable().to_json()
     sigma = parts["channel"]["settings"].pop("sigma", None)
     metadata = {

@@ -30,7 +30,7 @@ class Scenario:
     index       the first private image; batch_size: how many from there on
     label       instead of the image's own (for a folder without classes)
     labels      known: the client shares them; unknown: it does not
-    network     a name with settings, `mlp:widths=(64,)`; FILE.py:FUNCTION is given as `Named("FILE.py:FUNCTION")`
+    network     a name with settings, `mlp:widths=(64,)`; or `FILE.py:FUNCTION`
     checkpoint  a safetensors file of weights; None: they are drawn from `seed`
     local       what the client trains before it shares; None: it shares its gradient
     protection  a defence and a channel, `gaussian:sigma=0.1`
@@ -54,9 +54,7 @@ class Scenario:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if isinstance(self.network, str):  # as a user writes it
-            named = Named(self.network) if ".py:" in self.network else Named.parse(self.network)
-            object.__setattr__(self, "network", named)
+        object.__setattr__(self, "network", Named.parse(self.network))  # as a user writes them
         object.__setattr__(self, "protection", Protection.parse(self.protection))
         if self.batch_size < 1:
             raise BadInput(f"the batch size must be at least 1, not {self.batch_size}")
@@ -85,7 +83,7 @@ def build_client(
         local: what the client trains before it shares; None shares the gradient.
         defence: one of `pplleak.federation.defences`, which may change the network.
     """
-    named = network if isinstance(network, Named) else Scenario(network=network).network  # type: ignore[arg-type]
+    named = Named.parse(network)
     constructor = networks.load(named.name)
     programs.require_settings(constructor, named.settings, named.name)
 
@@ -196,8 +194,7 @@ def load(
     labels = meta["labels"]
     if labels is not None:
         labels = check_labels(labels, client.num_classes, meta["batch_size"]).to(client.device)
-    named = named if isinstance(named, Named) else Scenario(network=named).network  # type: ignore[arg-type]
-    provenance = {"observed": str(path), **_of_client(named, checkpoint, meta["local"])}
+    provenance = {"observed": str(path), **_of_client(Named.parse(named), checkpoint, meta["local"])}
     return Observation(g, meta["batch_size"], labels, client, protection, public, provenance=provenance)
 
 
