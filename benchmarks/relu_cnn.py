@@ -37,7 +37,6 @@ from pplleak.programs import MODEL
 from pplleak.settings import Named
 from pplleak.studies.attack import attack
 
-ROOT = Path(__file__).parent.parent
 COLUMNS = ["network", "route", "sigma", "chains", "draws", "seconds", "cpu_seconds", "rhat_max", "rhat_lp",
            "acceptance", "ess_per_s", "coverage_90"]  # fmt: skip
 KEY = ("network", "route", "sigma", "chains")
@@ -59,6 +58,7 @@ class Settings:
     starts: int = 4
     minutes: float = 20.0
     csv: Path = Path("benchmarks/results/relu_cnn.csv")
+    figure: Path = Path("docs/_static/relu_cnn.png")
 
 
 class Budget:
@@ -155,7 +155,7 @@ def main(args: Settings) -> None:
         rows = runs.Rows(args.csv, COLUMNS, KEY).add(new)
         for row in new:
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-        picture(rows, ROOT / "docs" / "_static" / "relu_cnn.png")
+        picture(rows, args.figure)
 
 
 if __name__ == "__main__":
