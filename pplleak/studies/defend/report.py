@@ -31,7 +31,7 @@ def label(row: Row) -> str:
 
 
 def table(cells: Sequence[Row]) -> Table:
-    """One line for each defence and step: PSNR of the three adversaries and of a guess, share recovered, accuracy, ε."""
+    """One line for each defence and step: PSNR of every adversary and of a guess, share recovered, accuracy, ε."""
     roles = [r for r in ROLES if r in {c["attack"] for c in cells}]
     exact = "exact: the quotient of a fully connected first layer; " * ("exact" in roles)
     made = Table(
