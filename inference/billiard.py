@@ -180,8 +180,8 @@ def run(
         mode=found.mode,
         kind="sampler",
         stats=stats,
-        reasons=reasons,
-        attrs={"step_size": size, "leapfrog_steps": leapfrogs, "beta": beta},
+        reasons=[*found.left.doubts, *reasons],
+        attrs={"step_size": size, "leapfrog_steps": leapfrogs, "nats_left": found.left.number, "beta": beta},
     )
 
 

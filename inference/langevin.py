@@ -169,8 +169,8 @@ def run(
         kind="sampler" if exact else "approximate sampler",
         approximation="" if exact else f"Langevin steps of size {size:.2g} without a Metropolis test",
         stats=stats,
-        reasons=reasons + interrupted,
-        attrs={"kernel": kernel, "step_size": size},
+        reasons=[*reasons, *found.left.doubts, *interrupted],
+        attrs={"kernel": kernel, "step_size": size, "nats_left": found.left.number},
     )
 
 

@@ -34,7 +34,6 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
-
 PRICE = 100  # steps of the climb that allow for one of the polish
 
 

@@ -6,6 +6,7 @@ loop that shows its progress. Unknown labels are enumerated by Pyro.
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import pyro
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pplleak.client import Client, distrust
 from pplleak.density import Density, Model, build
+from pplleak.density.decrement import settled
 from pplleak.density.search import maximise
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
@@ -58,6 +60,7 @@ def run(
     data = {"g": observed.g} | ({} if observed.labels is None else {"y": observed.labels})
     conditioned = poutine.condition(model, data=data)
     near = found.z[found.value > found.value[0] - 10]
+    mode, left = settled(functools.partial(density, jacobian=False), found.z[0])
     kept: list[tuple[Tensor, Tensor]] = []
     reasons = list(distrust(client, "NUTS"))
     for reason in reasons:
@@ -71,16 +74,18 @@ def run(
         if not kept:
             raise
         reasons.append(f"interrupted: {len(kept)} of {chains} chains were kept")
+    reasons += left.doubts
     z, diverging = (torch.stack(parts) for parts in zip(*kept, strict=True))
     with torch.no_grad():
         lp = torch.cat([density(part) for part in z.flatten(0, 1).split(256)])
     return collect(
         density,
         z,
-        mode=found.z[0],
+        mode=mode,
         kind="sampler",
         stats={"lp": lp.unflatten(0, z.shape[:2]), "diverging": diverging},
         reasons=reasons,
+        attrs={"nats_left": left.number},
     )
 
 

@@ -216,8 +216,8 @@ def run(
         mode=found.mode,
         kind="sampler",
         stats=stats,
-        reasons=reasons,
-        attrs={"step_size": size, "leapfrog_steps": leapfrogs},
+        reasons=[*found.left.doubts, *reasons],
+        attrs={"step_size": size, "leapfrog_steps": leapfrogs, "nats_left": found.left.number},
     )
 
 

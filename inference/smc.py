@@ -152,8 +152,11 @@ def run(
         curves={"temperature": torch.tensor(temperatures)},
         reasons=reasons,
         attrs={
-            "log_evidence": total, "log_evidence_se": spread, "temperatures": len(temperatures), "nats_left": left.number,
-        },  # fmt: skip
+            "log_evidence": total,
+            "log_evidence_se": spread,
+            "temperatures": len(temperatures),
+            "nats_left": left.number,
+        },
     )
 
 

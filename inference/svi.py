@@ -87,8 +87,8 @@ def low_rank(precision: Tensor, rank: int, sweeps: int = 5) -> tuple[Tensor, Ten
 def begin(
     family: Family, density: Density, starts: int, steps: int, progress: ProgressBar = silent
 ) -> tuple[Tensor, Laplace | Diagonal, Tensor | None, Decrement]:
-    """The MAP and `coordinates`; above DENSE latents the diagonal ones; low-rank factors then start at random; last, what is
-    left to climb from the MAP.
+    """The MAP and `coordinates`; above DENSE latents the diagonal ones; low-rank factors then start at random.
+    Last, what is left to climb from the MAP.
 
     Raises:
         BadInput: a full guide above DENSE latents.

@@ -71,7 +71,7 @@ class Defend:
     lr: float = DEFAULT["lr"]
     """Training: learning rate of the server's step along gradients."""
     delta: float = 0.1
-    """Risk: a reconstruction counts as a success within this root-mean-square error of a pixel."""
+    """An image counts as recovered within this root-mean-square error of a pixel."""
     seed: int = 0
     """Of the weights, the training, the noise and the attacks."""
     workers: int = 1

@@ -171,7 +171,10 @@ def _look(log_density: LogDensity, z: Tensor, found: _Solved, box: Box | None) -
         box.clamp_(tries)
     tries[0] = z
     with torch.no_grad():
-        heights = torch.nan_to_num(log_density(tries).double(), nan=-math.inf, posinf=-math.inf)
+        heights = torch.cat(
+            [log_density(part).double() for part in tries.split(4)]
+        )  # no more memory than a climb takes
+    heights = torch.nan_to_num(heights, nan=-math.inf, posinf=-math.inf)
     best = int(heights.argmax())
     gain = float(heights[best] - heights[0])
     return (tries[best], gain) if gain > 0 else (z, 0.0)

@@ -161,9 +161,9 @@ def test_averages_gaps_and_gains_are_paired_by_image(tmp_path: Path) -> None:
     assert knowing["gap_mean"] == -2 and knowing["gap_se"] == pytest.approx(1 / math.sqrt(3))
     gain = np.array([9.0, 12.0, 21.0])
     assert knowing["gain_mean"] == 14 and knowing["gain_se"] == pytest.approx(gain.std(ddof=1) / math.sqrt(3))
-    assert knowing["risk"] == pytest.approx(1 / 3) and knowing["bits"] is None
+    assert knowing["recovered"] == pytest.approx(2 / 3) and knowing["bits"] is None
     assert knowing["accuracy"] is None and set(knowing) == set(defend.COLUMNS)
-    assert found["own"]["gain_mean"] == -2 and found["own"]["risk"] == 1
+    assert found["own"]["gain_mean"] == -2 and found["own"]["recovered"] == 0
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

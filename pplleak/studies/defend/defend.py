@@ -51,7 +51,7 @@ IMAGE_COLUMNS = {
 COLUMNS = (
     "dataset", "network", "defence", "strength", "step", "attack", "images", "psnr_mean", "psnr_se", "accuracy",
     "epsilon", "model", "inference", "batch_size", "psnr_blind", "gap_mean", "gap_se", "gain_mean", "gain_se",
-    "ssim_mean", "risk", "bits", "cpu_seconds",
+    "ssim_mean", "recovered", "bits", "cpu_seconds",
 )  # fmt: skip
 FLOOR = 0.01  # σ believed in where there is no noise, in units of a typical entry: a peak that can be climbed
 
@@ -226,8 +226,8 @@ def cells(sweep: Sweep, rows: Iterable[Row], delta: float) -> list[Row]:
     """A row of COLUMNS for each defence, strength, step and role, averaged over its images.
 
     gap: PSNR less that of the knowing adversary on the undefended network at the same step; gain: less that of the
-    classic attack on the same gradients. Both paired over the images that have both, with standard errors. risk: the
-    share of images that no pixel error below `delta` (RMS) was reached for.
+    classic attack on the same gradients. Both paired over the images that have both, with standard errors. recovered:
+    the share of images that came back within `delta` (RMS of a pixel).
     """
     groups: dict[tuple[str, str, int], dict[str, dict[int, Row]]] = {}
     for r in rows:
@@ -258,7 +258,7 @@ def cells(sweep: Sweep, rows: Iterable[Row], delta: float) -> list[Row]:
                 "psnr_blind": _mean([r["psnr_blind"] for r in mine.values()])[0],
                 "gap_mean": gap, "gap_se": gap_se, "gain_mean": gain, "gain_se": gain_se,
                 "ssim_mean": _mean([r["ssim"] for r in mine.values() if r["ssim"] is not None])[0],
-                "risk": _mean([float(r["rms"] > delta) for r in mine.values()])[0],
+                "recovered": _mean([float(r["rms"] <= delta) for r in mine.values()])[0],
                 "bits": _mean([r["bits"] for r in mine.values() if r["bits"] is not None])[0],
                 "cpu_seconds": _mean([r["cpu_seconds"] for r in mine.values()])[0],
             })  # fmt: skip

@@ -31,7 +31,7 @@ def label(row: Row) -> str:
 
 
 def table(cells: Sequence[Row]) -> Table:
-    """One line for each defence and step: PSNR of the three adversaries and of a guess, risk, accuracy, ε."""
+    """One line for each defence and step: PSNR of every adversary and of a guess, share recovered, accuracy, ε."""
     roles = [r for r in ROLES if r in {c["attack"] for c in cells}]
     exact = "exact: the quotient of a fully connected first layer; " * ("exact" in roles)
     made = Table(
@@ -39,20 +39,21 @@ def table(cells: Sequence[Row]) -> Table:
         title_justify="left",
         padding=(0, 0, 0, 1),
         caption="own: its paper's attack; classic: the strongest that knows of no defence; knowing: the Bayes "
-        f"adversary; {exact}blind: the mean image; risk: images that the Bayes adversary missed; ε of DP-SGD",
+        f"adversary; {exact}blind: the mean image; recovered: images that the Bayes adversary brought within "
+        "--delta; ε of DP-SGD",
         caption_justify="left",
     )
-    for name in ("defence", "step", *roles, "blind", "risk", "acc.", "ε"):
+    for name in ("defence", "step", *roles, "blind", "recovered", "acc.", "ε"):
         first = name == "defence"
         made.add_column(name, justify="left" if first else "right", no_wrap=not first, overflow="fold")
     for name, step in dict.fromkeys((label(c), c["step"]) for c in cells):
         mine = {c["attack"]: c for c in cells if (label(c), c["step"]) == (name, step)}
         any_ = next(iter(mine.values()))
         shown = [_pm(mine[r]["psnr_mean"], mine[r]["psnr_se"]) if r in mine else "–" for r in roles]
-        risk = f"{mine['knowing']['risk']:.0%}" if "knowing" in mine else "–"
+        recovered = f"{mine['knowing']['recovered']:.0%}" if "knowing" in mine else "–"
         accuracy = "–" if any_["accuracy"] is None else f"{any_['accuracy']:.0%}"
         spent = "–" if any_["epsilon"] is None else f"{any_['epsilon']:.2g}"
-        made.add_row(name, str(step), *shown, f"{any_['psnr_blind']:.1f}", risk, accuracy, spent)
+        made.add_row(name, str(step), *shown, f"{any_['psnr_blind']:.1f}", recovered, accuracy, spent)
     return made
 
 
