@@ -69,7 +69,7 @@ def true_channel(model: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [*programs.names("models"), *OPTIMAL])
+@pytest.mark.parametrize("model", programs.names("models"))
 @pytest.mark.parametrize("labels", ["known", "unknown"])
 def test_every_model_is_attacked_with_known_and_unknown_labels(model: str, labels: str, tmp_path: Path) -> None:
     channel = ["--channel", true_channel(model)]
@@ -78,6 +78,14 @@ def test_every_model_is_attacked_with_known_and_unknown_labels(model: str, label
     posterior = Posterior.load(tmp_path / "posterior.nc")
     assert posterior.to_arviz()["posterior"]["x"].dims == ("chain", "draw", "example", "channel", "row", "col")
     assert posterior.truth is not None and np.isfinite(posterior.x).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", OPTIMAL)
+def test_the_optimal_adversary_attacks_under_every_prior_and_behind_every_channel(model: str, tmp_path: Path) -> None:
+    argv = ["attack", "--model", model, "--channel", true_channel(model), "--network.widths", "4"]
+    assert run([*argv, "--inference", "map", *tiny("map"), "--out", str(tmp_path)]) == 0
+    assert np.isfinite(Posterior.load(tmp_path / "posterior.nc").mode).all()
 
 
 @pytest.mark.slow
