@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import observe, tiny
 from torch import Tensor
 
-from pplleak import programs
+from pplleak import cli, programs
 from pplleak.density import Density, build, whitening
 from pplleak.density.box import Box, boxed
 from pplleak.density.decrement import Decrement, decrement, polish, settled
@@ -143,6 +145,15 @@ def test_a_short_climb_is_not_converged_and_a_whole_one_is() -> None:
     # what it says is what a longer climb gains
     gained = float(whole.stats["lp"].max() - short.stats["lp"].max())
     assert 0.3 * gained < short.summary["nats_left"] < 3 * gained
+
+
+def test_five_steps_of_the_default_attack_are_no_result(tmp_path: Path) -> None:
+    few = ["--inference", "map", "--inference.steps", "5", "--inference.starts", "1", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        cli.main(["attack", *few])
+    said = json.loads((tmp_path / "summary.json").read_text())
+    assert said["converged"] is False and said["nats_left"] > 10
+    assert "nats left to climb" in said["doubts"][0]
 
 
 def test_the_polish_takes_a_slow_climb_to_its_end_and_leaves_a_good_one_alone() -> None:
