@@ -110,12 +110,15 @@ def decrement(
     slope = slope * free
 
     def curvature(p: Tensor) -> Tensor:
-        """H p on the free coordinates."""
+        """H p on the free coordinates; 0 where it cannot be had (an operation without a further derivative)."""
         if not gradient.requires_grad:  # log-density is linear
             return torch.zeros_like(p)
-        (row,) = torch.autograd.grad(
-            gradient, at, p[None].to(at.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        try:
+            (row,) = torch.autograd.grad(
+                gradient, at, p[None].to(at.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        except (RuntimeError, NotImplementedError):
+            return torch.zeros_like(p)
         return -row[0].double() * free
 
     found = _conjugate_gradients(curvature, slope, min(products, 2 * int(free.sum())), tolerance)
