@@ -123,7 +123,7 @@ def decrement(
 
     found = _conjugate_gradients(curvature, slope, min(products, 2 * int(free.sum())), tolerance)
     best, gain = _look(log_density, z.detach(), found, box)
-    rounding = ROUNDING * torch.finfo(z.dtype).eps * abs(float(height))  # hides what a step really gains
+    rounding = ROUNDING * torch.finfo(z.dtype).eps * abs(float(height.detach()))  # hides what a step really gains
     kept = found.promised < max(ENOUGH, rounding) or gain >= found.promised / 2
     if found.finished and kept:
         return Decrement(found.promised, False, found.step, best, gain, found.products)
