@@ -30,6 +30,7 @@ from pplleak.progress import ProgressBar, silent
 LogDensity = Callable[[Tensor], Tensor]
 ENOUGH = 0.01  # nats: where a climb has ended
 DOUBT = 1.0  # nats: where it has not
+ROUNDING = 16  # of a log-density, in units in the last place of the precision it is computed in
 LENGTHS = (2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of the step, at which the density is looked up
 WAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # along negative curvature, in units of one a coordinate
 
@@ -97,7 +98,8 @@ def decrement(
         tolerance: the part of λ²/2 that may be missing where it does not count as a bound.
     """
     at = z.detach()[None].clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(log_density(at).sum(), at, create_graph=True)
+    height = log_density(at).sum()
+    (gradient,) = torch.autograd.grad(height, at, create_graph=True)
     slope = gradient.detach()[0].double()
     if not bool(slope.isfinite().all()):
         return Decrement(math.inf, True, torch.zeros_like(slope), z.detach(), 0.0, 0)
@@ -108,17 +110,21 @@ def decrement(
     slope = slope * free
 
     def curvature(p: Tensor) -> Tensor:
-        """H p on the free coordinates."""
+        """H p on the free coordinates; 0 where it cannot be had (an operation without a further derivative)."""
         if not gradient.requires_grad:  # log-density is linear
             return torch.zeros_like(p)
-        (row,) = torch.autograd.grad(
-            gradient, at, p[None].to(at.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        try:
+            (row,) = torch.autograd.grad(
+                gradient, at, p[None].to(at.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        except (RuntimeError, NotImplementedError):
+            return torch.zeros_like(p)
         return -row[0].double() * free
 
     found = _conjugate_gradients(curvature, slope, min(products, 2 * int(free.sum())), tolerance)
     best, gain = _look(log_density, z.detach(), found, box)
-    kept = found.promised < ENOUGH or gain >= found.promised / 2  # below that, rounding hides what a step gains
+    rounding = ROUNDING * torch.finfo(z.dtype).eps * abs(float(height.detach()))  # hides what a step really gains
+    kept = found.promised < max(ENOUGH, rounding) or gain >= found.promised / 2
     if found.finished and kept:
         return Decrement(found.promised, False, found.step, best, gain, found.products)
     return Decrement(max(gain, found.promised * kept), True, found.step, best, gain, found.products)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import observe, tiny
 from torch import Tensor
 
-from pplleak import programs
+from pplleak import cli, programs
 from pplleak.density import Density, build, whitening
 from pplleak.density.box import Box, boxed
 from pplleak.density.decrement import Decrement, decrement, polish, settled
@@ -73,7 +76,9 @@ def test_it_is_the_dense_newton_decrement(name: str) -> None:
     density = densities()[name]
     log_density = functools.partial(density, jacobian=False)
     torch.manual_seed(0)
-    for z in density.sample_prior(3):
+    mode, _ = polish(log_density, density.sample_prior(1)[0], 20)
+    for away in density.sample_prior(3):
+        z = mode + 0.2 * (away - mode)  # further off, the density of `logistic` is no quadratic
         h = whitening.hessian(density, z, jacobian=False)
         _, (slope,) = density.value_and_grad(z[None], jacobian=False)
         dense = float(slope @ torch.linalg.solve(h, slope)) / 2
@@ -126,6 +131,25 @@ def test_a_slope_that_is_no_number_is_a_doubt() -> None:
     assert linear.at_least and linear.doubt
 
 
+class Once(torch.autograd.Function):
+    """z² whose derivative has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * g
+
+
+def test_where_there_is_no_second_derivative_a_bound_remains() -> None:
+    found = decrement(lambda z: -Once.apply(z).sum(-1), torch.full((3,), 2.0, dtype=torch.float64))
+    assert found.at_least and 1 < found.nats <= 12 and found.doubt
+
+
 # -- in the searches ---------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +167,15 @@ def test_a_short_climb_is_not_converged_and_a_whole_one_is() -> None:
     # what it says is what a longer climb gains
     gained = float(whole.stats["lp"].max() - short.stats["lp"].max())
     assert 0.3 * gained < short.summary["nats_left"] < 3 * gained
+
+
+def test_five_steps_of_the_default_attack_are_no_result(tmp_path: Path) -> None:
+    few = ["--inference", "map", "--inference.steps", "5", "--inference.starts", "1", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        cli.main(["attack", *few])
+    said = json.loads((tmp_path / "summary.json").read_text())
+    assert said["converged"] is False and said["nats_left"] > 10
+    assert "nats left to climb" in said["doubts"][0]
 
 
 def test_the_polish_takes_a_slow_climb_to_its_end_and_leaves_a_good_one_alone() -> None:

@@ -39,8 +39,8 @@ def table(cells: Sequence[Row]) -> Table:
         title_justify="left",
         padding=(0, 0, 0, 1),
         caption="own: its paper's attack; classic: the strongest that knows of no defence; knowing: the Bayes "
-        f"adversary; {exact}blind: the mean image; recovered: images that the Bayes adversary brought within "
-        "--delta; ε of DP-SGD",
+        f"adversary; {exact}blind: the mean image; recovered: images that the Bayes adversary brought within δ; "
+        "ε of DP-SGD",
         caption_justify="left",
     )
     for name in ("defence", "step", *roles, "blind", "recovered", "acc.", "ε"):
