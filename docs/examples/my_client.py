@@ -19,6 +19,7 @@ sigma = 0.02  # this client adds noise before it shares; the server knows how mu
 tensors = {}
 for name, p in network.named_parameters():
     tensors[f"gradient.{name}"] = p.grad + sigma * torch.randn_like(p)
-    tensors[f"parameter.{name}"] = p.detach()  # the server sent these weights, so it knows them
+for name, t in network.state_dict().items():  # weights, and the statistics of normalisations: the server knows them
+    tensors[f"parameter.{name}"] = t.detach()
 save_file(tensors, "gradient.safetensors")
 print(f"shared the gradient of a {y.item()}")

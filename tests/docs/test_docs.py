@@ -51,6 +51,7 @@ def test_the_example_client_shares_a_gradient_that_is_wrapped_and_attacked(works
     assert done.returncode == 0, done.stderr
     (shared,) = workshop.glob("*.safetensors")
     network = ("--network", "my_net.py:build")
-    wrap = ("--gradient", shared.name, "--input-shape", "1", "8", "8", "--out", "observation.safetensors")
+    wrap = ("--gradient", shared.name, "--input-shape", "1", "8", "8", "--sigma", "0.02",
+            "--out", "observation.safetensors")  # fmt: skip
     assert run("observe", *wrap, *network) == 0
     assert run("attack", "--observed", "observation.safetensors", *network, *MAP) == 0

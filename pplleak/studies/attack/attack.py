@@ -156,8 +156,11 @@ def _read(observed: Observation, model: str) -> dict[str, Any]:
             channel="gaussian" if channel is None else channel.name,
         )  # fmt: skip
         agree = sorted(other.labels.tolist()) == labels
-        said |= {"sure": agree and other.sure, "confidence": other.confidence if agree else None,
-                 "others": None if agree else f"{' '.join(map(str, other.labels.tolist()))} ({other.rule})"}  # fmt: skip
+        said |= {
+            "sure": agree and other.sure,
+            "confidence": other.confidence if agree else None,
+            "others": None if agree else f"{' '.join(map(str, other.labels.tolist()))} ({other.rule})",
+        }
     return said
 
 
