@@ -111,8 +111,8 @@ def exported(path: Path, module: nn.Module, tensors: dict[str, Tensor], sigma: s
     F.cross_entropy(module(x), y).backward()
     shared = {f"gradient.{n}": p.grad for n, p in module.named_parameters() if p.grad is not None}
     save_file({**shared, **{f"parameter.{n}": t.detach() for n, t in tensors.items()}}, path)
-    return ["observe", "--gradient", str(path), "--input-shape", "1", "8", "8", "--shared-labels", "4", "--sigma", sigma,
-            "--out", str(path.with_name("o.safetensors"))]  # fmt: skip
+    return ["observe", "--gradient", str(path), "--input-shape", "1", "8", "8", "--shared-labels", "4",
+            "--sigma", sigma, "--out", str(path.with_name("o.safetensors"))]  # fmt: skip
 
 
 def test_f3_a_file_without_running_statistics_is_refused_by_their_name(
@@ -153,8 +153,9 @@ def test_f6_one_logit_behind_a_cross_entropy_is_refused(tmp_path: Path, capsys: 
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )
     F.binary_cross_entropy_with_logits(module(torch.rand(1, *SHAPE))[:, 0], torch.ones(1)).backward()
-    save_file({f"gradient.{n}": p.grad for n, p in module.named_parameters() if p.grad is not None}
-              | {f"parameter.{n}": p.detach() for n, p in module.named_parameters()}, tmp_path / "g.safetensors")  # fmt: skip
+    tensors = {f"gradient.{n}": p.grad for n, p in module.named_parameters() if p.grad is not None}
+    tensors |= {f"parameter.{n}": p.detach() for n, p in module.named_parameters()}
+    save_file(tensors, tmp_path / "g.safetensors")
     words = ["observe", "--gradient", str(tmp_path / "g.safetensors"), "--input-shape", "1", "8", "8", "--sigma", "0.1",
              "--num-classes", "1", "--network", f"{tmp_path / 'one.py'}:build"]  # fmt: skip
     one_line(words, capsys, "one logit")
