@@ -17,7 +17,11 @@ STRETCH = 2.0  # times the farthest held-out public image
 def doubts(fit: Fit, batch_size: int) -> list[str]:
     """What the numbers say against the model; causes that can be named come first."""
     said = []
-    if fit.scale is not None and fit.scale_se is not None and abs(fit.scale - 1) > SDS * fit.scale_se:
+    misfit = fit.p is not None and fit.p < P
+    off = fit.scale is not None and fit.scale_se is not None and abs(fit.scale - 1) > SDS * fit.scale_se
+    last = fit.last_scale is not None and fit.last_scale_se is not None and (
+        abs(fit.last_scale - 1) > SDS * fit.last_scale_se)  # fmt: skip
+    if fit.scale is not None and fit.scale_se is not None and (off or (misfit and last)):
         cause = _of_scale(fit, batch_size)
         nats = 0.5 * ((fit.scale - 1) / fit.scale_se) ** 2
         said.append(f"the gradient is {fit.scale:.2f} ± {fit.scale_se:.2g} times what this client would share{cause} "
@@ -31,7 +35,7 @@ def doubts(fit: Fit, batch_size: int) -> list[str]:
     if fit.prior_stretch is not None and fit.prior_stretch > STRETCH:
         said.append(f"the image is unlike the public ones: {fit.prior_stretch:.1f} times as far from them as the "
                     "farthest of those that were held out")  # fmt: skip
-    if fit.p is not None and fit.p < P:
+    if misfit:
         said.append(_of_misfit(fit))
     return said
 
