@@ -39,6 +39,9 @@ class Attack(Victim):
     """Sharpness β of a softplus for the network's (leaky) ReLU in the adversary's model: an approximation."""
     observed: Path | None = None
     """Attack this observation (`pplleak observe`) instead of an image; the data then only serve the prior."""
+    strict: bool = False
+    """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
+    point without uncertainty."""
     out: Path = Path("attack")
     """Folder for posterior.nc, attack.png and summary.json."""
 
@@ -89,5 +92,7 @@ def run(argv: Sequence[str]) -> int:
         seed=args.seed,
         progress=bar,
     )
-    report.write(result, out, Console())
-    return 130 if result.interrupted else 0
+    summary = report.write(result, out, Console())
+    if result.interrupted:
+        return 130
+    return 3 if args.strict and not summary["trusted"] else 0

@@ -22,6 +22,9 @@ class Observe(Victim):
     """With --gradient: the number of the network's logits."""
     shared_labels: tuple[int, ...] | None = None
     """With --gradient: the labels, where the client shared them."""
+    clean: bool = False
+    """With --gradient: nothing was added to it. σ is then what rounding comes to: the precision of the
+    file's numbers (float32, float16, bfloat16) times their root mean square."""
     out: Path = Path("observation.safetensors")
     """The file to write."""
 
@@ -32,6 +35,10 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput("a client shares its labels or not: --labels known or unknown; recover them in `pplleak attack`")
     if args.gradient is not None and args.input_shape is None:
         raise BadInput("--gradient needs --input-shape, the shape of one example: --input-shape 1 28 28")
+    if args.gradient is None and args.clean:
+        raise BadInput("--clean is said of a gradient of your own: add --gradient, or take --channel none")
+    if args.clean and args.sigma is not None:
+        raise BadInput("--clean says that no noise was added, and --sigma how much: leave one of them out")
 
     from pplleak.cli import _arguments as arguments
     from pplleak.federation.scenario import save
@@ -47,17 +54,33 @@ def _wrapped(args: Any) -> Any:
     from pplleak.cli import _arguments as arguments
     from pplleak.federation import files
     from pplleak.federation.observation import Observation, check_labels, flatten
-    from pplleak.federation.scenario import build_client
+    from pplleak.federation.scenario import build_client, require_weights
 
     shared, network = files.read(args.gradient), Named(args.network, options(args, "network"))
-    protection = arguments.protection(args)
+    protection = _noise(args, arguments.protection(args), shared.gradient)
     client = build_client(
         network, args.input_shape, args.num_classes, seed=args.seed, dtype=args.dtype, parameters=shared.parameters,
         where=str(args.gradient), checkpoint=args.checkpoint, local=arguments.local(args), defence=protection.defence,
     )  # fmt: skip
+    if not shared.parameters and args.checkpoint is None:
+        require_weights(client, network, str(args.gradient), seed=args.seed)
     g = flatten(client, shared.gradient, str(args.gradient))
     labels = None
     if args.shared_labels is not None:
         labels = check_labels(list(args.shared_labels), args.num_classes, args.batch_size)
     provenance = {"network": network.name, "network_settings": dict(network.settings)}
     return Observation(g, args.batch_size, labels, client, protection, provenance=provenance)
+
+
+def _noise(args: Any, protection: Any, gradient: Any) -> Any:
+    """The protection with the σ that was said, or that the numbers' rounding comes to; it is never assumed."""
+    from dataclasses import replace
+
+    from pplleak.federation import files
+
+    if args.clean or args.channel == "none":
+        channel = protection.channel or Named("gaussian")
+        return replace(protection, channel=channel.with_(sigma=files.rounding(gradient)))
+    if args.sigma is None and "sigma" not in options(args, "channel") and protection.sigma is not None:
+        raise BadInput("how much noise is on this gradient? Say --sigma (of each entry), or --clean if none was added")
+    return protection

@@ -47,18 +47,33 @@ def state(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **buffers}
 
 
+def running(network: nn.Module) -> list[str]:
+    """Names of the running statistics that a network in evaluation mode normalises with."""
+    return [
+        f"{name}.{buffer}" if name else buffer
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and not module.training
+        for buffer in ("running_mean", "running_var")
+        if getattr(module, buffer, None) is not None
+    ]
+
+
 def load(network: nn.Module, tensors: Mapping[str, Tensor], where: str, *, whole: bool = True) -> nn.Module:
     """Put weights into a network of the same layers, and return it.
 
     Args:
         tensors: names as of `network.state_dict()`. where: what to call them in an error.
-        whole: also demand the running statistics, which are no parameters.
+        whole: also demand every other buffer that the network keeps. Running statistics that a normalisation in
+            evaluation mode computes with are always demanded: they are made up otherwise.
 
     Raises:
-        BadInput: they belong to another network.
+        BadInput: they belong to another network, or lack running statistics.
     """
     own = state(network)
     given = {n: t for n, t in tensors.items() if t.is_floating_point()}  # a counter of batches changes no output
+    if lacking := [n for n in running(network) if n not in given]:
+        raise BadInput(f"{where} lacks {', '.join(lacking[:3])}: the network normalises with the statistics that it "
+                       "tracked in training; write its state_dict(), which has them beside the parameters")  # fmt: skip
     needed = own if whole else {n: t for n, t in own.items() if n in given or isinstance(t, nn.Parameter)}
     same_layers({n: t.shape for n, t in needed.items()}, {n: t.shape for n, t in given.items()}, where)
     with torch.no_grad():

@@ -8,11 +8,13 @@ defence, the channel with its noise and, where they were shared, the labels.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -54,7 +56,8 @@ def write(
         gradient: parameter name -> the shared tensor, of that parameter's shape.
         input_shape: of one example. num_classes: of the network's logits.
         network: what rebuilds it: ``mlp:widths=(64,)``, or ``FILE.py:FUNCTION``.
-        parameters: the weights; without them the network's own construction must give the same ones.
+        parameters: the weights, with the running statistics of normalisations (`state_dict()` has both); a file
+            without them needs a checkpoint beside it.
         protection: what the update went through, ``gaussian:sigma=0.1`` for example, or ``none``, where it was shared
             as it is: the server knows the protocol.
         batch_size: examples behind the gradient.
@@ -90,7 +93,7 @@ def read(path: str | Path) -> SharedFile:
     path = Path(path)
     tensors, raw = weights.read(path)
     for name, t in tensors.items():
-        if not t.is_floating_point():
+        if not t.is_floating_point() and not name.startswith("parameter."):  # a network's counters are whole numbers
             raise BadInput(f"{path}: '{name}' holds {t.dtype}, not floating-point numbers")
     gradient = {n.removeprefix("gradient."): t for n, t in tensors.items() if n.startswith("gradient.")}
     parameters = {n.removeprefix("parameter."): t for n, t in tensors.items() if n.startswith("parameter.")}
@@ -99,6 +102,20 @@ def read(path: str | Path) -> SharedFile:
             raise BadInput(f"{path} holds no gradient: its tensors must be named gradient.LAYER")
         gradient = tensors  # a bare file of named gradients, a file of the user's own
     return SharedFile(gradient, parameters, _metadata(path, raw))
+
+
+def rounding(gradient: Mapping[str, Tensor]) -> float:
+    """σ of a gradient that nothing was added to: the rounding of its numbers.
+
+        σ = ε rms(g),   ε = 2⁻²³ (float32), 2⁻¹⁰ (float16), 2⁻⁷ (bfloat16), and no less than float32's
+
+    of the coarsest dtype among them. Rounding to the nearest alone is ε g_i / √12 or less; the sums behind an entry err
+    by a few times that. float64 counts as float32, in which the attack's own client computes unless it is told so.
+    """
+    square = sum(float(t.double().square().sum()) for t in gradient.values())
+    entries = sum(t.numel() for t in gradient.values())
+    eps = max(max(torch.finfo(t.dtype).eps, torch.finfo(torch.float32).eps) for t in gradient.values())
+    return max(eps * math.sqrt(square / entries), 1e-30)
 
 
 def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:

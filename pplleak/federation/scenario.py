@@ -173,7 +173,8 @@ def load(
 
     Args:
         network: overrides the one that the file names; needed where that is code, FILE.py:FUNCTION.
-        checkpoint: the weights, where the file holds none. public: images of the same kind, (N, *input_shape).
+        checkpoint: the weights, where the file holds none; without either, a network that `network` builds with weights
+            of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape).
 
     Raises:
         BadInput: no readable observation, or one of another network.
@@ -190,12 +191,25 @@ def load(
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         defence=protection.defence,
     )  # fmt: skip
+    if not shared.parameters and checkpoint is None:
+        require_weights(client, named, str(path), seed=seed)
     g = flatten(client, shared.gradient, str(path))
     labels = meta["labels"]
     if labels is not None:
         labels = check_labels(labels, client.num_classes, meta["batch_size"]).to(client.device)
     provenance = {"observed": str(path), **_of_client(Named.parse(named), checkpoint, meta["local"])}
     return Observation(g, meta["batch_size"], labels, client, protection, public, provenance=provenance)
+
+
+def require_weights(client: Client, network: str | Named, where: str, *, seed: int) -> None:
+    """Raise BadInput where a client that was built without weights owes them to the seed: nobody shared them."""
+    named = network if isinstance(network, Named) else Scenario(network=network).network  # type: ignore[arg-type]
+    other = build_client(named, client.input_shape, client.num_classes, seed=seed + 1)
+    same = (torch.equal(p.cpu().double(), q.cpu().double()) for p, q in zip(
+        client.network.parameters(), other.network.parameters(), strict=False))  # fmt: skip
+    if not all(same):
+        raise BadInput(f"{where} holds no weights, and a gradient means nothing without them: where are the weights? "
+                       "Write them as parameter.NAME, or name a checkpoint")  # fmt: skip
 
 
 def built_in(path: str | Path, metadata: Mapping[str, Any]) -> str:

@@ -157,10 +157,14 @@ def doubts(
     """What these numbers say against a result, in plain words; each number as in `Posterior`.
 
     Args:
-        recovered: how sure labels are that were read off the gradient: `sure` and `confidence`; None where none were.
+        recovered: how sure labels are that were read off the gradient: `sure`, `confidence` and what
+            `others` read instead; None where none were.
     """
     reasons = []
-    if recovered and not recovered["sure"]:
+    if recovered and recovered.get("others"):
+        read = " ".join(map(str, recovered["labels"]))
+        reasons.append(f"rules disagree on the labels: {read} ({recovered['rule']}), but {recovered['others']}")
+    elif recovered and recovered["sure"] is False:
         confidence = recovered["confidence"]
         reasons.append("the labels are a guess" + ("" if confidence is None else f" (confidence {confidence:.2f})"))
     if kind in CHAINS:

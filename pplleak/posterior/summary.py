@@ -1,4 +1,4 @@
-"""A posterior in numbers and in one sentence: what `summary.json` holds, and whether to believe it."""
+"""A posterior in numbers and in words: what `summary.json` holds, and whether to believe it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pplleak.posterior import metrics
 from pplleak.posterior.diagnostics import CHAINS
 
 if TYPE_CHECKING:
     from pplleak.posterior.posterior import Posterior
+
+MUCH, LITTLE = 0.5, 0.8  # shares of the prior's sd: below the first the image is given away, above the second it is not
 
 
 def summarise(posterior: Posterior) -> dict[str, Any]:
@@ -22,8 +26,12 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     (`pplleak.posterior.information`), where the inference knows its evidence. rhat_max, ess_min, khat, divergences:
     `Posterior`.
     ess_tail, bfmi, acceptance, elbo_gain, elbo_error, restarts_nats, restarts_rms: `diagnostics.Health`. seconds.
-    converged, and doubts: why not. approximation: what stands in for the posterior, or None. chosen: why this
-    inference, where it was not named. recovered_labels: the labels that were recovered, by which rule, how sure.
+    trusted: the model fits, the inference converged and the gradient says something; None where one is not known (a
+    point estimate has no uncertainty). fits, chi2_per_entry, chi2_sd, scale, scale_se, prior_stretch, outside,
+    signal_to_noise, prior_sd, sd_ratio: `pplleak.posterior.fit.Fit`. converged. doubts: why not, those of the fit
+    (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
+    approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
+    recovered_labels: the labels that were recovered, by which rule, how sure.
     """
     point = posterior.kind == "point"
     scores: dict[str, float | None] = dict.fromkeys(
@@ -41,6 +49,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         if not point:
             order = metrics.match(posterior.mean, truth)
             scores["coverage_90"] = metrics.coverage(posterior.draws[:, order], truth)
+    scored = examples(posterior)
     return {
         **scores,
         "bits": posterior.attrs.get("bits"),
@@ -52,8 +61,9 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         **dataclasses.asdict(posterior.health),
         "seconds": posterior.attrs.get("seconds"),
         "nats_left": posterior.attrs.get("nats_left"),
-        "converged": posterior.converged,
-        "doubts": list(posterior.doubts),
+        **_fit(posterior, posterior.attrs.get("fit") or {}),
+        "examples": scored,
+        "worst_psnr": min((r["psnr_map"] for r in scored if r["psnr_map"] is not None), default=None),
         "kind": posterior.kind,
         "approximation": posterior.approximation or None,
         "model": posterior.attrs.get("model"),
@@ -61,17 +71,82 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "settings": posterior.attrs.get("settings"),
         "chosen": posterior.attrs.get("chosen"),
         "recovered_labels": posterior.attrs.get("recovered_labels"),
+        **{n: posterior.attrs.get(n) for n in ("sigma", "network", "seed", "protection", "versions")},
+        "data": posterior.attrs.get("data") or posterior.attrs.get("observed"),
     }
 
 
+def examples(posterior: Posterior) -> list[dict[str, float | None]]:
+    """PSNR (dB) and SSIM of every example's MAP and mean, each matched to the truth; empty without a truth."""
+    if posterior.truth is None:
+        return []
+    rows: list[dict[str, float | None]] = [{} for _ in posterior.truth]
+    for name, x in (("map", posterior.mode), ("mean", posterior.mean)):
+        x = x[metrics.match(x, posterior.truth)]
+        for key, values in (("psnr", metrics.psnr(x, posterior.truth)), ("ssim", metrics.ssim(x, posterior.truth))):
+            for row, value in zip(rows, np.atleast_1d(values), strict=False):
+                row[f"{key}_{name}"] = float(value) if math.isfinite(value) else None
+    return rows
+
+
+def _fit(posterior: Posterior, examined: dict[str, Any]) -> dict[str, Any]:
+    """The three answers, fit first, and what they rest on."""
+    doubts = [*examined.get("doubts", ()), *posterior.doubts]
+    fits, ratio = examined.get("fits"), examined.get("sd_ratio")
+    says = None if ratio is None else ratio < LITTLE
+    answers = (fits, posterior.converged, says)
+    trusted = False if False in answers else None if None in answers else True
+    return {
+        "trusted": trusted,
+        "fits": fits,
+        "converged": posterior.converged,
+        **{n: examined.get(n) for n in ("chi2_per_entry", "chi2_sd", "scale", "scale_se", "prior_stretch", "outside",
+                                        "signal_to_noise", "prior_sd", "sd_ratio")},
+        "doubts": doubts,
+        "doubts_of_fit": list(examined.get("doubts", ())),
+    }  # fmt: skip
+
+
 def verdict(summary: dict[str, Any]) -> str:
-    """One sentence: may this result be believed?"""
+    """May this result be believed? Whether the model explains the gradient, whether the inference converged, and
+    whether the gradient says anything, in this order; the sentence that matters comes first."""
     if summary["approximation"]:
         return f"approximate, by {summary['approximation']}: {verdict({**summary, 'approximation': None})}"
-    if not summary["converged"]:
-        return "did not converge: " + "; ".join(summary["doubts"])
+    wrong = summary["doubts_of_fit"]
+    ended = [d for d in summary["doubts"] if d not in wrong]
+    if wrong or not summary["converged"]:
+        stopped = [] if summary["converged"] else ["did not converge: " + "; ".join(ended)]
+        return "Not to be believed: " + "; ".join([*wrong, *stopped])
+    how = f"{_fitting(summary)}; {_converging(summary)}"
+    if summary["kind"] == "point":
+        return f"A point estimate: one image, no uncertainty; {_fitting(summary)}"
+    ratio = summary["sd_ratio"]
+    if ratio is None:
+        return f"{_converging(summary)}; what the prior alone leaves open is not known; {_fitting(summary)}"
+    left = f"{ratio:.0%} of the prior's uncertainty is left"
+    if ratio >= LITTLE:
+        return f"This gradient says little: what you see is the prior's guess ({left}); {how}"
+    if ratio >= MUCH:
+        return f"This gradient narrows the image down ({left}); {how}"
+    return f"This gradient gives the image away ({left}); {how}"
+
+
+def colour(summary: dict[str, Any]) -> str:
+    """good: all three answers are yes; open: a point estimate, or an answer that is not known; bad: one is no."""
+    return {True: "good", None: "open", False: "bad"}[summary["trusted"]]
+
+
+def _fitting(summary: dict[str, Any]) -> str:
+    if summary["fits"] is None:
+        return "whether the model explains the gradient was not checked"
+    if summary["chi2_per_entry"] is None:
+        return f"the model explains the gradient ({summary['chi2_sd']:+.1f} sd)"
+    return (
+        f"the model explains the gradient (chi² {summary['chi2_per_entry']:.3g} an entry, {summary['chi2_sd']:+.1f} sd)"
+    )
+
+
+def _converging(summary: dict[str, Any]) -> str:
     if summary["kind"] in CHAINS:
         return f"converged: chains agree (R-hat {summary['rhat_max']:.3f}, ESS {summary['ess_min']:.0f})"
-    if summary["kind"] == "approximation":
-        return f"an approximation, close to the posterior (k-hat {summary['khat']:.2f})"
-    return "a point estimate: one image, no uncertainty"
+    return f"an approximation, close to the posterior (k-hat {summary['khat']:.2f})"

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from pplleak import channels, programs
+from pplleak.density import label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, information
+from pplleak.posterior import Posterior, fit, information
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
@@ -113,7 +114,7 @@ def attack(
     rule = programs.model(model).labels
     if observed.labels is None and rule is not None:
         observed = replace(observed, labels=rule(observed.client, observed))
-        provenance["labels"] = "read off the gradient"
+        provenance |= {"labels": "read off the gradient", "recovered_labels": _read(observed, model)}
     bound = believe(programs.load("models", model), observed, beliefs)
     start = time.perf_counter()
     with _blaming(programs.locate("models", model)):
@@ -125,6 +126,7 @@ def attack(
             leaked = {"bits": gained.value, "bits_se": gained.se}
     attrs = {
         **leaked,
+        "fit": _fit(bound, observed, posterior),
         "model": model,
         "inference": inference,
         "beliefs": _plain(bound.keywords),
@@ -138,6 +140,38 @@ def attack(
     }
     truth = None if observed.truth is None else observed.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
+
+
+def _read(observed: Observation, model: str) -> dict[str, Any]:
+    """Labels that a model's own rule read, as `label_recovery.recovered` says it; sure, where the best rule there is
+    reads the same and is sure, and not, where it reads others; None, where there is no other that applies."""
+    assert observed.labels is not None
+    labels = sorted(observed.labels.tolist())
+    said: dict[str, Any] = {"labels": labels, "rule": f"the rule of {model}", "confidence": None, "sure": None,
+                            "right": None, "others": None}  # fmt: skip
+    channel = observed.protection.channel
+    with suppress(BadInput):
+        other = label_recovery.recover(
+            observed.client, observed, sigma=observed.sigma or 0.0, public=observed.public,
+            channel="gaussian" if channel is None else channel.name,
+        )  # fmt: skip
+        agree = sorted(other.labels.tolist()) == labels
+        said |= {
+            "sure": agree and other.sure,
+            "confidence": other.confidence if agree else None,
+            "others": None if agree else f"{' '.join(map(str, other.labels.tolist()))} ({other.rule})",
+        }
+    return said
+
+
+def _fit(bound: functools.partial[Any], observed: Observation, posterior: Posterior) -> dict[str, Any] | None:
+    """How well the model explains the observation; None where that cannot be computed, which fails no attack."""
+    preset = inspect.signature(bound).parameters.get("prior")
+    prior = "" if preset is None or preset.default is preset.empty else Named.parse(preset.default).name
+    try:
+        return fit.look(bound, observed, posterior, prior).plain()
+    except (BadInput, RuntimeError, ValueError, NotImplementedError, KeyError, AttributeError):
+        return None
 
 
 @contextmanager

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pplleak import runs
 from pplleak.posterior import Posterior, metrics
-from pplleak.posterior.summary import summarise, verdict
+from pplleak.posterior.summary import colour, summarise, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GOOD, BAD, INK = "#1a7f37", "#b42318", "#333333"
+GOOD, BAD, OPEN, INK = "#1a7f37", "#b42318", "#666666", "#333333"
+COLOURS = {"good": ("green", GOOD), "open": ("bright_black", OPEN), "bad": ("bold red", BAD)}
 
 
 ROWS = {
@@ -29,6 +32,11 @@ ROWS = {
     "rhat_max": ("worst R-hat", "{:.4f}"),
     "ess_min": ("smallest effective sample size", "{:.0f}"),
     "khat": ("Pareto k-hat of the approximation", "{:.2f}"),
+    "worst_psnr": ("PSNR of the worst example's MAP", "{:.2f} dB"),
+    "chi2_per_entry": ("chi² an entry (1 where the model explains g)", "{:.3g}"),
+    "chi2_sd": ("its distance from what is expected", "{:+.1f} sd"),
+    "signal_to_noise": ("norm of g over that of the noise", "{:.3g}"),
+    "sd_ratio": ("posterior sd over prior sd", "{:.2f}"),
     "divergences": ("divergent trajectories", "{:d}"),
     "restarts_nats": ("spread of the restarts, nats", "{:.3g}"),
     "restarts_rms": ("spread of the restarts, a pixel", "{:.3g}"),
@@ -55,9 +63,10 @@ def table(summary: dict[str, Any]) -> Table:
         shown.add_row("information gained about the truth", f"{summary['bits']:.1f}{error} bits")
     if summary.get("recovered_labels"):
         shown.add_row("labels, recovered", _recovered(summary["recovered_labels"]))
-    colour = "green" if summary["converged"] else "bold red"
+    if summary["scale"] is not None:
+        shown.add_row("the gradient, in units of the model's", f"{summary['scale']:.3f} ± {summary['scale_se']:.1g}")
     shown.add_section()
-    shown.add_row("verdict", f"[{colour}]{verdict(summary)}[/]")
+    shown.add_row("verdict", Text(verdict(summary), COLOURS[colour(summary)][0]))
     return shown
 
 
@@ -103,12 +112,15 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
         picks = np.linspace(0, len(posterior.draws) - 1, draws + 2).astype(int)[1:-1]
         columns += [(f"posterior draw {k + 1}\n", posterior.draws[i][order]) for k, i in enumerate(picks)]
     width = max(5.0, 1.45 * len(columns) + 0.5)
-    figure = Figure(figsize=(width, 1.75 * shown + 1.75))
-    bottom, top = 0.95 / figure.get_figheight(), 1 - 1.0 / figure.get_figheight()
+    said = textwrap.wrap(verdict(summary), int(width * 12))
+    foot = 0.2 * len(said)  # inches that the verdict takes, whole
+    figure = Figure(figsize=(width, 1.75 * shown + 1.55 + foot))
+    bottom, top = (0.75 + foot) / figure.get_figheight(), 1 - 1.0 / figure.get_figheight()
     grid = figure.add_gridspec(
         shown, len(columns), left=0.015, right=0.985, bottom=bottom, top=top, wspace=0.08, hspace=0.25
     )
-    scale = max(float(posterior.sd.max()), 1e-9)
+    prior_sd = summary["prior_sd"]
+    scale = max(float(posterior.sd.max()), prior_sd or 0.0, 1e-9)
     for row in range(shown):
         for column, (title, images) in enumerate(columns):
             axes = figure.add_subplot(grid[row, column])
@@ -116,24 +128,24 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
             if "uncertainty" in title:
                 drawn = axes.imshow(_grey(images[row]), cmap="magma", vmin=0, vmax=scale)
                 bar = axes.inset_axes((0.0, -0.09, 1.0, 0.05))
-                figure.colorbar(drawn, cax=bar, orientation="horizontal", ticks=[0, scale])
-                bar.set_xticklabels(["0", f"{scale:.2g}"], fontsize=7)
+                figure.colorbar(drawn, cax=bar, orientation="horizontal",
+                                ticks=[0, prior_sd or scale])  # fmt: skip
+                bar.set_xticklabels(["0", f"prior {prior_sd:.2g}" if prior_sd else f"{scale:.2g}"], fontsize=7)
             else:
                 _show(axes, images[row])
                 note = _note(title, images, posterior.truth, row)
                 axes.set_xlabel(note, fontsize=8, color=INK)
             if row == 0:
                 axes.set_title(_named(title, summary), fontsize=9, color=INK)
-    sigma = posterior.attrs.get("sigma")
-    noise = f" + noise σ = {sigma:g}" if sigma else ""
     source = posterior.attrs.get("data") or posterior.attrs.get("observed") or ""
     of = "/".join(Path(str(source)).parts[-2:])
     network = posterior.attrs.get("network", "")
-    said = f"{of}, network {network}, model {summary['model']}, inference {summary['inference']}"
-    said += f", approximate: {summary['approximation']}" if summary["approximation"] else ""
-    figure.text(0.015, 1 - 0.22 / figure.get_figheight(), f"What one shared gradient{noise} reveals", fontsize=10.5,
+    made = f"{of}, network {network}, model {summary['model']}, inference {summary['inference']}"
+    made += f", approximate: {summary['approximation']}" if summary["approximation"] else ""
+    made += f"; {shown} of {len(posterior.mode)} examples are shown" if shown < len(posterior.mode) else ""
+    figure.text(0.015, 1 - 0.22 / figure.get_figheight(), heading(posterior), fontsize=10.5,
                 color=INK, weight="bold", va="center")  # fmt: skip
-    figure.text(0.015, 1 - 0.45 / figure.get_figheight(), said, fontsize=8, color=INK, va="center")
+    figure.text(0.015, 1 - 0.45 / figure.get_figheight(), made, fontsize=8, color=INK, va="center")
     lines = []
     if summary["coverage_90"] is not None:
         lines.append(
@@ -143,20 +155,24 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
         )
     if posterior.kind != "point":
         lines.append("Bright sd: the gradient leaves this pixel open. Draws: images that explain it as well.")
-    figure.text(0.015, 0.48 / figure.get_figheight(), "  ".join(lines), fontsize=8, color=INK, va="center")
-    figure.text(0.015, 0.22 / figure.get_figheight(), _shorten(verdict(summary), int(width * 13)), fontsize=9,
-                weight="bold", va="center", color=GOOD if summary["converged"] else BAD)  # fmt: skip
+    figure.text(0.015, (foot + 0.25) / figure.get_figheight(), "  ".join(lines), fontsize=8, color=INK, va="center")
+    figure.text(0.015, (foot + 0.08) / figure.get_figheight(), "\n".join(said), fontsize=9, weight="bold", va="top",
+                linespacing=1.3, color=COLOURS[colour(summary)][1])  # fmt: skip
     return figure
+
+
+def heading(posterior: Posterior) -> str:
+    """What was shared, and through how much noise: σ is *assumed* where the observation was not made here."""
+    shared = "update" if posterior.attrs.get("local") else "gradient"
+    sigma = posterior.attrs.get("sigma")
+    assumed = "" if posterior.truth is not None else "assumed "
+    return f"What one shared {shared}{f' + noise of {assumed}σ = {sigma:g}' if sigma else ''} reveals"
 
 
 def _note(title: str, images: np.ndarray, truth: np.ndarray | None, row: int) -> str:
     if truth is None or "truth" in title or "draw" in title:
         return ""
     return f"{metrics.psnr(images[row : row + 1], truth[row : row + 1])[0]:.1f} dB"
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1].rsplit(" ", 1)[0] + " …"
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

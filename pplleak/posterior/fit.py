@@ -1,0 +1,303 @@
+"""Does the model explain the observation at all? Asked of the images that were found, by the channel's own law.
+
+An attack on a client that is another one than its adversary believes (another loss, other weights, inputs normalised
+outside the network) ends in a sharp and wrong image. What shows it is the misfit, not the convergence. For Gaussian
+noise, with residual r = g − u(x) of D entries,
+
+    χ² = ‖r‖² / σ²,   overall and for every parameter,   two-sided                 (Gelman et al. 1996)
+    c = ⟨g, u⟩ / ‖u‖²  ±  σ / ‖u‖:   1 where the client's loss is scaled as the adversary's is
+    Σ_k ∂ℓ/∂b_k = 0  ±  σ √K:   of the last layer's bias, for every cross entropy with K classes
+
+and for any other channel T = −log p(g | u(x)) against T of replicates g' ~ p(g | u(x)).
+
+(x, g) with x a draw from p(x | g) has the law of (truth, g). So χ² of a draw is χ²(D), exactly, under the model, and
+the mean over a few draws is no wider. A mode has bent towards g, in at most as many directions as it has coordinates d:
+its χ² is expected between D − d and D, and what counts is the distance from that band.
+
+Real images are no draws from the prior. How far one stretches it is judged by what held-out public images do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplleak import channels
+from pplleak.channels.gaussian import Gaussian
+from pplleak.client.last_layer import last_layer
+from pplleak.density import Density, build
+from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
+from pplleak.posterior import fit_words
+from pplleak.posterior.diagnostics import CHAINS
+from pplleak.posterior.posterior import Posterior
+
+DRAWS = 8  # posterior draws that are looked at
+PRIOR_DRAWS = 64  # from which the prior's sd is taken: each pixel's to 9 %, their mean far better
+REPLICATES = 100
+WIDEST = 4096  # pixels up to which a covariance of public images is factorised
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well the model explains g; None where something is not defined for this model or channel.
+
+    fits             no doubt is left; None: it could not be looked at
+    chi2_per_entry   χ² / D, of a channel with Gaussian noise
+    chi2_sd          standard deviations of χ² (of another channel: of −log p(g | u)) from what the model expects
+    p                p-value of the worst look, overall or one parameter, times the number of looks
+    layers           parameter -> standard deviations of its χ² from what is expected
+    scale, scale_se  c = ⟨g, u⟩ / ‖u‖² and its standard error
+    last_scale, last_scale_se   the same of the last bias's gradient alone, against draws from the prior: at the image
+                     that was found, x has bent to take up much of a wrong scale
+    bias_sum, bias_sum_se   Σ_k of the last bias's gradient, and its standard error
+    outside          the farthest that a pixel lies outside [0, 1], in standard deviations of the prior
+    prior_stretch    squared Mahalanobis distance to the public images, in that of the farthest held-out one of them
+    signal_to_noise  ‖g‖ / (σ √D): 1 where there is nothing but noise
+    prior_sd         standard deviation of a pixel under the prior, mean over pixels
+    sd_ratio         posterior sd over prior sd, each averaged over pixels (constant pixels would drown their ratio)
+    doubts           what speaks against the model, in plain words; the likeliest cause first
+    """
+
+    fits: bool | None = None
+    chi2_per_entry: float | None = None
+    chi2_sd: float | None = None
+    p: float | None = None
+    layers: Mapping[str, float] = field(default_factory=dict)
+    scale: float | None = None
+    scale_se: float | None = None
+    last_scale: float | None = None
+    last_scale_se: float | None = None
+    bias_sum: float | None = None
+    bias_sum_se: float | None = None
+    outside: float | None = None
+    prior_stretch: float | None = None
+    signal_to_noise: float | None = None
+    prior_sd: float | None = None
+    sd_ratio: float | None = None
+    doubts: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it: no infinity and no NaN."""
+
+        def number(v: Any) -> Any:
+            return None if isinstance(v, float) and not math.isfinite(v) else v
+
+        kept = {n: number(v) for n, v in dataclasses.asdict(self).items()}
+        return {**kept, "layers": {n: number(v) for n, v in self.layers.items()}, "doubts": list(self.doubts)}
+
+
+def look(model: Callable[..., Any], observed: Observation, posterior: Posterior, prior: str = "") -> Fit:
+    """How well a model, with its beliefs bound, explains an observation at what an inference found.
+
+    Args:
+        prior: the name of the model's prior, where it has one: how far `gaussian` and `ppca` are stretched is known.
+
+    Raises:
+        BadInput: p(g | x) cannot be had at an image alone: the model has latents beside x that g depends on.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        density = build(model, observed.client, observed)
+        point = posterior.kind not in CHAINS  # draws of a fitted family are none from p(x | g)
+        found = [_channel(density, x, y) for x, y in _looked_at(posterior, observed, point)]
+        made = _Look(observed, found, density.dim if point else 0)
+        numbers: dict[str, Any] = {**made.misfit(), **made.scale(), **made.bias()}
+        numbers |= _spread(density, observed, posterior)
+        if prior in ("gaussian", "ppca"):
+            numbers |= _stretch(observed, posterior)
+    fit = Fit(**numbers)
+    doubts = tuple(fit_words.doubts(fit, observed.batch_size))
+    return dataclasses.replace(fit, doubts=doubts, fits=None if fit.chi2_sd is None and not doubts else not doubts)
+
+
+def _looked_at(posterior: Posterior, observed: Observation, point: bool) -> list[tuple[Tensor, Tensor | None]]:
+    """The images x (batch, *input_shape) at which the fit is asked for, each with its labels where they are known."""
+    if point:
+        return [(torch.as_tensor(posterior.mode), observed.labels)]
+    y = posterior.y.reshape(len(posterior.draws), -1)
+    picks = torch.linspace(0, len(posterior.draws) - 1, min(DRAWS, len(posterior.draws))).long().tolist()
+    return [(torch.as_tensor(posterior.draws[k]), torch.as_tensor(y[k])) for k in picks]
+
+
+def _channel(density: Density, x: Tensor, y: Tensor | None) -> channels.Channel:
+    """p(g | u(x, y)) at one batch; labels that are not given are the most probable ones there."""
+    chains, client = 2, density.client
+    latents, _ = density.constrain(density.sample_prior(chains))
+    x = x.to(client.device, client.dtype)
+    values = {**latents, "x": x.expand(chains, *x.shape)}
+    if y is None:
+        prior = density.trace(values, chains).nodes["y"]["fn"]
+        support = prior.enumerate_support(expand=False).reshape(-1, 1, density.observed.batch_size)
+        node = density.trace({**values, "y": support}, chains).nodes["g"]
+        joint = node["fn"].log_prob(node["value"]).double() + prior.log_prob(support).double()
+        y = support[int(joint[:, 0].argmax()), 0]
+    y = y.to(client.device)
+    given = {**values, "y": y.expand(chains, -1)} if density.observed.labels is None else values
+    law = density.trace(given, chains).nodes["g"]["fn"]
+    a, b = law.log_prob(density.observed.g).double().expand(chains)
+    if not torch.allclose(a, b, rtol=1e-9, atol=1e-6, equal_nan=True):
+        raise BadInput("the gradient depends on latents beside the images: how well they fit is not known from images")
+    if not isinstance(law, channels.Channel):
+        raise BadInput("the model's gradient comes from no channel of pplleak")
+    return law
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """The channel p(g | u(x)) at every image that is looked at, each as two equal chains; d, see the module."""
+
+    observed: Observation
+    laws: list[channels.Channel]
+    bent: int
+
+    @property
+    def gaussian(self) -> list[Gaussian] | None:
+        """The same as Gaussian channels, where the noise is Gaussian and of one width."""
+        laws = [getattr(law, "clipped", law) for law in self.laws]
+        return laws if all(isinstance(k, Gaussian) for k in laws) else None  # type: ignore[return-value]
+
+    @property
+    def sigma(self) -> float | None:
+        return None if self.gaussian is None else float(torch.as_tensor(self.gaussian[0].sigma).flatten()[0])
+
+    def misfit(self) -> dict[str, Any]:
+        laws, g = self.gaussian, self.observed.g
+        norm = float(g.double().norm())
+        if laws is None or self.sigma is None:
+            sigma = self.observed.sigma
+            found = {"signal_to_noise": None if not sigma else norm / (sigma * math.sqrt(len(g)))}
+            return {**found, **self._replicated()}
+        sigma = self.sigma
+        square = torch.stack([(g - k.update.materialise()[0]).double().square() for k in laws]).mean(0) / sigma**2
+        looks = {n: float(square[where].sum()) for n, where in self.observed.client.slices.items()}
+        sizes = {n: where.stop - where.start for n, where in self.observed.client.slices.items()}
+        sds = {n: self._sds(chi2, sizes[n]) for n, chi2 in looks.items()}
+        total = float(square.sum())
+        worst = min(
+            _two_sided(chi2, n, self.bent) for chi2, n in [(total, len(g)), *((looks[k], sizes[k]) for k in looks)]
+        )
+        return {
+            "chi2_per_entry": total / len(g), "chi2_sd": self._sds(total, len(g)), "layers": sds,
+            "p": min(1.0, worst * (1 + len(looks))), "signal_to_noise": norm / (sigma * math.sqrt(len(g))),
+        }  # fmt: skip
+
+    def _sds(self, chi2: float, size: int) -> float:
+        """Standard deviations that χ² lies beyond its band."""
+        expected = min(max(chi2, size - min(self.bent, size)), size)
+        return (chi2 - expected) / math.sqrt(2 * size)
+
+    def _replicated(self) -> dict[str, Any]:
+        """The discrepancy −log p(g | u(x)) against that of replicates."""
+        try:
+            own = torch.stack([-k.log_prob(self.observed.g).double().flatten()[0] for k in self.laws])
+            drawn = torch.stack(
+                [-k.log_prob(k.sample()).double()[0] for k in self.laws for _ in range(_each(self.laws))]
+            )
+        except NotImplementedError:
+            return {}
+        sd, mean, value = float(drawn.std()), float(drawn.mean()), float(own.mean())
+        if not (math.isfinite(sd) and math.isfinite(mean)):
+            return {}
+        if not math.isfinite(value):
+            return {"chi2_sd": math.inf, "p": 0.0}
+        away = value - min(max(value, mean - self.bent / 2), mean)  # a mode has up to half a nat a coordinate
+        sds = away / max(sd, 1e-3 * max(1.0, abs(mean)) * torch.finfo(torch.float32).eps, 1e-9)
+        return {"chi2_sd": sds, "p": math.erfc(abs(sds) / math.sqrt(2))}
+
+    def scale(self) -> dict[str, float]:
+        """c and its standard error; only where the channel scales nothing itself."""
+        if self.gaussian is None or self.sigma is None:
+            return {}
+        g = self.observed.g
+        inner = sum(float(k.update.inner(g)[0]) for k in self.gaussian) / len(self.gaussian)
+        square = sum(float(k.update.sqnorm()[0]) for k in self.gaussian) / len(self.gaussian)
+        if not square > 0:
+            return {}
+        return {"scale": inner / square, "scale_se": self.sigma / math.sqrt(square)}
+
+    def bias(self) -> dict[str, float]:
+        """What the last bias's gradient sums to."""
+        client, sigma = self.observed.client, self.sigma
+        if sigma is None or client.loss != "cross_entropy" or client.noise_shape is not None:
+            return {}
+        try:
+            layer = last_layer(client)
+        except BadInput:
+            return {}
+        if not layer.bias:
+            return {}
+        b = client.split(self.observed.g)[layer.bias].double()
+        rounding = 2 * torch.finfo(self.observed.g.dtype).eps * float(b.abs().max())
+        return {"bias_sum": float(b.sum()), "bias_sum_se": math.sqrt(len(b)) * math.hypot(sigma, rounding)}
+
+
+def _each(laws: list[channels.Channel]) -> int:
+    return max(1, REPLICATES // len(laws))
+
+
+def _two_sided(chi2: float, size: int, bent: int) -> float:
+    """P-value of χ² of `size` entries, of which up to `bent` may have been fitted."""
+    from scipy.stats import chi2 as law  # slow to import
+
+    low = float(law.cdf(chi2, size - bent)) if bent < size else 1.0
+    return min(1.0, 2 * min(low, float(law.sf(chi2, size))))
+
+
+def _spread(density: Density, observed: Observation, posterior: Posterior) -> dict[str, float]:
+    """The prior's sd, the posterior's in it, and how far pixels lie outside of [0, 1]."""
+    nodes = density.trace({}, PRIOR_DRAWS).nodes
+    x = nodes["x"]["value"].double().cpu()
+    if len(x) != PRIOR_DRAWS or not x.isfinite().all():
+        return {}
+    prior = x.flatten(0, 1).std(0)  # of a pixel; examples are alike before anything is seen
+    mean = float(prior.mean())
+    centre = torch.as_tensor(posterior.mode if posterior.kind == "point" else posterior.mean).double()
+    beyond = (centre - centre.clamp(0, 1)).abs() / prior.clamp(min=1e-3)
+    found = {"prior_sd": mean, "outside": float(beyond.max()), **_last_scale(nodes["g"]["fn"], observed)}
+    return (
+        found if posterior.kind == "point" or not mean > 0 else {**found, "sd_ratio": float(posterior.sd.mean()) / mean}
+    )
+
+
+def _last_scale(law: Any, observed: Observation) -> dict[str, float]:
+    """c of the last bias alone, averaged over draws from the prior, and its standard error (they differ, and noise)."""
+    law, client = getattr(law, "clipped", law), observed.client
+    if observed.labels is None or not isinstance(law, Gaussian):
+        return {}
+    try:
+        where = client.slices[last_layer(client).bias]
+    except (BadInput, KeyError):
+        return {}
+    u, b = law.update.materialise()[:, where].double(), observed.g[where].double()
+    square = u.square().sum(1)
+    c = (u @ b) / square
+    sigma = float(torch.as_tensor(law.sigma).flatten()[0])
+    return {
+        "last_scale": float(c.mean()),
+        "last_scale_se": math.hypot(float(c.std()), sigma / float(square.mean()) ** 0.5),
+    }
+
+
+def _stretch(observed: Observation, posterior: Posterior) -> dict[str, float]:
+    """Mahalanobis distance² from half of the public images, in that of the farthest image of the other half."""
+    public = observed.public
+    if public is None or len(public) < 20 or public[0].numel() > WIDEST:
+        return {}
+    flat = public[torch.linspace(0, len(public) - 1, min(len(public), 4000)).long()].flatten(1).double().cpu()
+    fitted, held = flat[::2], flat[1::2]
+    centred = fitted - fitted.mean(0)
+    covariance = centred.mT @ centred / len(fitted) + 0.02**2 * torch.eye(flat.shape[1], dtype=torch.float64)
+    root = torch.linalg.cholesky(covariance)
+
+    def distance(images: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(root, (images - fitted.mean(0)).mT, upper=False).square().sum(0)
+
+    own = distance(torch.as_tensor(posterior.mode).double().flatten(1))
+    return {"prior_stretch": float(own.max() / distance(held).max())}
