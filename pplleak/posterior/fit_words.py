@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from pplleak.posterior.fit import Fit
+Fit = Any  # a `pplleak.posterior.fit.Fit`, whose own file asks this one for its words
 
 P = 1e-3  # a misfit is doubted below this p-value, after Bonferroni over the looks
 SDS = 4.0  # an identity that holds up to noise is doubted beyond this many standard deviations
@@ -16,7 +15,7 @@ STRETCH = 2.0  # times the farthest held-out public image
 
 def doubts(fit: Fit, batch_size: int) -> list[str]:
     """What the numbers say against the model; causes that can be named come first."""
-    said = []
+    lines = []
     misfit = fit.p is not None and fit.p < P
     off = fit.scale is not None and fit.scale_se is not None and abs(fit.scale - 1) > SDS * fit.scale_se
     last = fit.last_scale is not None and fit.last_scale_se is not None and (
@@ -24,20 +23,20 @@ def doubts(fit: Fit, batch_size: int) -> list[str]:
     if fit.scale is not None and fit.scale_se is not None and (off or (misfit and last)):
         cause = _of_scale(fit, batch_size)
         nats = 0.5 * ((fit.scale - 1) / fit.scale_se) ** 2
-        said.append(f"the gradient is {fit.scale:.2f} ± {fit.scale_se:.2g} times what this client would share{cause} "
+        lines.append(f"the gradient is {fit.scale:.2f} ± {fit.scale_se:.2g} times what this client would share{cause} "
                     f"({nats:.0f} nats better at this image)")  # fmt: skip
     if fit.bias_sum is not None and fit.bias_sum_se is not None and abs(fit.bias_sum) > SDS * fit.bias_sum_se:
-        said.append(f"not a cross entropy: the last bias's gradient sums to {fit.bias_sum:.2g} ± "
+        lines.append(f"not a cross entropy: the last bias's gradient sums to {fit.bias_sum:.2g} ± "
                     f"{fit.bias_sum_se:.1g}, and to 0 for every cross entropy")  # fmt: skip
     if fit.outside is not None and fit.outside > OUTSIDE:
-        said.append(f"pixels lie outside [0, 1], by up to {fit.outside:.0f} standard deviations of the prior: inputs "
+        lines.append(f"pixels lie outside [0, 1], by up to {fit.outside:.0f} standard deviations of the prior: inputs "
                     "that are normalised outside the network?")  # fmt: skip
     if fit.prior_stretch is not None and fit.prior_stretch > STRETCH:
-        said.append(f"the image is unlike the public ones: {fit.prior_stretch:.1f} times as far from them as the "
+        lines.append(f"the image is unlike the public ones: {fit.prior_stretch:.1f} times as far from them as the "
                     "farthest of those that were held out")  # fmt: skip
     if misfit:
-        said.append(_of_misfit(fit))
-    return said
+        lines.append(_of_misfit(fit))
+    return lines
 
 
 def _of_scale(fit: Fit, batch_size: int) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pplleak.posterior import metrics
 from pplleak.posterior.diagnostics import CHAINS
 
-if TYPE_CHECKING:
-    from pplleak.posterior.posterior import Posterior
+Posterior = Any  # a `pplleak.posterior.Posterior`, whose own file asks this one for its verdict
 
 MUCH, LITTLE = 0.5, 0.8  # shares of the prior's sd: below the first the image is given away, above the second it is not
 
