@@ -116,9 +116,9 @@ def verdict(summary: dict[str, Any]) -> str:
     if wrong or not summary["converged"]:
         stopped = [] if summary["converged"] else ["did not converge: " + "; ".join(ended)]
         return "Not to be believed: " + "; ".join([*wrong, *stopped])
-    how = f"{_fitting(summary)}; {_converging(summary)}"
     if summary["kind"] == "point":
         return f"A point estimate: one image, no uncertainty; {_fitting(summary)}"
+    how = f"{_fitting(summary)}; {_converging(summary)}"
     ratio = summary["sd_ratio"]
     if ratio is None:
         return f"{_converging(summary)}; what the prior alone leaves open is not known; {_fitting(summary)}"
