@@ -136,7 +136,9 @@ def _conjugate_gradients(
     """Solve H s = slope from s = 0 until the rest is worth at most `tolerance` of the gain, twice in a row."""
     step, r = torch.zeros_like(slope), slope.clone()
     p, square, promised, small = r.clone(), float(r @ r), 0.0, 0
-    diagonal, off, carried = [], [], 0.0
+    diagonal: list[float] = []
+    off: list[float] = []
+    carried = 0.0
     for k in range(products):
         if square == 0:
             return _Solved(step, promised, None, True, k)
