@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 else:
     Precision = signatures.kind(signatures.module("pplleak.federation.scenario"), "Precision")
 
+FLAGS = ("--strict", "--clean")  # that are said without a value
 NONE = "none"  # neither a channel nor a defence
 BELIEFS = {
     **{s.name: "the true defence's" for d in named.defences() for s in named.defence_settings(d)},
@@ -217,10 +218,19 @@ def _cli(
         _with_groups(base, groups) if groups else base,
         prog=f"pplleak {command}",
         description=description or sys.modules[base.__module__].__doc__,
-        args=list(argv),
+        args=_spelled(argv),
         return_unknown_args=partly,
         config=(tyro.conf.FlagConversionOff,),
     )
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """The words with `True` behind each of `FLAGS` that stands alone."""
+    words = list(argv)
+    for k in reversed([k for k, word in enumerate(words) if word in FLAGS]):
+        if words[k + 1 : k + 2] not in (["True"], ["False"]):
+            words.insert(k + 1, "True")
+    return words
 
 
 def _with_groups(base: type, groups: dict[str, type]) -> type:
