@@ -352,3 +352,16 @@ def test_a_class_that_was_not_trained_on_is_refused(folder: Path) -> None:
 def test_images_in_subfolders_of_a_class_are_of_that_class(folder: Path) -> None:
     write(folder / "test" / "cat" / "more" / "9.png", pictures(1, 5, 6, 3, seed=9)[0])
     assert data.private(str(folder)).y.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_the_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    from pplleak.data import digits
+
+    bunch = load_digits()
+    halves = digits.public(Path()), digits.private(Path())
+    assert torch.equal(torch.cat([h.x for h in halves]), torch.tensor(bunch.images / 16, dtype=torch.float32)[:, None])
+    assert torch.equal(torch.cat([h.y for h in halves]), torch.tensor(bunch.target))
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)  # a file that lies elsewhere
+    assert torch.equal(digits.private(Path()).x, halves[1].x)
