@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pplleak import folders, signatures
+from pplleak import folders, signatures, sources
 from pplleak.errors import BadInput, unknown
 from pplleak.settings import Named, Setting, require
 
@@ -135,7 +135,7 @@ def inference(name: str) -> InferenceFile:
 
 def declining() -> dict[str, Callable[[Any, Any, Any], str]]:
     """The `declines` of every inference that has one, by name: samplers that are exact where they do not decline."""
-    able = [n for n in names("inference") if "declines" in signatures.defined(locate("inference", n))]
+    able = [n for n in names("inference") if "declines" in sources.defined(locate("inference", n))]
     return {name: declines for name in able if (declines := inference(name).declines) is not None}
 
 
@@ -156,7 +156,7 @@ def preferred(model: str, inference: str) -> dict[str, Any]:
         return {}
     wanted: Any = {}
     path = locate("models", model)
-    if signatures.mentions(path, "MAP"):
+    if sources.mentions(path, "MAP"):
         wanted = signatures.value(path, "MAP")
         wanted = _model(model).MAP if wanted is signatures.UNREAD else wanted
     if not isinstance(wanted, dict):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,15 @@ def changed(path: Path, source: Path, metadata: dict[str, object] | None = None,
     meta |= {n: json.dumps(v) for n, v in (metadata or {}).items()}
     save_file({**own, **tensors}, path, meta)
     return path
+
+
+def killed_while(code: str, cwd: Path, until: Callable[[], bool]) -> None:
+    """Run Python, and kill it without warning once something can be seen."""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=cwd, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not until() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert until()

@@ -1,4 +1,4 @@
-"""What is written is whole or not there, rows are read back as they were, and work runs wherever it is sent."""
+"""What is written is whole or not there, and rows are read back as they were."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from command_line import killed_while
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -63,18 +61,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing_that_was_finished(
         runs.json(tmp_path / "new.json", {})
     monkeypatch.undo()
     assert names(tmp_path) == ["rows.csv"] and table.read() == [{"k": 1, "v": 0.1}]
-
-
-def killed_while(code: str, cwd: Path, until: Callable[[], bool]) -> None:
-    """Run Python, and kill it without warning once something can be seen."""
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=cwd, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not until() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert until()
 
 
 def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> None:
@@ -224,119 +210,6 @@ def test_a_row_with_a_column_that_the_table_has_not_is_no_row(tmp_path: Path) ->
         table.add([{"k": 1, "w": 2}])
     assert table.add([{"k": 1}]) == [{"k": "1", "v": ""}]  # columns without a kind hold words
     assert runs.read(tmp_path / "rows.csv") == [{"k": "1", "v": ""}] and runs.read(tmp_path / "none.csv") == []
-
-
-# -- where work runs -------------------------------------------------------------------------------------------------
-
-
-class ByHand:
-    """The least that an executor can be: it collects, and works when it is told to."""
-
-    def __init__(self) -> None:
-        self.futures: list[Future[Any]] = []
-
-    def submit(self, function: Callable[[Any], Any], task: Any, /) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.futures.append(future)
-        if len(self.futures) == 3:  # the second comes first
-            for k, waiting in enumerate(reversed(self.futures)):
-                waiting.set_result(function(task - k))
-        return future
-
-
-ABOUT = (  # a process, in words that it can read without importing this file
-    "__import__('time').sleep(0.3), __import__('os').getpid(), __import__('torch').get_num_threads(), "
-    "__import__('signal').getsignal(2).name"
-)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[runs.Executor]:
-    with runs.workers(2) as executor:
-        yield executor
-
-
-def test_work_is_spread_over_processes_of_one_thread_that_leave_ctrl_c_to_their_parent(two: runs.Executor) -> None:
-    assert sorted(runs.spread(abs, [-1, -2, -3], two)) == [1, 2, 3]
-    told = list(runs.spread(eval, [ABOUT] * 4, two))
-    pids = {pid for _, pid, _, _ in told}
-    assert os.getpid() not in pids and len(pids) == 2
-    assert {(threads, handler) for _, _, threads, handler in told} == {(1, "SIG_IGN")}
-
-
-def test_what_the_work_raises_comes_out_where_its_result_would(two: runs.Executor) -> None:
-    with runs.serial() as here:
-        for executor in (here, two):
-            with pytest.raises(ZeroDivisionError):
-                list(runs.spread(eval, ["1 / 1", "1 / 0"], executor))
-
-
-def test_this_process_does_a_task_when_its_result_is_asked_for() -> None:
-    begun: list[int] = []
-    with runs.workers(1) as executor:
-        results = runs.spread(lambda k: begun.append(k) or -k, [3, 1, 2], executor)
-        assert next(results) == -3 and begun == [3]
-        assert list(results) == [-1, -2]
-    with pytest.raises(BadInput, match="workers must be at least 1, not 0"):
-        runs.workers(0)
-
-
-def test_whatever_has_a_submit_is_an_executor() -> None:
-    assert list(runs.spread(lambda x: x * 10, [1, 2, 3], ByHand())) == [20, 10, 30]
-    with ThreadPoolExecutor(2) as threads:
-        assert sorted(runs.spread(abs, [-1, -2, -3], threads)) == [1, 2, 3]
-
-
-def test_who_stops_listening_cancels_what_has_not_begun() -> None:
-    done: list[int] = []
-    with ThreadPoolExecutor(1) as threads:
-        results = runs.spread(lambda k: time.sleep(0.05) or done.append(k), range(1000), threads)
-        next(results)
-        results.close()
-    assert 1 <= len(done) < 10
-
-
-def test_leaving_the_block_ends_the_processes_in_the_middle_of_their_work_and_a_worker_s_death_is_told() -> None:
-    code = (
-        "import os, time\nfrom pplleak import runs\nfrom pplleak.errors import BadInput\n"
-        "try:\n"
-        "    with runs.processes(1) as executor:\n"
-        "        print(next(runs.spread(eval, ['__import__(\"os\").getpid()'], executor)))\n"
-        "        executor.submit(time.sleep, 600)\n"
-        "        raise KeyboardInterrupt\n"
-        "except KeyboardInterrupt: pass\n"
-        "try:\n"
-        "    with runs.processes(1) as executor: list(runs.spread(os._exit, [9, 0], executor))\n"
-        "except BadInput as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    pid, told = done.stdout.splitlines()
-    assert told.startswith("a worker process was killed") and not alive(int(pid)) and done.stderr == ""
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
-def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    code = (
-        "import os, time\nfrom pplleak import runs\n"
-        "if __name__ == '__main__':\n"
-        "    with runs.processes(1) as executor:\n"
-        "        pid = next(runs.spread(eval, ['__import__(\"os\").getpid()'], executor))\n"
-        "        executor.submit(time.sleep, 600)\n"
-        "        open('part', 'w').write(str(pid)); os.rename('part', 'pid'); time.sleep(600)\n"
-    )
-    (tmp_path / "parent.py").write_text(code)
-    killed_while("exec(open('parent.py').read())", tmp_path, (tmp_path / "pid").exists)
-    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 30
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(pid)
 
 
 def test_the_room_opens_no_torch() -> None:

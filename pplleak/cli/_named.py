@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pplleak import folders, programs, signatures
+from pplleak import folders, programs, signatures, sources
 from pplleak.errors import BadInput, unknown
 from pplleak.programs import RESERVED
 from pplleak.settings import Setting
@@ -55,7 +55,7 @@ def defences() -> dict[str, Place]:
     places: dict[str, Place] = {}
     for name in folders.names(DEFENCES):
         path = DEFENCES / f"{name}.py"
-        entries = [f for f in ("share", "network") if f in signatures.defined(path)]
+        entries = [f for f in ("share", "network") if f in sources.defined(path)]
         places |= {name: (path, entries[0])} if entries else {}
     return places
 
@@ -72,7 +72,7 @@ def fitted() -> dict[str, Place]:
     places = {}
     for name in folders.names(PRIORS):
         path = PRIORS / f"{name}.py"
-        have = signatures.defined(path)
+        have = sources.defined(path)
         for fit, restore in ((f"fit_{name}", f"restore_{name}"), ("fit", "restore")):
             if {fit, restore} <= set(have):
                 places[name] = (path, fit)
@@ -132,7 +132,7 @@ def _definitions(folder: Path, fits: Callable[[Path, Definition], bool]) -> dict
     places = {}
     for stem in folders.names(folder):
         path = folder / f"{stem}.py"
-        for name, node in signatures.defined(path).items():
+        for name, node in sources.defined(path).items():
             if not name.startswith("_") and fits(path, node):
                 places[name] = (path, name)
     return places
@@ -140,7 +140,7 @@ def _definitions(folder: Path, fits: Callable[[Path, Definition], bool]) -> dict
 
 def _is_channel(path: Path, node: ast.ClassDef) -> bool:
     for base in node.bases:
-        places = signatures.resolve(path, base)
+        places = sources.resolve(path, base)
         if places and isinstance(places[1], ast.ClassDef):
             home, parent = places[0], places[1]
             if parent.name == "Channel" or _is_channel(home, parent):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pplleak import programs, signatures
+from pplleak import programs, signatures, sources
 from pplleak.cli import _named as named
 from pplleak.errors import BadInput
 from pplleak.settings import Named, Setting, with_defaults
@@ -26,7 +26,7 @@ from pplleak.signatures import UNREAD
 if TYPE_CHECKING:
     from pplleak.federation.scenario import Precision
 else:
-    Precision = signatures.kind(signatures.module("pplleak.federation.scenario"), "Precision")
+    Precision = signatures.kind(sources.module("pplleak.federation.scenario"), "Precision")
 
 FLAGS = ("--strict", "--clean")  # that are said without a value
 NONE = "none"  # neither a channel nor a defence

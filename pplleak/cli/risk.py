@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pplleak import signatures
+from pplleak import signatures, sources
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
 from pplleak.progress import bar
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pplleak.federation.observation import Observation
     from pplleak.studies.risk.risk import Name
 else:
-    Name = signatures.kind(signatures.module("pplleak.studies.risk.risk"), "Name")
+    Name = signatures.kind(sources.module("pplleak.studies.risk.risk"), "Name")
 
 
 @dataclasses.dataclass(frozen=True)
