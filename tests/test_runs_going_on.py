@@ -107,7 +107,7 @@ def test_a_command_does_not_go_on_with_a_model_file_that_has_changed(
 ) -> None:
     words, few, more = COMMANDS[command]
     model = tmp_path / "mine.py"
-    model.write_text(programs.locate("models", "gmrf").read_text())
+    model.write_text(programs.locate("models", "optimal").read_text())
     argv = [command, "--model", str(model), "--out", str(tmp_path / "o"), *words]
     assert run([*argv, few]) == 0
     model.write_text(model.read_text() + "\n# another\n")

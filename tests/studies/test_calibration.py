@@ -184,7 +184,7 @@ SVI = {"guide": "normal", "iterations": 40, "particles": 8, **FIT}
 
 @functools.cache
 def calibrated(
-    inference: str, model: str = "gaussian", sigma: float = 0.02, count: int = 9, believed: float | None = None
+    inference: str, model: str = "optimal", sigma: float = 0.02, count: int = 9, believed: float | None = None
 ) -> tuple[Draw, ...]:
     """Truths from a prior fitted to 8x8 digits, behind a small smooth network."""
     digits = from_data(settings={"widths": (16,)}, sigma=sigma)
