@@ -244,10 +244,10 @@ def _each(laws: list[channels.Channel]) -> int:
 
 def _two_sided(chi2: float, size: int, bent: int) -> float:
     """P-value of χ² of `size` entries, of which up to `bent` may have been fitted."""
-    from scipy.stats import chi2 as law  # slow to import
+    from scipy.special import chdtr, chdtrc  # where it is used: scipy.stats, which has them too, is slow to import
 
-    low = float(law.cdf(chi2, size - bent)) if bent < size else 1.0
-    return min(1.0, 2 * min(low, float(law.sf(chi2, size))))
+    low = float(chdtr(size - bent, chi2)) if bent < size else 1.0
+    return min(1.0, 2 * min(low, float(chdtrc(size, chi2))))
 
 
 def _spread(density: Density, observed: Observation, posterior: Posterior) -> dict[str, float]:

@@ -40,6 +40,8 @@ def match(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Minimises Σ_b ‖x_{π(b)} − truth_b‖² over permutations π; returns π, shape (batch,).
     """
+    if len(x) == 1:
+        return np.zeros(1, dtype=int)
     from scipy.optimize import linear_sum_assignment  # slow to import
 
     cost = ((x[:, None] - truth[None]) ** 2).reshape(len(x), len(truth), -1).sum(-1)
