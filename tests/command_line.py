@@ -48,6 +48,11 @@ def run(argv: list[str]) -> int:
     return int(stopped.value.code or 0)
 
 
+def command(*argv: object) -> int:
+    """The same, from its words one by one."""
+    return run([str(a) for a in argv])
+
+
 def shell(words: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
 

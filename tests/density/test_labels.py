@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from command_line import command as run
 from conftest import own, tiny
 from scenes import build_client, known
 from torch import Tensor, nn
 
-from pplleak import cli, data
+from pplleak import data
 from pplleak.client import Client
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery
@@ -225,12 +226,6 @@ def test_a_target_keeps_what_was_recovered_and_whether_it_is_right() -> None:
 # -- on the command line -------------------------------------------------------------------------------------------
 
 MAP = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "5"]
-
-
-def run(*argv: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(argv))
-    return int(stopped.value.code or 0)
 
 
 def test_an_attack_recovers_the_labels_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import command as run
 
-from pplleak import channels, cli, priors, programs
+from pplleak import channels, priors, programs
 from pplleak.client import networks
 from pplleak.federation import defences
 from pplleak.posterior import Posterior
@@ -27,12 +28,6 @@ NAMES = {
     "network": networks.names(),
 }
 MAP = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "5"]
-
-
-def run(*argv: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(argv))
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture()

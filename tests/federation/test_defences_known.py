@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import command as run
 from conftest import batch_of, tiny
 from safetensors.torch import save_file
 from scenes import from_data, known
 from torch import Tensor
 
-from pplleak import cli, density, programs
+from pplleak import density, programs
 from pplleak.client import Client, weights
 from pplleak.density import Density
 from pplleak.errors import BadInput
@@ -155,12 +156,6 @@ def test_who_knows_the_defence_sees_more(defence: str, settings: dict[str, Any])
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
-
-
-def run(*argv: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(a) for a in argv])
-    return int(stopped.value.code or 0)
 
 
 FEW = ("--inference", "map", "--inference.steps", "5", "--inference.starts", "2")

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from command_line import command as run
 from conftest import tiny
 from scenes import build_client
 from torch import Tensor, nn
 
-from pplleak import channels, cli, runs
+from pplleak import channels, runs
 from pplleak.client import Client, weights
 from pplleak.client.training import LocalTraining
 from pplleak.data import Images
@@ -217,12 +218,6 @@ def test_dpsgd_takes_examples_one_by_one_and_divides_by_the_batch_that_was_meant
 # -- the command -----------------------------------------------------------------------------------------------------
 
 QUICK = ["--network.widths", "8", "--steps", "30", "--clients", "3", "--lr", "0.5"]
-
-
-def run(*argv: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(argv))
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture()

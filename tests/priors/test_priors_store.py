@@ -10,12 +10,13 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from command_line import command as run
 from conftest import tiny
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pplleak import cli, data, programs
+from pplleak import data, programs
 from pplleak.cli import prior as prior_command
 from pplleak.errors import BadInput
 from pplleak.priors import _store as store
@@ -47,12 +48,6 @@ def saved(kind: str, name: str = "mine") -> tuple[Any, Path]:
     path = store.FOLDER / f"{name}.safetensors"
     store.save(path, kind, fitted, {"data": "random"})
     return fitted, path
-
-
-def run(*argv: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(argv))
-    return int(stopped.value.code or 0)
 
 
 @pytest.mark.parametrize("kind", store.kinds())

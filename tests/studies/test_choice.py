@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import command
 from scenes import from_data
 from torch import Tensor, nn
 
-from pplleak import cli, programs
+from pplleak import programs
 from pplleak.density import surrogate
 from pplleak.posterior import Posterior
 from pplleak.studies.attack import attack
@@ -37,10 +39,7 @@ def functional(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return Functional()
 
 
-def run(*argv: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["attack", *argv])
-    return int(stopped.value.code or 0)
+run = functools.partial(command, "attack")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import command as run
 from scenes import from_data
 
-from pplleak import channels, cli, programs
+from pplleak import channels, programs
 from pplleak.errors import BadInput
 from pplleak.federation import rounds
 from pplleak.federation.protection import QUIET, Protection
@@ -27,12 +28,6 @@ TINY = [
     "--inference.steps", "3", "--inference.starts", "2", "--classic-steps", "3",
 ]  # fmt: skip
 TWO = ["--defences", "none", "gaussian:sigma=0.01"]
-
-
-def run(*argv: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(argv))
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture()
