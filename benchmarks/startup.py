@@ -8,7 +8,6 @@ memory is the resident set's. Adds nothing where `--write` is not told; else wri
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import statistics
@@ -20,6 +19,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+from pplleak import runs
 
 OUT = Path(__file__).parent / "results" / "startup.csv"
 COLUMNS = ("what", "seconds", "ratio", "goal", "peak_mb")
@@ -85,9 +86,7 @@ def main(settings: Settings) -> None:
         table.add_row(*row)
     Console().print(table)
     if settings.write:
-        OUT.parent.mkdir(exist_ok=True)
-        with OUT.open("w", newline="") as f:
-            csv.writer(f).writerows([COLUMNS, *rows])
+        runs.Rows(OUT, COLUMNS, ("what",)).add([dict(zip(COLUMNS, row, strict=True)) for row in rows])
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def run(
     gates = gated(client, beta)
     density = build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
-    field = soften(density, gates, found.laplace)
+    field = soften(density, gates, found.base)
     field, state, size = warm_up(field, starting_points(found, chains), warmup, progress)
     leapfrogs = trajectory_steps(size)
 

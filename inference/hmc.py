@@ -90,9 +90,9 @@ def run(
         warnings.warn(reason, stacklevel=2)  # before the work, not only after it
     found = locate(density, starts=starts, steps=steps, progress=progress)
     reasons += found.left.doubts
-    fitted, found = found.laplace, replace(found, laplace=cheapest(found.laplace))
+    fitted, found = found.base, replace(found, base=cheapest(found.base))
     recorded = density.recorded(chains)
-    laplace, state, size = warm_up(recorded, found.laplace, starting_points(found, chains), warmup, progress)
+    laplace, state, size = warm_up(recorded, found.base, starting_points(found, chains), warmup, progress)
     potential, number = whitened(recorded, laplace), trajectory_steps(size)
 
     def chain(state: State) -> Iterator[dict[str, Tensor]]:

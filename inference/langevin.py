@@ -30,9 +30,10 @@ from torch import Tensor
 from pplleak.client import Client, distrust
 from pplleak.density import Model, build
 from pplleak.density.chains import keep
-from pplleak.density.diagonal import Diagonal, Located, locate, nearest
+from pplleak.density.diagonal import Diagonal, locate, nearest
 from pplleak.density.recording.tape import Recorded
 from pplleak.density.step_size import DualAveraging
+from pplleak.density.whitening import Located
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -84,7 +85,7 @@ def whitened(recorded: Recorded, base: Diagonal) -> LogDensity:
     return log_density
 
 
-def starting_points(found: Located, chains: int) -> Tensor:
+def starting_points(found: Located[Diagonal], chains: int) -> Tensor:
     """w (chains, dim): inflated draws of the fit, dealt out to all ends of the search within reach of the best."""
     ends = (found.starts - found.base.mode) / found.base.widths
     picks = torch.arange(chains, device=ends.device) % len(ends)
@@ -92,7 +93,7 @@ def starting_points(found: Located, chains: int) -> Tensor:
 
 
 def warm_up(
-    recorded: Recorded, found: Located, chains: int, iterations: int, progress: ProgressBar = silent
+    recorded: Recorded, found: Located[Diagonal], chains: int, iterations: int, progress: ProgressBar = silent
 ) -> tuple[Diagonal, State, float]:
     """MALA steps that find ε, and the widths that the chains see from a quarter to half of the way."""
     base, w = found.base, starting_points(found, chains)

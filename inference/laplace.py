@@ -46,7 +46,7 @@ def run(
     pyro.set_rng_seed(seed)
     density = build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
-    fitted = found.laplace
+    fitted = found.base
     w = torch.randn(chains * draws, density.dim, dtype=fitted.mode.dtype, device=fitted.mode.device)
     z = fitted.decode(w)
     with torch.no_grad():

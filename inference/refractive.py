@@ -198,8 +198,8 @@ def run(
     density, net = prepare(model, observed, client)
     affine = read_affine(density)
     found = locate(density, starts=starts, steps=steps, progress=progress)
-    z = found.laplace.decode(starting_points(found, chains))
-    laplace = axes(affine, found.laplace)
+    z = found.base.decode(starting_points(found, chains))
+    laplace = axes(affine, found.base)
     w = torch.linalg.solve(laplace.factor, (z - laplace.mode).mT).mT
     laplace, target, state, size = warm_up(net, affine, laplace, w, warmup, progress)
     leapfrogs = trajectory_steps(size)

@@ -95,7 +95,7 @@ def begin(
     """
     if density.dim <= DENSE:
         found = whitening.locate(density, starts=starts, steps=steps, progress=progress)
-        return found.mode, *coordinates(family, found.laplace), found.left
+        return found.mode, *coordinates(family, found.base), found.left
     if family == "full":
         raise BadInput(
             f"a full guide of {density.dim} latents has {density.dim**2} numbers: say --inference.guide low_rank, "

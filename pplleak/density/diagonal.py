@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pplleak.density import Density
-from pplleak.density.decrement import Decrement
 from pplleak.density.search import peaks
+from pplleak.density.whitening import Located
 from pplleak.progress import ProgressBar, silent
 
 TIMID = 0.1  # of the median curvature: what an estimate at or below it is raised to
@@ -38,20 +38,6 @@ class Diagonal:
         return self.mode + self.widths * w
 
 
-@dataclass(frozen=True, eq=False)
-class Located:
-    """Where inference begins; as `whitening.Located`, without its matrix.
-
-    mode (dim,): the MAP of the model's own sites. starts (k, dim): ends of the search within 10 nats of the best, in
-    the density of z. base: the coordinates at the best of them. left: what is left to climb from the mode.
-    """
-
-    mode: Tensor
-    starts: Tensor
-    base: Diagonal
-    left: Decrement
-
-
 def curvature(density: Density, z: Tensor, probes: int) -> Tensor:
     """diag(−∇² log p(z | g)) at one point z (dim,), from `probes` Hessian-vector products in one batch; (dim,)."""
     copies = z.expand(probes, -1).clone().requires_grad_()
@@ -69,7 +55,7 @@ def fit(density: Density, z: Tensor, probes: int = 64) -> Diagonal:
     return Diagonal(z, torch.maximum(h, floor).rsqrt().to(z.dtype))
 
 
-def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
+def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located[Diagonal]:
     """MAP from several starts and the widths there: `whitening.locate` at the price of a few gradients."""
     mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
     return Located(mode, near, fit(density, near[0]), left)

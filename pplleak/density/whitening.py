@@ -90,20 +90,21 @@ def _widths(eigenvalues: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
+class Located[Base]:
     """Where inference begins.
 
     mode (dim,): the MAP of the model's own sites. starts (k, dim): ends of the search within 10 nats of the best, in
-    the density of z. laplace: the Gaussian at the best of them. left: what is left to climb from the mode.
+    the density of z. base: the coordinates at the best of them, those of its Gaussian (`Laplace`) or of widths alone
+    (`diagonal.Diagonal`). left: what is left to climb from the mode.
     """
 
     mode: Tensor
     starts: Tensor
-    laplace: Laplace
+    base: Base
     left: Decrement
 
 
-def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located:
+def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located[Laplace]:
     """MAP from several starts, then the Laplace fit at the best of them."""
     mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
     return Located(mode, near, fit(density, near[0], progress=progress), left)
@@ -125,12 +126,12 @@ def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:
     return replace(laplace, factor=sd.diag().to(laplace.factor.dtype), log_det=float(sd.log().sum()))
 
 
-def starting_points(found: Located, chains: int, inflate: float = 1.2) -> Tensor:
+def starting_points(found: Located[Laplace], chains: int, inflate: float = 1.2) -> Tensor:
     """w (chains, dim): inflated Laplace draws, dealt out to all ends of the search within reach of the best.
 
     A second mode that holds mass is entered this way, and R-hat sees it; a local optimum far below is not.
     """
-    laplace = found.laplace
+    laplace = found.base
     near = torch.cat([laplace.mode[None], found.starts[1:]])
     offsets = torch.linalg.solve(laplace.factor.double(), (near - laplace.mode).double().mT).mT.to(near.dtype)
     picks = torch.arange(chains, device=near.device) % len(near)

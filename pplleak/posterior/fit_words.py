@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
-Fit = Any  # a `pplleak.posterior.fit.Fit`, whose own file asks this one for its words
+if TYPE_CHECKING:  # whose own file asks this one for its words
+    from pplleak.posterior.fit import Fit
 
 P = 1e-3  # a misfit is doubted below this p-value, after Bonferroni over the looks
 SDS = 4.0  # an identity that holds up to noise is doubted beyond this many standard deviations
