@@ -45,7 +45,7 @@ def run(
     pyro.set_rng_seed(seed)  # one seed, one result
     density = build(model, client, observed)  # log p(z | g) on flat real vectors z (chains, dim)
     located = locate(density, starts=8, steps=400, progress=progress)  # the MAP, and a Gaussian around it
-    laplace = located.laplace
+    laplace = located.base
 
     def value_and_drift(w: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = density.value_and_grad(laplace.decode(w))
