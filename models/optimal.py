@@ -13,6 +13,8 @@ Source: Balunović et al. 2022, section 4.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pyro
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def model(
     *,
     prior: str | Named = "gaussian",
     channel: str | Named = "gaussian",
-    sigma: float | None = None,
+    sigma: float | Literal["infer"] | None = None,
     reference: str | Tensor = "digits",
 ) -> Tensor:
     """The generative program.
@@ -36,10 +38,11 @@ def model(
         prior: what the adversary knows of the data: NAME or NAME:SETTING=VALUE,…, one of `pplleak ls`.
         channel: what it believes that the update went through, in the same form; an attack takes what is not given here
             from the observation.
-        sigma: the channel's noise as the adversary believes it, in the gradient's own units, where it has one.
+        sigma: the channel's noise as the adversary believes it, in the gradient's own units, where it has one; infer:
+            it is told nothing, and σ is a latent, log σ ~ Normal(log 0.01, 3²).
         reference: the public images the prior is fitted to: digits, mnist, cifar10 or a FOLDER (or a tensor).
     """
-    believed = channels.check(Named.parse(channel).with_(sigma=sigma))
+    believed = channels.inferred(channels.check(Named.parse(channel).with_(sigma=sigma)))
     x = priors.make(Named.parse(prior), client, reference).sample(batch_size)
     y = pyro.sample("y", client.label_prior(batch_size))
     return pyro.sample("g", channels.make(believed, client.update(x, y), client, batch_size, reference))

@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pplleak import folders, programs
+from pplleak.channels._base import INFER as INFER
+from pplleak.channels._base import MEDIAN, WIDTH
 from pplleak.channels._base import Channel as Channel
 from pplleak.channels._base import Noise as Noise
 from pplleak.client import Client
@@ -82,13 +87,26 @@ def check(named: Named, where: str = "") -> Named:
         if setting not in chosen:
             raise BadInput(f"{head}the channel {name} has no setting '{setting}'")
     whole = Named(name, {**chosen, **named.settings})
+    tried = whole.with_(sigma=1.0) if whole.settings.get("sigma") == INFER else whole
     constructor = settable(name)
     if isinstance(constructor, type):  # one that takes tensors is checked with its client
         try:
-            get(name)(DenseUpdate(torch.zeros(1, 1)), **whole.settings)  # one entry is enough to check all settings
+            get(name)(DenseUpdate(torch.zeros(1, 1)), **tried.settings)  # one entry is enough to check all settings
         except (TypeError, OverflowError) as error:
             raise BadInput(f"{head}the channel {name} cannot be set to {dict(whole.settings)}: {error}") from error
     return whole
+
+
+def inferred(named: Named) -> Named:
+    """The channel as a model believes it: with `sigma=infer`, log σ is the latent site `log_sigma` of the model.
+
+        log σ ~ Normal(log 0.01, 3²)
+
+    One that is told is left as it is.
+    """
+    if named.settings.get("sigma") != INFER:
+        return named
+    return named.with_(sigma=pyro.sample("log_sigma", dist.Normal(math.log(MEDIAN), WIDTH)).exp())
 
 
 def make(named: Named, update: Update, client: Client, batch_size: int, public: str | Tensor | None) -> Channel:

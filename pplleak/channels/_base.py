@@ -17,6 +17,8 @@ from pplleak.errors import BadInput, require_positive, unknown
 
 Noise = Literal["gaussian", "laplace"]
 Sigma = float | Tensor
+INFER = "infer"  # a σ that nobody told: a latent of the model, with the prior log σ ~ Normal(log MEDIAN, WIDTH²)
+MEDIAN, WIDTH = 0.01, 3.0  # nine tenths between 7e-5 and 1.4: weak beside the update_size entries that tell σ
 
 
 class Channel(TorchDistribution):
@@ -74,6 +76,8 @@ class Channel(TorchDistribution):
 
 def require_sigma(sigma: Sigma) -> None:
     """Raise BadInput for a σ that is not positive; a tensor of them is a model's own latent, and left to it."""
+    if isinstance(sigma, str):
+        raise BadInput(f"sigma must be a number here, not {sigma!r}: the model optimal can infer it from a gradient")
     if not isinstance(sigma, Tensor):
         require_positive(sigma=sigma)
 

@@ -73,6 +73,9 @@ class Aggregated(Channel):
         variance: Tensor,
         factor: Tensor | None = None,
     ) -> None:
+        if not isinstance(sigma, (int, float)):
+            raise BadInput("the channel aggregated needs its sigma to be told: beside the spread of the other clients "
+                           "one gradient hardly tells it")  # fmt: skip
         require_positive(sigma=sigma)
         if clients < 1:
             raise BadInput(f"clients must be at least 1 (the attacked one), not {clients}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,6 +112,8 @@ def attacked(args: Any, network: str) -> Observation:
             device=args.device,
             public=data.public(args.data, args.data_root).x,
         )
+        if args.sigma is not None:
+            made = replace(made, protection=made.protection.with_sigma(args.sigma))
         made = label_recovery.recovered(made) if args.labels == "recovered" else made
     else:
         made = observed(args)

@@ -96,8 +96,9 @@ class Victim:
     """With --local-lr: examples a step (default: all of them)."""
     channel: ChannelName = "gaussian"
     defence: DefenceName = ""
-    sigma: float | None = None
-    """Noise of the channel: standard deviation on each entry of the gradient. None means 0.1, if it has noise."""
+    sigma: float | Literal["infer"] | None = None
+    """Noise of the channel: standard deviation on each entry of the gradient. None means 0.1, if it has noise; infer:
+    of a gradient of your own, nobody knows it, and it is inferred with the image."""
     seed: int = 0
     """Of the weights, the noise and the inference: one seed, one result."""
     dtype: Precision = "float32"

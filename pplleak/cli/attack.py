@@ -83,6 +83,7 @@ def run(argv: Sequence[str]) -> int:
             Console().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
         parts["inference"] = settings_of("Inference", inference_settings(argv, name, model))
         args = parse(Attack, "attack", argv, parts)
+    Console().print(report.signal(shared), highlight=False, markup=False, soft_wrap=True)
     result = attack(
         shared,
         args.model,

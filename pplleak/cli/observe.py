@@ -42,8 +42,11 @@ def run(argv: Sequence[str]) -> int:
 
     from pplleak.cli import _arguments as arguments
     from pplleak.federation.scenario import save
+    from pplleak.studies.attack.report import signal
 
-    save(arguments.observed(args) if args.gradient is None else _wrapped(args), args.out)
+    observed = arguments.observed(args) if args.gradient is None else _wrapped(args)
+    save(observed, args.out)
+    print(signal(observed))
     code = f" --network {args.network}" if ":" in args.network else ""  # a file is not let choose code to run
     print(f"written to {args.out}; attack it with: pplleak attack --observed {args.out}{code}")
     return 0
@@ -82,5 +85,6 @@ def _noise(args: Any, protection: Any, gradient: Any) -> Any:
         channel = protection.channel or Named("gaussian")
         return replace(protection, channel=channel.with_(sigma=files.rounding(gradient)))
     if args.sigma is None and "sigma" not in options(args, "channel") and protection.sigma is not None:
-        raise BadInput("how much noise is on this gradient? Say --sigma (of each entry), or --clean if none was added")
+        raise BadInput("how much noise is on this gradient? Say --sigma (of each entry), --sigma infer if "
+                       "nobody knows, or --clean if none was added")  # fmt: skip
     return protection

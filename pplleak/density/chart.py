@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pplleak.density import Density
+from pplleak.density import Density, require_told
 from pplleak.errors import BadInput
 
 BENT = 1e-3  # pixel units by which x may differ from its affine form: float32's rounding stays far below
@@ -62,6 +62,7 @@ def chart(density: Density) -> Chart:
     Raises:
         BadInput: x is not an invertible affine image of the latents, nor the logistic function of one.
     """
+    require_told(density, "ball")
     n = density.observed.batch_size * math.prod(density.client.input_shape)
     if density.dim != n:
         raise BadInput(f"inference ball needs a model whose x is an invertible image of its latents: this one has "

@@ -111,8 +111,8 @@ class Density:
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """The sites' values (chains, *shape) -> z (chains, dim)."""
-        parts = [site.transform.inv(values[site.name]).flatten(1) for site in self.sites]
-        return torch.cat(parts, 1).to(self.client.dtype)
+        free = [site.transform.inv(values[site.name]) for site in self.sites]
+        return torch.cat([f.reshape(len(f), -1) for f in free], 1).to(self.client.dtype)
 
     def sample_prior(self, count: int) -> Tensor:
         """`count` draws of z from the prior, by torch's generator; where the model has a `pyro.factor`, from what it
@@ -254,6 +254,12 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
         return replace(built, discrete={**discrete, "y": open_labels.enumerate_support(expand=False)})
     y, log_orders = open_labels.enumerate_counts()
     return replace(built, discrete={**discrete, "y": y}, log_orders={"y": log_orders})
+
+
+def require_told(density: Density, inference: str) -> None:
+    """Raise BadInput where the model infers its noise, for an inference that needs to be told σ."""
+    if any(site.name == "log_sigma" for site in density.sites):
+        raise BadInput(f"inference {inference} needs the noise to be told: give sigma a number, or take hmc or map")
 
 
 def interchangeable(observed: Observation) -> bool:

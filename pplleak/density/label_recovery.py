@@ -286,6 +286,9 @@ def recovered(observed: Observation) -> Observation:
     after all, whether they are right.
     """
     channel = observed.protection.channel
+    if observed.protection.infers_sigma:
+        raise BadInput("labels are read off a gradient whose noise is told: give its sigma, or leave the labels "
+                       "unknown, which sums over them")  # fmt: skip
     result = recover(
         observed.client,
         observed,

@@ -125,7 +125,7 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
     raw = {n: json.dumps(v) for n, v in older.items()} | raw  # older files know no other
     kinds: dict[str, Any] = {
         "network": str, "settings": dict, "input_shape": list, "num_classes": int, "batch_size": int,
-        "sigma": (float, int, type(None)), "channel": dict, "defence": dict, "labels": (list, type(None)),
+        "sigma": (float, int, str, type(None)), "channel": dict, "defence": dict, "labels": (list, type(None)),
     }  # fmt: skip
     metadata: dict[str, Any] = {}
     for key, kind in kinds.items():

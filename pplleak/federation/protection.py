@@ -85,8 +85,20 @@ class Protection:
 
     @property
     def sigma(self) -> float | None:
-        """σ of the channel; None where it has none, or there is no channel."""
-        return None if self.channel is None else self.channel.settings.get("sigma")
+        """σ of the channel; None where it has none, or it is to be inferred, or there is no channel."""
+        sigma = None if self.channel is None else self.channel.settings.get("sigma")
+        return None if sigma == channels.INFER else sigma
+
+    @property
+    def infers_sigma(self) -> bool:
+        """Whether nobody told σ: a posterior then has it as a latent."""
+        return self.channel is not None and self.channel.settings.get("sigma") == channels.INFER
+
+    def with_sigma(self, sigma: float | str) -> Protection:
+        """The same with another σ of its channel, or one to be inferred; raises BadInput where it has none."""
+        made = replace(self, channel=(self.channel or Named("gaussian")).with_(sigma=sigma))
+        made.filled()
+        return made
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -108,6 +120,9 @@ class Protection:
             public: images that the server has, on which a channel may rest (`aggregated`).
         """
         full = self.filled()
+        if self.infers_sigma:
+            raise BadInput("a client that is simulated needs the noise it adds: give sigma a number, and let the "
+                           "adversary infer it, as the model's sigma=infer")  # fmt: skip
         with torch.no_grad():
             if full.defence is None and full.channel is None:
                 return client.update(x, y, client.noise(len(y))).materialise()

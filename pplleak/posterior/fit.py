@@ -106,10 +106,10 @@ def look(model: Callable[..., Any], observed: Observation, posterior: Posterior,
         torch.manual_seed(0)
         density = build(model, observed.client, observed)
         point = posterior.kind not in CHAINS  # draws of a fitted family are none from p(x | g)
-        found = [_channel(density, x, y) for x, y in _looked_at(posterior, observed, point)]
+        found = [_channel(density, *seen) for seen in _looked_at(posterior, observed, point)]
         made = _Look(observed, found, density.dim if point else 0)
         numbers: dict[str, Any] = {**made.misfit(), **made.scale(), **made.bias()}
-        numbers |= _spread(density, observed, posterior)
+        numbers |= _spread(density, observed, posterior, made.sigma)
         if prior in ("gaussian", "ppca"):
             numbers |= _stretch(observed, posterior)
     fit = Fit(**numbers)
@@ -117,21 +117,29 @@ def look(model: Callable[..., Any], observed: Observation, posterior: Posterior,
     return dataclasses.replace(fit, doubts=doubts, fits=None if fit.chi2_sd is None and not doubts else not doubts)
 
 
-def _looked_at(posterior: Posterior, observed: Observation, point: bool) -> list[tuple[Tensor, Tensor | None]]:
-    """The images x (batch, *input_shape) at which the fit is asked for, each with its labels where they are known."""
-    if point:
-        return [(torch.as_tensor(posterior.mode), observed.labels)]
+_Seen = tuple[Tensor, Tensor | None, dict[str, Tensor]]
+
+
+def _looked_at(posterior: Posterior, observed: Observation, point: bool) -> list[_Seen]:
+    """The images x (batch, *input_shape) at which the fit is asked for, each with its labels where they are known, and
+    with the scalar latents of the model."""
+    scalars = {n: torch.as_tensor(v).flatten() for n, v in posterior.latents.items()}
+    if point:  # of a fitted family the mode alone is looked at, with what its draws say of the rest
+        return [(torch.as_tensor(posterior.mode), observed.labels, {n: v.median() for n, v in scalars.items()})]
     y = posterior.y.reshape(len(posterior.draws), -1)
     picks = torch.linspace(0, len(posterior.draws) - 1, min(DRAWS, len(posterior.draws))).long().tolist()
-    return [(torch.as_tensor(posterior.draws[k]), torch.as_tensor(y[k])) for k in picks]
+    return [
+        (torch.as_tensor(posterior.draws[k]), torch.as_tensor(y[k]), {n: v[k] for n, v in scalars.items()})
+        for k in picks
+    ]
 
 
-def _channel(density: Density, x: Tensor, y: Tensor | None) -> channels.Channel:
+def _channel(density: Density, x: Tensor, y: Tensor | None, scalars: dict[str, Tensor]) -> channels.Channel:
     """p(g | u(x, y)) at one batch; labels that are not given are the most probable ones there."""
     chains, client = 2, density.client
     latents, _ = density.constrain(density.sample_prior(chains))
     x = x.to(client.device, client.dtype)
-    values = {**latents, "x": x.expand(chains, *x.shape)}
+    values = {**latents, "x": x.expand(chains, *x.shape), **{n: v.expand(chains) for n, v in scalars.items()}}
     if y is None:
         prior = density.trace(values, chains).nodes["y"]["fn"]
         support = prior.enumerate_support(expand=False).reshape(-1, 1, density.observed.batch_size)
@@ -165,7 +173,10 @@ class _Look:
 
     @property
     def sigma(self) -> float | None:
-        return None if self.gaussian is None else float(torch.as_tensor(self.gaussian[0].sigma).flatten()[0])
+        """σ where the noise is Gaussian: as it was told, or in the median where it is inferred."""
+        if self.gaussian is None:
+            return None
+        return float(torch.stack([_sigma(k) for k in self.gaussian]).median())
 
     def misfit(self) -> dict[str, Any]:
         laws, g = self.gaussian, self.observed.g
@@ -175,7 +186,8 @@ class _Look:
             found = {"signal_to_noise": None if not sigma else norm / (sigma * math.sqrt(len(g)))}
             return {**found, **self._replicated()}
         sigma = self.sigma
-        square = torch.stack([(g - k.update.materialise()[0]).double().square() for k in laws]).mean(0) / sigma**2
+        residuals = [(g - k.update.materialise()[0]).double() / _sigma(k) for k in laws]
+        square = torch.stack(residuals).square().mean(0)
         looks = {n: float(square[where].sum()) for n, where in self.observed.client.slices.items()}
         sizes = {n: where.stop - where.start for n, where in self.observed.client.slices.items()}
         sds = {n: self._sds(chi2, sizes[n]) for n, chi2 in looks.items()}
@@ -238,6 +250,10 @@ class _Look:
         return {"bias_sum": float(b.sum()), "bias_sum_se": math.sqrt(len(b)) * math.hypot(sigma, rounding)}
 
 
+def _sigma(law: Gaussian) -> Tensor:
+    return torch.as_tensor(law.sigma, dtype=torch.float64).flatten()[0]
+
+
 def _each(laws: list[channels.Channel]) -> int:
     return max(1, REPLICATES // len(laws))
 
@@ -250,7 +266,7 @@ def _two_sided(chi2: float, size: int, bent: int) -> float:
     return min(1.0, 2 * min(low, float(chdtrc(size, chi2))))
 
 
-def _spread(density: Density, observed: Observation, posterior: Posterior) -> dict[str, float]:
+def _spread(density: Density, observed: Observation, posterior: Posterior, sigma: float | None) -> dict[str, float]:
     """The prior's sd, the posterior's in it, and how far pixels lie outside of [0, 1]."""
     nodes = density.trace({}, PRIOR_DRAWS).nodes
     x = nodes["x"]["value"].double().cpu()
@@ -260,16 +276,16 @@ def _spread(density: Density, observed: Observation, posterior: Posterior) -> di
     mean = float(prior.mean())
     centre = torch.as_tensor(posterior.mode if posterior.kind == "point" else posterior.mean).double()
     beyond = (centre - centre.clamp(0, 1)).abs() / prior.clamp(min=1e-3)
-    found = {"prior_sd": mean, "outside": float(beyond.max()), **_last_scale(nodes["g"]["fn"], observed)}
+    found = {"prior_sd": mean, "outside": float(beyond.max()), **_last_scale(nodes["g"]["fn"], observed, sigma)}
     return (
         found if posterior.kind == "point" or not mean > 0 else {**found, "sd_ratio": float(posterior.sd.mean()) / mean}
     )
 
 
-def _last_scale(law: Any, observed: Observation) -> dict[str, float]:
+def _last_scale(law: Any, observed: Observation, sigma: float | None) -> dict[str, float]:
     """c of the last bias alone, averaged over draws from the prior, and its standard error (they differ, and noise)."""
     law, client = getattr(law, "clipped", law), observed.client
-    if observed.labels is None or not isinstance(law, Gaussian):
+    if observed.labels is None or sigma is None or not isinstance(law, Gaussian):
         return {}
     try:
         where = client.slices[last_layer(client).bias]
@@ -278,7 +294,6 @@ def _last_scale(law: Any, observed: Observation) -> dict[str, float]:
     u, b = law.update.materialise()[:, where].double(), observed.g[where].double()
     square = u.square().sum(1)
     c = (u @ b) / square
-    sigma = float(torch.as_tensor(law.sigma).flatten()[0])
     return {
         "last_scale": float(c.mean()),
         "last_scale_se": math.hypot(float(c.std()), sigma / float(square.mean()) ** 0.5),

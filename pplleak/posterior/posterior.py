@@ -29,6 +29,7 @@ class Posterior:
 
     x            (chain, draw, example, *input_shape); examples of no fixed order stand as in the mode
     y            (chain, draw, example)
+    latents      (chain, draw) of every scalar site of the model: `log_sigma`, where σ is inferred
     mode         (example, *input_shape), the MAP: the highest density p(x, y | g) that the inference found
     kind         `sampler`: exact in the limit; `approximate sampler`: chains of something else, which `approximation`
                  names; `approximation`: a fitted family; `point`: one estimate, no spread
@@ -44,6 +45,7 @@ class Posterior:
     y: np.ndarray
     mode: np.ndarray
     kind: Kind
+    latents: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, np.ndarray] = field(default_factory=dict)
     curves: dict[str, np.ndarray] = field(default_factory=dict)
     log_weights: np.ndarray | None = None
@@ -84,9 +86,10 @@ class Posterior:
 
     @cached_property
     def convergence(self) -> Convergence:
-        """R-hat and effective sample sizes of every pixel, and of the log-density, which comes last."""
+        """R-hat and effective sample sizes of every pixel and scalar latent, and of the log-density, which is last."""
         flat = self.x.reshape(*self.x.shape[:2], -1)
-        return convergence.measure(flat, *([self.stats["lp"][..., None]] if "lp" in self.stats else []))
+        scalars = [v[..., None] for v in (*self.latents.values(), *([self.stats["lp"]] if "lp" in self.stats else []))]
+        return convergence.measure(flat, *scalars)
 
     @cached_property
     def rhat_max(self) -> float | None:
@@ -174,7 +177,7 @@ class Posterior:
         from arviz_base import from_dict  # ArviZ itself would bring matplotlib
 
         event = ["channel", "row", "col"] if self.x.ndim == 6 else [f"axis_{k}" for k in range(self.x.ndim - 3)]
-        groups: dict[str, dict[str, np.ndarray]] = {"posterior": {"x": self.x, "y": self.y}}
+        groups: dict[str, dict[str, np.ndarray]] = {"posterior": {"x": self.x, "y": self.y, **self.latents}}
         if self.stats:
             groups["sample_stats"] = dict(self.stats)
         constant = {"mode": self.mode}
@@ -218,6 +221,7 @@ class Posterior:
         return Posterior(
             x=posterior["x"],
             y=posterior["y"],
+            latents={n: v for n, v in posterior.items() if n not in ("x", "y")},
             mode=constant["mode"],
             kind=attrs.pop("kind", "sampler"),
             stats=values("sample_stats"),

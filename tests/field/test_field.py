@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pplleak.federation.observation import Observation
 from pplleak.federation.scenario import build_client
 from pplleak.posterior import Posterior
 from pplleak.posterior.summary import colour
+from pplleak.studies.attack.report import signal
 
 MAP = {"starts": 2, "steps": 200, "newton": 8}
 SHAPE = (1, 8, 8)
@@ -180,7 +182,7 @@ def test_f8_sigma_of_a_file_of_ones_own_is_said_or_follows_from_its_rounding(
     wrap += ["--network.widths", "16"]
     at = wrap.index("--sigma")
     silent = wrap[:at] + wrap[at + 2 :]
-    one_line(silent, capsys, "Say --sigma (of each entry), or --clean")
+    one_line(silent, capsys, "Say --sigma (of each entry), --sigma infer if nobody knows, or --clean")
     one_line([*wrap, "--clean"], capsys, "leave one of them out")
     assert run([*silent, "--clean"]) == 0
     observed = pl.load(tmp_path / "o.safetensors")
@@ -188,6 +190,19 @@ def test_f8_sigma_of_a_file_of_ones_own_is_said_or_follows_from_its_rounding(
     assert observed.sigma == pytest.approx(2**-23 * rms, rel=1e-6)
     for dtype, eps in ((torch.bfloat16, 2**-7), (torch.float16, 2**-10), (torch.float64, 2**-23)):
         assert files.rounding({"a": torch.full((4,), 0.5, dtype=dtype)}) == pytest.approx(eps * 0.5)
+
+
+@pytest.mark.parametrize("share, said", [(0.0, "is that of noise alone"), (0.6, "% of its length is signal"),
+                                        (1.0, "noise hardly changes it")])  # fmt: skip
+def test_f9_the_norm_of_the_gradient_is_told_against_that_of_its_noise(share: float, said: str) -> None:
+    observed = scene(0.02)
+    noise = 0.02 * torch.randn(observed.g.shape, generator=torch.Generator().manual_seed(1))
+    u = torch.randn(observed.g.shape, generator=torch.Generator().manual_seed(2))
+    length = share / max((1 - share**2) ** 0.5, 1e-3) * 0.02
+    line = signal(replace(observed, g=noise + length * u))
+    percent = re.search(r"(\d+)% of", line)
+    assert percent is None or abs(int(percent[1]) / 100 - share) < 0.05
+    assert said in line and f"D = {len(u):,}" in line and "σ = 0.02" in line
 
 
 def test_f8_a_sigma_that_is_far_too_large_is_doubted() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pplleak.channels import Gaussian
 from pplleak.client import Client
-from pplleak.density import Density, Model, build
+from pplleak.density import Density, Model, build, require_told
 from pplleak.density.kinks.perceptron import Perceptron, read
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
@@ -76,6 +76,7 @@ def prepare(model: Model, observed: Observation, client: Client) -> tuple[Densit
     client = replace(client, network=copy.deepcopy(client.network).double())
     labels, observed = observed.labels, replace(observed, g=observed.g.double())
     density = build(model, client, observed)
+    require_told(density, "refractive")
     with torch.no_grad():
         channel = density.trace(density.constrain(torch.zeros(1, density.dim, dtype=torch.float64))[0], 1).nodes["g"]
     if not isinstance(channel["fn"], Gaussian):

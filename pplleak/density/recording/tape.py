@@ -54,7 +54,7 @@ class Linear:
 
     def pull(self, gradients: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """The gradients in the leaves as one in z, (chains, dim)."""
-        flat = torch.cat([g.flatten(1).to(dtype) for g in gradients], 1)
+        flat = torch.cat([g.reshape(len(g), -1).to(dtype) for g in gradients], 1)
         return flat if self.matrix is None else flat @ self.matrix.mT
 
     def under(self, shift: Tensor, factor: Tensor | None) -> Linear:

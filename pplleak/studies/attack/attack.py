@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pplleak import channels, programs
@@ -47,6 +48,9 @@ def believe(
         known.pop("sigma", None)  # the channel has it
     for name in [n for n, value in known.items() if n in parameters and n not in bound and value is not None]:
         bound[name] = known[name]
+    if bound.get("sigma") == channels.INFER and channels.INFER not in str(parameters["sigma"].annotation):
+        raise BadInput("this model needs the noise to be told: give its sigma, or take the model optimal, which can "
+                       "infer it")  # fmt: skip
     return functools.partial(model, **bound)
 
 
@@ -133,6 +137,7 @@ def attack(
         "settings": _plain(settings),
         "seed": seed,
         "sigma": observed.sigma,
+        **_inferred(posterior),
         "protection": str(observed.protection),
         "seconds": time.perf_counter() - start,
         "versions": versions(),
@@ -140,6 +145,14 @@ def attack(
     }
     truth = None if observed.truth is None else observed.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
+
+
+def _inferred(posterior: Posterior) -> dict[str, Any]:
+    """σ where it was inferred: its posterior median, and its 90 % interval where there are draws."""
+    if "log_sigma" not in posterior.latents:
+        return {}
+    low, middle, high = np.exp(np.quantile(posterior.latents["log_sigma"], [0.05, 0.5, 0.95])).tolist()
+    return {"sigma": middle, "sigma_interval": None if posterior.kind == "point" else [low, high]}
 
 
 def _read(observed: Observation, model: str) -> dict[str, Any]:

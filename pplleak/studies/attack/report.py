@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pplleak import runs
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, metrics
 from pplleak.posterior.summary import colour, summarise, verdict
 
@@ -162,11 +164,33 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
 
 
 def heading(posterior: Posterior) -> str:
-    """What was shared, and through how much noise: σ is *assumed* where the observation was not made here."""
+    """What was shared, and through how much noise: σ is *assumed* where the observation was not made here, unless it
+    was inferred."""
     shared = "update" if posterior.attrs.get("local") else "gradient"
     sigma = posterior.attrs.get("sigma")
-    assumed = "" if posterior.truth is not None else "assumed "
+    assumed = "inferred " if "log_sigma" in posterior.latents else "" if posterior.truth is not None else "assumed "
     return f"What one shared {shared}{f' + noise of {assumed}σ = {sigma:g}' if sigma else ''} reveals"
+
+
+def signal(observed: Observation) -> str:
+    """What is known before the attack: the norm of g against that of the noise in it, σ√D for D entries.
+
+    ‖g‖² = ‖u‖² + σ² D on average, give or take σ² √(2 D) of noise: what is beyond that is signal.
+    """
+    norm, size = float(observed.g.double().norm()), len(observed.g)
+    shared = "update" if observed.client.local else "gradient"
+    if observed.sigma is None:
+        told = "σ is inferred" if observed.protection.infers_sigma else f"behind {observed.protection}"
+        return f"norm of the {shared}: {norm:.3g}, over {size:,} entries; {told}"
+    noise = observed.sigma * math.sqrt(size)
+    lead = (
+        f"norm of the {shared}: {norm:.3g}; of the noise in it: {noise:.3g} (σ√D, σ = {observed.sigma:g}, D = {size:,})"
+    )
+    beyond = (norm / noise) ** 2 - 1
+    if beyond <= 3 * math.sqrt(2 / size):
+        return f"{lead}: its norm is that of noise alone"
+    share = math.sqrt(beyond / (1 + beyond))
+    return f"{lead}: " + ("noise hardly changes it" if share > 0.99 else f"{share:.0%} of its length is signal")
 
 
 def _note(title: str, images: np.ndarray, truth: np.ndarray | None, row: int) -> str:
