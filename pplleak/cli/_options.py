@@ -60,6 +60,13 @@ DefenceName = Annotated[
         f"{named.listed(named.defences())}; its settings are --defence.NAME."
     ),
 ]
+LossName = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"Of the client: {named.listed(named.losses())}, with settings as in mse:reduction=sum; "
+        "cross_entropy:label_smoothing=0.1."
+    ),
+]
 PriorName = Annotated[
     str,
     tyro.conf.arg(
@@ -94,6 +101,10 @@ class Victim:
     """With --local-lr: steps of SGD that the client takes."""
     local_batch_size: int | None = None
     """With --local-lr: examples a step (default: all of them)."""
+    loss: LossName = "cross_entropy"
+    normalise: tuple[float, ...] = ()
+    """Mean and sd that a transform outside the network normalises its inputs by: 0.5 0.5, or those of each channel,
+    means first."""
     channel: ChannelName = "gaussian"
     defence: DefenceName = ""
     sigma: float | Literal["infer"] | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from pplleak.client import kernels
-from pplleak.client.loss import total
+from pplleak.client.loss import get, total
 from pplleak.errors import BadInput, require_positive
 
 CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
@@ -25,7 +25,7 @@ CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
 class LocalTraining:
     """FedAvg (McMahan et al. 2017): the client trains on its batch and shares how its weights moved.
 
-        θ_{k+1} = θ_k − lr ∇θ (1/b) Σ_{batch k} ℓ(f_θ_k(x), y)        u = θ_steps − θ_0
+        θ_{k+1} = θ_k − lr ∇θ (1/b) Σ_{batch k} ℓ(f_θ_k(x), y)        u = θ_steps − θ_0        (1/b: as the loss has it)
 
     lr          learning rate η, positive
     steps       local steps of SGD
@@ -55,17 +55,19 @@ def gradients(
     parameters: Mapping[str, Tensor],
     x: Tensor,
     y: Tensor,
+    shares: Tensor,
     noise: Tensor | None = None,
     *,
-    loss: str = "cross_entropy",
+    loss: str,
 ) -> Tensor:
-    """∇θ Σ ℓ(f_θ(x), y) of every row on its own, (rows, size), differentiable in x and in the noise.
+    """∇θ Σ_b shares_b ℓ(f_θ(x_b), y_b) of every row on its own, (rows, size), differentiable in x and in the noise.
 
     Args:
         parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples).
+        shares: (rows, examples), what each example counts (`pplleak.client.loss.Loss.shares`).
         noise: (rows, examples, *noise_shape), of a network that draws some. loss: a name of `pplleak.client.loss`.
     """
-    given = (x, y) if noise is None else (x, y, noise)
+    given = (x, y, shares) if noise is None else (x, y, shares, noise)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     parts = []
     for chunk in zip(*(t.split(CHUNK) for t in given), strict=True):
@@ -81,7 +83,7 @@ def movement(
     y: Tensor,
     training: LocalTraining,
     *,
-    loss: str = "cross_entropy",
+    loss: str,
 ) -> Tensor:
     """θ_after − θ_before of every row, (rows, size), differentiable in x; arguments as for `gradients`."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
@@ -89,9 +91,9 @@ def movement(
     for xk, yk in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         before = weights = _copies(parameters, len(xk))
         for batch in training.batches(x.shape[1]):
-            part = xk[:, batch], yk[:, batch]
+            part = xk[:, batch], yk[:, batch], get(loss).shares(yk[:, batch])
             slopes = _gradient(network, weights, *part, loss=loss, differentiable=differentiable)
-            weights = {n: w - training.lr / len(batch) * slopes[n] for n, w in weights.items()}
+            weights = {n: w - training.lr * slopes[n] for n, w in weights.items()}
             if not differentiable:
                 weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
         parts.append(_flat({n: w - before[n] for n, w in weights.items()}))
@@ -112,11 +114,12 @@ def _gradient(
     copies: Mapping[str, Tensor],
     x: Tensor,
     y: Tensor,
+    shares: Tensor,
     *noise: Tensor,
     loss: str,
     differentiable: bool,
 ) -> dict[str, Tensor]:
-    """∇θ of the summed loss at every row's own copy of the parameters."""
+    """∇θ of the batch's loss at every row's own copy of the parameters."""
     values = dict(network.named_parameters())
     buffers = dict(network.named_buffers())
     owner = {id(p): name for name, p in values.items()}
@@ -128,13 +131,13 @@ def _gradient(
         if p is not None
     }
 
-    def row(given: dict[str, Tensor], xs: Tensor, ys: Tensor, *drawn: Tensor) -> Tensor:
+    def row(given: dict[str, Tensor], xs: Tensor, ys: Tensor, counts: Tensor, *drawn: Tensor) -> Tensor:
         used = {name: given.get(first, values[first]) for name, first in ties.items()}
         output = functional_call(network, {**buffers, **used}, (xs, *drawn), tie_weights=False)
-        return total(loss, output, ys)
+        return total(loss, output, ys, counts)
 
     with torch.enable_grad(), kernels.plain():
-        summed = vmap(row, randomness="error")(dict(copies), x, y, *noise).sum()
+        summed = vmap(row, randomness="error")(dict(copies), x, y, shares, *noise).sum()
         gradients = torch.autograd.grad(
             summed, list(copies.values()), create_graph=differentiable, materialize_grads=True
         )
