@@ -91,6 +91,7 @@ def run(argv: Sequence[str]) -> int:
         beliefs=arguments.beliefs(args),
         settings=options(args, "inference"),
         seed=args.seed,
+        explain=True,
         progress=bar,
     )
     summary = report.write(result, out, Console())

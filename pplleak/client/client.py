@@ -215,7 +215,7 @@ def _checked(client: Client) -> dict[str, Any]:
         if not isinstance(logits, Tensor) or logits.shape != (2, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise BadInput(f"the network must return logits (batch, {classes}), but for a batch of 2 it returns {got}")
-        check(client.loss, logits.shape[-1])
+        check(client.loss, int(logits.shape[-1]))
         if drew or not torch.equal(logits, network(x)):
             raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
         try:

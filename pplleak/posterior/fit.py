@@ -31,17 +31,16 @@ from torch import Tensor
 from pplleak import channels
 from pplleak.channels.gaussian import Gaussian
 from pplleak.client.last_layer import last_layer
-from pplleak.client.loss import get
 from pplleak.density import Density, build
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.posterior import fit_words
 from pplleak.posterior.diagnostics import CHAINS
+from pplleak.posterior.misfit import Misfit
 from pplleak.posterior.posterior import Posterior
 
 DRAWS = 8  # posterior draws that are looked at
 PRIOR_DRAWS = 64  # from which the prior's sd is taken: each pixel's to 9 %, their mean far better
-REPLICATES = 100
 WIDEST = 4096  # pixels up to which a covariance of public images is factorised
 
 
@@ -63,6 +62,8 @@ class Fit:
     signal_to_noise  ‖g‖ / (σ √D): 1 where there is nothing but noise
     prior_sd         standard deviation of a pixel under the prior, mean over pixels
     sd_ratio         posterior sd over prior sd, each averaged over pixels (constant pixels would drown their ratio)
+    cause            in one word, what else explains the gradient, where that was looked for; "" where nothing does
+    cause_nats       by which its evidence is above the model's
     doubts           what speaks against the model, in plain words; the likeliest cause first
     """
 
@@ -82,7 +83,15 @@ class Fit:
     signal_to_noise: float | None = None
     prior_sd: float | None = None
     sd_ratio: float | None = None
+    cause: str | None = None
+    cause_nats: float | None = None
     doubts: tuple[str, ...] = ()
+
+    def explained(self, name: str, words: str, nats: float) -> Fit:
+        """The same with its cause, which comes first among the doubts; a name "" is that of no cause."""
+        lead = f"explained {nats:.0f} nats better by {words}" if name else words
+        kept = fit_words.beside(self) if name else list(self.doubts)
+        return dataclasses.replace(self, cause=name, cause_nats=nats, doubts=(lead, *kept))
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it: no infinity and no NaN."""
@@ -108,7 +117,7 @@ def look(model: Callable[..., Any], observed: Observation, posterior: Posterior,
         density = build(model, observed.client, observed)
         point = posterior.kind not in CHAINS  # draws of a fitted family are none from p(x | g)
         found = [_channel(density, *seen) for seen in _looked_at(posterior, observed, point)]
-        made = _Look(observed, found, density.dim if point else 0)
+        made = Misfit(observed, found, density.dim if point else 0)
         numbers: dict[str, Any] = {**made.misfit(), **made.scale(), **made.bias()}
         numbers |= _spread(density, observed, posterior, made.sigma)
         if prior in ("gaussian", "ppca"):
@@ -156,115 +165,6 @@ def _channel(density: Density, x: Tensor, y: Tensor | None, scalars: dict[str, T
     if not isinstance(law, channels.Channel):
         raise BadInput("the model's gradient comes from no channel of pplleak")
     return law
-
-
-@dataclass(frozen=True, eq=False)
-class _Look:
-    """The channel p(g | u(x)) at every image that is looked at, each as two equal chains; d, see the module."""
-
-    observed: Observation
-    laws: list[channels.Channel]
-    bent: int
-
-    @property
-    def gaussian(self) -> list[Gaussian] | None:
-        """The same as Gaussian channels, where the noise is Gaussian and of one width."""
-        laws = [getattr(law, "clipped", law) for law in self.laws]
-        return laws if all(isinstance(k, Gaussian) for k in laws) else None  # type: ignore[return-value]
-
-    @property
-    def sigma(self) -> float | None:
-        """σ where the noise is Gaussian: as it was told, or in the median where it is inferred."""
-        if self.gaussian is None:
-            return None
-        return float(torch.stack([_sigma(k) for k in self.gaussian]).median())
-
-    def misfit(self) -> dict[str, Any]:
-        laws, g = self.gaussian, self.observed.g
-        norm = float(g.double().norm())
-        if laws is None or self.sigma is None:
-            sigma = self.observed.sigma
-            found = {"signal_to_noise": None if not sigma else norm / (sigma * math.sqrt(len(g)))}
-            return {**found, **self._replicated()}
-        sigma = self.sigma
-        residuals = [(g - k.update.materialise()[0]).double() / _sigma(k) for k in laws]
-        square = torch.stack(residuals).square().mean(0)
-        looks = {n: float(square[where].sum()) for n, where in self.observed.client.slices.items()}
-        sizes = {n: where.stop - where.start for n, where in self.observed.client.slices.items()}
-        sds = {n: self._sds(chi2, sizes[n]) for n, chi2 in looks.items()}
-        total = float(square.sum())
-        worst = min(
-            _two_sided(chi2, n, self.bent) for chi2, n in [(total, len(g)), *((looks[k], sizes[k]) for k in looks)]
-        )
-        return {
-            "chi2_per_entry": total / len(g), "chi2_sd": self._sds(total, len(g)), "layers": sds,
-            "p": min(1.0, worst * (1 + len(looks))), "signal_to_noise": norm / (sigma * math.sqrt(len(g))),
-        }  # fmt: skip
-
-    def _sds(self, chi2: float, size: int) -> float:
-        """Standard deviations that χ² lies beyond its band."""
-        expected = min(max(chi2, size - min(self.bent, size)), size)
-        return (chi2 - expected) / math.sqrt(2 * size)
-
-    def _replicated(self) -> dict[str, Any]:
-        """The discrepancy −log p(g | u(x)) against that of replicates."""
-        try:
-            own = torch.stack([-k.log_prob(self.observed.g).double().flatten()[0] for k in self.laws])
-            drawn = torch.stack(
-                [-k.log_prob(k.sample()).double()[0] for k in self.laws for _ in range(_each(self.laws))]
-            )
-        except NotImplementedError:
-            return {}
-        sd, mean, value = float(drawn.std()), float(drawn.mean()), float(own.mean())
-        if not (math.isfinite(sd) and math.isfinite(mean)):
-            return {}
-        if not math.isfinite(value):
-            return {"chi2_sd": math.inf, "p": 0.0}
-        away = value - min(max(value, mean - self.bent / 2), mean)  # a mode has up to half a nat a coordinate
-        sds = away / max(sd, 1e-3 * max(1.0, abs(mean)) * torch.finfo(torch.float32).eps, 1e-9)
-        return {"chi2_sd": sds, "p": math.erfc(abs(sds) / math.sqrt(2))}
-
-    def scale(self) -> dict[str, float]:
-        """c and its standard error; only where the channel scales nothing itself."""
-        if self.gaussian is None or self.sigma is None:
-            return {}
-        g = self.observed.g
-        inner = sum(float(k.update.inner(g)[0]) for k in self.gaussian) / len(self.gaussian)
-        square = sum(float(k.update.sqnorm()[0]) for k in self.gaussian) / len(self.gaussian)
-        if not square > 0:
-            return {}
-        return {"scale": inner / square, "scale_se": self.sigma / math.sqrt(square)}
-
-    def bias(self) -> dict[str, float]:
-        """What the last bias's gradient sums to."""
-        client, sigma = self.observed.client, self.sigma
-        if sigma is None or not get(client.loss).sums_to_zero or client.noise_shape is not None:
-            return {}
-        try:
-            layer = last_layer(client)
-        except BadInput:
-            return {}
-        if not layer.bias:
-            return {}
-        b = client.split(self.observed.g)[layer.bias].double()
-        rounding = 2 * torch.finfo(self.observed.g.dtype).eps * float(b.abs().max())
-        return {"bias_sum": float(b.sum()), "bias_sum_se": math.sqrt(len(b)) * math.hypot(sigma, rounding)}
-
-
-def _sigma(law: Gaussian) -> Tensor:
-    return torch.as_tensor(law.sigma, dtype=torch.float64).flatten()[0]
-
-
-def _each(laws: list[channels.Channel]) -> int:
-    return max(1, REPLICATES // len(laws))
-
-
-def _two_sided(chi2: float, size: int, bent: int) -> float:
-    """P-value of χ² of `size` entries, of which up to `bent` may have been fitted."""
-    from scipy.special import chdtr, chdtrc  # where it is used: scipy.stats, which has them too, is slow to import
-
-    low = float(chdtr(size - bent, chi2)) if bent < size else 1.0
-    return min(1.0, 2 * min(low, float(chdtrc(size, chi2))))
 
 
 def _spread(density: Density, observed: Observation, posterior: Posterior, sigma: float | None) -> dict[str, float]:

@@ -40,6 +40,11 @@ def doubts(fit: Fit, batch_size: int) -> list[str]:
     return lines
 
 
+def beside(fit: Fit) -> list[str]:
+    """What the numbers say where the cause is known: how far off the model is, without guesses."""
+    return [_of_misfit(fit, guess=False)] if fit.p is not None and fit.p < P else []
+
+
 def _of_scale(fit: Fit, batch_size: int) -> str:
     """The cause that a scale has, in words."""
     seen = [(c, se) for c, se in ((fit.last_scale, fit.last_scale_se), (fit.scale, fit.scale_se)) if c and se]
@@ -59,7 +64,7 @@ def _of_scale(fit: Fit, batch_size: int) -> str:
     )
 
 
-def _of_misfit(fit: Fit) -> str:
+def _of_misfit(fit: Fit, guess: bool = True) -> str:
     if fit.chi2_per_entry is None:
         away = (
             "impossible"
@@ -71,4 +76,4 @@ def _of_misfit(fit: Fit) -> str:
     at = f", most in {where} ({fit.layers[where]:+.0f} sd)" if where else ""
     what = "other weights, another loss, a larger sigma" if fit.chi2_per_entry > 1 else "a smaller sigma"
     return (f"the model does not explain the gradient: chi² is {fit.chi2_per_entry:.3g} an entry, "
-            f"{fit.chi2_sd:+.1f} sd from what it expects{at}: {what}?")  # fmt: skip
+            f"{fit.chi2_sd:+.1f} sd from what it expects{at}{f': {what}?' if guess else ''}")  # fmt: skip

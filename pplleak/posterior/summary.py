@@ -27,8 +27,8 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     ess_tail, bfmi, acceptance, elbo_gain, elbo_error, restarts_nats, restarts_rms: `diagnostics.Health`. seconds.
     trusted: the model fits, the inference converged and the gradient says something; None where one is not known (a
     point estimate has no uncertainty). fits, chi2_per_entry, chi2_sd, scale, scale_se, prior_stretch, outside,
-    signal_to_noise, prior_sd, sd_ratio: `pplleak.posterior.fit.Fit`. converged. doubts: why not, those of the fit
-    (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
+    signal_to_noise, prior_sd, sd_ratio, cause, cause_nats: `pplleak.posterior.fit.Fit`. converged. doubts: why not,
+    those of the fit (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
     approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
     recovered_labels: the labels that were recovered, by which rule, how sure. sigma: of the noise as it was told, or
     its posterior median where it was inferred, with its 90 % interval (sigma_interval).
@@ -101,7 +101,7 @@ def _fit(posterior: Posterior, examined: dict[str, Any]) -> dict[str, Any]:
         "fits": fits,
         "converged": posterior.converged,
         **{n: examined.get(n) for n in ("chi2_per_entry", "chi2_sd", "scale", "scale_se", "prior_stretch", "outside",
-                                        "signal_to_noise", "prior_sd", "sd_ratio")},
+                                        "signal_to_noise", "prior_sd", "sd_ratio", "cause", "cause_nats")},
         "doubts": doubts,
         "doubts_of_fit": list(examined.get("doubts", ())),
     }  # fmt: skip

@@ -86,7 +86,8 @@ def test_every_loss_is_held_to_torchs() -> None:
 @pytest.mark.parametrize(("loss", "said"), [
     ("mze", "did you mean mse"), ("mse:smoothing=1", "no setting 'smoothing'"),
     ("mse:reduction=max", "mean or sum"), ("cross_entropy:label_smoothing=2", "between 0 and 1"),
-    ("mse:weights=(1.0,2.0)", "2 weights, and the network 3 classes"), ("mse:weights=(1.0,-2.0,1.0)", "one positive number"),
+    ("mse:weights=(1.0,2.0)", "2 weights, and the network 3 classes"),
+    ("mse:weights=(1.0,-2.0,1.0)", "one positive number"),
 ])  # fmt: skip
 def test_a_loss_that_is_none_is_one_line(loss: str, said: str) -> None:
     with pytest.raises(BadInput, match=said.replace("(", r"\(")):

@@ -24,6 +24,7 @@ from pplleak.posterior import Posterior, fit, information
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
+from pplleak.studies.attack import causes
 
 
 def believe(
@@ -96,6 +97,7 @@ def attack(
     beliefs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
+    explain: bool = False,
     progress: ProgressBar = silent,
 ) -> Posterior:
     """Attack an observation with a model and an inference, each a name or a path.
@@ -108,6 +110,8 @@ def attack(
             falls to what the model's file prefers (`programs.preferred`). A model's file may also know how to read
             labels that were not shared off g (`pplleak.density.label_rules`).
         seed: of the inference; one seed, one result.
+        explain: where the model does not explain the gradient, try other clients (`causes`): about a dozen short
+            searches more.
     """
     provenance = dict(observed.provenance)
     beliefs = {**(beliefs or {}), **({} if prior is None else {"prior": prior})}
@@ -130,7 +134,7 @@ def attack(
             leaked = {"bits": gained.value, "bits_se": gained.se}
     attrs = {
         **leaked,
-        "fit": _fit(bound, observed, posterior),
+        "fit": _fit(bound, observed, posterior, progress if explain else None),
         "model": model,
         "inference": inference,
         "beliefs": _plain(bound.keywords),
@@ -177,14 +181,24 @@ def _read(observed: Observation, model: str) -> dict[str, Any]:
     return said
 
 
-def _fit(bound: functools.partial[Any], observed: Observation, posterior: Posterior) -> dict[str, Any] | None:
-    """How well the model explains the observation; None where that cannot be computed, which fails no attack."""
+def _fit(
+    bound: functools.partial[Any], observed: Observation, posterior: Posterior, explaining: ProgressBar | None
+) -> dict[str, Any] | None:
+    """How well the model explains the observation; None where that cannot be computed, which fails no attack.
+
+    explaining: shows the search for a cause where it does not; None looks for none.
+    """
     preset = inspect.signature(bound).parameters.get("prior")
     prior = "" if preset is None or preset.default is preset.empty else Named.parse(preset.default).name
     try:
-        return fit.look(bound, observed, posterior, prior).plain()
-    except (BadInput, RuntimeError, ValueError, NotImplementedError, KeyError, AttributeError):
+        found = fit.look(bound, observed, posterior, prior)
+    except (BadInput, RuntimeError, ValueError):  # a model of the user's own, a channel without replicates
         return None
+    if explaining is not None and found.fits is False and not posterior.interrupted:
+        with suppress(KeyboardInterrupt):  # what was found stays
+            cause = causes.explain(bound, observed, explaining)
+            found = found if cause is None else found.explained(cause.name, cause.words, cause.nats)
+    return found.plain()
 
 
 @contextmanager

@@ -1,0 +1,237 @@
+"""Why does the model not explain the gradient? Other clients that cost little to try, compared by their evidence.
+
+An attack on a client that is another one than its adversary believes finds a wrong image, and `pplleak.posterior.fit`
+doubts it. What it is instead is asked of every alternative that can be written down,
+
+    log p(g | alternative) ≈ log p(ẑ, g) + (d/2) log 2π − ½ log |H|,   ẑ the highest point of a short search   (Laplace)
+
+and the one with the highest evidence is named, if it explains the gradient by the same look that the model failed. The
+search ends at the first that explains it and is better beyond all doubt: they stand in the order of their simplicity.
+What an alternative leaves open (a factor, a mean and an sd, σ) is one more latent, with a weak prior.
+
+Source: MacKay 2003, chapter 28 (model comparison).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pplleak import channels
+from pplleak.client import Client
+from pplleak.client.loss import DEFAULT
+from pplleak.client.update import Update
+from pplleak.density import Density, Model, build, whitening
+from pplleak.density.decrement import polish
+from pplleak.density.search import maximise
+from pplleak.density.surrogate import Surrogate
+from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
+from pplleak.posterior.fit_words import P
+from pplleak.posterior.misfit import Misfit
+from pplleak.progress import ProgressBar, silent
+
+SCREENED, STARTS, STEPS, POLISH = 64, 4, 100, 5  # draws of the prior; of them, where a search starts; its length
+WIDEST = 1024  # latents up to which an evidence is worth its Hessian; beyond, the highest densities are compared
+MOST_LABELS = 100  # combinations of labels that are summed over
+CLEARLY = 5.0  # nats by which an alternative must be better
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Altered(Client):
+    """A client that feeds before(x) to its network, and shares after(u)."""
+
+    before: Callable[[Tensor], Tensor] | None = None
+    after: Callable[[Update], Update] | None = None
+
+    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
+        u = super().update(x if self.before is None else self.before(x), y, noise)
+        return u if self.after is None else self.after(u)
+
+
+@dataclass(frozen=True, eq=False)
+class Alternative:
+    """Another client or belief, and what is said of it: `words` may hold {latent} of `read`, as NAME: function."""
+
+    name: str
+    words: str
+    model: Model
+    client: Client
+    observed: Observation
+    read: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What explains a gradient that the model does not.
+
+    name   in one word, as a table has it; "" where nothing that was tried explains it
+    words  in plain words
+    nats   by which its evidence is above the model's
+    p      p-value of its own worst misfit
+    """
+
+    name: str
+    words: str
+    nats: float
+    p: float
+
+
+def explain(model: Model, observed: Observation, progress: ProgressBar = silent) -> Cause | None:
+    """The likeliest of the alternatives, or the Cause "" where none explains the gradient; None where none applies.
+
+    Draws by generators of its own; torch's stays as it was.
+    """
+    if isinstance(observed.client, Surrogate):
+        return None
+    tried = list(alternatives(model, observed))
+    if not tried:
+        return None
+    own = Alternative("", "", model, observed.client, observed)
+    found: list[Cause] = []
+    # χ² of what explains g is known to √(2 D) or so: nobody is better by more than a few of these
+    beyond_doubt = 10 * math.sqrt(2 * len(observed.g))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            base, _, _ = _evidence(own)
+        except (BadInput, RuntimeError, ValueError):
+            return None
+        for k in progress("other clients", len(tried)):
+            torch.manual_seed(k)
+            try:
+                value, p, words = _evidence(tried[k])
+            except (BadInput, RuntimeError, ValueError):  # one that this client cannot be
+                continue
+            found.append(Cause(tried[k].name, words, value - base, p))
+            if p >= P and value - base > beyond_doubt:
+                break
+    explaining = [c for c in found if c.nats > CLEARLY and c.p >= P]
+    if explaining:  # the first, and simplest, of those that no other is clearly better than
+        most = max(c.nats for c in explaining)
+        return next(c for c in explaining if c.nats > most - CLEARLY)
+    best = max(found, key=lambda c: c.nats, default=None)
+    near = f" (the nearest, {best.words}, does not, either)" if best and best.nats > CLEARLY else ""
+    return Cause("", f"none of {len(found)} other clients explains it{near}: other weights or buffers?",
+                 best.nats if best else 0.0, best.p if best else 0.0)  # fmt: skip
+
+
+# -- what is tried -------------------------------------------------------------------------------------------------
+
+
+def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
+    """Every other client that the observation might come from, as far as it is cheap to try."""
+    client, size = observed.client, observed.batch_size
+
+    def other(name: str, words: str, altered: Client, *read: Any, seen: Observation = observed) -> Alternative:
+        return Alternative(name, words, model, altered, replace(seen, client=altered), read)
+
+    for name, words, factor in (
+        ("half_loss", "half the loss", 0.5),
+        ("double_loss", "twice the loss", 2.0),
+        ("sum", f"a loss that is summed over the batch of {size}, not averaged", float(size)),
+        ("turned", "its sign turned round (a step, not a gradient)", -1.0),
+    ):
+        if name != "sum" or size > 1:
+            if name == "double_loss" and size == 2:
+                continue  # is the sum over two
+            yield other(name, words, _scaled(client, functools.partial(_scale, factor=factor)))
+    yield other("scale", "{log_scale} times the loss", _scaled(client, _free_scale), ("log_scale", torch.exp))
+    if client.loss == DEFAULT:
+        for name, loss, words in (
+            ("label_smoothing", "cross_entropy:label_smoothing=0.1", "a label smoothing of 0.1"),
+            ("label_smoothing", "cross_entropy:label_smoothing=0.2", "a label smoothing of 0.2"),
+            ("mse", "mse", "the mean squared error (mse)"),
+            ("bce", "bce", "a binary cross entropy of every class (bce)"),
+        ):
+            yield other(name, words, replace(client, loss=loss))
+        for name, words in (("mse", "the squared error (mse)"), ("bce", "a binary cross entropy of every class (bce)")):
+            free = _scaled(replace(client, loss=name), _free_scale)
+            yield other(name, words + " times {log_scale}", free, ("log_scale", torch.exp))
+    if size > 1:
+        free = _scaled(client, functools.partial(_free_weights, size=size))
+        yield other("class_weights", "examples that count differently (weights of the classes?)", free)
+    words = "inputs that are normalised outside the network, by a mean of {shift} and an sd of {log_width}"
+    free = _altered(client, before=_normalised)
+    yield other("normalised", words, free, ("shift", torch.clone), ("log_width", torch.exp))
+    if observed.labels is not None and client.num_classes**size <= MOST_LABELS:
+        yield other("labels", "other labels: {y}", client, seen=replace(observed, labels=None))
+    if client.local is not None:
+        for steps in sorted({1, client.local.steps - 1, client.local.steps + 1, 2 * client.local.steps} - {
+            0, client.local.steps}):  # fmt: skip
+            trained = replace(client.local, steps=steps)
+            yield other("local_steps", f"{steps} local steps", replace(client, local=trained))
+    named = getattr(model, "keywords", {}).get("channel")
+    if isinstance(named, channels.Named) and "sigma" in named.settings:
+        infers = functools.partial(model, channel=named.with_(sigma=channels.INFER))
+        yield Alternative("sigma", "a noise of σ = {log_sigma}", infers, client, observed, (("log_sigma", torch.exp),))
+
+
+def _altered(client: Client, **how: Any) -> Altered:
+    return Altered(**{f.name: getattr(client, f.name) for f in fields(Client)}, **how)
+
+
+def _scaled(client: Client, factors: Callable[[Update], Tensor]) -> Altered:
+    """The client that shares Σ_b factors_b u_b, factors (…, B) or (…, 1)."""
+    return _altered(client, after=lambda u: u.scaled(factors(u)))
+
+
+def _scale(u: Update, factor: float) -> Tensor:
+    return torch.full((*u.shape, 1), factor)
+
+
+def _free_scale(u: Update) -> Tensor:
+    return pyro.sample("log_scale", dist.Normal(0.0, 2.0)).exp().expand(u.shape)[..., None]
+
+
+def _free_weights(u: Update, size: int) -> Tensor:
+    log = pyro.sample("log_weights", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+    return log.exp().expand(*u.shape, size)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    shift, log_width = pyro.sample("shift", dist.Normal(0.5, 0.5)), pyro.sample("log_width", dist.Normal(-1.0, 1.0))
+    shape = (*shift.shape, *(1,) * (x.dim() - shift.dim()))
+    return (x - shift.reshape(shape)) / log_width.exp().reshape(shape)
+
+
+# -- how well it explains ------------------------------------------------------------------------------------------
+
+
+def _evidence(each: Alternative) -> tuple[float, float, str]:
+    """log p(g | alternative) by Laplace, the p-value of its misfit at the mode, and its words."""
+    density = build(each.model, each.client, each.observed)
+    with torch.no_grad():
+        drawn = density.sample_prior(SCREENED)
+        heights = torch.nan_to_num(density(drawn), nan=-math.inf)
+    found = maximise(density, begin=drawn[heights.topk(STARTS).indices], steps=STEPS)
+    z, _ = polish(functools.partial(density, jacobian=False), found.z[0], POLISH)
+    with torch.no_grad():
+        value = float(density(z[None]))
+    if density.dim <= WIDEST:
+        value += whitening.fit(density, z, newton=0).log_det + density.dim / 2 * math.log(2 * math.pi)
+    law, values = _at(density, z)
+    p = Misfit(each.observed, [law], density.dim).misfit().get("p", 0.0)
+    shown = {n: f"{float(change(values[n].reshape(-1)[0])):.2g}" for n, change in each.read}
+    shown["y"] = " ".join(map(str, values["y"][0].tolist()))
+    return value, p, each.words.format(**shown)
+
+
+@torch.no_grad()
+def _at(density: Density, z: Tensor) -> tuple[channels.Channel, dict[str, Tensor]]:
+    """The channel and the sites' values at one point, as two equal chains; open labels are the likeliest ones."""
+    torch.manual_seed(0)
+    pair = z.expand(2, -1)
+    values, _ = density.constrain(pair)
+    _, y = density.images(pair[:1].expand(32, -1))
+    labels, counts = y.unique(dim=0, return_counts=True)
+    values["y"] = labels[counts.argmax()].expand(2, -1)
+    return density.trace(values, 2).nodes["g"]["fn"], values

@@ -1,0 +1,99 @@
+"""Where the model does not explain the gradient, the cause is named, and it is the right one; or none is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import run
+
+import pplleak as pl
+from pplleak import programs
+from pplleak.federation.observation import Observation
+from pplleak.studies.attack import causes
+from pplleak.studies.attack.attack import believe
+
+SCENE: dict[str, Any] = {"index": 3, "protection": "gaussian:sigma=0.01", "network": "mlp:widths=(16,)"}
+
+
+def scene(**more: Any) -> Observation:
+    return pl.observe(pl.Scenario(**{**SCENE, **more}))
+
+
+def believing(observed: Observation, **client: Any) -> Observation:
+    """The same gradient, to an adversary who believes in another client."""
+    return replace(observed, client=replace(observed.client, **client))
+
+
+def wrong_loss(loss: str, **more: Any) -> Observation:
+    return believing(scene(loss=loss, **more), loss="cross_entropy")
+
+
+def normalised() -> Observation:
+    return replace(scene(normalise=(0.3, 0.25)), client=scene().client)
+
+
+def mislabelled() -> Observation:
+    observed = scene()
+    assert observed.labels is not None
+    return replace(observed, labels=(observed.labels + 1) % 10)
+
+
+def louder() -> Observation:
+    return replace(scene(protection="gaussian:sigma=0.02"), protection=scene().protection)
+
+
+CASES: dict[str, Callable[[], Observation]] = {
+    "half_loss": lambda: wrong_loss("cross_entropy:reduction=sum,weights=(" + "0.5," * 10 + ")"),
+    "sum": lambda: wrong_loss("cross_entropy:reduction=sum", batch_size=3),
+    "scale": lambda: wrong_loss("cross_entropy:reduction=sum,weights=(" + "7.0," * 10 + ")"),
+    "label_smoothing": lambda: wrong_loss("cross_entropy:label_smoothing=0.2"),
+    "mse": lambda: wrong_loss("mse"),
+    "bce": lambda: wrong_loss("bce:reduction=sum"),
+    "class_weights": lambda: wrong_loss(
+        "cross_entropy:weights=(0.3,3.0,0.3,3.0,1.0,1.0,0.3,0.3,3.0,0.3)", batch_size=2
+    ),
+    "normalised": normalised,
+    "labels": mislabelled,
+    "sigma": louder,
+    "": lambda: replace(scene(), client=scene(seed=1).client),  # other weights: nothing that is tried has them
+}
+
+
+def explained(observed: Observation) -> causes.Cause:
+    found = causes.explain(believe(programs.load("models", "optimal"), observed), observed)
+    assert found is not None
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_cause_is_named(name: str) -> None:
+    found = explained(CASES[name]())
+    assert found.name == name, found
+    assert (found.nats > causes.CLEARLY and found.p > 1e-3) if name else "other weights" in found.words
+
+
+def test_a_right_client_has_no_cause() -> None:
+    """Nothing is better than the truth by more than luck: no cause is named, and asking leaves the generator alone."""
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert explained(scene()).name == ""
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_command_line_says_the_cause_first(tmp_path: Path) -> None:
+    file, out = tmp_path / "o.safetensors", tmp_path / "attack"
+    observed = scene(loss="mse")
+    pl.save(replace(observed, client=replace(observed.client, loss="cross_entropy")), file)
+    quick = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "200"]
+    assert run(["attack", "--observed", str(file), *quick, "--out", str(out)]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["fits"] is False and summary["cause"] == "mse" and summary["cause_nats"] > 100
+    assert summary["doubts"][0].startswith("explained ") and "the mean squared error" in summary["doubts"][0]
+    assert not any(doubt.endswith("?") for doubt in summary["doubts_of_fit"])  # no guesses beside what is known
