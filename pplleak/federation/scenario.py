@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,4 +246,4 @@ def _of_client(network: Named, checkpoint: str | Path | None, local: LocalTraini
     made: dict[str, Any] = {"network": network.name, "network_settings": dict(network.settings)}
     if checkpoint:
         made["checkpoint"] = str(checkpoint)
-    return {**made, "local": asdict(local)} if local else made
+    return {**made, "local": local.to_json()} if local else made
