@@ -86,7 +86,10 @@ class Local:
     """Examples a step (default: all of them)."""
     local_drop_last: bool = False
     """With --local-epochs: leave a short last batch out."""
-    local_optimizer: Annotated[str, tyro.conf.arg(help=f"{named.written(named.algorithms('optimizer'))}.")] = "sgd"
+    local_optimizer: Annotated[
+        str,
+        tyro.conf.arg(help=f"NAME:SETTING=VALUE,… of {named.written(named.algorithms('optimizer'))}."),
+    ] = "sgd"
     local_schedule: Annotated[
         str,
         tyro.conf.arg(help=f"Of the learning rate: {named.written(named.algorithms('schedule'))}."),

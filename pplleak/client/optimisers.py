@@ -174,6 +174,14 @@ def bound(kind: Kind, named: Named) -> Callable[..., Any]:
     return functools.partial(globals()[named.name], **named.settings)
 
 
+def keeps_sums(named: Named) -> bool:
+    """Whether an optimiser's steps sum to 0 where slopes do, as a last bias' do under cross entropy: not where each
+    entry has a scale of its own (Adam), nor where w decays."""
+    w, slope = torch.tensor([[[0.5, 1.0, 2.0], [3.0, -1.0, -2.0]]], dtype=torch.float64).unbind(1)
+    moved, _ = bound("optimizer", named)(w, slope, (), 1, 1.0)
+    return abs(float((moved - w).sum())) < 1e-9
+
+
 def check(kind: Kind, given: str | Named) -> Named:
     """An optimiser or a schedule with all its settings, those that are not given at their defaults.
 

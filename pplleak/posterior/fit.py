@@ -31,6 +31,7 @@ from torch import Tensor
 from pplleak import channels
 from pplleak.channels.gaussian import Gaussian
 from pplleak.client.last_layer import last_layer
+from pplleak.client.optimisers import keeps_sums
 from pplleak.density import Density, build
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
@@ -238,6 +239,8 @@ class _Look:
         """What the last bias's gradient sums to."""
         client, sigma = self.observed.client, self.sigma
         if sigma is None or client.loss != "cross_entropy" or client.noise_shape is not None:
+            return {}
+        if client.local is not None and not keeps_sums(client.local.optimizer):
             return {}
         try:
             layer = last_layer(client)

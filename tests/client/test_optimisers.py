@@ -213,6 +213,22 @@ def test_each_row_is_clipped_by_its_own_length() -> None:
     torch.testing.assert_close(found["b"].flatten(), torch.tensor([0.8, 0.4]))
 
 
+@pytest.mark.parametrize(
+    ("how", "keeps"),
+    [
+        ("sgd:momentum=0.9,nesterov=True", True), ("sgd:weight_decay=0.01", False), ("adam", False),
+        ("adamw:weight_decay=0", False),
+    ],
+)  # fmt: skip
+def test_whether_the_last_bias_moves_by_nothing_in_all(how: str, keeps: bool) -> None:
+    training = LocalTraining(0.1, 3, 2, optimizer=Named.parse(how), clip=1.0, prox=0.1)
+    client = client_of(training)
+    name = list(client.layers)[-1]
+    moved = client.update(*batch_of(client, (), 2)).materialise()[client.slices[name]]
+    assert len(moved) == 3
+    assert (abs(float(moved.sum())) < 1e-12) == keeps == optimisers.keeps_sums(training.optimizer)
+
+
 # -- what is refused, kept and said -----------------------------------------------------------------------------------
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
