@@ -19,6 +19,7 @@ from torch.nn.functional import one_hot
 
 from pplleak import channels
 from pplleak.client import Client
+from pplleak.client.loss import require_cross_entropy
 from pplleak.priors.uniform import uniform
 
 MAP = {"optimizer": "lbfgs", "box": True, "starts": 1, "steps": 300}
@@ -32,6 +33,7 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, alpha: flo
             all of the attack's loss alike.
         alpha: weight of the distance of prediction and label, beside the squared gradient distance.
     """
+    require_cross_entropy(client.loss, "the model cpl compares predictions as under")
     x = pyro.sample("x", uniform(client.input_shape, batch_size))
     y = pyro.sample("y", client.label_prior(batch_size))
     event = len(client.input_shape) + 1

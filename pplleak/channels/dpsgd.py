@@ -10,6 +10,7 @@ from torch import Tensor
 from pplleak.channels._base import Channel
 from pplleak.channels.gaussian import Gaussian
 from pplleak.client import Client
+from pplleak.client.loss import get
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
 
@@ -56,7 +57,11 @@ class DPSGD(Channel):
 
 
 def require_examples(client: Client, batch_size: int) -> None:
-    """Raise BadInput where an example has no gradient of its own, which DP-SGD could clip."""
+    """Raise BadInput where an example has no gradient of its own, which DP-SGD could clip, or no equal part."""
+    loss = get(client.loss)
+    if loss.weights or loss.reduction != "mean":
+        raise BadInput(f"channel dpsgd averages over the clipped examples, and the loss is {client.loss}: take a mean "
+                       "without weights of the classes")  # fmt: skip
     if client.mixes_batch and batch_size > 1:
         raise BadInput(
             "channel dpsgd clips each example's gradient, but the network mixes its batch (BatchNorm in train mode): "

@@ -10,6 +10,7 @@ import torch
 
 from pplleak import channels, data
 from pplleak.cli._options import Local, given, options
+from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery, surrogate
 from pplleak.errors import BadInput
@@ -62,6 +63,8 @@ def scenario(args: Any, index: int | None = None, noise_seed: int | None = None)
         network=Named(args.network, options(args, "network")),
         checkpoint=args.checkpoint,
         local=local(args),
+        loss=args.loss,
+        normalise=args.normalise,
         protection=protection(args),
         seed=args.seed,
         noise_seed=noise_seed,
@@ -105,6 +108,9 @@ def attacked(args: Any, network: str) -> Observation:
     if args.observed:
         if args.defence:
             raise BadInput("an observation says which defence it went through: leave --defence out")
+        if args.loss != DEFAULT or args.normalise:
+            raise BadInput("an observation says the loss of its client, and what its inputs were normalised by: leave "
+                           "--loss and --normalise to `pplleak observe`")  # fmt: skip
         made = load(
             args.observed,
             network=Named(network, options(args, "network")),

@@ -17,6 +17,7 @@ NETWORKS, CHANNELS, DEFENCES, DATA, PRIORS = (
     ROOT / p for p in ("client/networks", "channels", "federation/defences", "data", "priors")
 )
 OPTIMISERS = ROOT / "client" / "optimisers.py"
+LOSSES = ROOT / "client" / "loss.py"
 GIVEN = {"self", "cls", "update", "client", "batch_size", "public", "sigma"}  # a channel's: not by --channel.NAME
 Definition = ast.FunctionDef | ast.ClassDef
 Place = tuple[Path, str]  # a file, and the function or class in it
@@ -69,6 +70,16 @@ def defences() -> dict[str, Place]:
         entries = [f for f in ("share", "network") if f in sources.defined(path)]
         places |= {name: (path, entries[0])} if entries else {}
     return places
+
+
+@functools.cache
+def losses() -> dict[str, Place]:
+    """The losses of a client: the functions (output, y, *, settings) of `pplleak.client.loss`."""
+    return {
+        name: (LOSSES, name)
+        for name, node in sources.defined(LOSSES).items()
+        if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args] == ["logits", "y"] and name[0] != "_"
+    }
 
 
 @functools.cache

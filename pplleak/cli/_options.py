@@ -62,6 +62,13 @@ DefenceName = Annotated[
         f"{named.listed(named.defences())}; its settings are --defence.NAME."
     ),
 ]
+LossName = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"Of the client: {named.listed(named.losses())}, with settings as in mse:reduction=sum; "
+        "cross_entropy:label_smoothing=0.1."
+    ),
+]
 PriorName = Annotated[
     str,
     tyro.conf.arg(
@@ -126,6 +133,10 @@ class Victim:
     checkpoint: Path | None = None
     """Trained weights: a safetensors file of the network's state_dict (default: weights drawn from --seed)."""
     local: LocalFlags = Local()
+    loss: LossName = "cross_entropy"
+    normalise: tuple[float, ...] = ()
+    """Mean and sd that a transform outside the network normalises its inputs by: 0.5 0.5, or those of each channel,
+    means first."""
     channel: ChannelName = "gaussian"
     defence: DefenceName = ""
     sigma: float | Literal["infer"] | None = None

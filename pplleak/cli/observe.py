@@ -63,7 +63,8 @@ def _wrapped(args: Any) -> Any:
     protection = _noise(args, arguments.protection(args), shared.gradient)
     client = build_client(
         network, args.input_shape, args.num_classes, seed=args.seed, dtype=args.dtype, parameters=shared.parameters,
-        where=str(args.gradient), checkpoint=args.checkpoint, local=arguments.local(args), defence=protection.defence,
+        where=str(args.gradient), checkpoint=args.checkpoint, local=arguments.local(args), loss=args.loss,
+        normalise=args.normalise, defence=protection.defence,
     )  # fmt: skip
     if not shared.parameters and args.checkpoint is None:
         require_weights(client, network, str(args.gradient), seed=args.seed)
@@ -71,7 +72,7 @@ def _wrapped(args: Any) -> Any:
     labels = None
     if args.shared_labels is not None:
         labels = check_labels(list(args.shared_labels), args.num_classes, args.batch_size)
-    provenance = {"network": network.name, "network_settings": dict(network.settings)}
+    provenance = {"network": network.name, "network_settings": dict(network.settings), "normalise": args.normalise}
     return Observation(g, args.batch_size, labels, client, protection, provenance=provenance)
 
 

@@ -1,6 +1,6 @@
 """The client: the victim's network, its loss, and the update it computes on a batch.
 
-    u(x, y) = ∇θ (1/B) Σ_b ℓ(f_θ(x_b), y_b),   ℓ the cross entropy            (FedSGD, one gradient)
+    u(x, y) = ∇θ (1/B) Σ_b ℓ(f_θ(x_b), y_b),   ℓ and its mean: `pplleak.client.loss`   (FedSGD, one gradient)
     u(x, y) = θ_after − θ_before                                               (FedAvg, `LocalTraining`)
 
 A network that draws noise ε for every example (`pplleak.federation.defences.precode`, `dropout`) has a `noise_shape`,
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pplleak.client import kernels, taps, training
 from pplleak.client.factors import Entries, Factor
-from pplleak.client.loss import Output, get, total
+from pplleak.client.loss import DEFAULT, Output, check, get, total
 from pplleak.client.smoothness import probe
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
@@ -46,7 +46,7 @@ class Client:
     input_shape  of one example
     num_classes  of the logits; 0: as many as the network returns
     local        what the client trains on its own before it shares, or None: it shares its gradient
-    loss         ℓ, a name of `pplleak.client.loss`
+    loss         ℓ, a name of `pplleak.client.loss`, with settings: `cross_entropy:label_smoothing=0.1`
     layers       the trainable parameters in the order in which the flat update holds them: name -> shape
     lazy         True where every parameter has a closed form, False where the update is materialised
     mixes_batch  True where an example's output depends on the rest of its batch (BatchNorm in train mode)
@@ -62,7 +62,7 @@ class Client:
     input_shape: tuple[int, ...]
     num_classes: int = 0
     local: LocalTraining | None = None
-    loss: str = "cross_entropy"
+    loss: str = DEFAULT
     layers: dict[str, torch.Size] = field(default_factory=dict)
     lazy: bool = False
     mixes_batch: bool = False
@@ -135,8 +135,10 @@ class Client:
         lead, batch = y.shape[:-1], y.shape[-1]
         slices = self.slices
 
-        def loss(output: Output) -> Tensor:  # of the mean over each chain's batch
-            return total(self.loss, output, y.flatten()) / batch
+        shares = get(self.loss).shares(y).flatten()
+
+        def loss(output: Output) -> Tensor:  # each chain's own, all in one sum
+            return total(self.loss, output, y.flatten(), shares)
 
         given = [t.flatten(0, len(lead)) for t in (x, noise) if t is not None]
 
@@ -169,7 +171,8 @@ class Client:
         if self.local:
             examples = training.movement(self.network, self.parameters, xs, ys, self.local, loss=self.loss)
         else:
-            examples = training.gradients(self.network, self.parameters, xs, ys, noise, loss=self.loss) / batch
+            shares = get(self.loss).shares(y).reshape(ys.shape)
+            examples = training.gradients(self.network, self.parameters, xs, ys, shares, noise, loss=self.loss)
         return DenseUpdate(examples.reshape(*lead, rows, -1))
 
     def split(self, g: Tensor) -> dict[str, Tensor]:
@@ -212,9 +215,7 @@ def _checked(client: Client) -> dict[str, Any]:
         if not isinstance(logits, Tensor) or logits.shape != (2, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise BadInput(f"the network must return logits (batch, {classes}), but for a batch of 2 it returns {got}")
-        if classes == 1 and client.loss == "cross_entropy":
-            raise BadInput("the network has one logit, and the cross entropy of one class is 0 whatever the data: its "
-                           "gradient says nothing; give a network with a logit for each class")  # fmt: skip
+        check(client.loss, logits.shape[-1])
         if drew or not torch.equal(logits, network(x)):
             raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
         try:

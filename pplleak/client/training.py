@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from pplleak.client import kernels, optimisers
-from pplleak.client.loss import total
+from pplleak.client.loss import get, total
 from pplleak.client.optimisers import At, State
 from pplleak.errors import BadInput, require_positive
 from pplleak.settings import Named
@@ -31,7 +31,7 @@ CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
 class LocalTraining:
     """FedAvg (McMahan et al. 2017): the client trains on its batch and shares how its weights moved.
 
-        θ_{k+1} = θ_k − lr ∇θ (1/b) Σ_{batch k} ℓ(f_θ_k(x), y)        u = θ_steps − θ_0
+        θ_{k+1} = θ_k − lr ∇θ (1/b) Σ_{batch k} ℓ(f_θ_k(x), y)        u = θ_steps − θ_0        (1/b: as the loss has it)
 
     The order of a step is that of the usual loop: the loss with FedProx' term, its gradient, clipping, the optimiser.
 
@@ -144,17 +144,19 @@ def gradients(
     parameters: Mapping[str, Tensor],
     x: Tensor,
     y: Tensor,
+    shares: Tensor,
     noise: Tensor | None = None,
     *,
-    loss: str = "cross_entropy",
+    loss: str,
 ) -> Tensor:
-    """∇θ Σ ℓ(f_θ(x), y) of every row on its own, (rows, size), differentiable in x and in the noise.
+    """∇θ Σ_b shares_b ℓ(f_θ(x_b), y_b) of every row on its own, (rows, size), differentiable in x and in the noise.
 
     Args:
         parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples).
+        shares: (rows, examples), what each example counts (`pplleak.client.loss.Loss.shares`).
         noise: (rows, examples, *noise_shape), of a network that draws some. loss: a name of `pplleak.client.loss`.
     """
-    given = (x, y) if noise is None else (x, y, noise)
+    given = (x, y, shares) if noise is None else (x, y, shares, noise)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     parts = []
     for chunk in zip(*(t.split(CHUNK) for t in given), strict=True):
@@ -170,7 +172,7 @@ def movement(
     y: Tensor,
     training: LocalTraining,
     *,
-    loss: str = "cross_entropy",
+    loss: str,
 ) -> Tensor:
     """u of every row, what is shared of θ_after − θ_before, (rows, size), differentiable in x; arguments as
     for `gradients`."""
@@ -182,10 +184,10 @@ def movement(
         states: dict[str, State] = dict.fromkeys(weights, ())
         steps = zip(training.batches(x.shape[1]), training.rates(x.shape[1]), strict=True)
         for k, (batch, lr) in enumerate(steps, 1):
-            part = xk[:, batch], yk[:, batch]
+            part = xk[:, batch], yk[:, batch], get(loss).shares(yk[:, batch])
             slopes = _gradient(network, weights, *part, loss=loss, differentiable=differentiable)
             with torch.set_grad_enabled(differentiable):
-                slopes = _followed({n: s / len(batch) for n, s in slopes.items()}, weights, before, training)
+                slopes = _followed(slopes, weights, before, training)
                 moved = {n: optimiser(w, slopes[n], states[n], k, lr) for n, w in weights.items()}
             weights, states = ({n: m[i] for n, m in moved.items()} for i in (0, 1))
             if not differentiable:
@@ -217,11 +219,12 @@ def _gradient(
     copies: Mapping[str, Tensor],
     x: Tensor,
     y: Tensor,
+    shares: Tensor,
     *noise: Tensor,
     loss: str,
     differentiable: bool,
 ) -> dict[str, Tensor]:
-    """∇θ of the summed loss at every row's own copy of the parameters."""
+    """∇θ of the batch's loss at every row's own copy of the parameters."""
     values = dict(network.named_parameters())
     buffers = dict(network.named_buffers())
     owner = {id(p): name for name, p in values.items()}
@@ -233,13 +236,13 @@ def _gradient(
         if p is not None
     }
 
-    def row(given: dict[str, Tensor], xs: Tensor, ys: Tensor, *drawn: Tensor) -> Tensor:
+    def row(given: dict[str, Tensor], xs: Tensor, ys: Tensor, counts: Tensor, *drawn: Tensor) -> Tensor:
         used = {name: given.get(first, values[first]) for name, first in ties.items()}
         output = functional_call(network, {**buffers, **used}, (xs, *drawn), tie_weights=False)
-        return total(loss, output, ys)
+        return total(loss, output, ys, counts)
 
     with torch.enable_grad(), kernels.plain():
-        summed = vmap(row, randomness="error")(dict(copies), x, y, *noise).sum()
+        summed = vmap(row, randomness="error")(dict(copies), x, y, shares, *noise).sum()
         gradients = torch.autograd.grad(
             summed, list(copies.values()), create_graph=differentiable, materialize_grads=True
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.client.last_layer import ELSE, inputs, last_layer
+from pplleak.client.loss import require_cross_entropy
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 
@@ -245,6 +246,7 @@ def recover(
     """
     if client.local is not None:
         raise BadInput(f"labels are recovered from a gradient, and this client shares local training: {ELSE}")
+    require_cross_entropy(client.loss, "labels are read off the gradient of")
     if channel not in ADDITIVE:
         raise BadInput(f"labels are recovered behind {' or '.join(ADDITIVE)} noise, not behind '{channel}': {ELSE}")
     layer = last_layer(client)

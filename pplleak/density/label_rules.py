@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.client.last_layer import last_layer
+from pplleak.client.loss import require_cross_entropy
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 
@@ -50,6 +51,7 @@ def of_distinct(client: Client, observed: Observation) -> Tensor:
 
 def _logits_layer(client: Client, g: Tensor) -> tuple[Tensor, Tensor | None]:
     """The gradient of the last layer's weight (classes, features), and of its bias (classes,) where it has one."""
+    require_cross_entropy(client.loss, "a model's rule reads labels off the gradient of")
     layer = last_layer(client, "give them, or take a model without a rule")
     parts = client.split(g)
     return parts[layer.weight], parts[layer.bias] if layer.bias else None

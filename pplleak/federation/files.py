@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pplleak import runs
 from pplleak.client import weights
+from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.federation.protection import Protection
@@ -49,6 +50,8 @@ def write(
     batch_size: int = 1,
     labels: list[int] | None = None,
     local: LocalTraining | None = None,
+    loss: str = DEFAULT,
+    normalise: Sequence[float] = (),
 ) -> None:
     """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
 
@@ -62,6 +65,8 @@ def write(
             as it is: the server knows the protocol.
         batch_size: examples behind the gradient.
         labels: where the client shared them. local: what it trained, where it shares how its weights moved.
+        loss: a name of `pplleak.client.loss` with settings. normalise: mean and sd of what the network sees its inputs
+            normalised by (`Scenario`).
     """
     tensors = {f"gradient.{n}": t.detach().cpu().contiguous() for n, t in gradient.items()}
     tensors |= {f"parameter.{n}": t.detach().cpu().contiguous() for n, t in (parameters or {}).items()}
@@ -79,6 +84,8 @@ def write(
         **parts,
         "labels": labels,
         "local": None if local is None else local.to_json(),
+        "loss": loss,
+        "normalise": list(normalise),
     }
     packed = save(tensors, {k: json.dumps(v) for k, v in metadata.items()})
     runs.write(path, lambda part: part.write_bytes(packed))
@@ -121,11 +128,15 @@ def rounding(gradient: Mapping[str, Tensor]) -> float:
 def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
     if raw.get("format") != json.dumps(FORMAT):
         return {}
-    older = {"channel": {"name": "gaussian", "settings": {}}, "defence": {"name": "", "settings": {}}}
+    older: dict[str, Any] = {
+        "channel": {"name": "gaussian", "settings": {}}, "defence": {"name": "", "settings": {}},
+        "loss": DEFAULT, "normalise": [],
+    }  # fmt: skip
     raw = {n: json.dumps(v) for n, v in older.items()} | raw  # older files know no other
     kinds: dict[str, Any] = {
         "network": str, "settings": dict, "input_shape": list, "num_classes": int, "batch_size": int,
         "sigma": (float, int, str, type(None)), "channel": dict, "defence": dict, "labels": (list, type(None)),
+        "loss": str, "normalise": list,
     }  # fmt: skip
     metadata: dict[str, Any] = {}
     for key, kind in kinds.items():
@@ -140,7 +151,7 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
         metadata["local"] = None if local is None else LocalTraining.from_json(local)
     except (TypeError, OverflowError, BadInput, json.JSONDecodeError) as error:
         raise BadInput(f"{path}: its metadata has no readable 'local': {error}") from error
-    for key in older:
+    for key in ("channel", "defence"):
         part = metadata[key]
         if not (isinstance(part.get("name"), str) and isinstance(part.get("settings"), dict)):
             raise BadInput(f"{path}: its metadata '{key}' is {part!r}, not a name with settings")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pplleak import channels, data, programs
 from pplleak.client import Client, networks, seeded, weights
+from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.federation import defences, files
@@ -33,6 +34,9 @@ class Scenario:
     network     a name with settings, `mlp:widths=(64,)`; or `FILE.py:FUNCTION`
     checkpoint  a safetensors file of weights; None: they are drawn from `seed`
     local       what the client trains before it shares; None: it shares its gradient
+    loss        of the client, a name of `pplleak.client.loss` with settings
+    normalise   (mean, sd) of the inputs, or those of each channel, means first: the network sees (x − mean) / sd, as
+                where a DataLoader's transform normalises; () leaves them as they are
     protection  a defence and a channel, `gaussian:sigma=0.1`
     seed        of the weights and of the noise, each from a generator of its own; noise_seed: another for the noise
     dtype       precision of the network; device: where it runs, `cpu` or `cuda`
@@ -47,6 +51,8 @@ class Scenario:
     network: Named = Named("mlp")
     checkpoint: Path | None = None
     local: LocalTraining | None = None
+    loss: str = DEFAULT
+    normalise: tuple[float, ...] = ()
     protection: Protection = Protection(channel=Named("gaussian"))
     seed: int = 0
     noise_seed: int | None = None
@@ -74,6 +80,8 @@ def build_client(
     where: str = "the observation",
     checkpoint: str | Path | None = None,
     local: LocalTraining | None = None,
+    loss: str = DEFAULT,
+    normalise: tuple[float, ...] = (),
     defence: Named | None = None,
 ) -> Client:
     """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
@@ -81,6 +89,7 @@ def build_client(
     Args:
         parameters: the weights that an observation (`where`) holds. checkpoint: a safetensors file of weights.
         local: what the client trains before it shares; None shares the gradient.
+        loss, normalise: as in `Scenario`.
         defence: one of `pplleak.federation.defences`, which may change the network.
     """
     named = Named.parse(network)
@@ -112,7 +121,8 @@ def build_client(
         made = weights.load(made, tensors, str(checkpoint))
     if parameters:
         made = weights.load(made, parameters, where, whole=False)
-    return Client(made.to(torch_device(device), getattr(torch, dtype)), input_shape, num_classes, local=local)
+    made = made.to(torch_device(device), getattr(torch, dtype))
+    return Client(networks.normalised(made, normalise, input_shape), input_shape, num_classes, local=local, loss=loss)
 
 
 def torch_device(name: str) -> torch.device:
@@ -130,8 +140,8 @@ def client_of(scenario: Scenario) -> Client:
     images = data.private(scenario.data, scenario.root)
     return build_client(
         scenario.network, images.input_shape, max(10, len(images.classes)), seed=scenario.seed, dtype=scenario.dtype,
-        device=scenario.device, checkpoint=scenario.checkpoint, local=scenario.local,
-        defence=scenario.protection.filled().defence,
+        device=scenario.device, checkpoint=scenario.checkpoint, local=scenario.local, loss=scenario.loss,
+        normalise=scenario.normalise, defence=scenario.protection.filled().defence,
     )  # fmt: skip
 
 
@@ -153,8 +163,10 @@ def observe(scenario: Scenario) -> Observation:
         g = protection.share(client, x, y, public)
     if not g.isfinite().all():
         raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
-    provenance = {"data": scenario.data, "index": scenario.index, **_of_client(scenario.network, scenario.checkpoint,
-                                                                               scenario.local)}  # fmt: skip
+    provenance = {
+        "data": scenario.data, "index": scenario.index,
+        **_of_client(scenario.network, scenario.checkpoint, client, scenario.normalise),
+    }  # fmt: skip
     labels = y if scenario.labels == "known" else None
     return Observation(g, scenario.batch_size, labels, client, protection, public, x, provenance=provenance)
 
@@ -189,7 +201,7 @@ def load(
     client = build_client(
         named, tuple(meta["input_shape"]), meta["num_classes"], seed=seed, dtype=dtype, device=device,
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
-        defence=protection.defence,
+        loss=meta["loss"], normalise=tuple(meta["normalise"]), defence=protection.defence,
     )  # fmt: skip
     if not shared.parameters and checkpoint is None:
         require_weights(client, named, str(path), seed=seed)
@@ -197,7 +209,8 @@ def load(
     labels = meta["labels"]
     if labels is not None:
         labels = check_labels(labels, client.num_classes, meta["batch_size"]).to(client.device)
-    provenance = {"observed": str(path), **_of_client(Named.parse(named), checkpoint, meta["local"])}
+    made = _of_client(Named.parse(named), checkpoint, client, tuple(meta["normalise"]))
+    provenance = {"observed": str(path), **made}
     return Observation(g, meta["batch_size"], labels, client, protection, public, provenance=provenance)
 
 
@@ -239,11 +252,20 @@ def save(observed: Observation, path: str | Path) -> None:
         protection=observed.protection,
         labels=None if observed.labels is None else observed.labels.tolist(),
         local=client.local,
+        loss=client.loss,
+        normalise=observed.provenance.get("normalise", ()),
     )
 
 
-def _of_client(network: Named, checkpoint: str | Path | None, local: LocalTraining | None) -> dict[str, Any]:
+def _of_client(
+    network: Named, checkpoint: str | Path | None, client: Client, normalise: tuple[float, ...]
+) -> dict[str, Any]:
+    """What is written down of a client beside its weights; what is as it is by default is left out."""
+    more = {
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "local": client.local.to_json() if client.local else None,
+        "loss": client.loss if client.loss != DEFAULT else None,
+        "normalise": list(normalise) or None,
+    }
     made: dict[str, Any] = {"network": network.name, "network_settings": dict(network.settings)}
-    if checkpoint:
-        made["checkpoint"] = str(checkpoint)
-    return {**made, "local": local.to_json()} if local else made
+    return made | {n: v for n, v in more.items() if v is not None}

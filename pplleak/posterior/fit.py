@@ -31,6 +31,7 @@ from torch import Tensor
 from pplleak import channels
 from pplleak.channels.gaussian import Gaussian
 from pplleak.client.last_layer import last_layer
+from pplleak.client.loss import get
 from pplleak.client.optimisers import keeps_sums
 from pplleak.density import Density, build
 from pplleak.errors import BadInput
@@ -238,7 +239,7 @@ class _Look:
     def bias(self) -> dict[str, float]:
         """What the last bias's gradient sums to."""
         client, sigma = self.observed.client, self.sigma
-        if sigma is None or client.loss != "cross_entropy" or client.noise_shape is not None:
+        if sigma is None or not get(client.loss).sums_to_zero or client.noise_shape is not None:
             return {}
         if client.local is not None and not keeps_sums(client.local.optimizer):
             return {}

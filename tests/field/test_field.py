@@ -70,6 +70,14 @@ def test_f1_inputs_that_are_normalised_outside_the_network_are_doubted() -> None
     assert summary["fits"] is False and "outside [0, 1]" in said and "normalised outside the network" in said
 
 
+def test_f1_normalising_them_is_a_setting_that_brings_the_image_back() -> None:
+    right = scene(normalise=(0.3, 0.25))
+    wrong = replace(right, client=scene().client)
+    known, unknown = attacked(right).summary, attacked(wrong).summary
+    assert known["fits"] is True and unknown["fits"] is False
+    assert known["psnr_map"] > 20 > unknown["psnr_map"]
+
+
 @pytest.mark.parametrize(("factor", "named"), [(0.5, "half the loss"), (2.0, "twice the loss")])
 def test_f2_another_scale_of_the_loss_is_named(factor: float, named: str) -> None:
     observed = scene()

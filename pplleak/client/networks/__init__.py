@@ -8,15 +8,17 @@ kind of function in a file, FILE.py:FUNCTION.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pplleak import folders, programs
 from pplleak.errors import BadInput, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     Network = Callable[..., nn.Module]
 
@@ -49,3 +51,43 @@ def load(name: str) -> Network:
     if not Path(file).is_file():
         raise BadInput(f"no file {file}")
     return programs.function(Path(file), function)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalise:
+    """A hook before a network's forward pass: it sees (x − mean) / sd, of x (…, *input_shape) in [0, 1].
+
+    mean, sd: float64, in a shape that broadcasts against one example.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *noise = args
+        return ((x - self.mean.to(x)) / self.sd.to(x), *noise)
+
+
+def normalised(network: nn.Module, statistics: Sequence[float], input_shape: Sequence[int]) -> nn.Module:
+    """The same network, whose inputs are normalised outside of it: its parameters keep their names.
+
+    Args:
+        statistics: (mean, sd), or those of each channel, all means first; () leaves the network as it is.
+
+    Raises:
+        BadInput: another number of them, or a standard deviation that is not positive.
+    """
+    if not statistics:
+        return network
+    import torch
+
+    count, half = len(statistics), len(statistics) // 2
+    if count not in (2, 2 * input_shape[0]):
+        raise BadInput(f"normalise takes a mean and an sd, or those of each of {input_shape[0]} channels, means first; "
+                       f"not {count} numbers")  # fmt: skip
+    if not all(map(math.isfinite, statistics)) or min(statistics[half:]) <= 0:
+        raise BadInput(f"normalise takes finite means and positive sds, not {' '.join(map(str, statistics))}")
+    shape = (-1, *(1,) * (len(input_shape) - 1))
+    mean, sd = (torch.tensor(v, dtype=torch.float64).reshape(shape) for v in (statistics[:half], statistics[half:]))
+    network.register_forward_pre_hook(Normalise(mean, sd))
+    return network

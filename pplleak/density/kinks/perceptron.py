@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pplleak.client import Client
+from pplleak.client.loss import require_cross_entropy
 from pplleak.errors import BadInput
 
 
@@ -190,8 +191,11 @@ def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
     needs = "inference refractive needs a stack of Linear layers with ReLU or LeakyReLU between them"
     if client.local:
         raise BadInput("inference refractive needs a client that shares its gradient, and this one trains locally")
+    require_cross_entropy(client.loss, "inference refractive knows")
     if not isinstance(client.network, nn.Sequential):
         raise BadInput(f"{needs}, but the network is a {type(client.network).__name__}: use hmc on a smooth network")
+    if client.network._forward_pre_hooks:
+        raise BadInput(f"{needs}, and nothing before them: this one normalises its inputs")
     shared = client.split(g.to(torch.float64))
     layers: list[Layer] = []
     leaks: list[float] = []
