@@ -127,22 +127,23 @@ def require(known: Iterable[Setting], names: Iterable[str], where: str, what: st
         raise BadInput(f"{where}: {what} has no setting '{min(surplus)}'")
 
 
-def check(named: Named, known: Iterable[Setting], what: str) -> Named:
+def check(named: Named, known: Iterable[Setting], what: str, where: str = "") -> Named:
     """The same with all its settings: those that are not given at their defaults.
 
     Args:
-        known: what it can be set to. what: what it is, for the messages: ``the prior gaussian``.
+        known: what it can be set to. what: what it is, for the messages: ``the prior gaussian``. where: what named it,
+            at the head of the messages.
 
     Raises:
         BadInput: a setting that is not known, or a value of another kind.
     """
-    kinds = {s.name: s for s in known}
+    head, kinds = f"{where}: " if where else "", {s.name: s for s in known}
     for setting, value in named.settings.items():
         if setting not in kinds:
-            raise BadInput(f"{what} has no setting '{setting}'")
+            raise BadInput(f"{head}{what} has no setting '{setting}'")
         if not _is_of(value, kind := kinds[setting].type):
             written = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-            raise BadInput(f"{setting} of {what} must be of the kind {written}, not {value!r}")
+            raise BadInput(f"{head}{setting} of {what} must be of the kind {written}, not {value!r}")
     return Named(named.name, {**{n: s.default for n, s in kinds.items()}, **named.settings})
 
 

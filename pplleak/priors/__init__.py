@@ -51,7 +51,7 @@ def check(named: Named, where: str = "") -> Named:
         BadInput: an unknown name or setting, or a value that the prior refuses.
     """
     name = named.name
-    whole = settings_of.check(named, settings(name), f"{where}: the prior {name}" if where else f"the prior {name}")
+    whole = settings_of.check(named, settings(name), f"the prior {name}", where)
     if not whole.settings.get("file") and name not in folders.names(FOLDER, "fit"):  # training one takes too long here
         make(whole, _Small(), _few_images())
     return whole
