@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
+import types
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,6 +72,15 @@ class Named:
         """{"name": …, "settings": {…}}, as an observation's file has it."""
         return {"name": self.name, "settings": dict(self.settings)}
 
+    @classmethod
+    def from_json(cls, kept: Any, what: str) -> Named:
+        """What `to_json` wrote; raises BadInput, which begins with `what`, where it is not of that form."""
+        if not (
+            isinstance(kept, dict) and isinstance(kept.get("name"), str) and isinstance(kept.get("settings"), dict)
+        ):
+            raise BadInput(f"{what} is {kept!r}, not a name with settings")
+        return cls(kept["name"], kept["settings"])
+
     def __str__(self) -> str:
         text = ",".join(f"{n}={_written(v)}" for n, v in self.settings.items())
         return f"{self.name}:{text}" if text else self.name
@@ -114,6 +125,44 @@ def require(known: Iterable[Setting], names: Iterable[str], where: str, what: st
     surplus = set(names) - {s.name for s in known}
     if surplus:
         raise BadInput(f"{where}: {what} has no setting '{min(surplus)}'")
+
+
+def check(named: Named, known: Iterable[Setting], what: str, where: str = "") -> Named:
+    """The same with all its settings: those that are not given at their defaults.
+
+    Args:
+        known: what it can be set to. what: what it is, for the messages: ``the prior gaussian``. where: what named it,
+            at the head of the messages.
+
+    Raises:
+        BadInput: a setting that is not known, or a value of another kind.
+    """
+    head, kinds = f"{where}: " if where else "", {s.name: s for s in known}
+    for setting, value in named.settings.items():
+        if setting not in kinds:
+            raise BadInput(f"{head}{what} has no setting '{setting}'")
+        if not _is_of(value, kind := kinds[setting].type):
+            written = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+            raise BadInput(f"{head}{setting} of {what} must be of the kind {written}, not {value!r}")
+    return Named(named.name, {**{n: s.default for n, s in kinds.items()}, **named.settings})
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind that can be written down: a number, a word, a choice, several of them."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in parts
+    if origin in (typing.Union, types.UnionType):  # of which the parts that cannot be written, a Path, are gone
+        written = isinstance(value, int | float | str | tuple | None)
+        return not written or any(_is_of(value, part) for part in parts)
+    if origin in (tuple, list):
+        if not isinstance(value, tuple):
+            return False
+        inner = parts if origin is tuple and ... not in parts else parts[:1] * len(value)
+        return len(value) == len(inner) and all(map(_is_of, value, inner))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind if isinstance(kind, type) else True
 
 
 def with_defaults(known: Iterable[Setting], defaults: Mapping[str, Any], where: str) -> list[Setting]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from pplleak import channels, data
-from pplleak.cli._options import given, options
+from pplleak.cli._options import Local, given, options
 from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery, surrogate
@@ -30,11 +30,13 @@ def spare_threads(observed: Observation) -> Observation:
 
 
 def local(args: Any) -> LocalTraining | None:
-    if args.local_lr is not None:
-        return LocalTraining(args.local_lr, args.local_steps, args.local_batch_size)
-    if args.local_steps != 1 or args.local_batch_size is not None:
+    """What a client trains before it shares; None: it shares its gradient."""
+    said = {f.name.removeprefix("local_"): getattr(args.local, f.name) for f in fields(Local)}
+    if args.local == Local():
+        return None
+    if args.local.local_lr is None:
         raise BadInput("local training needs a learning rate: add --local-lr 0.1")
-    return None
+    return LocalTraining(**said)
 
 
 def protection(args: Any) -> Protection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pplleak import folders, programs, signatures, sources
@@ -16,6 +16,7 @@ ROOT = Path(programs.__file__).parent
 NETWORKS, CHANNELS, DEFENCES, DATA, PRIORS = (
     ROOT / p for p in ("client/networks", "channels", "federation/defences", "data", "priors")
 )
+OPTIMISERS = ROOT / "client" / "optimisers.py"
 LOSSES = ROOT / "client" / "loss.py"
 GIVEN = {"self", "cls", "update", "client", "batch_size", "public", "sigma"}  # a channel's: not by --channel.NAME
 Definition = ast.FunctionDef | ast.ClassDef
@@ -48,6 +49,16 @@ def channels() -> dict[str, Place]:
         return needed <= GIVEN
 
     return {name.lower(): place for name, place in _definitions(CHANNELS, fits).items()}
+
+
+def algorithms(kind: str) -> dict[str, list[Setting]]:
+    """The optimisers, or the schedules of the learning rate, that local training may take, with their settings."""
+    begins = signatures.value(OPTIMISERS, "ARGUMENTS")[kind]
+    return {
+        name: signatures.read(OPTIMISERS, name) or []
+        for name, node in sources.defined(OPTIMISERS).items()
+        if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args] == begins and name[0] != "_"
+    }
 
 
 @functools.cache
@@ -126,6 +137,11 @@ def fit_settings(name: str) -> list[Setting]:
 def data() -> str:
     """The data that can be named, as a help text lists them."""
     return f"{listed(folders.names(DATA, 'private'))}, or a folder of images"
+
+
+def written(known: Mapping[str, Iterable[Setting]]) -> str:
+    """Names with what each can be set to, as a help text lists them: `sgd (momentum, nesterov)`."""
+    return listed(f"{n} ({listed(s.name for s in of)})" if of else n for n, of in known.items())
 
 
 def listed(names: Iterable[str]) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pplleak import programs, runs, signatures
 from pplleak.cli._options import (
+    Local,
+    LocalFlags,
     NetworkName,
     TrainingData,
     given,
@@ -50,12 +52,7 @@ class Defend:
     """How many are (with a batch size: batches)."""
     batch_size: int = 1
     """Examples behind an attacked gradient."""
-    local_lr: float | None = None
-    """Learning rate of local training (FedAvg): clients then share how their weights moved."""
-    local_steps: int = 1
-    """With --local-lr: steps of SGD that each client takes."""
-    local_batch_size: int | None = None
-    """With --local-lr: examples a step (default: all of them)."""
+    local: LocalFlags = Local()
     inference: str = "map"
     """Of the adversary who knows the defence; its settings are --inference.NAME."""
     surrogate: float | None = None

@@ -11,7 +11,7 @@ import tyro
 
 from pplleak import runs, signatures
 from pplleak.cli import _named as named
-from pplleak.cli._options import NONE, DataName, NetworkName, Precision, groups, options, parse
+from pplleak.cli._options import NONE, DataName, Local, LocalFlags, NetworkName, Precision, groups, options, parse
 from pplleak.errors import BadInput
 from pplleak.progress import bar
 from pplleak.settings import Named
@@ -50,12 +50,7 @@ class Train:
     """Examples that each of them takes."""
     lr: float = DEFAULT["lr"]
     """Learning rate of the server's step along gradients."""
-    local_lr: float | None = None
-    """Learning rate of local training (FedAvg): clients then share how their weights moved."""
-    local_steps: int = 1
-    """With --local-lr: steps of SGD that each client takes."""
-    local_batch_size: int | None = None
-    """With --local-lr: examples a step (default: all of them)."""
+    local: LocalFlags = Local()
     delta: float = DEFAULT["delta"]
     """δ of the (ε, δ)-differential privacy of --channel dpsgd."""
     seed: int = 0

@@ -7,17 +7,23 @@ forget how the statistics of a LayerNorm depend on its input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from pplleak.client import kernels
+from pplleak.client import kernels, optimisers
 from pplleak.client.loss import get, total
+from pplleak.client.optimisers import At, State
 from pplleak.errors import BadInput, require_positive
+from pplleak.settings import Named
 
+Shares = Literal["difference", "negative", "rate"]
+MOST = 1_000_000  # steps, epochs or examples a step: a file may not ask for any amount of work
 CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
 
 
@@ -27,27 +33,110 @@ class LocalTraining:
 
         θ_{k+1} = θ_k − lr ∇θ (1/b) Σ_{batch k} ℓ(f_θ_k(x), y)        u = θ_steps − θ_0        (1/b: as the loss has it)
 
+    The order of a step is that of the usual loop: the loss with FedProx' term, its gradient, clipping, the optimiser.
+
     lr          learning rate η, positive
-    steps       local steps of SGD
+    steps       local steps of the optimiser
     batch_size  b, examples a step: each step takes the next b of the client's, round and round; None takes them all
+    optimizer   how a step follows the gradient, with its settings (`pplleak.client.optimisers`): `adam:eps=1e-8`
+    epochs      instead of steps: passes over the client's examples as a DataLoader makes them, in order, each with a
+                last batch of what is left over; None counts steps
+    drop_last   with epochs: the last batch of an epoch is left out where it is short
+    schedule    of the learning rate, with its settings: `cosine`, `step:step_size=2,gamma=0.5,per=epoch`
+    clip        the longest gradient of all parameters together that a step follows; None clips nothing
+    prox        μ of FedProx (Li et al. 2020), which adds μ/2 ‖θ − θ_0‖² to the loss
+    shares      u: the `difference` θ_after − θ_before, its `negative`, or the `rate`, that negative divided by lr
+
+    Raises:
+        BadInput: a setting that is impossible by itself, or in vain beside another.
     """
 
     lr: float
     steps: int = 1
     batch_size: int | None = None
+    optimizer: Named = Named("sgd")
+    epochs: int | None = None
+    drop_last: bool = False
+    schedule: Named = Named("constant")
+    clip: float | None = None
+    prox: float = 0.0
+    shares: Shares = "difference"
 
     def __post_init__(self) -> None:
         require_positive(**{"the local learning rate": self.lr})
-        for name, value in (("the number of local steps", self.steps), ("the local batch size", self.batch_size)):
-            if value is not None and value < 1:
-                raise BadInput(f"{name} must be at least 1, not {value}")
+        if self.clip is not None:
+            require_positive(**{"the norm that local training clips at": self.clip})
+        if not 0 <= self.prox < math.inf:
+            raise BadInput(f"the weight of FedProx' term must be 0 or more, not {self.prox}")
+        counts = {"steps": self.steps, "epochs": self.epochs}
+        for name, value in {**{f"the number of local {n}": v for n, v in counts.items()},
+                            "the local batch size": self.batch_size}.items():  # fmt: skip
+            if value is not None and (not isinstance(value, int) or not 1 <= value < MOST):
+                raise BadInput(f"{name} must be a whole number, at least 1 and below {MOST:,}, not {value}")
+        if self.epochs is not None and self.steps != 1:
+            raise BadInput("local training counts its epochs or its steps: leave one of them out")
+        if not isinstance(self.drop_last, bool):
+            raise BadInput(f"drop_last is True or False, not {self.drop_last!r}")
+        if self.drop_last and self.epochs is None:
+            raise BadInput("without epochs no local batch is short, so there is none to drop: leave drop_last out, or "
+                           "say how many epochs")  # fmt: skip
+        if self.shares not in get_args(Shares):
+            raise BadInput(f"a client shares its {', '.join(get_args(Shares))}, not {self.shares!r}")
+        object.__setattr__(self, "optimizer", optimisers.check("optimizer", self.optimizer))
+        object.__setattr__(self, "schedule", optimisers.check("schedule", self.schedule))
+        self._rate(At(0, 1, 0, self.epochs or 0))  # a schedule that counts epochs needs some
 
-    def batches(self, examples: int) -> list[list[int]]:
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> LocalTraining:
+        """What `to_json` wrote, checked anew.
+
+        Raises:
+            BadInput: as the constructor. TypeError, OverflowError: a field is unknown, missing or no number.
+        """
+        parts = [n for n in ("optimizer", "schedule") if n in kept]
+        named = {n: Named.from_json(kept[n], f"the {n} of local training") for n in parts}
+        return cls(**{**kept, **named})
+
+    def to_json(self) -> dict[str, Any]:
+        """As an observation's file has it: learning rate, steps and batch size, and what is not as in plain SGD."""
+        plain, always = LocalTraining(self.lr), ("lr", "steps", "batch_size")
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        said = {n: v for n, v in said.items() if n in always or v != getattr(plain, n)}
+        return {n: v.to_json() if isinstance(v, Named) else v for n, v in said.items()}
+
+    def batches(self, examples: int) -> Iterator[list[int]]:
         """Which of the client's examples each step takes."""
         size = examples if self.batch_size is None else self.batch_size
-        if size > examples:
+        if self.epochs is None and size > examples:
             raise BadInput(f"the local batch size is {size}, but the client has only {examples} examples")
-        return [[(k * size + i) % examples for i in range(size)] for k in range(self.steps)]
+        if self.drop_last and size > examples:
+            raise BadInput(f"the local batch size is {size}, and the client's {examples} examples are one short batch, "
+                           "which drop_last leaves out: nothing is left to train on")  # fmt: skip
+        if self.epochs is None:
+            return ([(k * size + i) % examples for i in range(size)] for k in range(self.steps))
+        end = examples - examples % size if self.drop_last else examples
+        return (list(range(k, min(k + size, end))) for _ in range(self.epochs) for k in range(0, end, size))
+
+    def rates(self, examples: int) -> Iterator[float]:
+        """The learning rate of each step."""
+        epochs, size = self.epochs or 1, self.batch_size or examples
+        steps = self.steps if self.epochs is None else examples // size if self.drop_last else -(-examples // size)
+        places = ((e * steps + k, e) for e in range(epochs) for k in range(steps))
+        return (self._rate(At(k, epochs * steps, e, self.epochs or 0)) for k, e in places)
+
+    @property
+    def factor(self) -> float:
+        """c of u = c (θ_after − θ_before)."""
+        return {"difference": 1.0, "negative": -1.0, "rate": -1 / self.lr}[self.shares]
+
+    def _rate(self, at: At) -> float:
+        try:
+            rate: float = optimisers.bound("schedule", self.schedule)(self.lr, at)
+        except OverflowError as error:
+            raise BadInput(
+                f"the learning rate's schedule {self.schedule} goes to infinity: take a smaller gamma"
+            ) from error
+        return rate
 
 
 def gradients(
@@ -85,20 +174,36 @@ def movement(
     *,
     loss: str,
 ) -> Tensor:
-    """θ_after − θ_before of every row, (rows, size), differentiable in x; arguments as for `gradients`."""
+    """u of every row, what is shared of θ_after − θ_before, (rows, size), differentiable in x; arguments as
+    for `gradients`."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
+    optimiser = optimisers.bound("optimizer", training.optimizer)
     parts = []
     for xk, yk in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         before = weights = _copies(parameters, len(xk))
-        for batch in training.batches(x.shape[1]):
+        states: dict[str, State] = dict.fromkeys(weights, ())
+        steps = zip(training.batches(x.shape[1]), training.rates(x.shape[1]), strict=True)
+        for k, (batch, lr) in enumerate(steps, 1):
             part = xk[:, batch], yk[:, batch], get(loss).shares(yk[:, batch])
             slopes = _gradient(network, weights, *part, loss=loss, differentiable=differentiable)
-            weights = {n: w - training.lr * slopes[n] for n, w in weights.items()}
+            with torch.set_grad_enabled(differentiable):
+                slopes = _followed(slopes, weights, before, training)
+                moved = {n: optimiser(w, slopes[n], states[n], k, lr) for n, w in weights.items()}
+            weights, states = ({n: m[i] for n, m in moved.items()} for i in (0, 1))
             if not differentiable:
                 weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
         parts.append(_flat({n: w - before[n] for n, w in weights.items()}))
-    moved = torch.cat(parts)
-    return moved if differentiable else moved.detach()
+    shared = training.factor * torch.cat(parts)
+    return shared if differentiable else shared.detach()
+
+
+def _followed(
+    slopes: dict[str, Tensor], weights: Mapping[str, Tensor], before: Mapping[str, Tensor], training: LocalTraining
+) -> dict[str, Tensor]:
+    """What the optimiser is given of the loss's gradient: with FedProx' term, and clipped."""
+    if training.prox:
+        slopes = {n: s + training.prox * (weights[n] - before[n]) for n, s in slopes.items()}
+    return slopes if training.clip is None else optimisers.clipped(slopes, training.clip)
 
 
 def _copies(parameters: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def write(
         protection: what the update went through, ``gaussian:sigma=0.1`` for example, or ``none``, where it was shared
             as it is: the server knows the protocol.
         batch_size: examples behind the gradient.
-        labels: where the client shared them. local: what it trained, where it shares θ_after − θ_before.
+        labels: where the client shared them. local: what it trained, where it shares how its weights moved.
         loss: a name of `pplleak.client.loss` with settings. normalise: mean and sd of what the network sees its inputs
             normalised by (`Scenario`).
     """
@@ -83,7 +83,7 @@ def write(
         "sigma": sigma,
         **parts,
         "labels": labels,
-        "local": None if local is None else asdict(local),
+        "local": None if local is None else local.to_json(),
         "loss": loss,
         "normalise": list(normalise),
     }
@@ -148,8 +148,8 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
             raise BadInput(f"{path}: its metadata '{key}' is {metadata[key]!r}, of the wrong kind")
     try:
         local = json.loads(raw.get("local", "null"))
-        metadata["local"] = None if local is None else LocalTraining(**local)
-    except (TypeError, BadInput, json.JSONDecodeError) as error:
+        metadata["local"] = None if local is None else LocalTraining.from_json(local)
+    except (TypeError, OverflowError, BadInput, json.JSONDecodeError) as error:
         raise BadInput(f"{path}: its metadata has no readable 'local': {error}") from error
     for key in ("channel", "defence"):
         part = metadata[key]

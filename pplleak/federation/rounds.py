@@ -110,7 +110,7 @@ def step(
             mine = federation.shard(len(images), k, seed)
             torch.manual_seed(seed_of(seed, 1 + (number - 1) * federation.clients + k))
             sent += _sent(client, images, mine, federation, protection) / federation.participants
-        along = sent if client.local else -federation.lr * sent
+        along = sent / client.local.factor if client.local else -federation.lr * sent
         for p, moved in zip(client.parameters.values(), client.split(along).values(), strict=True):
             p += moved
 
@@ -243,7 +243,7 @@ def record(
     """What a training is: a folder of checkpoints belongs to one such record."""
     made_with = {
         "data": data, "network": network.name, "network_settings": dict(network.settings),
-        "defence": str(protection), **asdict(federation), "local": asdict(local) if local else None,
+        "defence": str(protection), **asdict(federation), "local": local.to_json() if local else None,
         "seed": seed, "dtype": dtype, "checkpoint": checkpoint,
     }  # fmt: skip
     return runs.settings(made_with)

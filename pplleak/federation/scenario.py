@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -263,7 +263,7 @@ def _of_client(
     """What is written down of a client beside its weights; what is as it is by default is left out."""
     more = {
         "checkpoint": str(checkpoint) if checkpoint else None,
-        "local": asdict(client.local) if client.local else None,
+        "local": client.local.to_json() if client.local else None,
         "loss": client.loss if client.loss != DEFAULT else None,
         "normalise": list(normalise) or None,
     }

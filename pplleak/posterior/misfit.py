@@ -19,6 +19,7 @@ from pplleak import channels
 from pplleak.channels.gaussian import Gaussian
 from pplleak.client.last_layer import last_layer
 from pplleak.client.loss import get
+from pplleak.client.optimisers import keeps_sums
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 
@@ -109,6 +110,8 @@ class Misfit:
         """What the last bias's gradient sums to."""
         client, sigma = self.observed.client, self.sigma
         if sigma is None or not get(client.loss).sums_to_zero or client.noise_shape is not None:
+            return {}
+        if client.local is not None and not keeps_sums(client.local.optimizer):
             return {}
         try:
             layer = last_layer(client)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pplleak import folders, programs
-from pplleak.errors import BadInput
+from pplleak import settings as settings_of
 from pplleak.priors._contract import Like as Like
 from pplleak.priors._contract import Prior as Prior
 from pplleak.settings import Named
@@ -50,16 +50,8 @@ def check(named: Named, where: str = "") -> Named:
     Raises:
         BadInput: an unknown name or setting, or a value that the prior refuses.
     """
-    head, name = f"{where}: " if where else "", named.name
-    known = {s.name: s for s in settings(name)}
-    for setting, value in named.settings.items():
-        if setting not in known:
-            raise BadInput(f"{head}the prior {name} has no setting '{setting}'")
-        kind = known[setting].type
-        kinds = (int, float) if kind is float else kind
-        if isinstance(kind, type) and (not isinstance(value, kinds) or isinstance(value, bool) is not (kind is bool)):
-            raise BadInput(f"{head}{setting} of the prior {name} must be of the kind {kind.__name__}, not {value!r}")
-    whole = Named(name, {**{n: s.default for n, s in known.items()}, **named.settings})
+    name = named.name
+    whole = settings_of.check(named, settings(name), f"the prior {name}", where)
     if not whole.settings.get("file") and name not in folders.names(FOLDER, "fit"):  # training one takes too long here
         make(whole, _Small(), _few_images())
     return whole

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -84,6 +84,18 @@ def test_a_round_of_fedavg_moves_by_the_mean_of_what_its_clients_moved() -> None
         moves.append(by_sgd(client, data.x[picked], data.y[picked], 0.3, [[0], [1], [0], [1]]))
     rounds.step(client, data, federation, Protection(), 1, seed=3)
     torch.testing.assert_close(flat(client) - before, (moves[0] + moves[1]) / 2)
+
+
+@pytest.mark.parametrize("shares", ["negative", "rate"])
+def test_a_round_moves_the_same_way_whatever_its_clients_share_of_their_movement(
+    shares: Literal["negative", "rate"],
+) -> None:
+    ends = []
+    for local in (LocalTraining(0.3, 2), LocalTraining(0.3, 2, shares=shares)):
+        client = replace(tiny(), local=local, lazy=False)
+        rounds.step(client, images(), ALONE, Protection(), 1, seed=0)
+        ends.append(flat(client))
+    torch.testing.assert_close(ends[1], ends[0])
 
 
 def test_clients_hold_all_images_once_and_take_turns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pplleak.federation.observation import Observation
 from pplleak.federation.scenario import build_client
 from pplleak.posterior import Posterior
 from pplleak.posterior.summary import colour
+from pplleak.settings import Named
 from pplleak.studies.attack.report import signal
 
 MAP = {"starts": 2, "steps": 200, "newton": 8}
@@ -87,6 +89,20 @@ def test_f2_a_sum_over_the_batch_is_named() -> None:
     observed = scene(batch_size=2)
     summary, said = told(shares(observed, 2 * update(observed)))
     assert summary["fits"] is False and "summed over the batch of 2, not averaged" in said
+
+
+def test_f13_adam_on_the_client_is_attacked_as_such_and_doubted_as_plain_sgd() -> None:
+    """eps is large enough that steps depend on how long a slope is, and not on its sign alone."""
+    local = pl.LocalTraining(1e-3, 4, optimizer=Named.parse("adam:eps=0.01"))
+    observed = scene(1e-4, local=local, dtype="float64")
+    plain = replace(observed, client=replace(observed.client, local=pl.LocalTraining(1e-3, 4)))
+    right, wrong = (attacked(o, starts=1, steps=40, newton=n) for o, n in ((observed, 10), (plain, 2)))
+    assert observed.truth is not None
+    truth = observed.truth.flatten().numpy()
+    psnr = [-10 * math.log10(float(((p.mean.reshape(-1) - truth) ** 2).mean())) for p in (right, wrong)]
+    assert psnr[0] > psnr[1] + 20 and psnr[0] > 30
+    assert right.summary["fits"] is True and right.summary["doubts_of_fit"] == []
+    assert wrong.summary["fits"] is False and wrong.summary["chi2_per_entry"] > 50
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
