@@ -256,10 +256,11 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED, *, pos
 
 
 def require_settings(
-    constructor: Callable[..., Any], names: Iterable[str], where: str, what: str = "the network"
+    constructor: Callable[..., Any], given: Iterable[str], where: str, what: str = "the network"
 ) -> None:
-    """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by."""
-    require(settings(constructor), names, where, what)
+    """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by; for the first
+    value, too, where a mapping gives them."""
+    require(settings(constructor), given, where, what)
 
 
 def _writable(kind: Any) -> Any:

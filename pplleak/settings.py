@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pplleak.errors import BadInput
+from pplleak import reading
+from pplleak.errors import BadInput, printable
+
+PLAIN = (bool, int, float, str, list, tuple, type(None))  # what can be written down
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,16 @@ def _literal(value: str) -> Any:
         return value
 
 
-def require(known: Iterable[Setting], names: Iterable[str], where: str, what: str = "the network") -> None:
-    """Raise BadInput for the first of the names that is none of the known settings."""
-    surplus = set(names) - {s.name for s in known}
+def require(known: Iterable[Setting], given: Iterable[str], where: str, what: str = "the network") -> None:
+    """Raise BadInput for the first of the names that is none of the known settings, and, where values are given with
+    the names (a mapping), for the first that is of another kind than its setting."""
+    kinds = {s.name: s for s in known}
+    surplus = set(given) - set(kinds)
     if surplus:
-        raise BadInput(f"{where}: {what} has no setting '{min(surplus)}'")
+        raise BadInput(f"{where}: {what} has no setting '{printable(min(surplus), 80)}'")
+    for name, value in given.items() if isinstance(given, Mapping) else ():
+        if isinstance(value, PLAIN) and value != kinds[name].default:  # a model's own tensor is its own business
+            reading.typed(value, kinds[name].type, f"{where}: {name} of {what}")
 
 
 def with_defaults(known: Iterable[Setting], defaults: Mapping[str, Any], where: str) -> list[Setting]:

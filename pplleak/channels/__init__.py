@@ -16,16 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pplleak import folders, programs
 from pplleak.channels._base import Channel as Channel
 from pplleak.channels._base import Noise as Noise
 from pplleak.client import Client
-from pplleak.client.update import DenseUpdate, Update
-from pplleak.errors import BadInput
-from pplleak.settings import Named
+from pplleak.client.update import Update
+from pplleak.errors import BadInput, printable
+from pplleak.settings import Named, require
 
 FOLDER = Path(__file__).parent
 GIVEN = {"update", "client", "batch_size", "public"}  # the arguments of `of` that are no settings
@@ -75,19 +74,21 @@ def check(named: Named, where: str = "") -> Named:
         BadInput: an unknown name or setting, or a value that the channel refuses.
     """
     head, name = f"{where}: " if where else "", named.name
-    chosen = {s.name: s.default for s in settings(name)}
+    known = settings(name)
+    chosen = {s.name: s.default for s in known}
     for setting in named.settings:
         if setting == "sigma" and setting not in chosen:
             raise BadInput(f"{head}the channel {name} has no sigma: set {' and '.join(chosen)}")
         if setting not in chosen:
-            raise BadInput(f"{head}the channel {name} has no setting '{setting}'")
+            raise BadInput(f"{head}the channel {name} has no setting '{printable(setting, 80)}'")
+    require(known, named.settings, where or name, f"the channel {name}")
     whole = Named(name, {**chosen, **named.settings})
-    constructor = settable(name)
-    if isinstance(constructor, type):  # one that takes tensors is checked with its client
-        try:
-            get(name)(DenseUpdate(torch.zeros(1, 1)), **whole.settings)  # one entry is enough to check all settings
-        except (TypeError, OverflowError) as error:
-            raise BadInput(f"{head}the channel {name} cannot be set to {dict(whole.settings)}: {error}") from error
+    try:
+        get(name).require(**whole.settings)
+    except (TypeError, OverflowError) as error:
+        raise BadInput(
+            f"{head}the channel {name} cannot be set to {printable(dict(whole.settings))}: {error}"
+        ) from error
     return whole
 
 
