@@ -84,9 +84,7 @@ def typed(value: Any, kind: Any, what: str) -> Any:
     number that no float holds."""
     import msgspec
 
-    numbers = list(_numbers(value))
-    if any(math.isnan(n) or (math.isfinite(n) and abs(n) > NUMBER) for n in numbers):
-        raise BadInput(f"{what} is {printable(_short(value))}: give a number")
+    numbers(value, what)
     try:
         return msgspec.convert(value, type=kind)
     except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
@@ -94,6 +92,12 @@ def typed(value: Any, kind: Any, what: str) -> Any:
         raise BadInput(f"{said}: {printable(error)}") from error
     except TypeError:  # a type that msgspec does not know: who asked for it checks it
         return value
+
+
+def numbers(value: Any, what: str) -> None:
+    """Raise BadInput where NaN or a number that no float holds is among the numbers of a value."""
+    if any(math.isnan(n) or (math.isfinite(n) and abs(n) > NUMBER) for n in _numbers(value)):
+        raise BadInput(f"{what} is {printable(_short(value), 80)}: give a number")
 
 
 def _numbers(value: Any) -> Iterable[float]:
@@ -139,7 +143,7 @@ def arrays(path: str | Path, kinds: Mapping[str, type], most: int = MOST) -> dic
     except Exception as error:  # zipfile, zlib and numpy's header raise a dozen kinds
         raise BadInput(f"cannot read {printable(path)}: {printable(error)}") from error
     for name, kind in kinds.items():
-        families = {float: "f", int: "iu", bool: "b", str: "U"}[kind]
+        families = {float: "fiu", int: "iu", bool: "b", str: "U"}[kind]
         if not isinstance(values[name], np.ndarray) or values[name].dtype.kind not in families:
             raise BadInput(f"cannot read {printable(path)}: its '{name}' does not hold {kind.__name__}s")
     return values

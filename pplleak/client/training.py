@@ -18,6 +18,7 @@ from pplleak.client import kernels
 from pplleak.client.loss import total
 from pplleak.errors import BadInput, require_positive
 
+MOST = 100_000  # local steps, and examples of one
 CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
 
 
@@ -39,8 +40,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         require_positive(**{"the local learning rate": self.lr})
         for name, value in (("the number of local steps", self.steps), ("the local batch size", self.batch_size)):
-            if value is not None and value < 1:
-                raise BadInput(f"{name} must be at least 1, not {value}")
+            if value is not None and not 1 <= value <= MOST:
+                raise BadInput(f"{name} must be at least 1 and at most {MOST}, not {value}")
 
     def batches(self, examples: int) -> list[list[int]]:
         """Which of the client's examples each step takes."""
