@@ -101,8 +101,20 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
     """The `model` of a model file or the `run` of an inference file, with the settings of its name bound."""
     path, settings = locate(kind, name), Named.parse(name).settings
     function = _function(_opened(kind, path), ENTRY[kind], path)
+    _require_arguments(function, kind, path)
     require_settings(function, settings, name, f"the {ENTRY[kind]} {path.stem}")
     return functools.partial(function, **settings) if settings else function
+
+
+def _require_arguments(function: Callable[..., Any], kind: Kind, path: Path) -> None:
+    """Raise BadInput for a `model` or a `run` that cannot be called as it will be."""
+    given, named = (2, {}) if kind == "models" else (3, dict.fromkeys(sorted(RESERVED)))
+    settings = {n: None for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    try:
+        inspect.signature(function).bind(*[None] * given, **{**settings, **named})
+    except TypeError as error:
+        taken = "client, batch_size" if kind == "models" else "model, observed, client, *, seed, progress"
+        raise BadInput(f"'{ENTRY[kind]}' of {path} must take ({taken}) and settings by name: {error}") from error
 
 
 def model(name: str) -> ModelFile:
@@ -248,6 +260,11 @@ def blamed(what: str) -> Iterator[None]:
         raise BadInput(f"{what}: it takes more memory than there is") from error
     except (Exception, SystemExit) as error:
         raise BadInput(f"{what}: {describe(error)}") from error
+
+
+def shipped(path: Path) -> bool:
+    """Whether a file is one of pplleak's own models or inferences."""
+    return path.resolve().parent in {folder(k).resolve() for k in ENTRY}
 
 
 def function(path: Path, name: str) -> Callable[..., Any]:

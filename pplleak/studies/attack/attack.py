@@ -189,10 +189,11 @@ def _blaming(model: Path) -> Iterator[None]:
         refusals, inner = [e for e in chain if isinstance(e, BadInput)], chain[-1]
         if refusals:
             raise refusals[-1] from error
-        if programs.lines_of(inner, model):
-            raise BadInput(f"the model {model} failed: {programs.describe(inner, model)}") from error
-        if programs.users(inner):  # an inference, a network
+        place = programs.users(inner)
+        if place and place[0] != model.resolve():  # an inference, a network
             raise BadInput(f"the attack failed in your code: {programs.describe(inner)}") from error
+        if programs.lines_of(inner, model) or not programs.shipped(model):
+            raise BadInput(f"the model {model} failed: {programs.describe(inner, model)}") from error
         raise
 
 
