@@ -18,7 +18,7 @@ from pplleak.client import kernels
 from pplleak.client.loss import total
 from pplleak.errors import BadInput, require_positive
 
-MOST = 100_000  # local steps, and examples of one
+MOST = 10_000  # local steps, and examples of one
 CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
 
 
