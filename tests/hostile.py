@@ -37,25 +37,16 @@ COLUMNS = {"index": int, "psnr": float, "good": bool, "note": str | None}
 PICTURES = ("png", "bmp", "ppm", "pgm", "tif", "jpg", "webp")
 # values that broke a reader once, as JSON writes them
 HOSTILE = (
-    "null", "true", "-1", "0", "1e400", "1e-300", "NaN", "Infinity", "9" * 5000, "-" + "9" * 5000, str(2**63), str(2**64),
-    '"' + "x" * 100_000 + '"', '"\\u001b[31m"', '"[/x]"', '"evil.py:"', '"../evil"', "[" * 5000 + "]" * 5000, "{}", "[]",
+    "null", "true", "-1", "0", "1e400", "1e-300", "NaN", "Infinity", "9" * 5000, "-" + "9" * 5000, str(2**63),
+    '"' + "x" * 100_000 + '"', '"\\u001b[31m"', '"[/x]"', '"evil.py:"', '"../evil"', "[" * 5000 + "]" * 5000, "{}",
     '{"a":' * 3000 + "1" + "}" * 3000, "[5000000]", "[-1]", "[1.5]", "[null]", '["a"]', "[999999, 999999]", "[[1]]",
     '{"name": "gaussian", "settings": {"sigma": 1e-300}}', '{"name": "aggregated", "settings": {"clients": 0}}',
     '{"name": 3, "settings": {}}', '{"name": "topk", "settings": {"rate": "NaN"}}', '{"lr": 1, "steps": 1000000000}',
     '{"depth": 1000000}', '{"widths": [1000000000000]}', '{"widths": "abc"}', "\ud800", "{", "", "1 2", "'",
 )  # fmt: skip
 EXTREMES = (
-    b"\0",
-    b"\xff",
-    b"\xff\xff\xff\xff",
-    b"\xff\xff\xff\x7f",
-    b"\0\0\0\x80",
-    b"99999",
-    b"-1",
-    b"nan",
-    b"{",
-    b"[" * 64,
-)
+    b"\0", b"\xff", b"\xff" * 4, b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"99999", b"-1", b"nan", b"{", b"[" * 64,
+)  # fmt: skip
 
 
 def client() -> Any:
@@ -212,8 +203,8 @@ def mistold(source: Path, target: Path, seed: int) -> None:
         name = chance.choice(sorted(tensors))
         t = tensors[name]
         tensors[name] = chance.choice([
-            t * float("nan"), t * 1e38, -t, t * 0, t.long(), t.half(), t.to(torch.float8_e5m2), t.to(torch.complex64), t[:1],
-            t.double() * 1e300, t.reshape(-1), torch.full_like(t, 1e30), t.new_zeros(0), t[None],
+            t * float("nan"), t * 1e38, -t, t * 0, t.long(), t.half(), t.to(torch.float8_e5m2), t.to(torch.complex64),
+            t[:1], t.double() * 1e300, t.reshape(-1), torch.full_like(t, 1e30), t.new_zeros(0), t[None],
         ]).contiguous()  # fmt: skip
         if chance.random() < 0.2:
             tensors["\x1b[31m" + name] = tensors.pop(name)

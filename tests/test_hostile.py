@@ -1,4 +1,4 @@
-"""Broken and forged files: every reader refuses in one line, quickly and in little memory, or what it accepts is valid."""
+"""Broken and forged files: a reader refuses in one line, quickly and in little memory, or what it accepts is valid."""
 
 from __future__ import annotations
 
