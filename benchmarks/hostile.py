@@ -8,7 +8,7 @@ had before. A row of hostile.csv each; the same command goes on. `verdict` is
 
     refused    exit code 2, one line
     accepted   exit code 0: the file is still good
-    failed     anything else: a traceback, another exit code, more lines, more than 5 s, more than 1 GiB
+    failed     anything else: a traceback, another exit code, more lines, a refusal after 5 s, more than 1 GiB
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def attempt(number: int) -> dict[str, Any]:
         seconds, mib = time.perf_counter() - start, peak() - before
     lines = [line for line in said.getvalue().splitlines() if not line.startswith("pplleak: note:")]
     fine = (code == "2" and len(lines) == 1) or (code == "0" and not lines)
-    fine = fine and seconds < SECONDS and mib < MIB
+    fine = fine and mib < MIB and (code == "0" or seconds < SECONDS)  # what is accepted is worked on
     verdict = ("refused" if code == "2" else "accepted") if fine else "failed"
     return {"number": number, "kind": kind, "verdict": verdict, "code": code, "lines": len(lines), "seconds": seconds,
             "mib": mib, "said": " ".join(lines)[:300]}  # fmt: skip

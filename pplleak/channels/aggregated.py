@@ -14,6 +14,8 @@ from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
 
+MOST = 10**9  # clients
+
 
 class Aggregated(Channel):
     """g = (1/K) (u + Σ_{k=2}^K u_k) + σ ε, where the adversary knows how the other clients' updates are distributed:
@@ -66,8 +68,8 @@ class Aggregated(Channel):
     @classmethod
     def require(cls, *, sigma: float, clients: int, simulated: int, directions: int) -> None:  # type: ignore[override]
         require_positive(sigma=sigma)
-        if clients < 1:
-            raise BadInput(f"clients must be at least 1 (the attacked one), not {clients}")
+        if not 1 <= clients <= MOST:
+            raise BadInput(f"clients must be at least 1 (the attacked one) and at most {MOST:.0e}, not {clients}")
         if not 0 <= directions < simulated:
             raise BadInput(f"directions must be at least 0 and fewer than the {simulated} simulated updates, not "
                            f"{directions}")  # fmt: skip

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BadInput as error:
         _refuse(str(error))
     except (MemoryError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno is None):
             raise
         _refuse(_of_system(error))
     except (Exception, SystemExit) as error:

@@ -91,6 +91,7 @@ def run(argv: Sequence[str]) -> int:
         "inference": settings_of("Inference", with_defaults(known, light, inference)),
     }
     args = parse(Defend, "defend", argv, parts)
+    require_positive(count=args.count)  # before it is replaced: a wrong one is told, quick or not
     if args.quick:
         args = dataclasses.replace(args, **QUICK)
 

@@ -89,6 +89,24 @@ def compare(build: Callable[[], Any], tensors: Mapping[str, Tensor], where: str,
         weights.fits(sketch, tensors, where, whole=whole)
 
 
+def require_draws(client: Client, batch_size: int, settings: Mapping[str, Any]) -> None:
+    """Raise BadInput for an inference that is set to more images at once, or to keep more, than fit into the memory.
+
+    Args:
+        settings: of the inference; those that multiply its images are called so in every file: chains × draws, islands
+            × particles, starts, samples.
+    """
+
+    def number(name: str) -> int:
+        value = settings.get(name)
+        return value if isinstance(value, int) and value > 0 else 1
+
+    images = max(number("chains") * number("draws"), number("islands") * number("particles"), number("starts"),
+                 number("samples"), number("chains") * 16)  # fmt: skip
+    needed = 4.0 * 4 * images * batch_size * math.prod(client.input_shape)
+    memory.require(needed, f"an inference of {images} images at once", "take fewer chains, draws, particles or starts")
+
+
 def require_batch(client: Client, batch_size: int) -> None:
     """Raise BadInput for a batch whose update, and its distance to an observation, would not fit into the memory.
 

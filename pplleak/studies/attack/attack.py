@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pplleak import channels, programs
+from pplleak.client import sizes
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -116,6 +117,7 @@ def attack(
         observed = replace(observed, labels=rule(observed.client, observed))
         provenance |= {"labels": "read off the gradient", "recovered_labels": _read(observed, model)}
     bound = believe(programs.load("models", model), observed, beliefs)
+    sizes.require_draws(observed.client, observed.batch_size, settings)
     start = time.perf_counter()
     with _blaming(programs.locate("models", model)):
         posterior: Posterior = run(bound, observed, observed.client, seed=seed, progress=progress, **settings)
