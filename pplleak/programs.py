@@ -226,7 +226,8 @@ def describe(error: BaseException, path: Path | None = None) -> str:
     """An error of a user's file in one line: its kind, its message, and the last line of the file it passed, or of
     whatever file of the user's where none is named."""
     lines = lines_of(error, path) if path else []
-    where = f" (line {lines[-1]})" if lines else f" ({place[0]}, line {place[1]})" if (place := users(error)) else ""
+    place = None if path else users(error)
+    where = f" (line {lines[-1]})" if lines else f" ({place[0]}, line {place[1]})" if place else ""
     if isinstance(error, SystemExit):
         return f"it ends the program, by sys.exit({'' if error.code is None else printable(repr(error.code))}){where}"
     message = str(error).strip().splitlines()

@@ -81,13 +81,21 @@ def settle(
     with files.alone(path.parent):
         if path.exists():
             with readable(path):
-                before = reading.decoded(reading.contents(path), dict[str, Any], f"cannot go on from {path}")
-                before = reading.typed(before[under], dict[str, Any], f"'{under}' of {path}") if under else before
+                before = _kept(path, under)
             require_same(before, now, path.parent if under else path, what)
         elif rows is not None and rows.exists():
             raise BadInput(f"{rows} does not say what its rows were made with, {path.name} is missing: {ELSEWHERE}")
         else:
             files.json(path, {under: dict(now)} if under else dict(now))
+
+
+def _kept(path: Path, under: str) -> dict[str, Any]:
+    """The settings that a JSON file holds; a file that others may have changed is read as one."""
+    try:
+        kept = reading.decoded(reading.contents(path), dict[str, Any], "it holds no settings")
+        return reading.typed(kept[under], dict[str, Any], f"its '{under}'") if under else kept
+    except BadInput as error:
+        raise BadInput(f"cannot go on from {printable(path)}: {error}; {ELSEWHERE}") from error
 
 
 @contextlib.contextmanager
