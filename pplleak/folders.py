@@ -15,6 +15,8 @@ from types import ModuleType
 
 from pplleak.errors import unknown
 
+FOLDER = Path(__file__).resolve().parent  # pplleak's own
+
 
 def names(folder: Path, entry: str = "") -> dict[str, str]:
     """The files of a folder with their docstrings' first lines, in the order of their names.

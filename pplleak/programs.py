@@ -8,23 +8,25 @@ source by `described`, off a function by `settings`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import inspect
 import shutil
 import sys
+import sysconfig
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from pplleak import folders, signatures, sources
-from pplleak.errors import BadInput, unknown
+from pplleak.errors import BadInput, printable, unknown
 from pplleak.settings import Named, Setting, require
 
 Kind = Literal["models", "inference"]
@@ -99,8 +101,20 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
     """The `model` of a model file or the `run` of an inference file, with the settings of its name bound."""
     path, settings = locate(kind, name), Named.parse(name).settings
     function = _function(_opened(kind, path), ENTRY[kind], path)
+    _require_arguments(function, kind, path)
     require_settings(function, settings, name, f"the {ENTRY[kind]} {path.stem}")
     return functools.partial(function, **settings) if settings else function
+
+
+def _require_arguments(function: Callable[..., Any], kind: Kind, path: Path) -> None:
+    """Raise BadInput for a `model` or a `run` that cannot be called as it will be."""
+    given, named = (2, {}) if kind == "models" else (3, dict.fromkeys(sorted(RESERVED)))
+    settings = {n: None for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    try:
+        inspect.signature(function).bind(*[None] * given, **{**settings, **named})
+    except TypeError as error:
+        taken = "client, batch_size" if kind == "models" else "model, observed, client, *, seed, progress"
+        raise BadInput(f"'{ENTRY[kind]}' of {path} must take ({taken}) and settings by name: {error}") from error
 
 
 def model(name: str) -> ModelFile:
@@ -197,7 +211,7 @@ def _module(path: Path, name: str | None) -> ModuleType:
         sys.modules[key] = module
         spec.loader.exec_module(module)
         return module
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(key, None)
         raise BadInput(f"{path} cannot be loaded: {describe(error, path)}") from error
 
@@ -208,12 +222,50 @@ def lines_of(error: BaseException, path: Path) -> list[int]:
     return [f.lineno or 0 for f in frames if Path(f.filename).resolve() == path.resolve()]
 
 
-def describe(error: Exception, path: Path | None = None) -> str:
-    """An error of a user's file in one line: its kind, its message, and the last line of the file it passed."""
+def describe(error: BaseException, path: Path | None = None) -> str:
+    """An error of a user's file in one line: its kind, its message, and the last line of the file it passed, or of
+    whatever file of the user's where none is named."""
     lines = lines_of(error, path) if path else []
-    where = f" (line {lines[-1]})" if lines else ""
+    place = None if path else users(error)
+    where = f" (line {lines[-1]})" if lines else f" ({place[0]}, line {place[1]})" if place else ""
+    if isinstance(error, SystemExit):
+        return f"it ends the program, by sys.exit({'' if error.code is None else printable(repr(error.code))}){where}"
     message = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {message[0] if message else ''}{where}"
+    return f"{type(error).__name__}: {printable(message[0]) if message else ''}{where}"
+
+
+def users(error: BaseException) -> tuple[Path, int] | None:
+    """The last line of a user's own file that an error, or what caused it, passed through: of one that is neither
+    pplleak's nor of an installed package nor Python's."""
+    installed = {Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "platstdlib", "purelib", "platlib")}
+    ours = installed | {folders.FOLDER, *(folder(k).resolve() for k in ENTRY)}
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            path = Path(frame.filename).resolve()
+            if path.suffix == ".py" and path.is_file() and not any(path.is_relative_to(place) for place in ours):
+                return path, frame.lineno or 0
+        cause = cause.__cause__
+    return None
+
+
+@contextlib.contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """What goes wrong inside, as the one line of a BadInput: what, the error, and the line of the user's file that it
+    passed. An exit is such an error, too: a file that is opened ends nothing."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except MemoryError as error:
+        raise BadInput(f"{what}: it takes more memory than there is") from error
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"{what}: {describe(error)}") from error
+
+
+def shipped(path: Path) -> bool:
+    """Whether a file is one of pplleak's own models or inferences."""
+    return path.resolve().parent in {folder(k).resolve() for k in ENTRY}
 
 
 def function(path: Path, name: str) -> Callable[..., Any]:
@@ -256,10 +308,11 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED, *, pos
 
 
 def require_settings(
-    constructor: Callable[..., Any], names: Iterable[str], where: str, what: str = "the network"
+    constructor: Callable[..., Any], given: Iterable[str], where: str, what: str = "the network"
 ) -> None:
-    """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by."""
-    require(settings(constructor), names, where, what)
+    """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by; for the first
+    value, too, where a mapping gives them."""
+    require(settings(constructor), given, where, what)
 
 
 def _writable(kind: Any) -> Any:

@@ -9,8 +9,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ProgressBar = Callable[[str, int], Iterator[int]]
+
+
+def terminal() -> Console:
+    """Where a command prints. Words are shown as they are: a path may hold what rich would read as its markup."""
+    from rich.console import Console
+
+    return Console(markup=False)
 
 
 def silent(label: str, total: int) -> Iterator[int]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import re
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pplleak.errors import BadInput
+from pplleak import reading
+from pplleak.errors import BadInput, printable
+
+PLAIN = (bool, int, float, str, list, tuple, type(None))  # what can be written down
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,16 @@ def _literal(value: str) -> Any:
         return value
 
 
-def require(known: Iterable[Setting], names: Iterable[str], where: str, what: str = "the network") -> None:
-    """Raise BadInput for the first of the names that is none of the known settings."""
-    surplus = set(names) - {s.name for s in known}
+def require(known: Iterable[Setting], given: Iterable[str], where: str, what: str = "the network") -> None:
+    """Raise BadInput for the first of the names that is none of the known settings, and, where values are given with
+    the names (a mapping), for the first that is of another kind than its setting."""
+    kinds = {s.name: s for s in known}
+    surplus = set(given) - set(kinds)
     if surplus:
-        raise BadInput(f"{where}: {what} has no setting '{min(surplus)}'")
+        raise BadInput(f"{where}: {what} has no setting '{printable(min(surplus), 80)}'")
+    for name, value in given.items() if isinstance(given, Mapping) else ():
+        if isinstance(value, PLAIN) and value != kinds[name].default:  # a model's own tensor is its own business
+            reading.typed(value, kinds[name].type, f"{where}: {name} of {what}")
 
 
 def check(named: Named, known: Iterable[Setting], what: str, where: str = "") -> Named:
@@ -137,32 +143,9 @@ def check(named: Named, known: Iterable[Setting], what: str, where: str = "") ->
     Raises:
         BadInput: a setting that is not known, or a value of another kind.
     """
-    head, kinds = f"{where}: " if where else "", {s.name: s for s in known}
-    for setting, value in named.settings.items():
-        if setting not in kinds:
-            raise BadInput(f"{head}{what} has no setting '{setting}'")
-        if not _is_of(value, kind := kinds[setting].type):
-            written = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-            raise BadInput(f"{head}{setting} of {what} must be of the kind {written}, not {value!r}")
-    return Named(named.name, {**{n: s.default for n, s in kinds.items()}, **named.settings})
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind that can be written down: a number, a word, a choice, several of them."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return value in parts
-    if origin in (typing.Union, types.UnionType):  # of which the parts that cannot be written, a Path, are gone
-        written = isinstance(value, int | float | str | tuple | None)
-        return not written or any(_is_of(value, part) for part in parts)
-    if origin in (tuple, list):
-        if not isinstance(value, tuple):
-            return False
-        inner = parts if origin is tuple and ... not in parts else parts[:1] * len(value)
-        return len(value) == len(inner) and all(map(_is_of, value, inner))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind if isinstance(kind, type) else True
+    known = list(known)
+    require(known, named.settings, where or named.name, what)
+    return Named(named.name, {**{s.name: s.default for s in known}, **named.settings})
 
 
 def with_defaults(known: Iterable[Setting], defaults: Mapping[str, Any], where: str) -> list[Setting]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from pplleak import folders, programs
@@ -28,9 +27,9 @@ from pplleak.channels._base import MEDIAN, WIDTH
 from pplleak.channels._base import Channel as Channel
 from pplleak.channels._base import Noise as Noise
 from pplleak.client import Client
-from pplleak.client.update import DenseUpdate, Update
-from pplleak.errors import BadInput
-from pplleak.settings import Named
+from pplleak.client.update import Update
+from pplleak.errors import BadInput, printable
+from pplleak.settings import Named, require
 
 FOLDER = Path(__file__).parent
 GIVEN = {"update", "client", "batch_size", "public"}  # the arguments of `of` that are no settings
@@ -80,20 +79,22 @@ def check(named: Named, where: str = "") -> Named:
         BadInput: an unknown name or setting, or a value that the channel refuses.
     """
     head, name = f"{where}: " if where else "", named.name
-    chosen = {s.name: s.default for s in settings(name)}
+    known = settings(name)
+    chosen = {s.name: s.default for s in known}
     for setting in named.settings:
         if setting == "sigma" and setting not in chosen:
             raise BadInput(f"{head}the channel {name} has no sigma: set {' and '.join(chosen)}")
         if setting not in chosen:
-            raise BadInput(f"{head}the channel {name} has no setting '{setting}'")
-    whole = Named(name, {**chosen, **named.settings})
-    tried = whole.with_(sigma=1.0) if whole.settings.get("sigma") == INFER else whole
-    constructor = settable(name)
-    if isinstance(constructor, type):  # one that takes tensors is checked with its client
-        try:
-            get(name)(DenseUpdate(torch.zeros(1, 1)), **tried.settings)  # one entry is enough to check all settings
-        except (TypeError, OverflowError) as error:
-            raise BadInput(f"{head}the channel {name} cannot be set to {dict(whole.settings)}: {error}") from error
+            raise BadInput(f"{head}the channel {name} has no setting '{printable(setting, 80)}'")
+    tried = named.with_(sigma=1.0) if named.settings.get("sigma") == INFER else named
+    require(known, tried.settings, where or name, f"the channel {name}")
+    whole, tried = (Named(name, {**chosen, **n.settings}) for n in (named, tried))
+    try:
+        get(name).require(**tried.settings)
+    except (TypeError, OverflowError) as error:
+        raise BadInput(
+            f"{head}the channel {name} cannot be set to {printable(dict(whole.settings))}: {error}"
+        ) from error
     return whole
 
 

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from pplleak.channels import _entrywise as entrywise
 from pplleak.client import Client
-from pplleak.client.update import Update
+from pplleak.client.update import DenseUpdate, Update
 from pplleak.errors import BadInput, require_positive, unknown
 
 Noise = Literal["gaussian", "laplace"]
@@ -51,6 +51,14 @@ class Channel(TorchDistribution):
         batch and `public`, images that the server has, (N, *input_shape) or by the name of a dataset.
         """
         return cls(update, **settings)
+
+    @classmethod
+    def require(cls, **settings: Any) -> None:
+        """Raise BadInput for settings that no client's channel can have; all of them are given.
+
+        One that takes tensors says in a `require` of its own what can be told without a client.
+        """
+        cls(DenseUpdate(torch.zeros(1, 1)), **settings)  # one entry is enough
 
     def updates(self, sample_shape: torch.Size) -> Tensor:
         """u as many times as there are draws, (*sample_shape, *batch_shape, D)."""

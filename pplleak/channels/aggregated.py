@@ -8,11 +8,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pplleak import data
+from pplleak import data, memory
 from pplleak.channels._base import Channel
 from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
+
+MOST = 10**9  # clients
 
 
 class Aggregated(Channel):
@@ -63,6 +65,15 @@ class Aggregated(Channel):
         )
         return cls(update, sigma, clients=clients, mean=mean, variance=variance, factor=factor)
 
+    @classmethod
+    def require(cls, *, sigma: float, clients: int, simulated: int, directions: int) -> None:  # type: ignore[override]
+        require_positive(sigma=sigma)
+        if not 1 <= clients <= MOST:
+            raise BadInput(f"clients must be at least 1 (the attacked one) and at most {MOST:.0e}, not {clients}")
+        if not 0 <= directions < simulated:
+            raise BadInput(f"directions must be at least 0 and fewer than the {simulated} simulated updates, not "
+                           f"{directions}")  # fmt: skip
+
     def __init__(
         self,
         update: Update,
@@ -76,9 +87,7 @@ class Aggregated(Channel):
         if not isinstance(sigma, (int, float)):
             raise BadInput("the channel aggregated needs its sigma to be told: beside the spread of the other clients "
                            "one gradient hardly tells it")  # fmt: skip
-        require_positive(sigma=sigma)
-        if clients < 1:
-            raise BadInput(f"clients must be at least 1 (the attacked one), not {clients}")
+        self.require(sigma=sigma, clients=clients, simulated=1, directions=0)
         if mean.shape != (update.size,) or variance.shape != (update.size,):
             raise BadInput(f"mean and variance must have shape ({update.size},), the update's, not "
                            f"{tuple(mean.shape)} and {tuple(variance.shape)}")  # fmt: skip
@@ -126,10 +135,10 @@ class Aggregated(Channel):
 @lru_cache(maxsize=4)  # a model asks at every step; a client's and a tensor's hash is its identity
 def others(client: Client, public: Tensor, batch_size: int, simulated: int, directions: int) -> tuple[Tensor, ...]:
     """m, v and F of `moments`, from updates on random public images (N, *input_shape) with random labels."""
-    if not 0 <= directions < simulated:
-        raise BadInput(
-            f"directions must be at least 0 and fewer than the {simulated} simulated updates, not {directions}"
-        )
+    Aggregated.require(sigma=1.0, clients=1, simulated=simulated, directions=directions)
+    memory.require(
+        4 * 8 * simulated * client.update_size, f"simulating {simulated} updates of other clients", "simulate fewer"
+    )
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(len(public), (simulated, batch_size), generator=generator)
     labels = torch.randint(client.num_classes, (simulated, batch_size), generator=generator)

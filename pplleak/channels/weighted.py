@@ -45,6 +45,13 @@ class Weighted(Channel):
         """
         return cls(update, by_layer(client, sigmas))
 
+    @classmethod
+    def require(cls, *, sigmas: tuple[float, ...]) -> None:  # type: ignore[override]
+        if not sigmas:
+            raise BadInput("sigmas must be one number, or one for each parameter of the network: none is given")
+        for sigma in sigmas:
+            require_positive(sigmas=sigma)
+
     def __init__(self, update: Update, sigmas: Tensor) -> None:
         if sigmas.shape != (update.size,):
             raise BadInput(f"sigmas must have one entry for each of the update, ({update.size},), not "

@@ -5,14 +5,17 @@ its line of `pplleak --help`, and its `run(argv)` does it and returns an exit co
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from pplleak import folders
-from pplleak.errors import BadInput, unknown
+from pplleak import folders, reading
+from pplleak.errors import BadInput, printable, unknown
+
+LONGEST = 1200  # letters of a message: what a file says is shown, and never all of it
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # Pyro's own use of torch.jit
 
@@ -34,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _note
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is no text is shown, and ends no work
     try:
+        reading.encodable(argv)
         if not argv or argv[0] in ("-h", "--help"):
             print(usage())
             raise SystemExit(0 if argv else 2)
@@ -42,14 +49,37 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise unknown("command", argv[0], known)
         raise SystemExit(importlib.import_module(f"{__name__}.{argv[0]}").run(argv[1:]))
     except BadInput as error:
-        print(f"pplleak: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except (MemoryError, OSError) as error:
+        if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno is None):
+            raise
+        _refuse(_of_system(error))
+    except (Exception, SystemExit) as error:
+        if "can't allocate memory" in str(error):  # torch's own MemoryError
+            _refuse(_of_system(MemoryError()))
+        from pplleak import programs
+
+        if programs.users(error) is None:
+            raise
+        _refuse(f"your code failed: {programs.describe(error)}")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"pplleak: {printable(' '.join(message.split()), LONGEST)}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _of_system(error: MemoryError | OSError) -> str:
+    if isinstance(error, MemoryError):
+        return "the machine has not the memory for this: take a smaller network, batch or number of draws"
+    name = f"cannot read or write {printable(error.filename)}: " if error.filename else ""
+    return f"{name}{reading.reason(error)}: name another file or folder"
 
 
 def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Warnings as the command line shows them: one line, without the code they came from."""
     if issubclass(category, UserWarning):
-        print(f"pplleak: note: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"pplleak: note: {printable(' '.join(str(message).split()), LONGEST)}", file=sys.stderr)
 
 
 def script(file: str) -> None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pplleak import programs, signatures, sources
+from pplleak import programs, reading, signatures, sources
 from pplleak.cli import _named as named
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, require_seed
 from pplleak.settings import Named, Setting, with_defaults
 from pplleak.signatures import UNREAD
 
@@ -257,8 +257,11 @@ def parse_known(base: type, command: str, argv: Sequence[str], groups: dict[str,
 def _cli(
     base: type, command: str, argv: Sequence[str], groups: dict[str, type], description: str | None, partly: bool
 ) -> Any:
+    for flag in [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(base) if "Path" in str(f.type)]:
+        if given(argv, flag, ".") == "":  # which Path would read as this folder
+            raise BadInput(f"{flag} has an empty name: give another, or . for this folder")
     cli: Any = tyro.cli  # its overloads want a literal `return_unknown_args`
-    return cli(
+    parsed = cli(
         _with_groups(base, groups) if groups else base,
         prog=f"pplleak {command}",
         description=description or sys.modules[base.__module__].__doc__,
@@ -266,6 +269,21 @@ def _cli(
         return_unknown_args=partly,
         config=(tyro.conf.FlagConversionOff,),
     )
+    _require_numbers(parsed[0] if partly else parsed)
+    return parsed
+
+
+def _require_numbers(args: Any, prefix: str = "--") -> None:
+    """Raise BadInput for a number that no setting can be: NaN, an integer of hundreds of digits, a seed that not every
+    generator takes."""
+    for field in dataclasses.fields(args):
+        value, flag = getattr(args, field.name), f"{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            _require_numbers(value, f"{flag.removesuffix('-settings')}.")
+        elif field.name == "seed":
+            require_seed(value, flag)
+        elif isinstance(value, int | float | tuple):
+            reading.numbers(value, flag)
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:

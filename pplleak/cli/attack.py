@@ -21,7 +21,7 @@ from pplleak.cli._options import (
     settings_of,
 )
 from pplleak.programs import AUTO, MODEL
-from pplleak.progress import bar
+from pplleak.progress import bar, terminal
 from pplleak.settings import with_defaults
 
 SHOWN = "hmc"  # the settings that a help text shows where the inference is chosen later
@@ -68,8 +68,6 @@ def run(argv: Sequence[str]) -> int:
 
     from dataclasses import replace
 
-    from rich.console import Console
-
     from pplleak.cli import _arguments as arguments
     from pplleak.studies.attack import report
     from pplleak.studies.attack.attack import attack, choose
@@ -80,10 +78,10 @@ def run(argv: Sequence[str]) -> int:
         name, why = choose(shared, args.model, arguments.beliefs(args))
         shared = replace(shared, provenance={**shared.provenance, "chosen": why})
         if shared.client.kinks:
-            Console().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
+            terminal().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
         parts["inference"] = settings_of("Inference", inference_settings(argv, name, model))
         args = parse(Attack, "attack", argv, parts)
-    Console().print(report.signal(shared), highlight=False, markup=False, soft_wrap=True)
+    terminal().print(report.signal(shared), highlight=False, markup=False, soft_wrap=True)
     result = attack(
         shared,
         args.model,
@@ -94,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
         explain=True,
         progress=bar,
     )
-    summary = report.write(result, out, Console())
+    summary = report.write(result, out, terminal())
     if result.interrupted:
         return 130
     return 3 if args.strict and not summary["trusted"] else 0

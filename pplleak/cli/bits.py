@@ -11,7 +11,7 @@ from pplleak import runs
 from pplleak.cli._options import PriorName, Victim, groups, options, parse
 from pplleak.errors import BadInput
 from pplleak.programs import MODEL
-from pplleak.progress import bar
+from pplleak.progress import bar, terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,6 @@ def run(argv: Sequence[str]) -> int:
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
 
-    from rich.console import Console
-
     from pplleak.cli import _arguments as arguments
     from pplleak.studies.bits import bits
 
@@ -51,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         seed=args.seed,
         progress=bar,
     )
-    console = Console()
+    console = terminal()
     console.print(bits.table(rows, args.model, args.inference, math.prod(base.client.input_shape) * args.batch_size))
     complete = len(rows) == args.count
     kept = "" if complete else f"interrupted: {len(rows)} draws kept, the same command goes on; "

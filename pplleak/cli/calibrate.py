@@ -12,7 +12,7 @@ from pplleak import runs
 from pplleak.cli._options import PriorName, Victim, given, groups, options, parse, program_settings, settings_of
 from pplleak.errors import BadInput, require_positive
 from pplleak.programs import MODEL
-from pplleak.progress import bar
+from pplleak.progress import bar, terminal
 
 if TYPE_CHECKING:
     from pplleak.studies.calibration.draws import Draw
@@ -44,8 +44,6 @@ def run(argv: Sequence[str]) -> int:
     if args.labels == "recovered":
         raise BadInput("--labels recovered: a calibration takes labels as known or unknown")
 
-    from rich.console import Console
-
     from pplleak.studies.calibration import report as calibration_report
     from pplleak.studies.calibration.draws import Draw
 
@@ -56,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     draws = [Draw.load(_file(folder, k)) for k in range(args.draws) if _file(folder, k).exists()]
     if not draws:
         raise KeyboardInterrupt
-    console, written = Console(), ""
+    console, written = terminal(), ""
     if len(draws) >= FEWEST:
         summary = calibration_report.write(draws, settled, args.out)
         console.print(calibration_report.table(summary, f"{args.model} × {args.inference}"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pplleak import runs
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
-from pplleak.progress import bar
+from pplleak.progress import bar, terminal
 
 if TYPE_CHECKING:
     from pplleak.federation.observation import Observation
@@ -32,8 +32,6 @@ class Compare(Victim):
 
 def run(argv: Sequence[str]) -> int:
     args, names, settings = several(Compare, "compare", argv)
-
-    from rich.console import Console
 
     from pplleak import data
     from pplleak.cli import _arguments as arguments
@@ -69,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     if not rows:
         raise KeyboardInterrupt
     compare.write(rows, names, out)
-    console = Console()
+    console = terminal()
     console.print(compare.table(rows, names, per_image=True))
     console.print(compare.table(rows, names))
     console.print(compare.paired_table(rows, names))

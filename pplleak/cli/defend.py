@@ -23,7 +23,7 @@ from pplleak.cli._options import (
     settings_of,
 )
 from pplleak.errors import BadInput, require_positive
-from pplleak.progress import bar
+from pplleak.progress import bar, terminal
 from pplleak.settings import Named, with_defaults
 
 if TYPE_CHECKING:
@@ -88,10 +88,9 @@ def run(argv: Sequence[str]) -> int:
         "inference": settings_of("Inference", with_defaults(known, light, inference)),
     }
     args = parse(Defend, "defend", argv, parts)
+    require_positive(count=args.count)  # before it is replaced: a wrong one is told, quick or not
     if args.quick:
         args = dataclasses.replace(args, **QUICK)
-
-    from rich.console import Console
 
     from pplleak.studies.defend import defend
     from pplleak.studies.defend import report as defend_report
@@ -119,7 +118,7 @@ def run(argv: Sequence[str]) -> int:
         whole = False
     asked = set().union(*(defend.keys(sweep, j) for j in jobs))
     cells = defend.cells(sweep, [r for r in rows if table.about(r) in asked], args.delta)
-    console = Console()
+    console = terminal()
     if cells:
         defend.write(out / "defences.csv", cells)
         runs.figure(out / "defences.png", defend_report.picture(cells), dpi=150)

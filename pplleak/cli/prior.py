@@ -14,8 +14,8 @@ import tyro
 from pplleak import runs
 from pplleak.cli import _named as named
 from pplleak.cli._options import DataName, options, parse, settings_of
-from pplleak.errors import BadInput, unknown
-from pplleak.progress import bar
+from pplleak.errors import BadInput, printable, unknown
+from pplleak.progress import bar, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +71,6 @@ def fit(argv: Sequence[str]) -> int:
     args = parse(Fit, "prior fit", argv, {"prior": settings}, Fit.__doc__)
 
     import torch
-    from rich.console import Console
 
     from pplleak import data
     from pplleak.priors import _store as store
@@ -107,7 +106,7 @@ def fit(argv: Sequence[str]) -> int:
     torch.manual_seed(args.seed)
     drawn = picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)})
     runs.figure(path.with_suffix(".png"), drawn, dpi=110)
-    console = Console()
+    console = terminal()
     _say(console, kind, fitted.input_shape, about)
     label = path.stem if args.out is None else path
     flags = f"--prior {kind} --prior.file {label}"
@@ -139,18 +138,21 @@ def _say(console: Console, kind: str, input_shape: tuple[int, ...], about: dict[
     if about.get("interrupted"):
         lines.append(f"{about['interrupted']}: what was fitted until then is kept")
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _line(console, line)
+
+
+def _line(console: Console, line: str) -> None:
+    """What a file says, as a terminal may show it."""
+    console.print(printable(line, 2000), highlight=False, soft_wrap=True)
 
 
 def ls(argv: Sequence[str]) -> int:
     parse(Ls, "prior ls", argv, description=Ls.__doc__)
 
-    from rich.console import Console
-
     from pplleak.priors import _store as store
 
     paths = sorted(store.FOLDER.glob("*.safetensors"))
-    console = Console()
+    console = terminal()
     if not paths:
         console.print(f"{store.FOLDER}/ holds no fitted prior: pplleak prior fit vae", highlight=False)
     for path in paths:
@@ -159,24 +161,22 @@ def ls(argv: Sequence[str]) -> int:
             summary = f"{stored.kind}, images {stored.input_shape}"
         except BadInput as error:
             summary = str(error)
-        console.print(f"  {path.stem:<20} {summary}", highlight=False, markup=False, soft_wrap=True)
+        _line(console, f"  {path.stem:<20} {summary}")
     return 0
 
 
 def show(argv: Sequence[str]) -> int:
     args = parse(Show, "prior show", argv, description=Show.__doc__)
 
-    from rich.console import Console
-
     from pplleak.priors import _store as store
 
     stored = store.load(store.locate(args.name))
-    console = Console()
+    console = terminal()
     _say(console, stored.kind, stored.input_shape, stored.about)
     settings = stored.about.get("settings")
     if isinstance(settings, dict):
         listed = ", ".join(f"{n} {v}" for n, v in settings.items())
-        console.print(f"settings: {listed}", highlight=False, markup=False, soft_wrap=True)
+        _line(console, f"settings: {listed}")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pplleak import signatures, sources
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
-from pplleak.progress import bar
+from pplleak.progress import bar, terminal
 
 if TYPE_CHECKING:
     from pplleak.federation.observation import Observation
@@ -44,8 +44,6 @@ class Risk(Victim):
 
 def run(argv: Sequence[str]) -> int:
     args, names, settings = several(Risk, "risk", argv)
-
-    from rich.console import Console
 
     from pplleak import data, runs
     from pplleak.cli import _arguments as arguments
@@ -94,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
         bound = limits.of_model(observed(args.index), args.model, arguments.beliefs(args), distance, deltas, bar)
         more = {"bounds": bound.to_json()}
     risk.write(every, settled, out, indices, **more)
-    console = Console()
+    console = terminal()
     risk_report.write(rows, distance, args.draws_from, bound, out, console)
     done = len({(r["index"], r["inference"]) for r in rows})
     written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"

@@ -13,7 +13,7 @@ from pplleak import runs, signatures
 from pplleak.cli import _named as named
 from pplleak.cli._options import NONE, DataName, Local, LocalFlags, NetworkName, Precision, groups, options, parse
 from pplleak.errors import BadInput
-from pplleak.progress import bar
+from pplleak.progress import bar, terminal
 from pplleak.settings import Named
 
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ class Train:
 def run(argv: Sequence[str]) -> int:
     args = parse(Train, "train", argv, groups(Train, argv, "network", "channel", "defence"))
 
-    from rich.console import Console
-
     from pplleak import data
     from pplleak.cli import _arguments as arguments
     from pplleak.federation import rounds
@@ -97,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
         client, images, test, federation, protected, out,
         checkpoints=last, settings=settings, seed=args.seed, progress=bar,
     )  # fmt: skip
-    console = Console()
+    console = terminal()
     console.print(table(rows, protected.name))
     written = f"written to {out}/: log.csv, train.json and step-N.safetensors, each for --checkpoint"
     kept = f"interrupted after step {rows[-1]['step']}, the same command goes on; " if rows and not whole else ""

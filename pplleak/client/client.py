@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplleak.client import kernels, taps, training
+from pplleak import programs
+from pplleak.client import kernels, sizes, taps, training
 from pplleak.client.factors import Entries, Factor
 from pplleak.client.loss import DEFAULT, Output, check, get, total
 from pplleak.client.smoothness import probe
@@ -55,7 +56,8 @@ class Client:
 
     Raises:
         BadInput: the network does not take `input_shape`, does not give `num_classes` logits, holds NaN, has no
-            trainable parameters, is random (dropout in train mode), or draws noise and trains locally.
+            trainable parameters, is random (dropout in train mode), or draws noise and trains locally; or its code
+            fails, or cannot be differentiated twice.
     """
 
     network: nn.Module
@@ -70,10 +72,14 @@ class Client:
     noise_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.layers:  # a copy by `replace` has been checked
+        if self.layers:  # a copy by `replace` has been checked
+            return
+        with programs.blamed(f"the network fails on two images of shape {tuple(self.input_shape)}"):
             for name, value in _checked(self).items():
                 object.__setattr__(self, name, value)
             object.__setattr__(self, "lazy", _closed_form(self))
+            if not self.lazy:
+                _require_slopes(self)
 
     @property
     def update_size(self) -> int:
@@ -189,6 +195,7 @@ def _checked(client: Client) -> dict[str, Any]:
     if noise_shape is not None and local is not None:
         raise BadInput("a network that draws noise (precode, dropout) and local training: each step draws anew, "
                        "which is not modelled; share one gradient")  # fmt: skip
+    sizes.require_real(network)
     network = copy.deepcopy(network)
     layers = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     if not layers:
@@ -215,6 +222,14 @@ def _checked(client: Client) -> dict[str, Any]:
         if not isinstance(logits, Tensor) or logits.shape != (2, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise BadInput(f"the network must return logits (batch, {classes}), but for a batch of 2 it returns {got}")
+        if not logits.is_floating_point():
+            raise BadInput(f"the network returns {logits.dtype}: logits are floating-point numbers")
+        if not logits.isfinite().all():
+            raise BadInput("the network returns NaN or infinity: its weights are too large for its precision")
+        with torch.enable_grad():
+            if not network(x.detach().clone().requires_grad_()).requires_grad:
+                raise BadInput("the network's logits have no slope in the images, and its gradient says nothing of "
+                               "them: does it compute by .detach(), .item() or numpy?")  # fmt: skip
         check(client.loss, int(logits.shape[-1]))
         if drew or not torch.equal(logits, network(x)):
             raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
@@ -226,6 +241,18 @@ def _checked(client: Client) -> dict[str, Any]:
         "network": network, "input_shape": tuple(client.input_shape), "num_classes": classes, "layers": layers,
         "mixes_batch": mixes, "kinks": kinks, "noise_shape": noise_shape,
     }  # fmt: skip
+
+
+def _require_slopes(client: Client) -> None:
+    """Raise for a network whose materialised update has no slope in the images: what an attack follows."""
+    x = _probe(next(client.network.parameters()), client.input_shape)[None].requires_grad_()
+    y = torch.arange(2, device=x.device)[None] % client.num_classes
+    with torch.enable_grad():
+        u = client.materialised(x, y).materialise()
+        if not u.requires_grad:
+            raise BadInput("the network's update does not depend on the images: does it compute by numpy, .item() or "
+                           ".detach()?")  # fmt: skip
+        torch.autograd.grad(u.sum(), x, allow_unused=True)
 
 
 def _probe(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:

@@ -23,7 +23,7 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.settings import Named
 
 Shares = Literal["difference", "negative", "rate"]
-MOST = 1_000_000  # steps, epochs or examples a step: a file may not ask for any amount of work
+MOST = 10_000  # local steps, epochs, and examples of a step: a file may not ask for any amount of work
 CHUNK = 64  # rows at a time: the graph holds one whole gradient a row
 
 

@@ -71,7 +71,7 @@ def _load(spec: str, root: str, half: str) -> Images:
         read = getattr(folders.load(__name__, "data", spec, "private"), half)
         images: Images = read(Path(root))
         return images
-    if not Path(spec).is_dir():
+    if not os.path.isdir(spec):  # False for what is no path, too
         raise unknown("data", spec, known, "Or give a folder of images.")
     from pplleak.data import folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pplleak.data import folder
@@ -21,7 +22,7 @@ def public(root: Path) -> Images:
 
 def _place(root: Path) -> Path:
     place = root / "cifar10"
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise BadInput(f"no CIFAR-10 at {place}: put folders of images at {place}/train/CLASS and {place}/test/CLASS, "
                        "or take another data root")  # fmt: skip
     return place

@@ -7,34 +7,55 @@ such halves the images of FOLDER are both. Hidden files and folders (.ipynb_chec
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from pplleak import memory, reading
 from pplleak.data.images import Images
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, printable
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 GREY = {"1", "L", "LA", "La"}
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # what those extensions stand for, and no other decoder
+SIDE = 10_000  # pixels
+PIXELS = 25_000_000  # of one image: those of a camera, and no header that lies
+BYTES = 256 << 20  # of one image's file
+PLACES = 20_000  # folders within a class's folder: more are a disk, and not a class
 
 
 def attacked(folder: Path) -> Images:
     """The private images, labelled by the classes of the public half where that is another folder with classes."""
-    private, public = _private_half(folder), _public_half(folder)
-    return _images(private, _classes(public) if public.resolve() != private.resolve() else [])
+    with _readable(folder):
+        private, public = _private_half(folder), _public_half(folder)
+        return _images(private, _classes(public) if public.resolve() != private.resolve() else [])
 
 
 def known(folder: Path) -> Images:
     """The public images."""
-    return _images(_public_half(folder), [])
+    with _readable(folder):
+        return _images(_public_half(folder), [])
 
 
 def one(folder: Path) -> bool:
     """Whether the private images and the public ones are the same."""
     return _private_half(folder) == _public_half(folder)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """What a system says of a folder (no permission, a loop of links, a name that is too long), in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: `resolve` in a loop of links
+        where = printable(getattr(error, "filename", None) or folder)
+        raise BadInput(f"cannot read the images of {printable(folder)}: {where}: {reading.reason(error)}") from error
 
 
 def _private_half(folder: Path) -> Path:
@@ -81,22 +102,31 @@ def _images(folder: Path, classes: list[str]) -> Images:
 
 def _inside(folder: Path) -> list[Path]:
     """The images of a class, those of its subfolders too."""
-    found = []
-    for place, _, files in sorted(os.walk(folder, followlinks=True)):
-        if not any(part.startswith(".") for part in Path(place).relative_to(folder).parts):
-            found += [Path(place, file) for file in sorted(files) if _is_image(file)]
-    return found
+    found, places = [], {os.path.realpath(folder)}
+    for place, inner, files in os.walk(folder, followlinks=True):
+        inner[:] = sorted(i for i in inner if not i.startswith("."))
+        real = {i: os.path.realpath(os.path.join(place, i)) for i in inner}
+        inner[:] = [i for i in inner if real[i] not in places]  # a link leads back to a folder that has been seen
+        places |= set(real.values())
+        if len(places) > PLACES:
+            raise BadInput(f"{printable(folder)} has more than {PLACES} folders inside it: name a folder of images")
+        found += [Path(place, file) for file in files if _is_image(file)]
+    return sorted(found, key=lambda file: (file.parent, file.name))
 
 
 def _read(folder: Path, files: list[Path], labels: list[int], classes: tuple[str, ...]) -> Images:
     if not files:
-        raise BadInput(f"{folder} holds no images")
+        raise BadInput(f"{printable(folder)} holds no images")
     first = _pixels(files[0])
+    memory.require(
+        5 * len(files) * first.numel(), f"{printable(folder)}, {len(files)} images of {tuple(first.shape)},",
+        "take fewer or smaller images",
+    )  # fmt: skip
     x = torch.empty(len(files), *first.shape)
     for k, file in enumerate(files):
         pixels = _pixels(file) if k else first
         if pixels.shape != first.shape:
-            raise BadInput(f"the images of {folder} differ in shape (channels, rows, columns), "
+            raise BadInput(f"the images of {printable(folder)} differ in shape (channels, rows, columns), "
                            f"{tuple(first.shape)} and {tuple(pixels.shape)} for example: resize them")  # fmt: skip
         x[k] = pixels
     return Images(x, torch.tensor(labels), classes)
@@ -104,22 +134,34 @@ def _read(folder: Path, files: list[Path], labels: list[int], classes: tuple[str
 
 def _pixels(path: Path) -> Tensor:
     """An image as (channels, rows, columns) in [0, 1] of its file's own range; what is transparent is on white."""
+    reading.regular(path, BYTES)
     try:
-        with Image.open(path) as opened:
-            image: Image.Image = opened
-            if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG"):
-                deep = np.array(image).astype(np.float32) / 65535
-                return torch.from_numpy(deep)[None]
-            if image.mode in ("I", "F"):
-                raise BadInput(f"the image {path} has 32-bit pixels, whose range the file does not say: save it with 8 "
-                               "or 16 bits")  # fmt: skip
-            grey = image.mode in GREY
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            pixels = np.array(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"cannot read the image {path}: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                return _decoded(opened, path)
+    except BadInput:
+        raise
+    except MemoryError as error:
+        raise BadInput(f"cannot read the image {printable(path)}: it takes more memory than there is") from error
+    except Exception as error:  # a decoder raises what it likes on bytes that lie: two dozen kinds have been seen
+        raise BadInput(f"cannot read the image {printable(path)}: {printable(error)}") from error
+
+
+def _decoded(opened: Image.Image, path: Path) -> Tensor:
+    image, (width, height) = opened, opened.size
+    if max(width, height) > SIDE or width * height > PIXELS:
+        raise BadInput(f"the image {printable(path)} says that it has {width} x {height} pixels, more than {PIXELS} or "
+                       f"than {SIDE} on a side: resize it")  # fmt: skip
+    if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG"):
+        deep = np.array(image).astype(np.float32) / 65535
+        return torch.from_numpy(deep)[None]
+    if image.mode in ("I", "F"):
+        raise BadInput(f"the image {printable(path)} has 32-bit pixels, whose range the file does not say: save it "
+                       "with 8 or 16 bits")  # fmt: skip
+    grey = image.mode in GREY
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    pixels = np.array(image.convert("L" if grey else "RGB"))
     return torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).movedim(-1, 0).float() / 255

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from pplleak import memory, reading
 from pplleak.data.images import Images
 from pplleak.errors import BadInput
 
 CLASSES = tuple(str(d) for d in range(10))
 UBYTE = 0x08
 CHUNK = 1 << 20
+LARGEST = 1 << 32  # bytes of a file: the largest in this format has a fifth of them
 DEFLATED = 1032  # the most that one byte of a deflated file can hold
 
 
@@ -48,18 +51,21 @@ def _half(root: Path, half: str) -> Images:
 
 def _read(raw: Path, name: str, dimensions: int) -> tuple[Path, Tensor]:
     """The file and its bytes in the shape that it says, uint8; a shape that is not the file's is not allocated."""
-    path = next((p for p in (raw / name, raw / f"{name}.gz") if p.is_file()), None)
+    path = next((p for p in (raw / name, raw / f"{name}.gz") if os.path.isfile(p)), None)
     if path is None:
         raise BadInput(f"no readable MNIST under {raw}: it has no {name}; the data root is the folder that holds "
                        "MNIST/raw, and nothing is downloaded")  # fmt: skip
     size = path.stat().st_size
     compressed = path.suffix == ".gz"
+    reading.regular(path, LARGEST)
     try:
         with gzip.open(path) if compressed else path.open("rb") as file:
             shape = _shape(file, path, dimensions)
             count = math.prod(shape)
             header = 4 + 4 * dimensions
             whole = header + count <= size * DEFLATED if compressed else header + count == size
+            if whole:
+                memory.require(6 * count, f"{path}, of the shape {shape},", "take a machine with more memory")
             held = bytearray()
             while whole and len(held) <= count and (chunk := file.read(min(CHUNK, count + 1 - len(held)))):
                 held += chunk

@@ -219,10 +219,12 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
     if not observed.g.isfinite().all():
         raise BadInput("the observation holds NaN or infinity")
     with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-        nodes = poutine.trace(model).get_trace(client, observed.batch_size).nodes
+        trace = poutine.trace(model).get_trace(client, observed.batch_size)
+    nodes = trace.nodes
     for name, meaning in (("x", "the data"), ("y", "the labels"), ("g", "the shared gradient")):
         if name not in nodes:
             raise BadInput(f"the model has no site '{name}' ({meaning}): a model file samples x, y and g")
+    _require_program(trace, client, observed.batch_size)
     given = {"g"} | ({"y"} if observed.labels is not None else set())
     sites: list[Site] = []
     discrete: dict[str, Tensor] = {}
@@ -260,6 +262,27 @@ def require_told(density: Density, inference: str) -> None:
     """Raise BadInput where the model infers its noise, for an inference that needs to be told σ."""
     if any(site.name == "log_sigma" for site in density.sites):
         raise BadInput(f"inference {inference} needs the noise to be told: give sigma a number, or take hmc or map")
+
+
+@torch.no_grad()
+def _require_program(trace: poutine.Trace, client: Client, batch_size: int) -> None:
+    """Raise BadInput for a model whose x or g is not what the client takes or shares, or whose density is no number
+    where it drew itself."""
+    for name, shape in (("x", (batch_size, *client.input_shape)), ("g", (client.update_size,))):
+        drawn = tuple(trace.nodes[name]["value"].shape)
+        if drawn != shape:
+            raise BadInput(f"the model's site '{name}' has shape {drawn}, and the client's has {shape}")
+    x = trace.nodes["x"]
+    if x["type"] == "sample" and (x["fn"].has_enumerate_support or x["fn"].support.is_discrete):
+        raise BadInput("the model's site 'x' is discrete: data are inferred along slopes, draw them from a continuous "
+                       "distribution")  # fmt: skip
+    with pyro.validation_enabled(False):
+        trace.compute_log_prob()
+    for name, node in trace.nodes.items():
+        density = float(node["log_prob_sum"]) if node["type"] == "sample" else 0.0
+        if math.isnan(density) or density == math.inf:
+            raise BadInput(f"the model's log-density at its own draw is {density}, of the site '{name}': no inference "
+                           "can follow it")  # fmt: skip
 
 
 def interchangeable(observed: Observation) -> bool:

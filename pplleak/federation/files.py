@@ -10,23 +10,50 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pplleak import runs
+from pplleak import reading, runs
 from pplleak.client import weights
 from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 from pplleak.settings import Named
 
 FORMAT = "pplleak-observation-1"
+Value = bool | int | float | str | None | list[Any]  # of a setting, as JSON has it; what is set checks its kind
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A channel or a defence: "" where there is none."""
+
+    name: str
+    settings: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """The metadata of an observation: what each has to be. Older files know neither channels nor defences."""
+
+    network: str
+    settings: dict[str, Value]
+    input_shape: list[int]
+    num_classes: int
+    batch_size: int
+    sigma: float | Literal["infer"] | None
+    labels: list[int] | None
+    channel: _Part = _Part("gaussian", {})
+    defence: _Part = _Part("", {})
+    local: dict[str, Value | dict[str, Any]] | None = None  # `LocalTraining` checks it
+    loss: str = DEFAULT
+    normalise: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +128,7 @@ def read(path: str | Path) -> SharedFile:
     tensors, raw = weights.read(path)
     for name, t in tensors.items():
         if not t.is_floating_point() and not name.startswith("parameter."):  # a network's counters are whole numbers
-            raise BadInput(f"{path}: '{name}' holds {t.dtype}, not floating-point numbers")
+            raise BadInput(f"{path}: '{printable(name)}' holds {t.dtype}, not floating-point numbers")
     gradient = {n.removeprefix("gradient."): t for n, t in tensors.items() if n.startswith("gradient.")}
     parameters = {n.removeprefix("parameter."): t for n, t in tensors.items() if n.startswith("parameter.")}
     if not gradient:
@@ -128,39 +155,20 @@ def rounding(gradient: Mapping[str, Tensor]) -> float:
 def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
     if raw.get("format") != json.dumps(FORMAT):
         return {}
-    older: dict[str, Any] = {
-        "channel": {"name": "gaussian", "settings": {}}, "defence": {"name": "", "settings": {}},
-        "loss": DEFAULT, "normalise": [],
-    }  # fmt: skip
-    raw = {n: json.dumps(v) for n, v in older.items()} | raw  # older files know no other
-    kinds: dict[str, Any] = {
-        "network": str, "settings": dict, "input_shape": list, "num_classes": int, "batch_size": int,
-        "sigma": (float, int, str, type(None)), "channel": dict, "defence": dict, "labels": (list, type(None)),
-        "loss": str, "normalise": list,
-    }  # fmt: skip
-    metadata: dict[str, Any] = {}
-    for key, kind in kinds.items():
-        try:
-            metadata[key] = json.loads(raw[key])
-        except (KeyError, json.JSONDecodeError) as error:
-            raise BadInput(f"{path}: its metadata has no readable '{key}'") from error
-        if not isinstance(metadata[key], kind):
-            raise BadInput(f"{path}: its metadata '{key}' is {metadata[key]!r}, of the wrong kind")
+    where = f"{printable(path)}: its metadata"
+    known = [f.name for f in fields(_Metadata) if f.name in raw]
+    values = {name: reading.decoded(raw[name], Any, f"{where} '{name}' is not readable") for name in known}
+    read: _Metadata = reading.typed(values, _Metadata, where)
+    positive = [*read.input_shape, read.num_classes, read.batch_size]
+    if not read.input_shape or not all(0 < n < 1_000_000 for n in positive):
+        raise BadInput(f"{where} holds impossible sizes: {printable(positive)}")
     try:
-        local = json.loads(raw.get("local", "null"))
-        metadata["local"] = None if local is None else LocalTraining.from_json(local)
-    except (TypeError, OverflowError, BadInput, json.JSONDecodeError) as error:
-        raise BadInput(f"{path}: its metadata has no readable 'local': {error}") from error
-    for key in ("channel", "defence"):
-        part = metadata[key]
-        if not (isinstance(part.get("name"), str) and isinstance(part.get("settings"), dict)):
-            raise BadInput(f"{path}: its metadata '{key}' is {part!r}, not a name with settings")
-    positive = [*metadata["input_shape"], metadata["num_classes"], metadata["batch_size"]]
-    if not all(isinstance(n, int) and 0 < n < 1_000_000 for n in positive):
-        raise BadInput(f"{path}: its metadata holds impossible sizes: {positive}")
-    if not all(isinstance(n, int) for n in metadata["labels"] or []):
-        raise BadInput(f"{path}: its labels must be whole numbers, not {metadata['labels']}")
-    return metadata
+        local = None if read.local is None else LocalTraining.from_json(read.local)
+    except (TypeError, OverflowError, BadInput) as error:
+        raise BadInput(f"{where} 'local' cannot be: {error}") from error
+    return {f.name: getattr(read, f.name) for f in fields(read)} | {
+        "local": local, "channel": asdict(read.channel), "defence": asdict(read.defence)
+    }  # fmt: skip
 
 
 def protection_of(metadata: Mapping[str, Any], where: str) -> Protection:

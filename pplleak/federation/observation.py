@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client, weights
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 
 
@@ -39,6 +39,10 @@ class Observation:
     latents: dict[str, Tensor] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise BadInput(f"the batch size must be at least 1, not {self.batch_size}")
+
     @property
     def sigma(self) -> float | None:
         """σ of the channel, where it has one and it is known."""
@@ -47,13 +51,13 @@ class Observation:
 
 def check_labels(labels: list[int] | Tensor, num_classes: int, batch_size: int) -> Tensor:
     """Labels as a (batch_size,) tensor; raises BadInput where one is out of range or their number is wrong."""
-    y = torch.as_tensor(labels, dtype=torch.long).reshape(-1)
-    if len(y) != batch_size:
-        raise BadInput(f"{len(y)} labels for a batch of {batch_size}: give one for each example")
-    if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_classes):
-        raise BadInput(f"label {int(y.max() if y.max() >= num_classes else y.min())} is out of range: "
+    given = torch.as_tensor(labels).reshape(-1).tolist() if isinstance(labels, Tensor) else list(labels)
+    if len(given) != batch_size:
+        raise BadInput(f"{len(given)} labels for a batch of {batch_size}: give one for each example")
+    if strange := [label for label in given if not 0 <= label < num_classes]:  # before torch, whose numbers end at 2⁶³
+        raise BadInput(f"label {printable(strange[0])} is out of range: "
                        f"the network knows classes 0 to {num_classes - 1}")  # fmt: skip
-    return y
+    return torch.tensor(given, dtype=torch.long)
 
 
 def flatten(client: Client, gradient: Mapping[str, Tensor], where: str = "the observation") -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pplleak import channels, data, programs
-from pplleak.client import Client, networks, seeded, weights
+from pplleak.client import Client, networks, seeded, sizes, weights
 from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, printable, require_seed
 from pplleak.federation import defences, files
 from pplleak.federation.observation import Observation, check_labels, flatten
 from pplleak.federation.protection import Protection
@@ -64,6 +64,7 @@ class Scenario:
         object.__setattr__(self, "protection", Protection.parse(self.protection))
         if self.batch_size < 1:
             raise BadInput(f"the batch size must be at least 1, not {self.batch_size}")
+        require_seed(self.seed)
         if self.labels not in ("known", "unknown"):
             raise BadInput(f"labels are known or unknown to the server, not {self.labels!r}")
 
@@ -100,27 +101,25 @@ def build_client(
         base = constructor(input_shape, num_classes, **named.settings)
         return defences.network(base, input_shape, num_classes, defence)
 
-    try:
-        made = seeded(build, seed)
-    except BadInput:
-        raise
-    except Exception as error:
-        file = named.name.rpartition(":")[0]
-        message = programs.describe(error, Path(file) if file else None)
-        raise BadInput(f"the network '{named}' cannot be built for images {input_shape}: {message}") from error
-    if not isinstance(made, nn.Module):
-        raise BadInput(f"the network '{named}' returned a {type(made).__name__}, not a torch.nn.Module")
+    said = printable(named)
     if parameters and checkpoint:
         raise BadInput(f"{where} holds the client's weights already: leave the checkpoint {checkpoint} out")
-    if checkpoint:
-        tensors, metadata = weights.read(checkpoint)
-        own, trained = "" if defence is None else defence.name, metadata.get("defence", "")
-        if "defence" in metadata and trained != own:
-            raise BadInput(f"{checkpoint} was trained with the defence {trained or 'none'}, and this client has "
-                           f"{own or 'none'}: choose the same defence")  # fmt: skip
-        made = weights.load(made, tensors, str(checkpoint))
-    if parameters:
-        made = weights.load(made, parameters, where, whole=False)
+    tensors, metadata = weights.read(checkpoint) if checkpoint else (parameters, {})
+    own, trained = "" if defence is None else defence.name, printable(metadata.get("defence", ""))
+    if "defence" in metadata and trained != own:
+        raise BadInput(f"{checkpoint} was trained with the defence {trained or 'none'}, and this client has "
+                       f"{own or 'none'}: choose the same defence")  # fmt: skip
+    source, whole, images = str(checkpoint or where), checkpoint is not None, f"for images {input_shape}"
+    with programs.blamed(f"the network '{said}' cannot be built {images}"):
+        if tensors:
+            sizes.compare(build, tensors, source, whole=whole)
+        with sizes.counted(f"the network '{said}' {images}"):
+            made = seeded(build, seed)
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"the network '{said}' returned a {type(made).__name__}, not a torch.nn.Module")
+    sizes.require_real(made)
+    if tensors:
+        made = weights.load(made, tensors, source, whole=whole)
     made = made.to(torch_device(device), getattr(torch, dtype))
     return Client(networks.normalised(made, normalise, input_shape), input_shape, num_classes, local=local, loss=loss)
 
@@ -153,6 +152,7 @@ def observe(scenario: Scenario) -> Observation:
     if scenario.label is not None:
         y = check_labels([scenario.label] * scenario.batch_size, max(10, len(images.classes)), scenario.batch_size)
     client = client_of(scenario)
+    sizes.require_batch(client, scenario.batch_size)
     x, y = x.to(client.device, client.dtype), y.to(client.device)
     if protection.is_channel("dpsgd"):
         channels.require_examples(client, scenario.batch_size)
@@ -203,6 +203,7 @@ def load(
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         loss=meta["loss"], normalise=tuple(meta["normalise"]), defence=protection.defence,
     )  # fmt: skip
+    sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:
         require_weights(client, named, str(path), seed=seed)
     g = flatten(client, shared.gradient, str(path))
@@ -233,8 +234,8 @@ def built_in(path: str | Path, metadata: Mapping[str, Any]) -> str:
     """
     name: str = metadata["network"]
     if name not in networks.names():
-        raise BadInput(f"{path} was made with the network {name!r}, which is not a built-in one but code: if you trust "
-                       f"it, name the network yourself: {name}")  # fmt: skip
+        raise BadInput(f"{path} was made with the network '{printable(name)}', which is not a built-in one but code: "
+                       "if you trust it, name the network yourself")  # fmt: skip
     return name
 
 

@@ -7,12 +7,12 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from pplleak import runs
-from pplleak.errors import BadInput
+from pplleak import memory, reading, runs
+from pplleak.errors import BadInput, printable
 from pplleak.posterior import convergence, decisions, diagnostics, summary
 from pplleak.posterior.convergence import Convergence
 from pplleak.posterior.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
@@ -215,7 +215,7 @@ class Posterior:
             value = value.item() if isinstance(value, np.generic) else value
             try:
                 attrs[str(name)] = json.loads(value) if isinstance(value, str) else value
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # words that are no JSON, or nest too deep
                 attrs[str(name)] = value
         posterior, constant = values("posterior"), values("constant_data")
         return Posterior(
@@ -248,17 +248,31 @@ class Posterior:
         """Read what `save` wrote; raises BadInput for anything else."""
         import xarray
 
+        reading.regular(path)
         try:
             with xarray.open_datatree(path, engine="h5netcdf") as tree:
-                return Posterior.from_arviz(tree.load())
-        except (OSError, KeyError, ValueError) as error:
-            if isinstance(error, BadInput):
-                raise
-            raise BadInput(f"{path} is not a posterior written by pplleak: {error}") from error
+                unpacked = sum(v.nbytes for node in tree.subtree for v in node.data_vars.values())
+                memory.require(2 * unpacked, f"{path}, unpacked,", "take a machine with more memory")
+                return _whole(Posterior.from_arviz(tree.load()))
+        except BadInput:
+            raise
+        except Exception as error:  # HDF5 and its readers raise what they like on bytes that lie
+            raise BadInput(f"{printable(path)} is not a posterior written by pplleak: {printable(error)}") from error
 
     def with_(self, **changes: Any) -> Posterior:
         """A copy with fields replaced."""
         return replace(self, **changes)
+
+
+def _whole(read: Posterior) -> Posterior:
+    """A posterior whose parts fit each other; raises BadInput for one that was not written by `save`."""
+    x, kinds = read.x, get_args(Kind)
+    fits = x.ndim > 2 and x.size > 0 and read.y.shape == x.shape[:3] and read.mode.shape == x.shape[2:]
+    if not fits or x.dtype.kind != "f" or read.mode.dtype.kind != "f" or read.y.dtype.kind != "i":
+        raise BadInput("its draws, labels and mode do not fit each other")
+    if read.kind not in kinds or not all(isinstance(r, str) for r in (read.approximation, *read.reasons)):
+        raise BadInput(f"its kind is none of {', '.join(kinds)}, or its reasons are no words")
+    return read
 
 
 def _written(value: Any) -> Any:

@@ -16,22 +16,32 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as packed
 from torch import Tensor
 
-from pplleak import data, folders, runs
-from pplleak.errors import BadInput, unknown
+from pplleak import data, folders, reading, runs
+from pplleak.errors import BadInput, printable, unknown
 from pplleak.progress import bar
+from pplleak.tensors import read as read_tensors
 
 FORMAT = "pplleak-prior-1"
 FOLDER = Path("priors")
+FAR = 1e3  # a pixel of a draw lies nearer to [0, 1]: a broad prior's do by far, and those of a broken scale do not
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """The metadata of a file: what each has to be."""
+
+    kind: str
+    input_shape: list[int]
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,34 +86,44 @@ def load(path: str | Path) -> Stored:
     """Read a prior file without running anything in it.
 
     Raises:
-        BadInput: not a readable safetensors file, no prior in it, NaN, or tensors that do not fit their kind.
+        BadInput: not a readable safetensors file, no prior in it, NaN, tensors that do not fit their kind, or a prior
+            whose draws are no images.
     """
     path = Path(path)
+    tensors, raw = read_tensors(path)
+    if raw.get("format") != json.dumps(FORMAT):
+        raise BadInput(f"{printable(path)} holds no prior: write one with `pplleak prior fit`")
+    where = f"{printable(path)}: its metadata"
+    known = [f.name for f in fields(_Metadata) if f.name in raw]
+    values = {name: reading.decoded(raw[name], Any, f"{where} '{name}' is not readable") for name in known}
+    metadata: _Metadata = reading.typed(values, _Metadata, where)
+    shape = tuple(metadata.input_shape)
+    if metadata.kind not in kinds():
+        raise unknown("prior", metadata.kind, kinds(), f"{printable(path)} holds no prior that this version fits.")
+    if not shape or not all(0 < n < 100_000 for n in shape) or math.prod(shape) > 10_000_000:
+        raise BadInput(f"{where} holds impossible sizes: {printable(shape)}")
+    if counters := [n for n, t in tensors.items() if not t.is_floating_point()]:
+        raise BadInput(f"{printable(path)}: '{printable(counters[0])}' does not hold floating-point numbers")
+    stored = Stored(metadata.kind, shape, tensors, metadata.about)
     try:
-        with safe_open(path, framework="pt") as f:
-            raw = f.metadata() or {}
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError as error:
-        raise BadInput(f"no file {path}") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BadInput(f"{path} is not a whole safetensors file (a pickle is refused): {error}") from error
-    try:
-        metadata = {k: json.loads(raw[k]) for k in ("format", "kind", "input_shape", "about")}
-        shape = tuple(metadata["input_shape"])
-        sane = metadata["format"] == FORMAT and metadata["kind"] in kinds() and isinstance(metadata["about"], dict)
-        sane = sane and len(shape) > 0 and all(type(n) is int and 0 < n < 100_000 for n in shape)
-    except (KeyError, TypeError, ValueError):
-        sane = False
-    if not sane or math.prod(shape) > 10_000_000:
-        raise BadInput(f"{path} holds no prior: write one with `pplleak prior fit`")
-    if not all(t.is_floating_point() and bool(t.isfinite().all()) for t in tensors.values()):
-        raise BadInput(f"{path}: its tensors hold something other than finite numbers")
-    stored = Stored(metadata["kind"], shape, tensors, metadata["about"])
-    try:
-        stored.prior()
+        _require_images(stored.prior(), shape)
     except (BadInput, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
-        raise BadInput(f"{path} is no {stored.kind} prior for images of shape {shape}: {error}") from error
+        what = printable(error)
+        raise BadInput(f"{printable(path)} is no {stored.kind} prior for images of shape {shape}: {what}") from error
     return stored
+
+
+@torch.no_grad()
+def _require_images(prior: Any, shape: tuple[int, ...]) -> None:
+    """Raise BadInput for a prior whose draws are no images, pixels of about 0 to 1, or which gives them no density."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drawn = prior.draw(2)
+        density = prior.log_prob(drawn)
+    if drawn.shape != (2, *shape) or not bool(drawn.isfinite().all()) or float(drawn.abs().max()) > FAR:
+        raise BadInput("what it draws are no images, whose pixels lie between 0 and 1")
+    if not bool(density.isfinite().all()):
+        raise BadInput("its density at its own draws is no number")
 
 
 def locate(name: str) -> Path:

@@ -240,7 +240,9 @@ def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: tor
     first = [t for n, t in own.items() if n.endswith("hyper.0.weight")]
     if len(first) != TRANSFORMS or first[0].shape[1] < 2:
         raise BadInput("the tensors of its flow are not those of a spline flow")
-    rank = first[0].shape[1]
+    rank, hidden = first[0].shape[1], first[0].shape[0]
+    if any(t.shape != (hidden, hidden) for n, t in own.items() if n.endswith("hyper.2.weight")):
+        raise BadInput("the tensors of its flow are not those of a spline flow")  # before one of that size is made
     flow = _spline(rank, first[0].shape[0], dtype)
     flow.load_state_dict(own, strict=False)
     if {n for n, _ in flow.named_parameters()} != set(own):

@@ -213,11 +213,14 @@ def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: tor
     """The VAE that `tensors()` came from, in precision `dtype`; raises BadInput where the tensors are no VAE's."""
     try:
         hidden, latents = tensors["decoder.0.weight"].shape
-        encoder, decoder = _perceptrons(math.prod(input_shape), latents, hidden)
+        with torch.device("meta"):  # of sizes that the file only says: nothing is allocated before its tensors fit
+            encoder, decoder = _perceptrons(math.prod(input_shape), latents, hidden)
         for name, network in (("encoder", encoder), ("decoder", decoder)):
             own = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
-            network.load_state_dict(own)
+            network.load_state_dict(own, assign=True)
         sd = tensors["sd"].reshape(math.prod(input_shape))
     except (KeyError, RuntimeError, ValueError) as error:
         raise BadInput(f"its tensors are not those of a VAE for images {input_shape}") from error
+    if not bool((sd > 0).all()):
+        raise BadInput("the sd of its pixels are not all positive")
     return _frozen(VAE(encoder.to(sd.device, dtype), decoder.to(sd.device, dtype), sd.to(dtype), input_shape))

@@ -12,7 +12,8 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pplleak.errors import BadInput
+from pplleak import reading
+from pplleak.errors import BadInput, printable
 from pplleak.runs import files
 from pplleak.runs.files import ELSEWHERE
 
@@ -60,8 +61,8 @@ def require_same(before: Any, now: Mapping[str, Any], out: Path, what: str = "a 
         before = dict(before)
     for name in sorted(set(before) | set(now)):
         if before.get(name) != now.get(name):
-            raise BadInput(f"{out} holds {what} with {name} = {before.get(name)}, this one has {now.get(name)}: "
-                           f"{ELSEWHERE}")  # fmt: skip
+            raise BadInput(f"{out} holds {what} with {printable(name)} = {printable(before.get(name))}, this one has "
+                           f"{printable(now.get(name))}: {ELSEWHERE}")  # fmt: skip
 
 
 def settle(
@@ -80,13 +81,21 @@ def settle(
     with files.alone(path.parent):
         if path.exists():
             with readable(path):
-                before = json.loads(path.read_text(encoding="utf-8"))
-                before = before[under] if under else before
+                before = _kept(path, under)
             require_same(before, now, path.parent if under else path, what)
         elif rows is not None and rows.exists():
             raise BadInput(f"{rows} does not say what its rows were made with, {path.name} is missing: {ELSEWHERE}")
         else:
             files.json(path, {under: dict(now)} if under else dict(now))
+
+
+def _kept(path: Path, under: str) -> dict[str, Any]:
+    """The settings that a JSON file holds; a file that others may have changed is read as one."""
+    try:
+        kept = reading.decoded(reading.contents(path), dict[str, Any], "it holds no settings")
+        return reading.typed(kept[under], dict[str, Any], f"its '{under}'") if under else kept
+    except BadInput as error:
+        raise BadInput(f"cannot go on from {printable(path)}: {error}; {ELSEWHERE}") from error
 
 
 @contextlib.contextmanager
@@ -96,5 +105,5 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except BadInput:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-        raise BadInput(f"cannot go on from {path}: {error}; {ELSEWHERE}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError, MemoryError, csv.Error) as error:
+        raise BadInput(f"cannot go on from {printable(path)}: {printable(error)}; {ELSEWHERE}") from error

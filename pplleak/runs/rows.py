@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pplleak import reading
 from pplleak.runs import files
 from pplleak.runs.going_on import readable
 
@@ -52,8 +53,7 @@ class Rows:
         with readable(self.path):
             if not self.path.exists():
                 return []
-            with open(self.path, newline="", encoding="utf-8") as f:
-                lines = list(csv.reader(f, strict=True))
+            lines = list(csv.reader(_lines(self.path), strict=True))
             if not lines or lines[0] != self.names:
                 raise ValueError(f"it has other columns than {','.join(self.names)}")
             if short := [n for n, cells in enumerate(lines) if len(cells) != len(self.names)]:
@@ -122,8 +122,12 @@ def read(path: str | Path) -> list[dict[str, str]]:
     with readable(Path(path)):
         if not Path(path).exists():
             return []
-        with open(path, newline="", encoding="utf-8") as f:
-            return list(csv.DictReader(f))
+        return list(csv.DictReader(_lines(path)))
+
+
+def _lines(path: str | Path) -> io.StringIO:
+    """A CSV's text, of a regular file that is not too large."""
+    return io.StringIO(reading.contents(path).decode(), newline="")
 
 
 def table(

@@ -129,7 +129,7 @@ BROKEN = {
     "network that is a file": (lambda o, p: changed(p, o, {"network": "evil.py"}), "not a built-in one but code"),
     "unknown setting": (lambda o, p: changed(p, o, {"settings": {"depth": 3}}), "no setting 'depth'"),
     "unknown channel": (lambda o, p: changed(p, o, {"channel": {"name": "fog", "settings": {}}}), "unknown channel"),
-    "channel without settings": (lambda o, p: changed(p, o, {"channel": {"name": "sign"}}), "not a name with settings"),
+    "channel without settings": (lambda o, p: changed(p, o, {"channel": {"name": "sign"}}), "field `settings`"),
     "unknown channel setting": (
         lambda o, p: changed(p, o, {"channel": {"name": "pruned", "settings": {"clip": 1}}}), "no setting 'clip'"
     ),
@@ -137,10 +137,10 @@ BROKEN = {
         lambda o, p: changed(p, o, {"channel": {"name": "pruned", "settings": {"rate": 2}}}), "rate must be at least 0"
     ),
     "channel setting of another kind": (
-        lambda o, p: changed(p, o, {"channel": {"name": "pruned", "settings": {"rate": "half"}}}), "cannot be set to"
+        lambda o, p: changed(p, o, {"channel": {"name": "pruned", "settings": {"rate": "half"}}}), "Expected `float`"
     ),
     "impossible size": (lambda o, p: changed(p, o, {"input_shape": [1, -8, 8]}), "impossible sizes"),
-    "metadata of another kind": (lambda o, p: changed(p, o, {"batch_size": "two"}), "of the wrong kind"),
+    "metadata of another kind": (lambda o, p: changed(p, o, {"batch_size": "two"}), "Expected `int`, got `str`"),
     "truncated": (lambda o, p: p.write_bytes(o.read_bytes()[: o.stat().st_size // 2]), "truncated"),
     "empty": (lambda o, p: p.write_bytes(b""), "not a whole safetensors file"),
     "no metadata": (lambda o, p: save_file({"w": torch.ones(2)}, p), "no pplleak metadata"),

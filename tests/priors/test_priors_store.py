@@ -125,7 +125,7 @@ def test_a_prior_for_another_shape_or_another_model_is_refused(workshop: Path) -
         trained("vae", "mine", "digits", SHAPE)
     with pytest.raises(BadInput, match="did you mean mine"):
         trained("mixture", "mime", "digits", SHAPE)
-    with pytest.raises(BadInput, match="no file"):
+    with pytest.raises(BadInput, match="cannot read"):
         trained("mixture", "mime.safetensors", "digits", SHAPE)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from pplleak import channels, programs
+from pplleak.client import sizes
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -124,9 +125,13 @@ def attack(
         observed = replace(observed, labels=rule(observed.client, observed))
         provenance |= {"labels": "read off the gradient", "recovered_labels": _read(observed, model)}
     bound = believe(programs.load("models", model), observed, beliefs)
+    sizes.require_draws(observed.client, observed.batch_size, settings)
     start = time.perf_counter()
     with _blaming(programs.locate("models", model)):
         posterior: Posterior = run(bound, observed, observed.client, seed=seed, progress=progress, **settings)
+    if not isinstance(posterior, Posterior):
+        raise BadInput(f"the inference {inference} returned a {type(posterior).__name__}, not a Posterior: end its run "
+                       "with pplleak.posterior.collect")  # fmt: skip
     leaked: dict[str, Any] = {}
     if observed.truth is not None:
         with suppress(BadInput):  # not every inference knows p(g), nor every model p(g | x)
@@ -206,14 +211,17 @@ def _blaming(model: Path) -> Iterator[None]:
     """Errors that a model's file raised, as one line that names the file."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         chain: list[BaseException] = [error]
         while chain[-1].__cause__ is not None:  # Pyro raises errors anew, with its trace's shapes in their text
             chain.append(chain[-1].__cause__)
         refusals, inner = [e for e in chain if isinstance(e, BadInput)], chain[-1]
         if refusals:
             raise refusals[-1] from error
-        if isinstance(inner, Exception) and programs.lines_of(inner, model):
+        place = programs.users(inner)
+        if place and place[0] != model.resolve():  # an inference, a network
+            raise BadInput(f"the attack failed in your code: {programs.describe(inner)}") from error
+        if programs.lines_of(inner, model) or not programs.shipped(model):
             raise BadInput(f"the model {model} failed: {programs.describe(inner, model)}") from error
         raise
 

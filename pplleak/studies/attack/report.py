@@ -72,11 +72,11 @@ def table(summary: dict[str, Any]) -> Table:
     return shown
 
 
-def _recovered(found: dict[str, Any]) -> str:
+def _recovered(found: dict[str, Any]) -> Text:
     """The labels of `pplleak.density.label_recovery.recovered`, and what speaks for them."""
     confidence = "no confidence" if found["confidence"] is None else f"confidence {found['confidence']:.3f}"
-    right = {True: ", right", False: ", [bold red]wrong[/]", None: ""}[found["right"]]
-    return f"{' '.join(map(str, found['labels']))} ({found['rule']}; {confidence}{right})"
+    right = {True: (", right", ""), False: (", wrong", "bold red"), None: ("", "")}[found["right"]]
+    return Text.assemble(f"{' '.join(map(str, found['labels']))} ({found['rule']}; {confidence}", right, ")")
 
 
 def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pplleak import programs, runs
+from pplleak import programs, reading, runs
 from pplleak.density import Density, Model, Site, build, marginal
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
@@ -37,6 +37,7 @@ QUANTITIES = {
     "distance_to_mean": "distance to the posterior mean",
     "distance_to_reference": "distance to a random image (TARP)",
 }
+KINDS = {"ranks": int, "ranked": int, "converged": bool}  # of a draw's arrays; the others are floats
 TWINS = {"": (1.0, 0.0), "narrow": (0.75, 0.0), "shifted": (1.0, 0.25)}  # factor of the sd, shift of the mean in sds
 
 
@@ -76,12 +77,25 @@ class Draw:
     @staticmethod
     def load(path: Path) -> Draw:
         """Raises BadInput for a file that `save` did not write."""
+        kinds = {f.name: KINDS.get(f.name, float) for f in dataclasses.fields(Draw)}
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                values = {f.name: kept[f.name] for f in dataclasses.fields(Draw)}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            values: dict[str, Any] = reading.arrays(path, kinds)
+            _require_whole(values)
+        except BadInput as error:
             raise BadInput(f"{path} is not a draw of `pplleak calibrate`: {error}; delete it") from error
         return Draw(**{n: v if v.ndim else v.item() for n, v in values.items()})
+
+
+def _require_whole(values: Mapping[str, np.ndarray]) -> None:
+    """Raise BadInput for arrays of other shapes or ranges than a draw's."""
+    ranks, inside = values["ranks"], values["inside"]
+    plain = all(v.ndim == 0 for n, v in values.items() if n not in ("ranks", "inside"))
+    if not plain or ranks.ndim != 2 or len(ranks) != len(TWINS) or inside.shape != (len(TWINS), len(LEVELS)):
+        raise BadInput("its arrays have other shapes than a draw's")
+    if ranks.shape[1] <= len(QUANTITIES) or not 0 < values["ranked"] <= MOST:
+        raise BadInput("its arrays have other shapes than a draw's")
+    if ranks.min() < -1 or ranks.max() > values["ranked"] or not ((inside >= 0) & (inside <= 1)).all():
+        raise BadInput("it holds ranks or fractions that cannot be")
 
 
 def make(

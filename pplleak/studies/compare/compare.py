@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from pplleak import runs
 from pplleak.federation.observation import Observation
@@ -187,7 +188,7 @@ def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_imag
         for r in rows:
             cells = [_number(r[c], c) for c in SHOWN]
             made.add_row(
-                str(r["index"]), _marked([r], r["inference"]), *cells, "yes" if r["converged"] else "[red]no[/]"
+                str(r["index"]), _marked([r], r["inference"]), *cells, "yes" if r["converged"] else Text("no", "red")
             )
         return made
     for name in inferences:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pplleak import runs
 from pplleak.studies.risk import limits
@@ -51,11 +52,10 @@ def table(rows: Sequence[Row], inference: str) -> Table:
     return made
 
 
-def _cell(curve: Row) -> str:
+def _cell(curve: Row) -> Text:
     if curve["claimed"] is None:
-        return f"– / {curve['realised']:.0%}"
-    text = f"{curve['claimed']:.0%} / {curve['realised']:.0%}"
-    return text if curve["agrees"] else f"[red]{text}[/]"
+        return Text(f"– / {curve['realised']:.0%}")
+    return Text(f"{curve['claimed']:.0%} / {curve['realised']:.0%}", "" if curve["agrees"] else "red")
 
 
 def write(
