@@ -55,9 +55,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing_that_was_finished(
     table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": float}, ("k",))
     table.add([{"k": 1, "v": 0.1}])
     monkeypatch.setattr(os, step, full)
-    with pytest.raises(BadInput, match=r"cannot write .*rows\.csv: No space left on device$"):
+    with pytest.raises(BadInput, match=r"cannot write .*rows\.csv: No space left on device; make room"):
         table.add([{"k": 2, "v": 0.2}])
-    with pytest.raises(BadInput, match=r"cannot write .*new\.json: No space left on device$"):
+    with pytest.raises(BadInput, match=r"cannot write .*new\.json: No space left on device; make room"):
         runs.json(tmp_path / "new.json", {})
     monkeypatch.undo()
     assert names(tmp_path) == ["rows.csv"] and table.read() == [{"k": 1, "v": 0.1}]

@@ -28,9 +28,9 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The `pplleak` command. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+    """The `pplleak` command. Exit codes: 0 done, 2 bad input or a full disk (one line on stderr), 130 interrupted.
 
-    A KeyboardInterrupt comes out only where nothing could be kept; `pplleak.__main__` says so.
+    A KeyboardInterrupt comes out where a command has not said itself what is kept; `pplleak.__main__` says it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _note
@@ -44,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BadInput as error:
         print(f"pplleak: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        from pplleak.runs import files
+
+        if error.errno not in files.FULL:
+            raise
+        print(f"pplleak: cannot write {error.filename or 'all'}: {files.refused(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -55,7 +62,8 @@ def _note(message: Warning | str, category: type[Warning], *where: Any, **more: 
 def script(file: str) -> None:
     """What running an inference file means: `uv run inference/hmc.py --model dlg` is an attack with that file."""
     from pplleak import programs
+    from pplleak.__main__ import main as process
 
     path = Path(file).resolve()
     inside = path.parent == programs.folder("inference").resolve()
-    main(["attack", "--inference", path.stem if inside else str(path), *sys.argv[1:]])
+    process(["attack", "--inference", path.stem if inside else str(path), *sys.argv[1:]])

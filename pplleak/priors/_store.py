@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pplleak import data, folders, runs
 from pplleak.errors import BadInput, unknown
+from pplleak.priors._fitting import Kept
 from pplleak.progress import bar
 
 FORMAT = "pplleak-prior-1"
@@ -62,6 +63,13 @@ def _module(kind: str) -> Any:
 def fitter(kind: str) -> Any:
     """`fit(images, *, …settings)` of a kind; raises BadInput for one that is not there."""
     return _module(kind).fit
+
+
+def fitted(kind: str, images: Tensor, kept: Kept, **settings: Any) -> Any:
+    """A prior of a kind fitted to images, going on from the state that `kept` tells of, where the kind keeps any."""
+    fit = fitter(kind)
+    going_on = {"kept": kept} if "kept" in inspect.signature(fit).parameters else {}
+    return fit(images, **settings, **going_on)
 
 
 def save(path: Path, kind: str, fitted: Any, about: dict[str, Any]) -> None:
@@ -146,6 +154,7 @@ def trained(
     settings = {n: p.default for n, p in inspect.signature(fitter(kind)).parameters.items() if n in _written(kind)}
     path = cache() / f"{kind}-{fingerprint(images, settings)}.safetensors"
     if not path.is_file():
+        runs.prepare(path.parent)
         print(f"pplleak: fitting a {kind} prior to {len(images)} images, once: kept as {path}", file=sys.stderr)
         fitted = fitter(kind)(images, progress=bar)
         save(path, kind, fitted, {"settings": settings, "images": len(images)})
@@ -154,7 +163,7 @@ def trained(
 
 def _written(kind: str) -> set[str]:
     parameters = inspect.signature(fitter(kind)).parameters.values()
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "progress"}
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("progress", "kept")}
 
 
 def cache() -> Path:

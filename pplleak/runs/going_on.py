@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pplleak.errors import BadInput
-from pplleak.runs import files
+from pplleak.runs import files, locks
 from pplleak.runs.files import ELSEWHERE
 
 
@@ -77,7 +77,7 @@ def settle(
     Raises:
         BadInput: the settings differ, or the file cannot be read or written.
     """
-    with files.alone(path.parent):
+    with locks.alone(path.parent):
         if path.exists():
             with readable(path):
                 before = json.loads(path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplleak.runs import files
+from pplleak.runs import files, locks
 from pplleak.runs.going_on import readable
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ class Rows:
                 raise KeyError(f"{self.path.name} has no column {unknown[0]}")
             fresh.append({n: kind.value(kind.cell(row.get(n))) for n, kind in kinds.items()})
         replaced = {self.about(row) for row in fresh}
-        with files.alone(self.path.parent):
+        with locks.alone(self.path.parent):
             every = [row for row in self.read() if self.about(row) not in replaced] + fresh
             table(self.path, every, self.names)
         return every
