@@ -20,6 +20,7 @@ from command_line import killed_while
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from safetensors import safe_open
 
 from pplleak import runs
 from pplleak.errors import BadInput
@@ -216,3 +217,13 @@ def test_the_room_opens_no_torch() -> None:
     code = "import sys, pplleak.runs; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False", "False"]
+
+
+def test_a_file_of_tensors_is_the_same_byte_for_byte_whenever_it_holds_the_same(tmp_path: Path) -> None:
+    named = {"b": torch.arange(6.0).reshape(2, 3).T, "a": torch.tensor([1, 2])}
+    metadata = {name: f'{name} "σ"\n\u2028' for name in "hgfedcba"}
+    for k in range(8):  # safetensors itself draws the order of eight names anew each time
+        runs.tensors(tmp_path / f"{k}.safetensors", named, dict(reversed(metadata.items())))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as f:
+        assert f.metadata() == metadata and all(torch.equal(f.get_tensor(n), t) for n, t in named.items())

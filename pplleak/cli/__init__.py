@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         if error.errno not in files.FULL:
             raise
-        print(f"pplleak: cannot write {error.filename or 'all'}: {files.refused(error)}", file=sys.stderr)
+        print(f"pplleak: cannot write {error.filename or 'what is printed'}: {files.refused(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

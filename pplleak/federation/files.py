@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from pplleak import runs
@@ -63,8 +62,8 @@ def write(
         batch_size: examples behind the gradient.
         labels: where the client shared them. local: what it trained, where it shares θ_after − θ_before.
     """
-    tensors = {f"gradient.{n}": t.detach().cpu().contiguous() for n, t in gradient.items()}
-    tensors |= {f"parameter.{n}": t.detach().cpu().contiguous() for n, t in (parameters or {}).items()}
+    tensors = {f"gradient.{n}": t for n, t in gradient.items()}
+    tensors |= {f"parameter.{n}": t for n, t in (parameters or {}).items()}
     network = Named.parse(network)
     parts = Protection.parse(protection).observable().to_json()
     sigma = parts["channel"]["settings"].pop("sigma", None)
@@ -80,8 +79,7 @@ def write(
         "labels": labels,
         "local": None if local is None else asdict(local),
     }
-    packed = save(tensors, {k: json.dumps(v) for k, v in metadata.items()})
-    runs.write(path, lambda part: part.write_bytes(packed))
+    runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def read(path: str | Path) -> SharedFile:

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor
 
 from pplleak import channels, runs
@@ -202,8 +201,7 @@ def train(
             }  # fmt: skip
             rows[:] = sorted([*(r for r in rows if r["step"] != number), row], key=lambda r: r["step"])
             metadata = {"step": str(number), "training": json.dumps(dict(settings)), "accuracy": f"{accuracy:.4f}"}
-            packed = save({n: t.contiguous() for n, t in weights.state(client.network).items()}, metadata)
-            runs.write(path(out, number), lambda part: part.write_bytes(packed))
+            runs.tensors(path(out, number), weights.state(client.network), metadata)
             _rows(out).add([row])  # after the weights: no row tells of weights that a full disk did not take
 
         done = (start, _copy(client))

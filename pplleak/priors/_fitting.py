@@ -14,7 +14,6 @@ import pyro
 import torch
 from pyro import poutine
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pplleak import runs
@@ -84,22 +83,20 @@ def going_on(kept: Kept | None, stage: str, epochs: int, training: Training) -> 
         begun = time.perf_counter()
         if begun < due and done < epochs:
             return
-        content = _packed(training, {"made_with": kept.made_with, "done": done})
-        runs.write(path, lambda part: part.write_bytes(content))
+        _keep(path, training, {"made_with": kept.made_with, "done": done})
         ended = time.perf_counter()
         due = ended + SHARE * (ended - begun)
 
     return _restored(path, kept.made_with, training), keep
 
 
-def _packed(training: Training, about: dict[str, Any]) -> bytes:
+def _keep(path: Path, training: Training, about: dict[str, Any]) -> None:
     optimizer = training.optimizer.state_dict()
     tensors = {f"network.{n}": t for n, t in training.network.state_dict().items()}
     tensors |= {f"optimizer.{k}.{n}": t for k, own in optimizer["state"].items() for n, t in own.items()}
     tensors["generator"] = torch.get_rng_state()
     about |= {"groups": optimizer["param_groups"], "schedule": training.schedule.state_dict()}
-    contiguous = {n: t.detach().contiguous() for n, t in tensors.items()}
-    return save(contiguous, {n: json.dumps(v) for n, v in about.items()})
+    runs.tensors(path, tensors, {n: json.dumps(v) for n, v in about.items()})
 
 
 def _restored(path: Path, made_with: str, training: Training) -> int:

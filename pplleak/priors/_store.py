@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as packed
 from torch import Tensor
 
 from pplleak import data, folders, runs
@@ -75,9 +74,8 @@ def fitted(kind: str, images: Tensor, kept: Kept, **settings: Any) -> Any:
 def save(path: Path, kind: str, fitted: Any, about: dict[str, Any]) -> None:
     """Write a fitted prior, whole or not at all."""
     metadata = {"format": FORMAT, "kind": kind, "input_shape": list(fitted.input_shape), "about": about}
-    tensors = {n: t.detach().float().contiguous() for n, t in fitted.tensors().items()}
-    content = packed(tensors, metadata={k: json.dumps(v) for k, v in metadata.items()})
-    runs.write(path, lambda part: part.write_bytes(content))
+    tensors = {n: t.float() for n, t in fitted.tensors().items()}
+    runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def load(path: str | Path) -> Stored:

@@ -8,12 +8,12 @@ executors   work spread over this process, over processes, or over whatever has 
 """
 
 from pplleak.runs.executors import Executor, processes, serial, spread, workers
-from pplleak.runs.files import figure, json, prepare, text, write
+from pplleak.runs.files import figure, json, prepare, tensors, text, write
 from pplleak.runs.going_on import readable, require_same, settings, settle
 from pplleak.runs.locks import claim
 from pplleak.runs.rows import Rows, read, table
 
 __all__ = [
     "Executor", "Rows", "claim", "figure", "json", "prepare", "processes", "read", "readable", "require_same", "serial",
-    "settings", "settle", "spread", "table", "text", "workers", "write",
+    "settings", "settle", "spread", "table", "tensors", "text", "workers", "write",
 ]  # fmt: skip

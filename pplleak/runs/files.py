@@ -7,12 +7,15 @@ import errno
 import json as _json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pplleak.errors import BadInput
 from pplleak.runs import leftovers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ELSEWHERE = "give another folder"
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -77,6 +80,25 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(v) for name, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def tensors(path: str | Path, named: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, the same byte for byte whenever it holds the same: safetensors itself leaves the order of the
+    metadata to chance."""
+    from safetensors.torch import save
+
+    packed = memoryview(save({n: t.detach().cpu().contiguous() for n, t in named.items()}, dict(metadata)))
+    begin = 8 + int.from_bytes(packed[:8], "little")  # of the numbers, behind a header of JSON and its length
+    header = _json.loads(bytes(packed[8:begin]))
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    head = _json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+
+    def fill(part: Path) -> None:
+        with open(part, "wb") as file:
+            file.writelines((len(head).to_bytes(8, "little"), head, packed[begin:]))
+
+    write(path, fill)
 
 
 def figure(path: str | Path, drawn: Any, **settings: Any) -> None:
