@@ -36,7 +36,7 @@ from pplleak import runs
 OUT = Path(__file__).parent / "results" / "interruptions.csv"
 COLUMNS = {"command": str, "what": str, "exit_code": int, "said": str, "traceback": bool, "again": int | None,
            "identical": bool}  # fmt: skip
-LEFT = (0, 8, 40, 120)  # kB
+LEFT = (0, 40)  # kB
 MOMENTS = ("begin", "item", "fsync", "figure")
 WAYS = [*(f"full {k}" for k in LEFT), *(f"{s} {m}" for s in ("SIGINT", "SIGTERM") for m in MOMENTS), "twice"]
 COMMANDS = {**warm.LONG, **warm.SHORT}

@@ -175,6 +175,12 @@ def test_rows_about_the_same_are_replaced_together(batches: list[tuple[int, int]
         assert table.read() == [{"k": k, "part": p, "v": v} for k, v in last.items() for p in range(2)]
 
 
+def test_rows_are_taken_out_by_their_keys(tmp_path: Path) -> None:
+    table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": int}, ("k",))
+    table.add([{"k": k, "v": 2 * k} for k in range(4)])
+    assert table.remove([(1,), (3,), (9,)]) == table.read() == [{"k": 0, "v": 0}, {"k": 2, "v": 4}]
+
+
 def test_numbers_of_numpy_and_torch_are_those_of_python(tmp_path: Path) -> None:
     table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": float, "ok": bool}, ("k",))
     value = np.float32(0.1)

@@ -38,7 +38,7 @@ from pplleak.runs import Rows
 from pplleak.settings import Named
 
 COLUMNS = {"step": int, "accuracy": float, "loss": float, "epsilon": float | None, "cpu_seconds": float}
-LOG, SETTINGS = "log.csv", "train.json"
+LOG, SETTINGS, INTERRUPTED = "log.csv", "train.json", "interrupted"
 Row = dict[str, Any]
 
 
@@ -167,7 +167,8 @@ def train(
 ) -> tuple[list[Row], bool]:
     """Train a client's network, and keep its weights at every checkpoint as a safetensors file of weights.
 
-    Goes on where an earlier run with the same settings stopped. Ctrl-C keeps the weights of the last whole step.
+    Goes on where an earlier run with the same settings stopped. Ctrl-C keeps the weights of the last whole step, until
+    the next checkpoint is there.
 
     Args:
         client: with the weights to start from; they are changed in place. out: a folder.
@@ -201,9 +202,22 @@ def train(
             }  # fmt: skip
             rows[:] = sorted([*(r for r in rows if r["step"] != number), row], key=lambda r: r["step"])
             metadata = {"step": str(number), "training": json.dumps(dict(settings)), "accuracy": f"{accuracy:.4f}"}
+            metadata |= {} if number in checkpoints else {INTERRUPTED: "true"}
             runs.tensors(path(out, number), weights.state(client.network), metadata)
             _rows(out).add([row])  # after the weights: no row tells of weights that a full disk did not take
+            if number in checkpoints:
+                tidy(number)
 
+        def tidy(number: int) -> None:
+            """What an interruption left is of no use once a later checkpoint is there; an undisturbed run has none."""
+            for left in [s for s in _steps(out) if s < number and s not in checkpoints]:
+                if INTERRUPTED in weights.read(path(out, left))[1]:
+                    _rows(out).remove([(left,)])
+                    path(out, left).unlink(missing_ok=True)
+                    rows[:] = [r for r in rows if r["step"] != left]
+
+        if start in checkpoints:
+            tidy(start)
         done = (start, _copy(client))
         try:
             if 0 in checkpoints and 0 not in kept:

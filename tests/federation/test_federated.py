@@ -128,6 +128,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(defence: str, tmp_path: Pat
     part = trained(tmp_path / "part", defence, (0, 2, 9), progress=stopping(5))
     assert rounds.path(tmp_path / "part", 5).exists() and not torch.equal(part, whole)
     assert torch.equal(trained(tmp_path / "part", defence, (0, 2, 9)), whole)
+    assert sorted(rounds._steps(tmp_path / "part")) == [0, 2, 9]  # and step 5 is gone
     trained(tmp_path / "later", defence, (0, 2))
     assert torch.equal(trained(tmp_path / "later", defence, (0, 2, 9)), whole)
 
