@@ -5,7 +5,7 @@
 Every command runs once undisturbed, and then is disturbed in each of these ways; after that the same command is run again.
 
     full K       its folder is a tmpfs of 200 kB that has K kB left (needs the right to mount; then it is made larger)
-    SIGINT WHEN, SIGTERM WHEN   at its begin, in its second item (an attack, a stretch of a training, an epoch), within a
+    SIGINT WHEN, SIGTERM WHEN   the signal at its begin, in its second item (an attack, a stretch of a training, an epoch), within a
                  write, while the figure is drawn
     twice        another process runs the same command in the same folder meanwhile
 
