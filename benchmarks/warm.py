@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import io
+import itertools
 import os
 import pkgutil
 import shutil
@@ -260,7 +261,8 @@ def _watch_items(argv: list[str], item: Callable[[str], None]) -> None:
         module.attack = attacking(module.attack)  # type: ignore[attr-defined]
     steps, work, bar = rounds.step, defend.run, prior_command.bar
     flag = "--checkpoints" if "--checkpoints" in argv else "--steps"
-    kept = [int(w) for w in argv[argv.index(flag) + 1 :] if w.isdigit()] if flag in argv else []
+    words = argv[argv.index(flag) + 1 :] if flag in argv else []
+    kept = [int(w) for w in itertools.takewhile(str.isdigit, words)]
 
     def told_step(client: Any, images: Any, federation: Any, protection: Any, number: int, seed: int) -> None:
         item(f"steps to {min(k for k in kept if k >= number)} behind {protection}")

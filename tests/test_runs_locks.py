@@ -131,3 +131,7 @@ def test_what_cannot_be_written_says_how_to_mend_it(
     with pytest.raises(BadInput, match=rf"cannot write .*a\.txt: {os.strerror(number)}; .*{mend}.*, what was finished"):
         runs.text(tmp_path / "a.txt", "a")
     assert names(tmp_path) == [] and (number in files.FULL) is (mend == "make room")
+    hdf5 = OSError(
+        f"Can't write data (file write failed: time = Wed, errno = {number}, error message = '…', buf = 0x0)"
+    )
+    assert files.refused(hdf5) == files.refused(OSError(number, os.strerror(number)))

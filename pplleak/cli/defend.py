@@ -109,17 +109,17 @@ def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path) 
     table = defend.images(out / "defences_images.csv")
     runs.settle(out / "defend.json", sweep.settings_in_common, "a sweep")
     rows, whole = table.read(), True
-    kept = {table.about(r) for r in rows}
+    done = {table.about(r) for r in rows}
     jobs = defend.jobs(
         protections, args.steps, range(args.index, args.index + args.count * args.batch_size, args.batch_size)
     )
     try:
         train = functools.partial(defend.train, sweep, steps=args.steps)
         with runs.workers(args.workers) as executor:
-            for done in _shown("trainings", runs.spread(train, protections, executor), len(protections)):
-                if not done:
+            for trained in _shown("trainings", runs.spread(train, protections, executor), len(protections)):
+                if not trained:
                     raise KeyboardInterrupt
-            left = [j for j in jobs if not defend.keys(sweep, j) <= kept]
+            left = [j for j in jobs if not defend.keys(sweep, j) <= done]
             attacks = runs.spread(functools.partial(defend.run, sweep), left, executor)
             for found in _shown("gradients", attacks, len(left)):
                 rows = table.add(found)
@@ -134,8 +134,8 @@ def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path) 
         runs.figure(out / "defences.png", defend_report.picture(cells), dpi=150)
         console.print(defend_report.table(cells))
     written = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
-    progress = "" if whole else f"interrupted: {len(rows)} of {len(asked)} attacks kept, the same command goes on; "
-    console.print(progress + written, highlight=False, soft_wrap=True)
+    kept = "" if whole else f"interrupted: {len(rows)} of {len(asked)} attacks kept, the same command goes on"
+    console.print("; ".join(filter(None, (kept, written))), highlight=False, soft_wrap=True)
     return 0 if whole else 130
 
 

@@ -7,6 +7,7 @@ import errno
 import json as _json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,11 @@ def write(path: str | Path, writer: Callable[[Path], object]) -> None:
 
 def refused(error: OSError) -> str:
     """Why something cannot be written, and what to do about it."""
-    mend = "make room" if error.errno in FULL else ELSEWHERE
-    return f"{error.strerror or error}; {mend}, what was finished before is kept"
+    found = re.search(r"\berrno = (\d+)", str(error))  # HDF5 tells the number in the midst of a long text
+    number = int(found[1]) if found and error.errno is None else error.errno
+    why = os.strerror(number) if number else str(error)
+    mend = "make room" if number in FULL else ELSEWHERE
+    return f"{why}; {mend}, what was finished before is kept"
 
 
 def _sync(path: Path) -> None:
