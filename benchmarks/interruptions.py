@@ -158,7 +158,7 @@ def main(settings: Settings) -> None:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the page: exit codes, with = where the files were the same after the command was run again."""
-    lines = [f"| | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 1) + "|"]
+    lines = [f"| | {' | '.join(WAYS).replace('SIG', '')} |", "| --- " * (len(WAYS) + 1) + "|"]
     for command in dict.fromkeys(r["command"] for r in rows):
         mine = {r["what"]: r for r in rows if r["command"] == command}
         cells = ["–" if (r := mine.get(way)) is None else

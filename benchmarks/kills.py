@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -107,15 +108,15 @@ def main(settings: Settings) -> None:
     console.print(markdown([r for r in table.read() if r["command"] in settings.commands]), highlight=False)
 
 
-def markdown(rows: Sequence[dict[str, object]]) -> str:
-    """The table of the page: a line a command."""
-    lines = ["| command | kills | ended after a rerun | most items redone | files identical |", "|---|---|---|---|---|"]
-    for command in dict.fromkeys(r["command"] for r in rows):
-        mine = [r for r in rows if r["command"] == command]
-        ended, same = (sum(bool(v) for v in values) for values in (
-            [r["exit_code"] == 0 for r in mine], [r["identical"] for r in mine]))  # fmt: skip
-        redone = max(int(str(r["redone"])) for r in mine)
-        lines.append(f"| `{command}` | {len(mine)} | {ended} | {redone} | {same} |")
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of the page: a line a command, and one of all."""
+    lines = ["| command | kills | ended after a rerun | most items redone | files identical |",
+             "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    by_command = {f"`{name}`": [r for r in rows if r["command"] == name] for name in dict.fromkeys(
+        r["command"] for r in rows)}  # fmt: skip
+    for name, mine in {**by_command, "all": rows}.items():
+        ended, same = sum(r["exit_code"] == 0 for r in mine), sum(r["identical"] for r in mine)
+        lines.append(f"| {name} | {len(mine)} | {ended} | {max(r['redone'] for r in mine)} | {same} |")
     return "\n".join(lines)
 
 

@@ -98,7 +98,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the page: = where every byte is the same, else the difference in posterior sds."""
     shown = [r for r in RUNS if r != "first"]
     lines = ["| inference | " + " | ".join(f"{n}: {r}" for n in NETWORKS for r in shown) + " |",
-             "|---" * (1 + len(NETWORKS) * len(shown)) + "|"]  # fmt: skip
+             "| --- " * (1 + len(NETWORKS) * len(shown)) + "|"]  # fmt: skip
     found = {(r["network"], r["inference"], r["run"]): r for r in rows}
     for inference in dict.fromkeys(r["inference"] for r in rows):
         cells = []
