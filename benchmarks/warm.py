@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import time
@@ -25,6 +26,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a fork finds no threads of its parent
 
 OUT = "out"
+DATE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00")
 CLIMB = ("starts=1", "steps=3")
 CHAINS = (*CLIMB, "chains=2", "draws=60")
 
@@ -145,8 +147,9 @@ def run(argv: list[str], folder: Path, hook: Hook = lambda number, event: None) 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below a folder, hidden ones too, without the date that ArviZ writes into a NetCDF file."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: DATE.sub(b"", content) if name.endswith(".nc") else content for name, content in found.items()}
 
 
 def afresh(folder: Path) -> Path:
