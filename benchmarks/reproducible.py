@@ -29,7 +29,7 @@ from pplleak.posterior import Posterior
 
 OUT = Path(__file__).parent / "results" / "reproducible.csv"
 COLUMNS = {"network": str, "inference": str, "run": str, "exit_code": int, "identical": bool, "sds": float | None}
-NETWORKS = {"small": 4, "wide": 1200}  # hidden units
+NETWORKS = {"wide": 1200, "small": 4}  # hidden units
 KINKED = ("billiard", "refractive")  # samplers of networks with kinks
 TINY = {"starts": 2, "steps": 5, "chains": 2, "draws": 60, "warmup": 4, "iterations": 3, "particles": 8, "islands": 2,
         "moves": 1, "refresh": 2, "max_tree_depth": 2, "thin": 1, "samples": 2}  # fmt: skip
@@ -82,7 +82,10 @@ def main(settings: Settings) -> None:
                 for run in settings.runs:
                     code, path = attacked(network, inference, run, Path(scratch) / network / inference / run)
                     first = first or path
-                    same = path.exists() and warm.files(path.parent) == warm.files(first.parent)
+                    same = path.exists() and all(
+                        warm.files(path.parent)[name] == warm.files(first.parent)[name]
+                        for name in ("posterior.nc", "summary.json")
+                    )
                     gap = None if same or code != 0 else apart(first, path)
                     row = {"network": network, "inference": inference, "run": run, "exit_code": code,
                            "identical": same, "sds": gap}  # fmt: skip
