@@ -29,7 +29,7 @@ from pplleak.posterior import Posterior
 
 OUT = Path(__file__).parent / "results" / "reproducible.csv"
 COLUMNS = {"network": str, "inference": str, "run": str, "exit_code": int, "identical": bool, "sds": float | None}
-NETWORKS = {"wide": 1200, "small": 4}  # hidden units
+NETWORKS = {"wide": 800, "small": 4}  # hidden units
 KINKED = ("billiard", "refractive")  # samplers of networks with kinks
 TINY = {"starts": 2, "steps": 5, "chains": 2, "draws": 60, "warmup": 4, "iterations": 3, "particles": 8, "islands": 2,
         "moves": 1, "refresh": 2, "max_tree_depth": 2, "thin": 1, "samples": 2}  # fmt: skip
@@ -46,6 +46,7 @@ RUNS: dict[str, tuple[int, dict[str, str]]] = {
 class Settings:
     runs: tuple[str, ...] = tuple(RUNS)
     """Which of them; the first is what the others are compared with."""
+    inferences: tuple[str, ...] = tuple(programs.names("inference"))
     csv: Path = OUT
 
 
@@ -75,7 +76,7 @@ def main(settings: Settings) -> None:
     done = {table.about(r) for r in table.read()}
     with tempfile.TemporaryDirectory() as scratch:
         for network in NETWORKS:
-            for inference in programs.names("inference"):
+            for inference in settings.inferences:
                 if all((network, inference, run) in done for run in settings.runs):
                     continue
                 first = None
