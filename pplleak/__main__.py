@@ -1,18 +1,56 @@
-"""``pplleak`` and ``python -m pplleak``: Ctrl-C is answered in one line even while torch is being imported."""
+"""``pplleak`` and ``python -m pplleak``: Ctrl-C and SIGTERM are answered in one line, even while torch is imported.
+
+Both raise KeyboardInterrupt where the work is, and what is finished is kept; the exit codes are 130 and 143.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Sequence
+from typing import Any
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line, as a process of its own.
+
+    Args:
+        argv: the words of it; those of the process if not given.
+    """
+    terminated = []
+
+    def terminate(number: int, frame: Any) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    code: Any = 0
     try:
+        signal.signal(signal.SIGTERM, terminate)
         from pplleak.cli import main as run
 
-        run()
-    except KeyboardInterrupt:
-        print("pplleak: interrupted before anything could be kept", file=sys.stderr)
-        raise SystemExit(130) from None
+        run(argv)
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt as stop:
+        print(f"pplleak: {str(stop) or 'interrupted before anything could be kept'}", file=sys.stderr)
+        code = INTERRUPTED
+    code = TERMINATED if terminated and code == INTERRUPTED else code
+    raise SystemExit(_printed(code))
+
+
+def _printed(code: Any) -> Any:
+    """The exit code, once all that was printed has gone out: at the exit, nobody answers for what does not."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else: whoever reads it has seen enough
+            print(f"pplleak: cannot print: {error.strerror}; what was finished is kept", file=sys.stderr)
+            return 2
+    return code
 
 
 if __name__ == "__main__":

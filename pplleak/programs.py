@@ -341,9 +341,7 @@ def copy(name: str, destination: str | Path) -> Path:
         )
     if target.exists():
         raise BadInput(f"{target} exists already: give another name, nothing was overwritten")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(locate(kinds[0], name), target)
-    except OSError as error:
-        raise BadInput(f"cannot write {target}: {error.strerror}") from error
+    from pplleak import runs
+
+    runs.write(target, lambda part: shutil.copyfile(locate(kinds[0], name), part))
     return target

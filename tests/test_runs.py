@@ -20,6 +20,7 @@ from command_line import killed_while
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from safetensors import safe_open
 
 from pplleak import runs
 from pplleak.errors import BadInput
@@ -55,9 +56,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing_that_was_finished(
     table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": float}, ("k",))
     table.add([{"k": 1, "v": 0.1}])
     monkeypatch.setattr(os, step, full)
-    with pytest.raises(BadInput, match=r"cannot write .*rows\.csv: No space left on device$"):
+    with pytest.raises(BadInput, match=r"cannot write .*rows\.csv: No space left on device; make room"):
         table.add([{"k": 2, "v": 0.2}])
-    with pytest.raises(BadInput, match=r"cannot write .*new\.json: No space left on device$"):
+    with pytest.raises(BadInput, match=r"cannot write .*new\.json: No space left on device; make room"):
         runs.json(tmp_path / "new.json", {})
     monkeypatch.undo()
     assert names(tmp_path) == ["rows.csv"] and table.read() == [{"k": 1, "v": 0.1}]
@@ -174,6 +175,12 @@ def test_rows_about_the_same_are_replaced_together(batches: list[tuple[int, int]
         assert table.read() == [{"k": k, "part": p, "v": v} for k, v in last.items() for p in range(2)]
 
 
+def test_rows_are_taken_out_by_their_keys(tmp_path: Path) -> None:
+    table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": int}, ("k",))
+    table.add([{"k": k, "v": 2 * k} for k in range(4)])
+    assert table.remove([(1,), (3,), (9,)]) == table.read() == [{"k": 0, "v": 0}, {"k": 2, "v": 4}]
+
+
 def test_numbers_of_numpy_and_torch_are_those_of_python(tmp_path: Path) -> None:
     table = runs.Rows(tmp_path / "rows.csv", {"k": int, "v": float, "ok": bool}, ("k",))
     value = np.float32(0.1)
@@ -216,3 +223,13 @@ def test_the_room_opens_no_torch() -> None:
     code = "import sys, pplleak.runs; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False", "False"]
+
+
+def test_a_file_of_tensors_is_the_same_byte_for_byte_whenever_it_holds_the_same(tmp_path: Path) -> None:
+    named = {"b": torch.arange(6.0).reshape(2, 3).T, "a": torch.tensor([1, 2])}
+    metadata = {name: f'{name} "σ"\n\u2028' for name in "hgfedcba"}
+    for k in range(8):  # safetensors itself draws the order of eight names anew each time
+        runs.tensors(tmp_path / f"{k}.safetensors", named, dict(reversed(metadata.items())))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as f:
+        assert f.metadata() == metadata and all(torch.equal(f.get_tensor(n), t) for n, t in named.items())

@@ -31,9 +31,9 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The `pplleak` command. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+    """The `pplleak` command. Exit codes: 0 done, 2 bad input or a full disk (one line on stderr), 130 interrupted.
 
-    A KeyboardInterrupt comes out only where nothing could be kept; `pplleak.__main__` says so.
+    A KeyboardInterrupt comes out where a command has not said itself what is kept; `pplleak.__main__` says it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _note
@@ -72,6 +72,10 @@ def _refuse(message: str) -> NoReturn:
 def _of_system(error: MemoryError | OSError) -> str:
     if isinstance(error, MemoryError):
         return "the machine has not the memory for this: take a smaller network, batch or number of draws"
+    from pplleak.runs import files
+
+    if error.errno in files.FULL:
+        return f"cannot write {error.filename or 'what is printed'}: {files.refused(error)}"
     name = f"cannot read or write {printable(error.filename)}: " if error.filename else ""
     return f"{name}{reading.reason(error)}: name another file or folder"
 
@@ -85,7 +89,8 @@ def _note(message: Warning | str, category: type[Warning], *where: Any, **more: 
 def script(file: str) -> None:
     """What running an inference file means: `uv run inference/hmc.py --model dlg` is an attack with that file."""
     from pplleak import programs
+    from pplleak.__main__ import main as process
 
     path = Path(file).resolve()
     inside = path.parent == programs.folder("inference").resolve()
-    main(["attack", "--inference", path.stem if inside else str(path), *sys.argv[1:]])
+    process(["attack", "--inference", path.stem if inside else str(path), *sys.argv[1:]])

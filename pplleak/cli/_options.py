@@ -164,6 +164,11 @@ def given(argv: Sequence[str], flag: str, default: str) -> str:
     return value
 
 
+def said(argv: Sequence[str], flag: str) -> bool:
+    """Whether the command line gives a flag a value of its own."""
+    return any(word == flag or word.startswith(f"{flag}=") for word in argv)
+
+
 def helps(argv: Sequence[str]) -> bool:
     """Whether the command line asks for help."""
     return bool({"-h", "--help"} & set(argv))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,27 +73,37 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.studies.attack import report
     from pplleak.studies.attack.attack import attack, choose
 
-    out = runs.prepare(args.out)
-    shared = arguments.attacked(args, network)
-    if name == AUTO:
-        name, why = choose(shared, args.model, arguments.beliefs(args))
-        shared = replace(shared, provenance={**shared.provenance, "chosen": why})
-        if shared.client.kinks:
-            terminal().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
-        parts["inference"] = settings_of("Inference", inference_settings(argv, name, model))
-        args = parse(Attack, "attack", argv, parts)
-    terminal().print(report.signal(shared), highlight=False, markup=False, soft_wrap=True)
-    result = attack(
-        shared,
-        args.model,
-        name,
-        beliefs=arguments.beliefs(args),
-        settings=options(args, "inference"),
-        seed=args.seed,
-        explain=True,
-        progress=bar,
-    )
-    summary = report.write(result, out, terminal())
+    begun = time.time()
+
+    def kept(out: Path) -> str:
+        saved = out / "posterior.nc"
+        return f"interrupted: {saved} is kept, what was to follow is not" if _newer(saved, begun) else ""
+
+    with runs.claim(args.out, kept=kept) as out:
+        shared = arguments.attacked(args, network)
+        if name == AUTO:
+            name, why = choose(shared, args.model, arguments.beliefs(args))
+            shared = replace(shared, provenance={**shared.provenance, "chosen": why})
+            if shared.client.kinks:
+                terminal().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
+            parts["inference"] = settings_of("Inference", inference_settings(argv, name, model))
+            args = parse(Attack, "attack", argv, parts)
+        terminal().print(report.signal(shared), highlight=False, markup=False, soft_wrap=True)
+        result = attack(
+            shared,
+            args.model,
+            name,
+            beliefs=arguments.beliefs(args),
+            settings=options(args, "inference"),
+            seed=args.seed,
+            explain=True,
+            progress=bar,
+        )
+        summary = report.write(result, out, terminal())
     if result.interrupted:
         return 130
     return 3 if args.strict and not summary["trusted"] else 0
+
+
+def _newer(path: Path, moment: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= moment

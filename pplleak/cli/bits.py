@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pplleak import runs
 from pplleak.cli._options import PriorName, Victim, groups, options, parse
@@ -31,11 +32,15 @@ def run(argv: Sequence[str]) -> int:
     args = parse(Bits, "bits", argv, groups(Bits, argv, "network", "channel", "defence", "model", "inference"))
     if args.count < 1:
         raise BadInput(f"--count must be at least 1, not {args.count}")
+    with runs.claim(args.out) as out:
+        return work(args, out)
 
+
+def work(args: Any, out: Path) -> int:
+    """The draws that are missing in a folder, and their table; the exit code."""
     from pplleak.cli import _arguments as arguments
     from pplleak.studies.bits import bits
 
-    out = runs.prepare(args.out)
     base = arguments.spare_threads(arguments.observed(args, 0))
     rows = bits.measure(
         base,

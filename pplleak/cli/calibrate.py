@@ -43,14 +43,19 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput(f"--draws must be at least {FEWEST}, not {args.draws}")
     if args.labels == "recovered":
         raise BadInput("--labels recovered: a calibration takes labels as known or unknown")
+    with runs.claim(args.out):
+        return work(args, argv)
 
+
+def work(args: Any, argv: Sequence[str]) -> int:
+    """The draws that are missing in a folder, and the verdict on all of them; the exit code."""
     from pplleak.studies.calibration import report as calibration_report
     from pplleak.studies.calibration.draws import Draw
 
-    folder = runs.prepare(runs.prepare(args.out) / "draws")
+    folder = runs.prepare(args.out / "draws")
     settled = runs.settings(args, leaving=("index", "draws", "workers", "out"))
     runs.settle(args.out / calibration_report.SUMMARY, settled, under="settings")
-    complete = work(argv, [k for k in range(args.draws) if not _file(folder, k).exists()], args.workers, folder)
+    complete = make(argv, [k for k in range(args.draws) if not _file(folder, k).exists()], args.workers, folder)
     draws = [Draw.load(_file(folder, k)) for k in range(args.draws) if _file(folder, k).exists()]
     if not draws:
         raise KeyboardInterrupt
@@ -73,7 +78,7 @@ def _parsed(argv: Sequence[str]) -> Any:
     return parse(Calibrate, "calibrate", argv, {**parts, "adversary": settings_of("Adversary", known, told)})
 
 
-def work(argv: Sequence[str], missing: Sequence[int], workers: int, folder: Path) -> bool:
+def make(argv: Sequence[str], missing: Sequence[int], workers: int, folder: Path) -> bool:
     """Make the missing draws and keep each as it comes; False where Ctrl-C ended it early."""
     one = maker(_parsed(argv)) if workers == 1 else functools.partial(_elsewhere, tuple(argv))
     try:
@@ -103,7 +108,7 @@ def maker(args: Any) -> Callable[[int], tuple[int, Draw]]:
     base = arguments.spare_threads(arguments.observed(args, 0))
     own = {n: v for n, v in options(args, "adversary").items() if v is not None}
 
-    def make(k: int) -> tuple[int, Draw]:
+    def one(k: int) -> tuple[int, Draw]:
         made = calibration_draws.make(
             base,
             args.model,
@@ -116,7 +121,7 @@ def maker(args: Any) -> Callable[[int], tuple[int, Draw]]:
         )
         return k, made
 
-    return make
+    return one
 
 
 def _file(folder: Path, k: int) -> Path:

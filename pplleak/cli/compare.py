@@ -32,12 +32,16 @@ class Compare(Victim):
 
 def run(argv: Sequence[str]) -> int:
     args, names, settings = several(Compare, "compare", argv)
+    with runs.claim(args.out) as out:
+        return work(args, names, settings, out)
 
+
+def work(args: Any, names: Sequence[str], settings: dict[str, Any], out: Path) -> int:
+    """The attacks that are missing in a folder, and its tables and picture; the exit code."""
     from pplleak import data
     from pplleak.cli import _arguments as arguments
     from pplleak.studies.compare import compare
 
-    out = runs.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     for index in indices:
         data.private(args.data, args.data_root).batch(index, args.batch_size)  # say so before the work, not after

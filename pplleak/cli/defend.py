@@ -20,6 +20,7 @@ from pplleak.cli._options import (
     inference_settings,
     options,
     parse,
+    said,
     settings_of,
 )
 from pplleak.errors import BadInput, require_positive
@@ -74,7 +75,7 @@ class Defend:
     workers: int = 1
     """Processes that share the work, of one thread each."""
     quick: bool = False
-    """Three defences, two steps, two images (`--quick True`): minutes."""
+    """Three defences, two steps, two images (`--quick True`), where they are not named: minutes."""
     out: Path = Path("defend")
     """Folder for defences.csv, defences_images.csv, defences.png and the trainings; the same settings go on there."""
 
@@ -89,44 +90,48 @@ def run(argv: Sequence[str]) -> int:
     }
     args = parse(Defend, "defend", argv, parts)
     require_positive(count=args.count)  # before it is replaced: a wrong one is told, quick or not
-    if args.quick:
-        args = dataclasses.replace(args, **QUICK)
+    if args.quick:  # what is said beside it holds
+        args = dataclasses.replace(args, **{n: v for n, v in QUICK.items() if not said(argv, f"--{n}")})
+    protections, sweep = _checked(args)
+    with runs.claim(args.out) as out:
+        return work(args, protections, sweep, out)
 
+
+def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path) -> int:
+    """The trainings and attacks that are missing in a folder, and its tables and picture; the exit code."""
     from pplleak.studies.defend import defend
     from pplleak.studies.defend import report as defend_report
 
-    protections, sweep = _checked(args)
-    out = runs.prepare(args.out)
     table = defend.images(out / "defences_images.csv")
     runs.settle(out / "defend.json", sweep.settings_in_common, "a sweep")
     rows, whole = table.read(), True
-    kept = {table.about(r) for r in rows}
+    done = {table.about(r) for r in rows}
     jobs = defend.jobs(
         protections, args.steps, range(args.index, args.index + args.count * args.batch_size, args.batch_size)
     )
     try:
         train = functools.partial(defend.train, sweep, steps=args.steps)
         with runs.workers(args.workers) as executor:
-            for done in _shown("trainings", runs.spread(train, protections, executor), len(protections)):
-                if not done:
+            for trained in _shown("trainings", runs.spread(train, protections, executor), len(protections)):
+                if not trained:
                     raise KeyboardInterrupt
-            left = [j for j in jobs if not defend.keys(sweep, j) <= kept]
+            left = [j for j in jobs if not defend.keys(sweep, j) <= done]
             attacks = runs.spread(functools.partial(defend.run, sweep), left, executor)
             for found in _shown("gradients", attacks, len(left)):
                 rows = table.add(found)
     except KeyboardInterrupt:
         whole = False
-    asked = set().union(*(defend.keys(sweep, j) for j in jobs))
-    cells = defend.cells(sweep, [r for r in rows if table.about(r) in asked], args.delta)
+    asked = {key: n for n, j in enumerate(jobs) for key in defend.keys(sweep, j)}  # processes end in any order
+    rows = sorted((r for r in rows if table.about(r) in asked), key=lambda r: asked[table.about(r)])
+    cells = defend.cells(sweep, rows, args.delta)
     console = terminal()
     if cells:
         defend.write(out / "defences.csv", cells)
         runs.figure(out / "defences.png", defend_report.picture(cells), dpi=150)
         console.print(defend_report.table(cells))
-    count = sum(table.about(r) in asked for r in rows)
     written = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
-    progress = "" if whole else f"interrupted: {count} of {len(asked)} attacks kept, the same command goes on; "
-    console.print(progress + written, highlight=False, soft_wrap=True)
+    kept = "" if whole else f"interrupted: {len(rows)} of {len(asked)} attacks kept, the same command goes on"
+    console.print("; ".join(filter(None, (kept, written))), highlight=False, soft_wrap=True)
     return 0 if whole else 130
 
 

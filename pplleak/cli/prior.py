@@ -70,29 +70,43 @@ def fit(argv: Sequence[str]) -> int:
     settings = settings_of("Prior", named.fit_settings(kind))
     args = parse(Fit, "prior fit", argv, {"prior": settings}, Fit.__doc__)
 
-    import torch
-
     from pplleak import data
     from pplleak.priors import _store as store
-    from pplleak.priors._fitting import Interrupted
-    from pplleak.priors.gaussian import fit_gaussian
 
     label = args.data if args.data in data.names() else Path(args.data).resolve().name
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
         raise BadInput(f"{path} must end in .safetensors, so that --prior.file knows it for a file")
-    runs.prepare(path.parent)
     images = data.public(args.data, args.data_root).x
     if len(images) < 4:
         raise BadInput(f"a prior needs at least 4 public images, got {len(images)}")
+
+    def kept(folder: Path) -> str:
+        goes_on = any(folder.glob(f".{path.stem}.*.fit"))
+        return "interrupted: what was fitted is kept, the same command goes on" if goes_on else ""
+
+    with runs.claim(path.parent, path.name, kept=kept):
+        return work(args, path, images)
+
+
+def work(args: Any, path: Path, images: Tensor) -> int:
+    """The fit, from where it was left on, with its file and its picture; the exit code."""
+    import torch
+
+    from pplleak.priors import _store as store
+    from pplleak.priors._fitting import Interrupted, Kept
+    from pplleak.priors.gaussian import fit_gaussian
+
+    kind, chosen = args.kind, options(args, "prior")
     train, held_out = store.split(images, args.seed)
+    state = Kept(path, store.fingerprint(train, {**chosen, "kind": kind, "seed": args.seed}))
     start, interrupted = time.perf_counter(), ""
-    chosen = options(args, "prior")
     try:
-        fitted = store.fitter(kind)(train, **chosen, seed=args.seed, progress=bar)
+        fitted = store.fitted(kind, train, state, **chosen, seed=args.seed, progress=bar)
     except Interrupted as stop:
         fitted, interrupted = stop.fitted, str(stop)
     seconds = time.perf_counter() - start
+    torch.manual_seed(args.seed)  # a VAE's score is drawn, too
     about = {
         "data": args.data,
         "images": len(train),
@@ -106,6 +120,8 @@ def fit(argv: Sequence[str]) -> int:
     torch.manual_seed(args.seed)
     drawn = picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)})
     runs.figure(path.with_suffix(".png"), drawn, dpi=110)
+    if not interrupted:
+        state.clear()
     console = terminal()
     _say(console, kind, fitted.input_shape, about)
     label = path.stem if args.out is None else path
@@ -136,7 +152,7 @@ def _say(console: Console, kind: str, input_shape: tuple[int, ...], about: dict[
             except (KeyError, TypeError, ValueError):
                 lines.append(f"{label}: not readable")
     if about.get("interrupted"):
-        lines.append(f"{about['interrupted']}: what was fitted until then is kept")
+        lines.append(f"{about['interrupted']}: what was fitted until then is kept, the same command goes on")
     for line in lines:
         _line(console, line)
 

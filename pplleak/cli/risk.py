@@ -7,9 +7,9 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pplleak import signatures, sources
+from pplleak import runs, signatures, sources
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
 from pplleak.progress import bar, terminal
@@ -44,14 +44,18 @@ class Risk(Victim):
 
 def run(argv: Sequence[str]) -> int:
     args, names, settings = several(Risk, "risk", argv)
+    with runs.claim(args.out) as out:
+        return work(args, names, settings, out)
 
-    from pplleak import data, runs
+
+def work(args: Any, names: Sequence[str], settings: dict[str, Any], out: Path) -> int:
+    """The attacks that are missing in a folder, and its tables and picture; the exit code."""
+    from pplleak import data
     from pplleak.cli import _arguments as arguments
     from pplleak.density import label_recovery
     from pplleak.studies.risk import limits, risk
     from pplleak.studies.risk import report as risk_report
 
-    out = runs.prepare(args.out)
     indices = range(args.index, args.index + args.count)
     private = data.private(args.data, args.data_root)
     for index in indices if args.draws_from == "data" else ():

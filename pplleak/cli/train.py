@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from pplleak import runs, signatures
+from pplleak import signatures
 from pplleak.cli import _named as named
 from pplleak.cli._options import NONE, DataName, Local, LocalFlags, NetworkName, Precision, groups, options, parse
 from pplleak.errors import BadInput
@@ -89,15 +89,14 @@ def run(argv: Sequence[str]) -> int:
         args.data, network, federation, protected, local=client.local, seed=args.seed, dtype=args.dtype,
         checkpoint=args.checkpoint,
     )  # fmt: skip
-    out = runs.prepare(args.out)
     last = checkpoints if checkpoints[-1] == args.steps else (*checkpoints, args.steps)
     rows, whole = rounds.train(
-        client, images, test, federation, protected, out,
+        client, images, test, federation, protected, args.out,
         checkpoints=last, settings=settings, seed=args.seed, progress=bar,
     )  # fmt: skip
     console = terminal()
     console.print(table(rows, protected.name))
-    written = f"written to {out}/: log.csv, train.json and step-N.safetensors, each for --checkpoint"
+    written = f"written to {args.out}/: log.csv, train.json and step-N.safetensors, each for --checkpoint"
     kept = f"interrupted after step {rows[-1]['step']}, the same command goes on; " if rows and not whole else ""
     console.print(kept + written, highlight=False, soft_wrap=True)
     return 0 if whole else 130

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from pplleak import reading, runs
@@ -95,8 +94,8 @@ def write(
         loss: a name of `pplleak.client.loss` with settings. normalise: mean and sd of what the network sees its inputs
             normalised by (`Scenario`).
     """
-    tensors = {f"gradient.{n}": t.detach().cpu().contiguous() for n, t in gradient.items()}
-    tensors |= {f"parameter.{n}": t.detach().cpu().contiguous() for n, t in (parameters or {}).items()}
+    tensors = {f"gradient.{n}": t for n, t in gradient.items()}
+    tensors |= {f"parameter.{n}": t for n, t in (parameters or {}).items()}
     network = Named.parse(network)
     parts = Protection.parse(protection).observable().to_json()
     sigma = parts["channel"]["settings"].pop("sigma", None)
@@ -114,8 +113,7 @@ def write(
         "loss": loss,
         "normalise": list(normalise),
     }
-    packed = save(tensors, {k: json.dumps(v) for k, v in metadata.items()})
-    runs.write(path, lambda part: part.write_bytes(packed))
+    runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def read(path: str | Path) -> SharedFile:

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor
 
 from pplleak import channels, runs
@@ -39,7 +38,7 @@ from pplleak.runs import Rows
 from pplleak.settings import Named
 
 COLUMNS = {"step": int, "accuracy": float, "loss": float, "epsilon": float | None, "cpu_seconds": float}
-LOG, SETTINGS = "log.csv", "train.json"
+LOG, SETTINGS, INTERRUPTED = "log.csv", "train.json", "interrupted"
 Row = dict[str, Any]
 
 
@@ -168,7 +167,8 @@ def train(
 ) -> tuple[list[Row], bool]:
     """Train a client's network, and keep its weights at every checkpoint as a safetensors file of weights.
 
-    Goes on where an earlier run with the same settings stopped. Ctrl-C keeps the weights of the last whole step.
+    Goes on where an earlier run with the same settings stopped. Ctrl-C keeps the weights of the last whole step, until
+    the next checkpoint is there.
 
     Args:
         client: with the weights to start from; they are changed in place. out: a folder.
@@ -180,49 +180,62 @@ def train(
     """
     in_order(checkpoints)
     require(client, images, federation, protection)
-    runs.settle(out / SETTINGS, settings, "the checkpoints of a training")
-    before, last = log(out), checkpoints[-1]
-    kept = _whole(out)
-    whole = [s for s in kept if s <= last and all(c in kept for c in checkpoints if c <= s)]
-    start = max(whole, default=0)
-    rows = [r for r in before if r["step"] in kept]
-    if start:
-        weights.load(client.network, weights.read(path(out, start))[0], str(path(out, start)))
-    spent = next((r["cpu_seconds"] for r in rows if r["step"] == start), 0.0)
-    begin = time.process_time()
+    with runs.claim(out):
+        runs.settle(out / SETTINGS, settings, "the checkpoints of a training")
+        before, last = log(out), checkpoints[-1]
+        kept = _whole(out)
+        whole = [s for s in kept if s <= last and all(c in kept for c in checkpoints if c <= s)]
+        start = max(whole, default=0)
+        rows = [r for r in before if r["step"] in kept]
+        if start:
+            weights.load(client.network, weights.read(path(out, start))[0], str(path(out, start)))
+        spent = next((r["cpu_seconds"] for r in rows if r["step"] == start), 0.0)
+        begin = time.process_time()
 
-    def keep(number: int, tensors: Mapping[str, Tensor]) -> None:
-        weights.load(client.network, tensors, "the training")
-        accuracy, loss = evaluate(client, test)
-        row = {
-            "step": number, "accuracy": accuracy, "loss": loss,
-            "epsilon": epsilon(federation, protection, len(images), number),
-            "cpu_seconds": round(spent + time.process_time() - begin, 2),
-        }  # fmt: skip
-        rows[:] = sorted([*(r for r in rows if r["step"] != number), row], key=lambda r: r["step"])
-        metadata = {"step": str(number), "training": json.dumps(dict(settings)), "accuracy": f"{accuracy:.4f}"}
-        packed = save({n: t.contiguous() for n, t in weights.state(client.network).items()}, metadata)
-        _rows(out).add([row])  # before the weights: a checkpoint that is there has its row, whenever the run is killed
-        runs.write(path(out, number), lambda part: part.write_bytes(packed))
+        def keep(number: int, tensors: Mapping[str, Tensor]) -> None:
+            weights.load(client.network, tensors, "the training")
+            accuracy, loss = evaluate(client, test)
+            row = {
+                "step": number, "accuracy": accuracy, "loss": loss,
+                "epsilon": epsilon(federation, protection, len(images), number),
+                "cpu_seconds": round(spent + time.process_time() - begin, 2),
+            }  # fmt: skip
+            rows[:] = sorted([*(r for r in rows if r["step"] != number), row], key=lambda r: r["step"])
+            metadata = {"step": str(number), "training": json.dumps(dict(settings)), "accuracy": f"{accuracy:.4f}"}
+            metadata |= {} if number in checkpoints else {INTERRUPTED: "true"}
+            runs.tensors(path(out, number), weights.state(client.network), metadata)
+            _rows(out).add([row])  # after the weights: no row tells of weights that a full disk did not take
+            if number in checkpoints:
+                tidy(number)
 
-    done = (start, _copy(client))
-    try:
-        if 0 in checkpoints and 0 not in kept:
-            keep(*done)
-        for k in progress("training", last - start):
-            step(client, images, federation, protection, start + k + 1, seed)
-            done = (start + k + 1, _copy(client))
-            if done[0] in checkpoints and done[0] not in kept:
-                if not all(t.isfinite().all() for t in done[1].values()):
-                    raise BadInput(
-                        f"the training diverged before step {done[0]}: take a smaller learning rate or less noise"
-                    )
+        def tidy(number: int) -> None:
+            """What an interruption left is of no use once a later checkpoint is there; an undisturbed run has none."""
+            for left in [s for s in _steps(out) if s < number and s not in checkpoints]:
+                if INTERRUPTED in weights.read(path(out, left))[1]:
+                    _rows(out).remove([(left,)])
+                    path(out, left).unlink(missing_ok=True)
+                    rows[:] = [r for r in rows if r["step"] != left]
+
+        if start in checkpoints:
+            tidy(start)
+        done = (start, _copy(client))
+        try:
+            if 0 in checkpoints and 0 not in kept:
                 keep(*done)
-    except KeyboardInterrupt:
-        if done[0] not in _whole(out):
-            keep(*done)
-        return rows, False
-    return rows, True
+            for k in progress("training", last - start):
+                step(client, images, federation, protection, start + k + 1, seed)
+                done = (start + k + 1, _copy(client))
+                if done[0] in checkpoints and done[0] not in kept:
+                    if not all(t.isfinite().all() for t in done[1].values()):
+                        raise BadInput(
+                            f"the training diverged before step {done[0]}: take a smaller learning rate or less noise"
+                        )
+                    keep(*done)
+        except KeyboardInterrupt:
+            if done[0] not in _whole(out):
+                keep(*done)
+            return rows, False
+        return rows, True
 
 
 def _copy(client: Client) -> dict[str, Tensor]:

@@ -241,7 +241,8 @@ class Posterior:
             f"/{name}": {str(v): {"zlib": True, "complevel": 1} for v, a in node.data_vars.items() if a.ndim}
             for name, node in tree.children.items()
         }
-        runs.write(path, lambda part: tree.to_netcdf(part, engine="h5netcdf", encoding=packed))
+        content = tree.to_netcdf(None, engine="h5netcdf", encoding=packed)  # in memory: HDF5 crashes on a full disk
+        runs.write(path, lambda part: part.write_bytes(content))
 
     @staticmethod
     def load(path: str | Path) -> Posterior:

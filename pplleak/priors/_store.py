@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as packed
 from torch import Tensor
 
 from pplleak import data, folders, reading, runs
 from pplleak.errors import BadInput, printable, unknown
+from pplleak.priors._fitting import Kept
 from pplleak.progress import bar
 from pplleak.tensors import read as read_tensors
 
@@ -74,12 +74,18 @@ def fitter(kind: str) -> Any:
     return _module(kind).fit
 
 
+def fitted(kind: str, images: Tensor, kept: Kept, **settings: Any) -> Any:
+    """A prior of a kind fitted to images, going on from the state that `kept` tells of, where the kind keeps any."""
+    fit = fitter(kind)
+    going_on = {"kept": kept} if "kept" in inspect.signature(fit).parameters else {}
+    return fit(images, **settings, **going_on)
+
+
 def save(path: Path, kind: str, fitted: Any, about: dict[str, Any]) -> None:
     """Write a fitted prior, whole or not at all."""
     metadata = {"format": FORMAT, "kind": kind, "input_shape": list(fitted.input_shape), "about": about}
-    tensors = {n: t.detach().float().contiguous() for n, t in fitted.tensors().items()}
-    content = packed(tensors, metadata={k: json.dumps(v) for k, v in metadata.items()})
-    runs.write(path, lambda part: part.write_bytes(content))
+    tensors = {n: t.float() for n, t in fitted.tensors().items()}
+    runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def load(path: str | Path) -> Stored:
@@ -166,6 +172,7 @@ def trained(
     settings = {n: p.default for n, p in inspect.signature(fitter(kind)).parameters.items() if n in _written(kind)}
     path = cache() / f"{kind}-{fingerprint(images, settings)}.safetensors"
     if not path.is_file():
+        runs.prepare(path.parent)
         print(f"pplleak: fitting a {kind} prior to {len(images)} images, once: kept as {path}", file=sys.stderr)
         fitted = fitter(kind)(images, progress=bar)
         save(path, kind, fitted, {"settings": settings, "images": len(images)})
@@ -174,7 +181,7 @@ def trained(
 
 def _written(kind: str) -> set[str]:
     parameters = inspect.signature(fitter(kind)).parameters.values()
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "progress"}
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("progress", "kept")}
 
 
 def cache() -> Path:

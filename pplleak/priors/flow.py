@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive, unknown
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import Interrupted, apart, epochs_of, flat
+from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on
 from pplleak.priors._splines import Flow, coupling_spline
 from pplleak.priors._store import trained
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
@@ -168,6 +168,7 @@ def fit(
     decay: float = 1e-2,
     seed: int = 0,
     progress: ProgressBar = silent,
+    kept: Kept | None = None,
 ) -> FlowPrior | FlowOnVAE:
     """Coordinates first (principal components in closed form, or a VAE with its default settings), then the flow.
 
@@ -184,6 +185,7 @@ def fit(
         batch: images a step.
         lr: the highest learning rate.
         decay: AdamW's weight decay.
+        kept: where the state is kept, to go on from (`pplleak.priors._fitting`).
 
     Raises:
         Interrupted: Ctrl-C, with the flow as it is; a plain KeyboardInterrupt before the flow's first epoch's end.
@@ -195,7 +197,10 @@ def fit(
     if on == "vae":
         if rank < 2:
             raise BadInput("a flow needs at least 2 latents")
-        vae = fit_vae(images, latents=rank, floor=floor, seed=seed, progress=progress)
+        try:
+            vae = fit_vae(images, latents=rank, floor=floor, seed=seed, progress=progress, kept=kept)
+        except Interrupted as stop:  # half a VAE is no flow: it is kept in its state, or not at all
+            raise KeyboardInterrupt from stop
         with torch.no_grad():
             code = vae.encoder(images.flatten(1).to(vae.sd))
         z, noise = code[:, :rank], code[:, rank:].clamp(-10, 4).exp()
@@ -216,9 +221,9 @@ def fit(
         each, epochs = epochs_of(len(z), batch, epochs, steps)
         adam = torch.optim.AdamW(flow.parameters(), lr=lr, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(adam, lr, total_steps=each * epochs + 1, pct_start=0.1)
-        done = 0
+        done, keep = going_on(kept, "flow", epochs, Training(flow, adam, schedule))
         try:
-            for _ in progress("flow", epochs):
+            for _ in progress("flow", epochs - done):
                 for part in torch.randperm(len(z)).split(batch):
                     adam.zero_grad()
                     seen = z[part] + noise[part] * torch.randn(len(part), rank)
@@ -227,6 +232,7 @@ def fit(
                     adam.step()
                     schedule.step()
                 done += 1
+                keep(done)
         except KeyboardInterrupt:
             if not done:
                 raise

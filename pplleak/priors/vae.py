@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import Interrupted, apart, epochs_of, flat
+from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on
 from pplleak.priors._store import trained
 from pplleak.progress import ProgressBar, silent
 
@@ -141,6 +141,7 @@ def fit(
     lr: float = 5e-3,
     seed: int = 0,
     progress: ProgressBar = silent,
+    kept: Kept | None = None,
 ) -> VAE:
     """Maximise the evidence lower bound by Pyro's SVI:
 
@@ -155,6 +156,7 @@ def fit(
         steps: or so many optimisation steps, whichever ends first.
         batch: images a step.
         lr: Adam's highest learning rate, reached after a tenth of the steps; it decays to zero by a cosine.
+        kept: where the state is kept, to go on from (`pplleak.priors._fitting`).
 
     Raises:
         Interrupted: Ctrl-C, with the networks as they are; a plain KeyboardInterrupt before the first epoch's end.
@@ -187,15 +189,16 @@ def fit(
         def fitted() -> VAE:
             return VAE(encoder.eval(), decoder.eval(), (floor + excess.exp()).detach(), tuple(images.shape[1:]))
 
-        done = 0
+        done, keep = going_on(kept, "vae", epochs, Training(networks, adam, schedule))
         try:
-            for _ in progress("VAE", epochs):
+            for _ in progress("VAE", epochs - done):
                 for part in torch.randperm(len(x)).split(batch):
                     adam.zero_grad()
                     (loss(program, guide, x[part]) / len(part)).backward()
                     adam.step()
                     schedule.step()
                 done += 1
+                keep(done)
         except KeyboardInterrupt:
             if not done:
                 raise

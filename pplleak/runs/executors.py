@@ -95,10 +95,11 @@ def serial() -> Iterator[Executor]:
 
 class _Processes(ProcessPoolExecutor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Workers start here, when they are needed: with Ctrl-C blocked, so that it never reaches one half-started."""
+        """Workers start here, when they are needed: with Ctrl-C and SIGTERM blocked, so that neither ever reaches one
+        half-started."""
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().submit(function, *args, **kwargs)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             return super().submit(function, *args, **kwargs)
         finally:
@@ -107,8 +108,8 @@ class _Processes(ProcessPoolExecutor):
 
 @contextlib.contextmanager
 def processes(count: int) -> Iterator[Executor]:
-    """So many fresh Python processes, of one torch thread each. They leave Ctrl-C to this one, and end with it, however
-    it ends: when this block is left, what they have not finished is dropped at once."""
+    """So many fresh Python processes, of one torch thread each. They leave Ctrl-C and SIGTERM to this one, and end with
+    it, however it ends: when this block is left, what they have not finished is dropped at once."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()  # theirs is at its end when nobody holds ours: we have left, or died
     pool = _Processes(count, context, _start, (theirs, "torch" in sys.modules))
@@ -121,7 +122,8 @@ def processes(count: int) -> Iterator[Executor]:
 
 
 def _start(parent: Connection, torch_is_used: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if torch_is_used:
         import torch

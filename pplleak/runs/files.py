@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json as _json
 import math
 import os
-import secrets
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pplleak.errors import BadInput
+from pplleak.runs import leftovers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ELSEWHERE = "give another folder"
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def write(path: str | Path, writer: Callable[[Path], object]) -> None:
@@ -28,7 +34,7 @@ def write(path: str | Path, writer: Callable[[Path], object]) -> None:
         BadInput: the file cannot be written, a full disk included. What was there before is untouched.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    part = leftovers.part(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         writer(part)
@@ -37,10 +43,19 @@ def write(path: str | Path, writer: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):  # some file systems know no fsync of a folder
             _sync(target.parent)
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
+        raise BadInput(f"cannot write {path}: {refused(error)}") from error
     finally:
         with contextlib.suppress(OSError):  # a place that cannot be written to cannot be cleaned, either
             part.unlink(missing_ok=True)
+
+
+def refused(error: OSError) -> str:
+    """Why something cannot be written, and what to do about it."""
+    found = re.search(r"\berrno = (\d+)", str(error))  # HDF5 tells the number in the midst of a long text
+    number = int(found[1]) if found and error.errno is None else error.errno
+    why = os.strerror(number) if number else str(error)
+    mend = "make room" if number in FULL else ELSEWHERE
+    return f"{why}; {mend}, what was finished before is kept"
 
 
 def _sync(path: Path) -> None:
@@ -71,13 +86,33 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def tensors(path: str | Path, named: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, the same byte for byte whenever it holds the same: safetensors itself leaves the order of the
+    metadata to chance."""
+    from safetensors.torch import save
+
+    packed = memoryview(save({n: t.detach().cpu().contiguous() for n, t in named.items()}, dict(metadata)))
+    begin = 8 + int.from_bytes(packed[:8], "little")  # of the numbers, behind a header of JSON and its length
+    header = _json.loads(bytes(packed[8:begin]))
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    head = _json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+
+    def fill(part: Path) -> None:
+        with open(part, "wb") as file:
+            file.writelines((len(head).to_bytes(8, "little"), head, packed[begin:]))
+
+    write(path, fill)
+
+
 def figure(path: str | Path, drawn: Any, **settings: Any) -> None:
     """A matplotlib figure, in the format that the name ends in; `settings` are those of `savefig`."""
     write(path, lambda part: drawn.savefig(part, format=Path(path).suffix[1:], **settings))
 
 
 def prepare(out: str | Path) -> Path:
-    """Make a folder for results, and prove that it can be written to before any work is done.
+    """Make a folder for results, prove that it can be written to before any work is done, and clear away what processes
+    that were killed had half written there.
 
     Raises:
         BadInput: it has no name, or cannot be made or written to.
@@ -87,33 +122,12 @@ def prepare(out: str | Path) -> Path:
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".pplleak-probe-{secrets.token_hex(4)}"
-        probe.write_text("")
-        probe.unlink()
+        probe = leftovers.part(out / "probe")
+        try:
+            probe.write_text("")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error.strerror}; {ELSEWHERE}") from error
+    leftovers.sweep(out)
     return out
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Nobody else is between reading and replacing a file of this folder meanwhile, where the system has such locks.
-
-    The lock is on the folder itself, so that no file of it stays behind, and ends with the process that holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: two processes in one folder may then forget each other's rows
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}; {ELSEWHERE}") from error
-    try:
-        with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pplleak import reading
 from pplleak.errors import BadInput, printable
-from pplleak.runs import files
+from pplleak.runs import files, locks
 from pplleak.runs.files import ELSEWHERE
 
 
@@ -78,7 +78,7 @@ def settle(
     Raises:
         BadInput: the settings differ, or the file cannot be read or written.
     """
-    with files.alone(path.parent):
+    with locks.alone(path.parent):
         if path.exists():
             with readable(path):
                 before = _kept(path, under)

@@ -7,13 +7,13 @@ import io
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pplleak import reading
-from pplleak.runs import files
+from pplleak.runs import files, locks
 from pplleak.runs.going_on import readable
 
 Row = dict[str, Any]
@@ -76,8 +76,15 @@ class Rows:
                 raise KeyError(f"{self.path.name} has no column {unknown[0]}")
             fresh.append({n: kind.value(kind.cell(row.get(n))) for n, kind in kinds.items()})
         replaced = {self.about(row) for row in fresh}
-        with files.alone(self.path.parent):
+        with locks.alone(self.path.parent):
             every = [row for row in self.read() if self.about(row) not in replaced] + fresh
+            table(self.path, every, self.names)
+        return every
+
+    def remove(self, gone: Container[tuple[Any, ...]]) -> list[Row]:
+        """Take the rows with these keys out of the table in one step, and give the others; raises as `add` does."""
+        with locks.alone(self.path.parent):
+            every = [row for row in self.read() if self.about(row) not in gone]
             table(self.path, every, self.names)
         return every
 

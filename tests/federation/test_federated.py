@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from conftest import tiny
 from scenes import build_client
 from torch import Tensor, nn
 
-from pplleak import channels, runs
+from pplleak import channels
 from pplleak.client import Client, weights
 from pplleak.client.training import LocalTraining
 from pplleak.data import Images
@@ -140,6 +141,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(defence: str, tmp_path: Pat
     part = trained(tmp_path / "part", defence, (0, 2, 9), progress=stopping(5))
     assert rounds.path(tmp_path / "part", 5).exists() and not torch.equal(part, whole)
     assert torch.equal(trained(tmp_path / "part", defence, (0, 2, 9)), whole)
+    assert sorted(rounds._steps(tmp_path / "part")) == [0, 2, 9]  # and step 5 is gone
     trained(tmp_path / "later", defence, (0, 2))
     assert torch.equal(trained(tmp_path / "later", defence, (0, 2, 9)), whole)
 
@@ -248,21 +250,22 @@ def test_train_learns_and_an_attack_reads_its_checkpoint(workshop: Path) -> None
     assert run(*attack, "--network.widths", "9") == 2
 
 
-def test_a_training_that_is_killed_between_a_row_and_its_weights_loses_neither(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("before", ["step-20.safetensors", "log.csv"])
+def test_a_training_that_is_killed_before_its_weights_or_their_row_loses_neither(
+    before: str, workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("train", *QUICK, "--out", "whole") == 0
+    real = os.replace
 
-    def killed(path: Path, writer: Any) -> None:
-        if path.name == "step-20.safetensors":
+    def killed(part: Path, target: Path) -> None:
+        if target.name == before and (before != "log.csv" or rounds.path(Path("t"), 20).exists()):
             raise SystemExit(9)
-        write(path, writer)
+        real(part, target)
 
-    write = runs.write
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write", killed)
+        patch.setattr(os, "replace", killed)
         assert run("train", *QUICK, "--out", "t") == 9
-    assert [r["step"] for r in rounds.log(Path("t"))] == [0, 10, 20]
+    assert [r["step"] for r in rounds.log(Path("t"))] == [0, 10]  # no row tells of weights that are not there
     assert run("train", *QUICK, "--out", "t") == 0
     timeless = [[{**r, "cpu_seconds": 0} for r in rounds.log(Path(out))] for out in ("t", "whole")]
     assert timeless[0] == timeless[1] and [r["step"] for r in timeless[0]] == [0, 10, 20, 30]

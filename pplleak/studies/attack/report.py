@@ -82,6 +82,8 @@ def _recovered(found: dict[str, Any]) -> Text:
 def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     """posterior.nc, attack.png and summary.json into `out`, and the table onto the terminal."""
     posterior.save(out / "posterior.nc")
+    for earlier in ("summary.json", "attack.png"):  # they are not this posterior's, should this be interrupted here
+        (out / earlier).unlink(missing_ok=True)
     summary = summarise(posterior)
     runs.json(out / "summary.json", summary)
     runs.figure(out / "attack.png", picture(posterior, summary), dpi=150)
