@@ -61,7 +61,7 @@ WORDS = {
     "empty folder": (["attack", "--out", ""], "--out has an empty name"),
     "long name": (["attack", "--data", "d" * 5000], "unknown data"),
     "no text": (["attack", "--out", "\udcff"], "is not UTF-8"),
-    "local steps": (["attack", "--local-lr", "0.1", "--local-steps", "1000000000"], "at most 10000"),
+    "local steps": (["attack", "--local-lr", "0.1", "--local-steps", "1000000000"], "below 10,000"),
     "quick, and none": (["defend", "--quick", "True", "--count", "0"], "count must be a positive number"),
     "wrapped batch of none": (["observe", "--batch-size", "0"], "batch size must be at least 1"),
     "wrapped batch below none": (["observe", "--batch-size", "-5"], "batch size must be at least 1"),
