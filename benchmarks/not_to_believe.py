@@ -3,7 +3,8 @@
     uv run benchmarks/not_to_believe.py
 
 Each case attacks one digit twice by `map`: as somebody would who does not know better, and with what mends it. A figure
-shows the private image and both reconstructions; the verdicts are printed, for the page.
+shows the private image and both reconstructions, framed in red where they are doubted and in green where they are not;
+the verdicts are printed, for the page.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import pplleak as pl
 from pplleak import runs
 from pplleak.progress import bar
 
-QUIET = "gaussian:sigma=0.002"
-QUICK = {"starts": 4, "steps": 300}
+QUIET = "gaussian:sigma=0.005"
+QUICK = {"starts": 4, "steps": 800}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ def draw(case: Case, path: Path) -> tuple[str, str]:
     colours = ("#333333", *("#b42318" if f.summary["fits"] is False or not f.converged else "#1a7f37" for f in attacks))
     for axes, (title, images, score), colour in zip(panels, shown, colours, strict=True):
         axes.imshow(np.clip(images[0].mean(0), 0, 1), cmap="gray", vmin=0, vmax=1)
-        axes.set_title("\n".join(textwrap.wrap(title, 26)), fontsize=9)
+        axes.set_title("\n".join(textwrap.wrap(title, 28, break_long_words=False)), fontsize=9)
         axes.set_xlabel(score, color=colour, weight="bold")
         axes.set_xticks([])
         axes.set_yticks([])

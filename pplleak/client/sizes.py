@@ -19,7 +19,7 @@ from pplleak.errors import BadInput
 if TYPE_CHECKING:
     from pplleak.client.client import Client
 
-COPIES = 14  # of the parameters, when a client is made, checked and attacked: measured, 13.5 of them
+COPIES = 14  # of the parameters, when a client is made, checked and attacked: 1e8 of them were seen to take 5.4 GB
 TENSORS = 2_000  # parameters and buffers of the deepest network
 
 

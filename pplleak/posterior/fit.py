@@ -89,7 +89,7 @@ class Fit:
 
     def explained(self, name: str, words: str, nats: float) -> Fit:
         """The same with its cause, which comes first among the doubts; a name "" is that of no cause."""
-        lead = f"explained {nats:.0f} nats better by {words}" if name else words
+        lead = f"explained {nats:.0f} nats better by {words}" if nats > 0 and name else words
         kept = fit_words.beside(self) if name else list(self.doubts)
         return dataclasses.replace(self, cause=name, cause_nats=nats, doubts=(lead, *kept))
 

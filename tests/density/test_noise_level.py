@@ -28,6 +28,7 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.settings import Named
 from pplleak.studies.attack.attack import believe, choose
+from pplleak.studies.calibration import draws
 from pplleak.studies.risk.risk import from_model
 
 SCENE = pl.Scenario(index=3, protection="gaussian:sigma=0.05", network="mlp:widths=(8,)")
@@ -68,9 +69,9 @@ def test_the_posterior_of_sigma_is_the_exact_one() -> None:
     model = functools.partial(linear, channel=Named("gaussian", {"sigma": "infer"}))
     hmc = programs.load("inference", "hmc")
     found: Posterior = hmc(model, observed, client, chains=32, draws=200, warmup=100, starts=4, steps=200)
-    draws = found.latents["log_sigma"][..., None]
-    assert_moments(draws, *exact(g.numpy()))
-    assert misfit(draws, *exact(g.numpy(), median=100 * MEDIAN)) > LIMIT  # a prior that says something else
+    drawn = found.latents["log_sigma"][..., None]
+    assert_moments(drawn, *exact(g.numpy()))
+    assert misfit(drawn, *exact(g.numpy(), median=100 * MEDIAN)) > LIMIT  # a prior that says something else
 
 
 NOISY = [n for n in channels.names() if any(s.name == "sigma" for s in channels.settings(n))]
@@ -157,3 +158,11 @@ def test_an_inference_that_needs_sigma_says_so(inference: str, network: str) -> 
         pl.attack(observed, inference=inference, beliefs={"sigma": "infer"})
     if inference == "refractive":  # and is not chosen where nobody named one
         assert choose(observed, "optimal", {"sigma": "infer"})[0] != "refractive"
+
+
+def test_a_calibration_ranks_what_is_known_of_the_image() -> None:
+    """log p(g | x) is an integral over σ: the truth has no rank there, and one everywhere else."""
+    made = draws.make(pl.observe(SCENE), "optimal", "laplace", 0, beliefs={"sigma": "infer"}, settings=QUICK["laplace"])
+    known = dict(zip(draws.QUANTITIES, made.ranks[0, -len(draws.QUANTITIES) :], strict=True))
+    assert known["log_likelihood"] == known["log_prior"] == -1
+    assert all(0 <= rank <= made.ranked for name, rank in known.items() if not name.startswith("log_"))

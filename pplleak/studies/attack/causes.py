@@ -38,6 +38,7 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior.fit_words import P
 from pplleak.posterior.misfit import Misfit
 from pplleak.progress import ProgressBar, silent
+from pplleak.settings import Named
 
 SCREENED, STARTS, STEPS, POLISH = 64, 4, 100, 5  # draws of the prior; of them, where a search starts; its length
 WIDEST = 1024  # latents up to which an evidence is worth its Hessian; beyond, the highest densities are compared
@@ -118,6 +119,9 @@ def explain(model: Model, observed: Observation, progress: ProgressBar = silent)
     if explaining:  # the first, and simplest, of those that no other is clearly better than
         most = max(c.nats for c in explaining)
         return next(c for c in explaining if c.nats > most - CLEARLY)
+    if _equal_steps(observed):
+        return Cause("optimizer", "nearly every entry of the update has moved by the learning rate times the steps, as "
+                     "under Adam or signs: other local training?", 0.0, 0.0)  # fmt: skip
     best = max(found, key=lambda c: c.nats, default=None)
     near = f" (the nearest, {best.words}, does not, either)" if best and best.nats > CLEARLY else ""
     return Cause("", f"none of {len(found)} other clients explains it{near}: other weights or buffers?",
@@ -144,7 +148,6 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
             if name == "double_loss" and size == 2:
                 continue  # is the sum over two
             yield other(name, words, _scaled(client, functools.partial(_scale, factor=factor)))
-    yield other("scale", "{log_scale} times the loss", _scaled(client, _free_scale), ("log_scale", torch.exp))
     if client.loss == DEFAULT:
         for name, loss, words in (
             ("label_smoothing", "cross_entropy:label_smoothing=0.1", "a label smoothing of 0.1"),
@@ -165,12 +168,16 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
     if observed.labels is not None and client.num_classes**size <= MOST_LABELS:
         yield other("labels", "other labels: {y}", client, seen=replace(observed, labels=None))
     if client.local is not None:
+        for optimizer in ("sgd:momentum=0.9", "sgd:momentum=0.9,nesterov=True", "adam"):
+            trained = replace(client.local, optimizer=Named.parse(optimizer))
+            yield other("optimizer", f"local training by {optimizer}", replace(client, local=trained))
         for steps in sorted({1, client.local.steps - 1, client.local.steps + 1, 2 * client.local.steps} - {
             0, client.local.steps}):  # fmt: skip
             trained = replace(client.local, steps=steps)
             yield other("local_steps", f"{steps} local steps", replace(client, local=trained))
+    yield other("scale", "{log_scale} times the loss", _scaled(client, _free_scale), ("log_scale", torch.exp))
     named = getattr(model, "keywords", {}).get("channel")
-    if isinstance(named, channels.Named) and "sigma" in named.settings:
+    if isinstance(named, Named) and "sigma" in named.settings:
         infers = functools.partial(model, channel=named.with_(sigma=channels.INFER))
         yield Alternative("sigma", "a noise of σ = {log_sigma}", infers, client, observed, (("log_sigma", torch.exp),))
 
@@ -201,6 +208,18 @@ def _normalised(x: Tensor) -> Tensor:
     shift, log_width = pyro.sample("shift", dist.Normal(0.5, 0.5)), pyro.sample("log_width", dist.Normal(-1.0, 1.0))
     shape = (*shift.shape, *(1,) * (x.dim() - shift.dim()))
     return (x - shift.reshape(shape)) / log_width.exp().reshape(shape)
+
+
+def _equal_steps(observed: Observation) -> bool:
+    """Whether the middle half of the entries' sizes lies within a factor of two of lr · steps: no gradient's do, and
+    Adam's steps do, whose posterior has needles that no search finds."""
+    local = observed.client.local
+    if local is None or local.epochs is not None:
+        return False
+    low, high = (observed.g.double().abs() / (local.lr * local.steps)).quantile(
+        observed.g.new_tensor([0.25, 0.75]).double()
+    )
+    return bool(low > 0.5 and high < 2)
 
 
 # -- how well it explains ------------------------------------------------------------------------------------------

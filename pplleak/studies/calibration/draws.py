@@ -164,7 +164,9 @@ def measure(
     for name, (factor, shift) in TWINS.items():
         x = np.concatenate([truth[None], mean + factor * (draws[picked] - mean) + shift * sd]).astype(truth.dtype)
         values = summaries(x, centre + shift * sd, reference, density)
-        if not name and "lp" in posterior.stats:
+        if posterior.latents:  # log p(g | x) is an integral over them
+            del values["log_likelihood"]
+        elif not name and "lp" in posterior.stats:
             log_density = np.r_[lp, posterior.stats["lp"].reshape(-1)[picked]]
             values["log_prior"] = log_density - values["log_likelihood"]
         known = [_ranks(values[q][:, None], generator)[0] if q in values else -1 for q in QUANTITIES]
