@@ -74,7 +74,8 @@ class Alternative:
 class Cause:
     """What explains a gradient that the model does not.
 
-    name   in one word, as a table has it; "" where nothing that was tried explains it
+    name   in one word, as a table has it; `search`: the model explains it, elsewhere; "" where nothing that was tried
+           explains it
     words  in plain words
     nats   by which its evidence is above the model's
     p      p-value of its own worst misfit
@@ -103,9 +104,12 @@ def explain(model: Model, observed: Observation, progress: ProgressBar = silent)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            base, _, _ = _evidence(own)
+            base, p, _ = _evidence(own)
         except (BadInput, RuntimeError, ValueError):
             return None
+        if p >= P:
+            words = "the same client explains it at another image: the search for that one has not ended"
+            return Cause("search", words, 0.0, p)
         for k in progress("other clients", len(tried)):
             torch.manual_seed(k)
             try:
