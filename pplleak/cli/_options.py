@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pplleak import programs, reading, signatures, sources
+from pplleak import programs, signatures, sources
+from pplleak.cli import _mistakes
 from pplleak.cli import _named as named
-from pplleak.errors import BadInput, require_seed
+from pplleak.errors import BadInput
 from pplleak.settings import Named, Setting, with_defaults
 from pplleak.signatures import UNREAD
 
@@ -266,29 +267,17 @@ def _cli(
         if given(argv, flag, ".") == "":  # which Path would read as this folder
             raise BadInput(f"{flag} has an empty name: give another, or . for this folder")
     cli: Any = tyro.cli  # its overloads want a literal `return_unknown_args`
-    parsed = cli(
-        _with_groups(base, groups) if groups else base,
-        prog=f"pplleak {command}",
-        description=description or sys.modules[base.__module__].__doc__,
-        args=_spelled(argv),
-        return_unknown_args=partly,
-        config=(tyro.conf.FlagConversionOff,),
-    )
-    _require_numbers(parsed[0] if partly else parsed)
+    with _mistakes.told(command):
+        parsed = cli(
+            _with_groups(base, groups) if groups else base,
+            prog=f"pplleak {command}",
+            description=description or sys.modules[base.__module__].__doc__,
+            args=_spelled(argv),
+            return_unknown_args=partly,
+            config=(tyro.conf.FlagConversionOff,),
+        )
+    _mistakes.require_numbers(parsed[0] if partly else parsed)
     return parsed
-
-
-def _require_numbers(args: Any, prefix: str = "--") -> None:
-    """Raise BadInput for a number that no setting can be: NaN, an integer of hundreds of digits, a seed that not every
-    generator takes."""
-    for field in dataclasses.fields(args):
-        value, flag = getattr(args, field.name), f"{prefix}{field.name.replace('_', '-')}"
-        if dataclasses.is_dataclass(value):
-            _require_numbers(value, f"{flag.removesuffix('-settings')}.")
-        elif field.name == "seed":
-            require_seed(value, flag)
-        elif isinstance(value, int | float | tuple):
-            reading.numbers(value, flag)
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:

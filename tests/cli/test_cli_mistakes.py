@@ -15,6 +15,10 @@ from scenes import build_client
 
 MISTAKES = {
     "index out of range": (["--index", "1000"], "images 0 to 296"),
+    "an option that is none": (["--prior.rank", "x"], "unrecognized options: --prior.rank"),
+    "an option misspelt": (["--sigm", "0.1"], "did you mean --sigma"),
+    "a word for a number": (["--sigma", "abc"], "--sigma: 'abc' is no FLOAT or infer (pplleak attack --help"),
+    "no value": (["--index"], "missing value for argument '--index'"),
     "negative index": (["--index", "-1"], "out of range"),
     "label out of range": (["--label", "12"], "classes 0 to 9"),
     "negative sigma": (["--sigma", "-1"], "sigma must be a positive number"),

@@ -67,6 +67,9 @@ def table(summary: dict[str, Any]) -> Table:
         shown.add_row("labels, recovered", _recovered(summary["recovered_labels"]))
     if summary["scale"] is not None:
         shown.add_row("the gradient, in units of the model's", f"{summary['scale']:.3f} ± {summary['scale_se']:.1g}")
+    if summary["sigma_interval"]:
+        low, high = summary["sigma_interval"]
+        shown.add_row("σ, inferred, and its 90 % interval", f"{summary['sigma']:.3g} ({low:.3g} to {high:.3g})")
     shown.add_section()
     shown.add_row("verdict", Text(verdict(summary), COLOURS[colour(summary)][0]))
     return shown
