@@ -29,10 +29,12 @@ def told(command: str) -> Iterator[None]:
 
 def line(box: str, command: str) -> str:
     """The line that a box says: its first paragraph, and of the options that it proposes, the names."""
-    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
+    rows = [row.strip("│ ") for row in box.splitlines() if row[:1] not in ("╭", "╰")]
+    if "│" not in box:  # where there is no UTF-8 it has no frame, and its title is a row with a rule
+        rows = rows[2:]
     parts: list[list[str]] = [[]]
     for row in rows:
-        if set(row) <= {"─"}:  # a rule, or an empty row
+        if set(row) <= {"─", "-"}:  # a rule, or an empty row
             parts.append([])
         else:
             parts[-1].append(row)
