@@ -21,7 +21,7 @@ from pplleak.client import sizes
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, fit, information
+from pplleak.posterior import Posterior, fit, fit_words, information
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
@@ -201,7 +201,7 @@ def _fit(
         return None
     if explaining is not None and found.fits is False and not posterior.interrupted:
         with suppress(KeyboardInterrupt):  # what was found stays
-            cause = causes.explain(bound, observed, explaining)
+            cause = causes.explain(bound, observed, explaining, misfit=found.p is None or found.p < fit_words.P)
             found = found if cause is None else found.explained(cause.name, cause.words, cause.nats)
     return found.plain()
 

@@ -87,8 +87,14 @@ class Cause:
     p: float
 
 
-def explain(model: Model, observed: Observation, progress: ProgressBar = silent) -> Cause | None:
+def explain(
+    model: Model, observed: Observation, progress: ProgressBar = silent, *, misfit: bool = True
+) -> Cause | None:
     """The likeliest of the alternatives, or the Cause "" where none explains the gradient; None where none applies.
+
+    Args:
+        misfit: the gradient is not explained at what was found; else something else is doubted there (an image that
+            the prior does not know), and the model itself is no answer.
 
     Draws by generators of its own; torch's stays as it was.
     """
@@ -104,12 +110,12 @@ def explain(model: Model, observed: Observation, progress: ProgressBar = silent)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            base, p, _ = _evidence(own)
+            base, p_own, _ = _evidence(own)
         except (BadInput, RuntimeError, ValueError):
             return None
-        if p >= P:
+        if p_own >= P and misfit:
             words = "the same client explains it at another image: the search for that one has not ended"
-            return Cause("search", words, 0.0, p)
+            return Cause("search", words, 0.0, p_own)
         for k in progress("other clients", len(tried)):
             torch.manual_seed(k)
             try:
@@ -123,6 +129,8 @@ def explain(model: Model, observed: Observation, progress: ProgressBar = silent)
     if explaining:  # the first, and simplest, of those that no other is clearly better than
         most = max(c.nats for c in explaining)
         return next(c for c in explaining if c.nats > most - CLEARLY)
+    if p_own >= P:  # the gradient is explained, and nothing explains better what else is doubted
+        return None
     if _equal_steps(observed):
         return Cause("optimizer", "nearly every entry of the update has moved by the learning rate times the steps, as "
                      "under Adam or signs: other local training?", 0.0, 0.0)  # fmt: skip
