@@ -21,6 +21,13 @@ from pplleak.studies.attack.attack import believe
 SCENE: dict[str, Any] = {"index": 3, "protection": "gaussian:sigma=0.01", "network": "mlp:widths=(16,)"}
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches as long as these networks need."""
+    monkeypatch.setattr(causes, "STARTS", 2)
+    monkeypatch.setattr(causes, "STEPS", 60)
+
+
 def scene(**more: Any) -> Observation:
     return pl.observe(pl.Scenario(**{**SCENE, **more}))
 
@@ -49,12 +56,8 @@ def louder() -> Observation:
 
 
 CASES: dict[str, Callable[[], Observation]] = {
-    "half_loss": lambda: wrong_loss("cross_entropy:reduction=sum,weights=(" + "0.5," * 10 + ")"),
     "sum": lambda: wrong_loss("cross_entropy:reduction=sum", batch_size=3),
-    "scale": lambda: wrong_loss("cross_entropy:reduction=sum,weights=(" + "7.0," * 10 + ")"),
     "label_smoothing": lambda: wrong_loss("cross_entropy:label_smoothing=0.2"),
-    "mse": lambda: wrong_loss("mse"),
-    "bce": lambda: wrong_loss("bce:reduction=sum"),
     "class_weights": lambda: wrong_loss(
         "cross_entropy:weights=(0.3,3.0,0.3,3.0,1.0,1.0,0.3,0.3,3.0,0.3)", batch_size=2
     ),
