@@ -171,7 +171,7 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
         for name, words in (("mse", "the squared error (mse)"), ("bce", "a binary cross entropy of every class (bce)")):
             free = _scaled(replace(client, loss=name), _free_scale)
             yield other(name, words + " times {log_scale}", free, ("log_scale", torch.exp))
-    if size > 1:
+    if size > 1 and not client.local and not client.mixes_batch:  # else examples have no parts of their own
         free = _scaled(client, functools.partial(_free_weights, size=size))
         yield other("class_weights", "examples that count differently (weights of the classes?)", free)
     words = "inputs that are normalised outside the network, by a mean of {shift} and an sd of {log_width}"
