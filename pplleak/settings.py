@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import re
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pplleak import reading
-from pplleak.errors import BadInput, printable
+from pplleak.errors import BadInput, printable, unknown
 
 PLAIN = (bool, int, float, str, list, tuple, type(None))  # what can be written down
 
@@ -129,8 +130,12 @@ def require(known: Iterable[Setting], given: Iterable[str], where: str, what: st
     if surplus:
         raise BadInput(f"{where}: {what} has no setting '{printable(min(surplus), 80)}'")
     for name, value in given.items() if isinstance(given, Mapping) else ():
-        if isinstance(value, PLAIN) and value != kinds[name].default:  # a model's own tensor is its own business
-            reading.typed(value, kinds[name].type, f"{where}: {name} of {what}")
+        kind, default = kinds[name].type, kinds[name].default
+        if not isinstance(value, PLAIN) or (value == default and type(value) is type(default)):
+            continue  # a model's own tensor is its own business
+        if typing.get_origin(kind) is typing.Literal and isinstance(value, str) and value not in typing.get_args(kind):
+            raise BadInput(f"{where}: {unknown(f'{name} of {what}', value, map(str, typing.get_args(kind)))}")
+        reading.typed(value, kind, f"{where}: {name} of {what}")
 
 
 def check(named: Named, known: Iterable[Setting], what: str, where: str = "") -> Named:

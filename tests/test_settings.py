@@ -23,7 +23,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=300, derandomize=True, deadline=None)
 @given(NAMES, st.dictionaries(NAMES, VALUES, max_size=4))
 def test_a_name_with_settings_reads_back_as_it_was_written(name: str, values: dict[str, object]) -> None:
     named = Named(name, values)
@@ -33,7 +33,7 @@ def test_a_name_with_settings_reads_back_as_it_was_written(name: str, values: di
     assert pickle.loads(pickle.dumps(named)) == named
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=300, derandomize=True, deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_name_or_one_line_of_bad_input(text: str) -> None:
     try:

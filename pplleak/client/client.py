@@ -19,7 +19,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -248,7 +248,7 @@ def _require_slopes(client: Client) -> None:
     x = _probe(next(client.network.parameters()), client.input_shape)[None].requires_grad_()
     y = torch.arange(2, device=x.device)[None] % client.num_classes
     with torch.enable_grad():
-        u = client.materialised(x, y).materialise()
+        u = replace(client, local=None).materialised(x, y).materialise()  # which local steps are made of
         if not u.requires_grad:
             raise BadInput("the network's update does not depend on the images: does it compute by numpy, .item() or "
                            ".detach()?")  # fmt: skip

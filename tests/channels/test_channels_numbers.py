@@ -197,8 +197,8 @@ def test_a_channel_is_checked_and_made_whole() -> None:
         ("gaussian:rate=0.5", "here: the channel gaussian has no setting 'rate'"),
         ("dpsgd:sigma=1", "here: the channel dpsgd has no sigma: set noise_multiplier and clip"),
         ("gaussian:sigma=-1", "sigma must be a positive number"),
-        ("masked:noise=pink", "unknown noise 'pink'"),
-        ("topk:rate=high", "here: the channel topk cannot be set to"),
+        ("masked:noise=pink", "unknown noise of the channel masked 'pink'"),
+        ("topk:rate=high", "here: rate of the channel topk is 'high'"),
     ],
 )
 def test_a_name_or_setting_that_is_none_is_refused_in_one_line(said: str, refused: str) -> None:
