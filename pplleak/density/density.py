@@ -270,7 +270,7 @@ def _require_program(trace: poutine.Trace, client: Client, batch_size: int) -> N
     where it drew itself."""
     for name, shape in (("x", (batch_size, *client.input_shape)), ("g", (client.update_size,))):
         drawn = tuple(trace.nodes[name]["value"].shape)
-        if drawn != shape:
+        if drawn[-len(shape) :] != shape or any(n != 1 for n in drawn[: -len(shape)]):  # as for one chain
             raise BadInput(f"the model's site '{name}' has shape {drawn}, and the client's has {shape}")
     x = trace.nodes["x"]
     if x["type"] == "sample" and (x["fn"].has_enumerate_support or x["fn"].support.is_discrete):

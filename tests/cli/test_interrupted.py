@@ -31,9 +31,11 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own, and the handlers of signals as they were before."""
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {which: signal.getsignal(which) for which in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     yield
-    signal.signal(signal.SIGTERM, before)
+    for which, handler in before.items():
+        signal.signal(which, handler)
 
 
 def ends(argv: list[str]) -> int:
