@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
-           "divergences", "seconds", "converged", "approximation")  # fmt: skip
+           "divergences", "seconds", "fits", "converged", "approximation")  # fmt: skip
 KINDS = dict.fromkeys(COLUMNS, float | None) | {
     "divergences": int | None,
+    "fits": bool | None,
     "converged": bool,
     "approximation": str | None,
 }
@@ -172,6 +173,11 @@ def _marked(rows: Sequence[Mapping[str, Any]], inference: str) -> str:
     return inference + " ≈" * any(r["approximation"] for r in rows if r["inference"] == inference)
 
 
+def _good(row: Mapping[str, Any]) -> bool:
+    """Whether an attack converged, and its model does not miss the gradient."""
+    return bool(row["converged"]) and row["fits"] is not False
+
+
 def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_image: bool = False) -> Table:
     """Mean ± standard error of each inference, or every attack."""
     made = Table(
@@ -187,9 +193,8 @@ def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_imag
     if per_image:
         for r in rows:
             cells = [_number(r[c], c) for c in SHOWN]
-            made.add_row(
-                str(r["index"]), _marked([r], r["inference"]), *cells, "yes" if r["converged"] else Text("no", "red")
-            )
+            good = "yes" if _good(r) else Text("no", "red")
+            made.add_row(str(r["index"]), _marked([r], r["inference"]), *cells, good)
         return made
     for name in inferences:
         cells = []
@@ -201,7 +206,7 @@ def table(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], per_imag
                 spread = "" if math.isnan(found[1]) else f"±{_number(found[1], column, short=True)}"
                 cells.append(_number(found[0], column, short=True) + spread)
         mine = [r for r in rows if r["inference"] == name]
-        cells.append(f"{sum(bool(r['converged']) for r in mine)} of {len(mine)}")
+        cells.append(f"{sum(map(_good, mine))} of {len(mine)}")
         made.add_row(_marked(rows, name), *cells)
     return made
 
