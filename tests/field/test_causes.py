@@ -74,6 +74,15 @@ def explained(observed: Observation) -> causes.Cause:
     return found
 
 
+@pytest.mark.parametrize(("optimizer", "equal"), [("adam", True), ("adamw", True), ("sgd", False),
+                                                  ("sgd:momentum=0.9", False)])  # fmt: skip
+def test_steps_of_equal_length_are_told_from_gradients(optimizer: str, equal: bool) -> None:
+    """Adam's posterior has needles that no search finds: what it shares is known by the sizes of its entries."""
+    local = pl.LocalTraining(0.01, 4, optimizer=pl.Named.parse(optimizer))
+    observed = scene(local=local, batch_size=3, protection="gaussian:sigma=0.001")
+    assert causes._equal_steps(believing(observed, local=pl.LocalTraining(0.01, 4))) is equal
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_cause_is_named(name: str) -> None:

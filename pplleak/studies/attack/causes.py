@@ -126,14 +126,16 @@ def explain(
             if p >= P and value - base > beyond_doubt:
                 break
     explaining = [c for c in found if c.nats > CLEARLY and c.p >= P]
-    if explaining:  # the first, and simplest, of those that no other is clearly better than
-        most = max(c.nats for c in explaining)
-        return next(c for c in explaining if c.nats > most - CLEARLY)
+    most = max((c.nats for c in explaining), default=0.0)
+    # the first, and simplest, of those that no other is clearly better than
+    named = next((c for c in explaining if c.nats > most - CLEARLY), None)
+    if (named is None or named.name == "sigma") and _equal_steps(observed):
+        return Cause("optimizer", "nearly every entry that moved has moved by the learning rate times the steps, as "
+                     "under Adam or signs: other local training?", 0.0, 0.0)  # fmt: skip
+    if named is not None:
+        return named
     if p_own >= P:  # the gradient is explained, and nothing explains better what else is doubted
         return None
-    if _equal_steps(observed):
-        return Cause("optimizer", "nearly every entry of the update has moved by the learning rate times the steps, as "
-                     "under Adam or signs: other local training?", 0.0, 0.0)  # fmt: skip
     best = max(found, key=lambda c: c.nats, default=None)
     near = f" (the nearest, {best.words}, does not, either)" if best and best.nats > CLEARLY else ""
     return Cause("", f"none of {len(found)} other clients explains it{near}: other weights or buffers?",
@@ -223,15 +225,14 @@ def _normalised(x: Tensor) -> Tensor:
 
 
 def _equal_steps(observed: Observation) -> bool:
-    """Whether the middle half of the entries' sizes lies within a factor of two of lr · steps: no gradient's do, and
-    Adam's steps do, whose posterior has needles that no search finds."""
+    """Whether most entries that have moved at all have moved by about lr · steps: no gradient's do. Adam's do, whose
+    posterior has needles that no search finds."""
     local = observed.client.local
     if local is None or local.epochs is not None:
         return False
-    low, high = (observed.g.double().abs() / (local.lr * local.steps)).quantile(
-        observed.g.new_tensor([0.25, 0.75]).double()
-    )
-    return bool(low > 0.5 and high < 2)
+    sizes = observed.g.double().abs() / (local.lr * local.steps)
+    moved = sizes[sizes > 0.1]
+    return len(moved) > 0 and float(((moved > 0.5) & (moved < 1.5)).double().mean()) > 0.8
 
 
 # -- how well it explains ------------------------------------------------------------------------------------------
