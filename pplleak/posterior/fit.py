@@ -54,6 +54,8 @@ class Fit:
     p                p-value of the worst look, overall or one parameter, times the number of looks
     layers           parameter -> standard deviations of its χ² from what is expected
     scale, scale_se  c = ⟨g, u⟩ / ‖u‖² and its standard error
+    scale_bent       how far from 1 the prior may have pulled c at a mode: (c − 1) ‖u‖² / σ² is the slope of the prior
+                     along the direction in which u grows, and up to ‖z‖², which is about d
     last_scale, last_scale_se   the same of the last bias's gradient alone, against draws from the prior: at the image
                      that was found, x has bent to take up much of a wrong scale
     bias_sum, bias_sum_se   Σ_k of the last bias's gradient, and its standard error
@@ -74,6 +76,7 @@ class Fit:
     layers: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
     scale_se: float | None = None
+    scale_bent: float = 0.0
     last_scale: float | None = None
     last_scale_se: float | None = None
     bias_sum: float | None = None

@@ -18,7 +18,11 @@ def doubts(fit: Fit, batch_size: int) -> list[str]:
     """What the numbers say against the model; causes that can be named come first."""
     lines = []
     misfit = fit.p is not None and fit.p < P
-    off = fit.scale is not None and fit.scale_se is not None and abs(fit.scale - 1) > SDS * fit.scale_se
+    off = (
+        fit.scale is not None
+        and fit.scale_se is not None
+        and (abs(fit.scale - 1) > SDS * fit.scale_se + fit.scale_bent)
+    )
     last = fit.last_scale is not None and fit.last_scale_se is not None and (
         abs(fit.last_scale - 1) > SDS * fit.last_scale_se)  # fmt: skip
     if fit.scale is not None and fit.scale_se is not None and (off or (misfit and last)):

@@ -104,7 +104,8 @@ class Misfit:
         square = sum(float(k.update.sqnorm()[0]) for k in self.gaussian) / len(self.gaussian)
         if not square > 0:
             return {}
-        return {"scale": inner / square, "scale_se": self.sigma / math.sqrt(square)}
+        se = self.sigma / math.sqrt(square)
+        return {"scale": inner / square, "scale_se": se, "scale_bent": self.bent * se**2}
 
     def bias(self) -> dict[str, float]:
         """What the last bias's gradient sums to."""
