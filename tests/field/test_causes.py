@@ -74,6 +74,17 @@ def explained(observed: Observation) -> causes.Cause:
     return found
 
 
+COUNTED = {"5 local steps": pl.LocalTraining(0.1, 4), "4 local epochs": pl.LocalTraining(0.1, epochs=2, batch_size=2)}
+
+
+@pytest.mark.parametrize(("other", "local"), COUNTED.items())
+def test_a_client_that_trains_may_have_trained_longer(other: str, local: pl.LocalTraining) -> None:
+    """Steps or epochs, whichever the client counts: a training that counts both is none."""
+    observed = scene(local=local, batch_size=3)
+    model = believe(programs.load("models", "optimal"), observed)
+    assert other in [a.words for a in causes.alternatives(model, observed)]
+
+
 @pytest.mark.parametrize(("optimizer", "equal"), [("adam", True), ("adamw", True), ("sgd", False),
                                                   ("sgd:momentum=0.9", False)])  # fmt: skip
 def test_steps_of_equal_length_are_told_from_gradients(optimizer: str, equal: bool) -> None:

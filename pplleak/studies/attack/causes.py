@@ -185,15 +185,21 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
         for optimizer in ("sgd:momentum=0.9", "sgd:momentum=0.9,nesterov=True", "adam"):
             trained = replace(client.local, optimizer=Named.parse(optimizer))
             yield other("optimizer", f"local training by {optimizer}", replace(client, local=trained))
-        for steps in sorted({1, client.local.steps - 1, client.local.steps + 1, 2 * client.local.steps} - {
-            0, client.local.steps}):  # fmt: skip
-            trained = replace(client.local, steps=steps)
-            yield other("local_steps", f"{steps} local steps", replace(client, local=trained))
+        steps, epochs = client.local.steps, client.local.epochs
+        for n in _nearby(steps if epochs is None else epochs):
+            trained = replace(client.local, steps=n) if epochs is None else replace(client.local, epochs=n)
+            what = "steps" if epochs is None else "epochs"
+            yield other("local_steps", f"{n} local {what}", replace(client, local=trained))
     yield other("scale", "{log_scale} times the loss", _scaled(client, _free_scale), ("log_scale", torch.exp))
     named = getattr(model, "keywords", {}).get("channel")
     if isinstance(named, Named) and "sigma" in named.settings:
         infers = functools.partial(model, channel=named.with_(sigma=channels.INFER))
         yield Alternative("sigma", "a noise of σ = {log_sigma}", infers, client, observed, (("log_sigma", torch.exp),))
+
+
+def _nearby(count: int) -> list[int]:
+    """Other numbers of steps that a client may have taken: one, one fewer, one more, twice as many."""
+    return sorted({1, count - 1, count + 1, 2 * count} - {0, count})
 
 
 def _altered(client: Client, **how: Any) -> Altered:
