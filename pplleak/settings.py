@@ -98,7 +98,8 @@ def _written(value: Any) -> str:
     """A value as `_literal` reads it back: a word as it is, a string that is none in quotes."""
     if not isinstance(value, str):
         return str(value).replace(" ", "")
-    return value if value and not set(value) & set(",'\"()[] ") and _literal(value) == value else repr(value)
+    word = value and value == value.strip() and not set(value) & set(",'\"()[] ") and _literal(value) == value
+    return value if word else repr(value)
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pplleak.errors import BadInput
@@ -25,6 +25,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(NAMES, st.dictionaries(NAMES, VALUES, max_size=4))
+@example("_", {"_": "\xa0"})  # white space that is no blank
 def test_a_name_with_settings_reads_back_as_it_was_written(name: str, values: dict[str, object]) -> None:
     named = Named(name, values)
     again = Named.parse(str(named))
