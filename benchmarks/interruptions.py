@@ -136,9 +136,7 @@ def main(settings: Settings) -> None:
             ways = [w for w in WAYS if (command, w) not in done]
             if not ways:
                 continue
-            whole = warm.run(COMMANDS[command], Path(scratch) / "whole")
-            assert whole.code == 0, whole.err
-            expected = warm.files(Path(scratch) / "whole" / warm.OUT)
+            whole, expected = warm.undisturbed(COMMANDS[command], Path(scratch) / "whole")
             for way in ways:
                 folder = warm.afresh(Path(scratch) / "disturbed")
                 found = disturbed(way, COMMANDS[command], folder, whole)

@@ -78,9 +78,7 @@ def main(settings: Settings) -> None:
             if not numbers:
                 continue
             argv = warm.LONG[command]
-            whole = warm.run(argv, Path(scratch) / "whole")
-            assert whole.code == 0, whole.err
-            expected = warm.files(Path(scratch) / "whole" / warm.OUT)
+            whole, expected = warm.undisturbed(argv, Path(scratch) / "whole")
             writes = [k for k, e in enumerate(whole.events) if e.writes]
             chosen = [writes[k] for k in np.linspace(0, len(writes) - 1, settings.writes).round().astype(int)]
             moments = np.random.default_rng(settings.seed).uniform(0.05, 0.95, settings.moments)

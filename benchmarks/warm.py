@@ -152,6 +152,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: DATE.sub(b"", content) if name.endswith(".nc") else content for name, content in found.items()}
 
 
+def undisturbed(argv: list[str], folder: Path) -> tuple[Ended, dict[str, bytes]]:
+    """A command that is left alone, and the files that it ends with."""
+    whole = run(argv, folder)
+    assert whole.code == 0, whole.err
+    return whole, files(folder / OUT)
+
+
 def afresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     return folder

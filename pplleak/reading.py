@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,15 @@ def typed(value: Any, kind: Any, what: str) -> Any:
         raise BadInput(f"{said}: {printable(error)}") from error
     except TypeError:  # a type that msgspec does not know: who asked for it checks it
         return value
+
+
+def metadata[Kind](raw: Mapping[str, str], kind: type[Kind], what: str) -> Kind:
+    """The metadata of a safetensors file, words of JSON by name, as a declared dataclass; raises BadInput as `decoded`
+    and `typed` do. Names that the dataclass has not are passed over."""
+    known = [f.name for f in fields(kind) if f.name in raw]  # type: ignore[arg-type]
+    values = {name: decoded(raw[name], Any, f"{what} '{name}' is not readable") for name in known}
+    made: Kind = typed(values, kind, what)
+    return made
 
 
 def numbers(value: Any, what: str) -> None:

@@ -126,17 +126,17 @@ def _literal(value: str) -> Any:
 def require(known: Iterable[Setting], given: Iterable[str], where: str, what: str = "the network") -> None:
     """Raise BadInput for the first of the names that is none of the known settings, and, where values are given with
     the names (a mapping), for the first that is of another kind than its setting."""
-    kinds = {s.name: s for s in known}
+    kinds, head = {s.name: s for s in known}, f"{where}: " if where else ""
     surplus = set(given) - set(kinds)
     if surplus:
-        raise BadInput(f"{where}: {what} has no setting '{printable(min(surplus), 80)}'")
+        raise BadInput(f"{head}{what} has no setting '{printable(min(surplus), 80)}'")
     for name, value in given.items() if isinstance(given, Mapping) else ():
         kind, default = kinds[name].type, kinds[name].default
         if not isinstance(value, PLAIN) or (value == default and type(value) is type(default)):
             continue  # a model's own tensor is its own business
         if typing.get_origin(kind) is typing.Literal and isinstance(value, str) and value not in typing.get_args(kind):
-            raise BadInput(f"{where}: {unknown(f'{name} of {what}', value, map(str, typing.get_args(kind)))}")
-        reading.typed(value, kind, f"{where}: {name} of {what}")
+            raise BadInput(f"{head}{unknown(f'{name} of {what}', value, map(str, typing.get_args(kind)))}")
+        reading.typed(value, kind, f"{head}{name} of {what}")
 
 
 def check(named: Named, known: Iterable[Setting], what: str, where: str = "") -> Named:
@@ -150,7 +150,7 @@ def check(named: Named, known: Iterable[Setting], what: str, where: str = "") ->
         BadInput: a setting that is not known, or a value of another kind.
     """
     known = list(known)
-    require(known, named.settings, where or named.name, what)
+    require(known, named.settings, where, what)
     return Named(named.name, {**{s.name: s.default for s in known}, **named.settings})
 
 

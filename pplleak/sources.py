@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pplleak import folders
@@ -37,6 +37,16 @@ def _file(stem: Path) -> Path | None:
 def defined(path: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:
     """The functions and classes that a file defines, by name."""
     return {n.name: n for n in tree(path).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+
+
+def functions(path: Path, arguments: Sequence[str]) -> dict[str, str]:
+    """The public functions of a file that take these arguments before their settings, with their docstrings' first
+    lines."""
+    return {
+        name: (ast.get_docstring(node) or "").partition("\n")[0]
+        for name, node in defined(path).items()
+        if isinstance(node, ast.FunctionDef) and name[0] != "_" and [a.arg for a in node.args.args] == list(arguments)
+    }
 
 
 def tree(path: Path) -> ast.Module:

@@ -32,6 +32,10 @@ TINY = {
 }
 
 
+class Killed(BaseException):
+    """What nothing catches, as nothing does a kill."""
+
+
 def tiny(inference: str, prefix: str = "inference") -> list[str]:
     known = {s.name.replace("_", "-") for s in programs.settings(programs.load("inference", inference))}
     pairs = [s.split("=") for s in TINY.get(inference, [])]

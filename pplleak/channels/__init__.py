@@ -22,6 +22,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pplleak import folders, programs
+from pplleak import settings as settings_of
 from pplleak.channels._base import INFER as INFER
 from pplleak.channels._base import MEDIAN, WIDTH
 from pplleak.channels._base import Channel as Channel
@@ -29,7 +30,7 @@ from pplleak.channels._base import Noise as Noise
 from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, printable
-from pplleak.settings import Named, require
+from pplleak.settings import Named
 
 FOLDER = Path(__file__).parent
 GIVEN = {"update", "client", "batch_size", "public"}  # the arguments of `of` that are no settings
@@ -78,24 +79,18 @@ def check(named: Named, where: str = "") -> Named:
     Raises:
         BadInput: an unknown name or setting, or a value that the channel refuses.
     """
-    head, name = f"{where}: " if where else "", named.name
-    known = settings(name)
-    chosen = {s.name: s.default for s in known}
-    for setting in named.settings:
-        if setting == "sigma" and setting not in chosen:
-            raise BadInput(f"{head}the channel {name} has no sigma: set {' and '.join(chosen)}")
-        if setting not in chosen:
-            raise BadInput(f"{head}the channel {name} has no setting '{printable(setting, 80)}'")
-    tried = named.with_(sigma=1.0) if named.settings.get("sigma") == INFER else named
-    require(known, tried.settings, where or name, f"the channel {name}")
-    whole, tried = (Named(name, {**chosen, **n.settings}) for n in (named, tried))
+    head, name, known = f"{where}: " if where else "", named.name, settings(named.name)
+    if "sigma" in named.settings and "sigma" not in (has := [s.name for s in known]):
+        raise BadInput(f"{head}the channel {name} has no sigma: set {' and '.join(has)}")
+    infers = named.settings.get("sigma") == INFER
+    whole = settings_of.check(named.with_(sigma=1.0) if infers else named, known, f"the channel {name}", where)
     try:
-        get(name).require(**tried.settings)
+        get(name).require(**whole.settings)
     except (TypeError, OverflowError) as error:
         raise BadInput(
             f"{head}the channel {name} cannot be set to {printable(dict(whole.settings))}: {error}"
         ) from error
-    return whole
+    return whole.with_(sigma=INFER) if infers else whole
 
 
 def inferred(named: Named) -> Named:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from pplleak import channels, data
-from pplleak.cli._options import Local, given, options
+from pplleak.cli._local import UNSAID, Local
+from pplleak.cli._options import given, options
 from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery, surrogate
@@ -32,7 +33,7 @@ def spare_threads(observed: Observation) -> Observation:
 def local(args: Any) -> LocalTraining | None:
     """What a client trains before it shares; None: it shares its gradient."""
     said = {f.name.removeprefix("local_"): getattr(args.local, f.name) for f in fields(Local)}
-    if args.local == Local():
+    if args.local == UNSAID:
         return None
     if args.local.local_lr is None:
         raise BadInput("local training needs a learning rate: add --local-lr 0.1")

@@ -53,12 +53,8 @@ def channels() -> dict[str, Place]:
 
 def algorithms(kind: str) -> dict[str, list[Setting]]:
     """The optimisers, or the schedules of the learning rate, that local training may take, with their settings."""
-    begins = signatures.value(OPTIMISERS, "ARGUMENTS")[kind]
-    return {
-        name: signatures.read(OPTIMISERS, name) or []
-        for name, node in sources.defined(OPTIMISERS).items()
-        if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args] == begins and name[0] != "_"
-    }
+    listed = sources.functions(OPTIMISERS, signatures.value(OPTIMISERS, "ARGUMENTS")[kind])
+    return {name: signatures.read(OPTIMISERS, name) or [] for name in listed}
 
 
 @functools.cache
@@ -72,14 +68,9 @@ def defences() -> dict[str, Place]:
     return places
 
 
-@functools.cache
-def losses() -> dict[str, Place]:
-    """The losses of a client: the functions (output, y, *, settings) of `pplleak.client.loss`."""
-    return {
-        name: (LOSSES, name)
-        for name, node in sources.defined(LOSSES).items()
-        if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args] == ["logits", "y"] and name[0] != "_"
-    }
+def losses() -> dict[str, str]:
+    """The losses of a client, with their first lines."""
+    return sources.functions(LOSSES, signatures.value(LOSSES, "ARGUMENTS"))
 
 
 @functools.cache

@@ -20,15 +20,14 @@ import tyro
 from pplleak import programs, signatures, sources
 from pplleak.cli import _mistakes
 from pplleak.cli import _named as named
+from pplleak.cli._local import UNSAID, LocalFlags
 from pplleak.errors import BadInput
 from pplleak.settings import Named, Setting, with_defaults
 from pplleak.signatures import UNREAD
 
 if TYPE_CHECKING:
-    from pplleak.client.training import Shares
     from pplleak.federation.scenario import Precision
 else:
-    Shares = signatures.kind(sources.module("pplleak.client.training"), "Shares")
     Precision = signatures.kind(sources.module("pplleak.federation.scenario"), "Precision")
 
 FLAGS = ("--strict", "--clean", "--local-drop-last")  # that are said without a value
@@ -80,41 +79,6 @@ PriorName = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
-class Local:
-    """What a client trains on its own before it shares how its weights moved (FedAvg): with --local-lr."""
-
-    local_lr: float | None = None
-    """Learning rate of local training; None: the client shares its gradient."""
-    local_steps: int = 1
-    """Steps that the client takes, each with the next examples of its batch, round and round."""
-    local_epochs: int | None = None
-    """Instead of steps: passes over the client's batch, as a DataLoader makes them, with a last batch that may be
-    short."""
-    local_batch_size: int | None = None
-    """Examples a step (default: all of them)."""
-    local_drop_last: bool = False
-    """With --local-epochs: leave a short last batch out."""
-    local_optimizer: Annotated[
-        str,
-        tyro.conf.arg(help=f"NAME:SETTING=VALUE,… of {named.written(named.algorithms('optimizer'))}."),
-    ] = "sgd"
-    local_schedule: Annotated[
-        str,
-        tyro.conf.arg(help=f"Of the learning rate: {named.written(named.algorithms('schedule'))}."),
-    ] = "constant"
-    local_clip: float | None = None
-    """Clip the gradient of all parameters together at this norm before every step."""
-    local_prox: float = 0.0
-    """Weight μ of FedProx' term μ/2 ‖θ − θ_0‖² in the client's loss."""
-    local_shares: Shares = "difference"
-    """What is shared of the movement: difference, θ_after − θ_before; negative, θ_before − θ_after; rate, that divided
-    by the learning rate."""
-
-
-LocalFlags = Annotated[Local, tyro.conf.arg(name="")]
-
-
-@dataclasses.dataclass(frozen=True)
 class Victim:
     """What is attacked."""
 
@@ -133,7 +97,7 @@ class Victim:
     network: NetworkName = "mlp"
     checkpoint: Path | None = None
     """Trained weights: a safetensors file of the network's state_dict (default: weights drawn from --seed)."""
-    local: LocalFlags = Local()
+    local: LocalFlags = UNSAID
     loss: LossName = "cross_entropy"
     normalise: tuple[float, ...] = ()
     """Mean and sd that a transform outside the network normalises its inputs by: 0.5 0.5, or those of each channel,

@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> int:
                 terminal().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
             parts["inference"] = settings_of("Inference", inference_settings(argv, name, model))
             args = parse(Attack, "attack", argv, parts)
-        terminal().print(report.signal(shared), highlight=False, markup=False, soft_wrap=True)
+        terminal().print(report.signal(shared), highlight=False, soft_wrap=True)
         result = attack(
             shared,
             args.model,

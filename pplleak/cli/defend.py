@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pplleak import programs, runs, signatures
+from pplleak.cli._local import UNSAID, LocalFlags
 from pplleak.cli._options import (
-    Local,
-    LocalFlags,
     NetworkName,
     TrainingData,
     given,
@@ -53,7 +52,7 @@ class Defend:
     """How many are (with a batch size: batches)."""
     batch_size: int = 1
     """Examples behind an attacked gradient."""
-    local: LocalFlags = Local()
+    local: LocalFlags = UNSAID
     inference: str = "map"
     """Of the adversary who knows the defence; its settings are --inference.NAME."""
     surrogate: float | None = None

@@ -57,7 +57,7 @@ def _wrapped(args: Any) -> Any:
     from pplleak.cli import _arguments as arguments
     from pplleak.client import sizes
     from pplleak.federation import files
-    from pplleak.federation.observation import Observation, check_labels, flatten
+    from pplleak.federation.observation import Observation, check_labels, flatten, require_batch_size
     from pplleak.federation.scenario import build_client, require_weights
 
     shared, network = files.read(args.gradient), Named(args.network, options(args, "network"))
@@ -67,8 +67,7 @@ def _wrapped(args: Any) -> Any:
         where=str(args.gradient), checkpoint=args.checkpoint, local=arguments.local(args), loss=args.loss,
         normalise=args.normalise, defence=protection.defence,
     )  # fmt: skip
-    if args.batch_size < 1:
-        raise BadInput(f"the batch size must be at least 1, not {args.batch_size}")
+    require_batch_size(args.batch_size)
     sizes.require_batch(client, args.batch_size)
     if not shared.parameters and args.checkpoint is None:
         require_weights(client, network, str(args.gradient), seed=args.seed)

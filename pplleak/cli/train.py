@@ -11,7 +11,8 @@ import tyro
 
 from pplleak import signatures
 from pplleak.cli import _named as named
-from pplleak.cli._options import NONE, DataName, Local, LocalFlags, NetworkName, Precision, groups, options, parse
+from pplleak.cli._local import UNSAID, LocalFlags
+from pplleak.cli._options import NONE, DataName, NetworkName, Precision, groups, options, parse
 from pplleak.errors import BadInput
 from pplleak.progress import bar, terminal
 from pplleak.settings import Named
@@ -50,7 +51,7 @@ class Train:
     """Examples that each of them takes."""
     lr: float = DEFAULT["lr"]
     """Learning rate of the server's step along gradients."""
-    local: LocalFlags = Local()
+    local: LocalFlags = UNSAID
     delta: float = DEFAULT["delta"]
     """δ of the (ε, δ)-differential privacy of --channel dpsgd."""
     seed: int = 0

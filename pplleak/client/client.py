@@ -19,7 +19,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -185,6 +185,11 @@ class Client:
         """A flat update (*chains, update_size) as named tensors (*chains, *shape)."""
         parts = g.split([s.numel() for s in self.layers.values()], -1)
         return {n: p.reshape(*g.shape[:-1], *s) for (n, s), p in zip(self.layers.items(), parts, strict=True)}
+
+
+def extended[Kind: Client](kind: type[Kind], client: Client, **more: Any) -> Kind:
+    """A client of a subclass, with all that was found of another one, and what the subclass adds."""
+    return kind(**{f.name: getattr(client, f.name) for f in fields(Client)}, **more)
 
 
 def _checked(client: Client) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     cross_entropy      cross_entropy:label_smoothing=0.1,reduction=sum      mse      bce:weights=(1.0,2.5)
 
-A function loss(output, y, *, …settings) -> (examples,) of the network's output (examples, num_classes) and labels y
+A function loss(logits, y, *, …settings) -> (examples,) of the network's output (examples, num_classes) and labels y
 (examples,) is all that a new one needs: it is found here by its name. Two settings belong to all of them:
 
     reduction   mean: Σ_b w_b ℓ_b / Σ_b w_b;   sum: Σ_b w_b ℓ_b
@@ -19,17 +19,20 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pplleak import sources
 from pplleak.errors import BadInput, unknown
 from pplleak.settings import Named
 
 Output = Tensor | tuple[Tensor, Tensor]  # logits; of a network with noise, also what each example adds to the loss
 DEFAULT = "cross_entropy"
+ARGUMENTS = ["logits", "y"]  # of a loss, before its settings
 SHARED: dict[str, Any] = {"reduction": "mean", "weights": ()}
 
 
@@ -75,9 +78,7 @@ class Loss:
 
 def names() -> dict[str, str]:
     """Every loss with the first line of its docstring."""
-    own = {n: f for n, f in globals().items() if inspect.isfunction(f) and f.__module__ == __name__}
-    losses = {n: f for n, f in own.items() if n[0] != "_" and list(inspect.signature(f).parameters)[1:2] == ["y"]}
-    return {n: (f.__doc__ or "").splitlines()[0] for n, f in losses.items()}
+    return sources.functions(Path(__file__), ARGUMENTS)
 
 
 @functools.cache  # a client asks at every step

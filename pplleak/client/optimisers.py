@@ -11,15 +11,15 @@ settings are those of the class of `torch.optim` with that name in any case, whi
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pplleak import programs, settings
+from pplleak import programs, settings, sources
 from pplleak.errors import BadInput, require_positive, unknown
 from pplleak.settings import Named
 
@@ -161,12 +161,7 @@ def clipped(slopes: Mapping[str, Tensor], norm: float) -> dict[str, Tensor]:
 
 def names(kind: Kind) -> dict[str, str]:
     """Every optimiser, or every schedule, with the first line of its docstring."""
-    own = {n: f for n, f in globals().items() if inspect.isfunction(f) and f.__module__ == __name__}
-    taken = ARGUMENTS[kind]
-    found = {
-        n: f for n, f in own.items() if n[0] != "_" and list(inspect.signature(f).parameters)[: len(taken)] == taken
-    }
-    return {n: (f.__doc__ or "").splitlines()[0] for n, f in found.items()}
+    return sources.functions(Path(__file__), ARGUMENTS[kind])
 
 
 def bound(kind: Kind, named: Named) -> Callable[..., Any]:

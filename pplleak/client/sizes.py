@@ -117,6 +117,7 @@ def require_batch(client: Client, batch_size: int) -> None:
         units = sum(shape[0] for shape in client.layers.values() if len(shape))
         needed = width * (3 * batch_size**2 + 4 * batch_size * (pixels + units))
     else:
-        rows = (client.local.steps if client.local else 1) if client.mixes_batch or client.local else batch_size
+        mixed = math.prod(client.local.passes(batch_size)) if client.local else 1  # steps, each with its graph
+        rows = mixed if client.mixes_batch or client.local else batch_size
         needed = width * (3 * rows * client.update_size + 4 * batch_size * pixels)
     memory.require(needed, f"a batch of {batch_size} examples", "take a smaller batch")

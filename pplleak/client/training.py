@@ -117,10 +117,16 @@ class LocalTraining:
         end = examples - examples % size if self.drop_last else examples
         return (list(range(k, min(k + size, end))) for _ in range(self.epochs) for k in range(0, end, size))
 
+    def passes(self, examples: int) -> tuple[int, int]:
+        """Epochs, and the steps of each; one of all steps where no epochs are counted."""
+        if self.epochs is None:
+            return 1, self.steps
+        size = self.batch_size or examples
+        return self.epochs, examples // size if self.drop_last else -(-examples // size)
+
     def rates(self, examples: int) -> Iterator[float]:
         """The learning rate of each step."""
-        epochs, size = self.epochs or 1, self.batch_size or examples
-        steps = self.steps if self.epochs is None else examples // size if self.drop_last else -(-examples // size)
+        epochs, steps = self.passes(examples)
         places = ((e * steps + k, e) for e in range(epochs) for k in range(steps))
         return (self._rate(At(k, epochs * steps, e, self.epochs or 0)) for k, e in places)
 

@@ -12,13 +12,13 @@ density, and the k-hat of these weights says how far the surrogate's posterior i
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplleak.client import Client
+from pplleak.client import Client, extended
 from pplleak.density import Density, build
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -66,7 +66,7 @@ def smoothed(client: Client, beta: float) -> Surrogate:
             f"a surrogate replaces nn.ReLU and nn.LeakyReLU modules only, and the network also has kinks of another "
             f"kind ({', '.join(smooth.kinks)}): use average pooling and smooth activations there"
         )
-    return Surrogate(**{f.name: getattr(smooth, f.name) for f in fields(smooth)}, exact=client, beta=beta)
+    return extended(Surrogate, smooth, exact=client, beta=beta)
 
 
 def believed(observed: Observation, beta: float) -> Observation:

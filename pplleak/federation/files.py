@@ -154,9 +154,7 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
     if raw.get("format") != json.dumps(FORMAT):
         return {}
     where = f"{printable(path)}: its metadata"
-    known = [f.name for f in fields(_Metadata) if f.name in raw]
-    values = {name: reading.decoded(raw[name], Any, f"{where} '{name}' is not readable") for name in known}
-    read: _Metadata = reading.typed(values, _Metadata, where)
+    read = reading.metadata(raw, _Metadata, where)
     positive = [*read.input_shape, read.num_classes, read.batch_size]
     if not read.input_shape or not all(0 < n < 1_000_000 for n in positive):
         raise BadInput(f"{where} holds impossible sizes: {printable(positive)}")

@@ -40,13 +40,18 @@ class Observation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise BadInput(f"the batch size must be at least 1, not {self.batch_size}")
+        require_batch_size(self.batch_size)
 
     @property
     def sigma(self) -> float | None:
         """σ of the channel, where it has one and it is known."""
         return self.protection.sigma
+
+
+def require_batch_size(batch_size: int) -> None:
+    """Raise BadInput for a batch of no examples."""
+    if batch_size < 1:
+        raise BadInput(f"the batch size must be at least 1, not {batch_size}")
 
 
 def check_labels(labels: list[int] | Tensor, num_classes: int, batch_size: int) -> Tensor:

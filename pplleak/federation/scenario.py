@@ -16,7 +16,7 @@ from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput, printable, require_seed
 from pplleak.federation import defences, files
-from pplleak.federation.observation import Observation, check_labels, flatten
+from pplleak.federation.observation import Observation, check_labels, flatten, require_batch_size
 from pplleak.federation.protection import Protection
 from pplleak.settings import Named
 
@@ -62,8 +62,7 @@ class Scenario:
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", Named.parse(self.network))  # as a user writes them
         object.__setattr__(self, "protection", Protection.parse(self.protection))
-        if self.batch_size < 1:
-            raise BadInput(f"the batch size must be at least 1, not {self.batch_size}")
+        require_batch_size(self.batch_size)
         require_seed(self.seed)
         if self.labels not in ("known", "unknown"):
             raise BadInput(f"labels are known or unknown to the server, not {self.labels!r}")

@@ -54,8 +54,7 @@ def collect(
     if density.exchangeable:
         labels = density.observed.labels
         x, y = diagnostics.relabelled(x, y, best, None if labels is None else array(labels))
-    values = density.constrain(z.flatten(0, 1))[0]
-    scalars = {s.name: array(values[s.name].unflatten(0, z.shape[:2])) for s in density.sites if s.shape == ()}
+    scalars = {s.name: array(s.transform(z[..., s.where])[..., 0]) for s in density.sites if s.shape == ()}
     return Posterior(
         x=x,
         y=y,

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,7 @@ def load(path: str | Path) -> Stored:
     if raw.get("format") != json.dumps(FORMAT):
         raise BadInput(f"{printable(path)} holds no prior: write one with `pplleak prior fit`")
     where = f"{printable(path)}: its metadata"
-    known = [f.name for f in fields(_Metadata) if f.name in raw]
-    values = {name: reading.decoded(raw[name], Any, f"{where} '{name}' is not readable") for name in known}
-    metadata: _Metadata = reading.typed(values, _Metadata, where)
+    metadata = reading.metadata(raw, _Metadata, where)
     shape = tuple(metadata.input_shape)
     if metadata.kind not in kinds():
         raise unknown("prior", metadata.kind, kinds(), f"{printable(path)} holds no prior that this version fits.")

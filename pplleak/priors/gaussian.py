@@ -12,9 +12,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pplleak import data, memory
+from pplleak import data
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
+from pplleak.priors._fitting import require_covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +120,7 @@ def fit_gaussian(
     require_positive(floor=floor)
     if images.shape[0] < 2:
         raise BadInput(f"a Gaussian prior needs at least 2 images to be fitted to, got {images.shape[0]}")
-    pixels = images[0].numel()
-    memory.require(5 * 8 * pixels**2, f"the covariance of images of {pixels} pixels", "take smaller images, or the "
-                   "prior uniform or tv")  # fmt: skip
+    require_covariance(images[0].numel())
     flat = images.flatten(1).double()
     mean = flat.mean(0)
     centred = flat - mean

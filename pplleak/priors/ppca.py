@@ -12,10 +12,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pplleak import data, memory
+from pplleak import data
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import flat
+from pplleak.priors._fitting import flat, require_covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +102,7 @@ def fit_ppca(
         rank = x.shape[1] - 1  # one direction at least is left for sd
     if rank < 1:
         raise BadInput("a ppca prior needs images of at least 2 pixels")
-    pixels = x.shape[1]
-    memory.require(5 * 8 * pixels**2, f"the covariance of images of {pixels} pixels", "take smaller images, or the "
-                   "prior uniform or tv")  # fmt: skip
+    require_covariance(x.shape[1])
     mean = x.mean(0)
     covariance = (x - mean).mT @ (x - mean) / len(x) + floor**2 * torch.eye(x.shape[1]).to(x)
     values, vectors = torch.linalg.eigh(covariance)

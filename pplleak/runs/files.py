@@ -58,6 +58,11 @@ def refused(error: OSError) -> str:
     return f"{why}; {mend}, what was finished before is kept"
 
 
+def unwritable(folder: Path, error: OSError) -> BadInput:
+    """The error for a folder that no results can be put into."""
+    return BadInput(f"cannot write to {folder}: {error.strerror}; {ELSEWHERE}")
+
+
 def _sync(path: Path) -> None:
     """Onto the disk: a rename that survives a power cut must not come before the bytes that it names."""
     handle = os.open(path, os.O_RDONLY)
@@ -128,6 +133,6 @@ def prepare(out: str | Path) -> Path:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise BadInput(f"cannot write to {out}: {error.strerror}; {ELSEWHERE}") from error
+        raise unwritable(out, error) from error
     leftovers.sweep(out)
     return out

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pplleak.errors import BadInput
-from pplleak.runs.files import ELSEWHERE, prepare
+from pplleak.runs.files import ELSEWHERE, prepare, unwritable
 
 PATIENCE = 2.0  # s: a process that is about to end, or was killed a moment ago, has that long to let go
 
@@ -29,7 +29,7 @@ def alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY) if os.name != "nt" else -1
     except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}; {ELSEWHERE}") from error
+        raise unwritable(folder, error) from error
     try:
         _lock(handle, wait=True)
         yield
@@ -77,7 +77,7 @@ def _claimed(path: Path, what: Path) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise BadInput(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from error
+            raise unwritable(path.parent, error) from error
         try:
             if _lock(handle, wait=False):
                 if _same(handle, path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import one_line, run, shell, tiny
+from command_line import Killed, one_line, run, shell, tiny
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
@@ -125,10 +125,6 @@ def test_two_processes_do_not_write_one_folder(
         for argv in (COMPARE, TRAIN, CALIBRATE):
             one_line([*argv, "--out", "a"], capsys, f"a is being written by process {os.getpid()} since")
         one_line([*FIT, "--out", "p/p.safetensors"], capsys, "p/p.safetensors is being written by process")
-
-
-class Killed(BaseException):
-    """What nothing catches."""
 
 
 def test_a_fit_that_was_killed_goes_on_and_ends_bit_for_bit_as_one_that_was_not(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from command_line import Killed
 from command_line import command as run
 from conftest import tiny
 from scenes import build_client
@@ -253,10 +254,6 @@ def test_train_learns_and_an_attack_reads_its_checkpoint(workshop: Path) -> None
     assert run(*attack, "--network.widths", "9") == 2
 
 
-class KilledHere(BaseException):
-    """What nothing catches."""
-
-
 @pytest.mark.parametrize("before", ["step-20.safetensors", "log.csv"])
 def test_a_training_that_is_killed_before_its_weights_or_their_row_loses_neither(
     before: str, workshop: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,12 +263,12 @@ def test_a_training_that_is_killed_before_its_weights_or_their_row_loses_neither
 
     def killed(part: Path, target: Path) -> None:
         if target.name == before and (before != "log.csv" or rounds.path(Path("t"), 20).exists()):
-            raise KilledHere
+            raise Killed
         real(part, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
-        with pytest.raises(KilledHere):
+        with pytest.raises(Killed):
             run("train", *QUICK, "--out", "t")
     assert [r["step"] for r in rounds.log(Path("t"))] == [0, 10]  # no row tells of weights that are not there
     assert run("train", *QUICK, "--out", "t") == 0

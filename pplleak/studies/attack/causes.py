@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pplleak import channels
-from pplleak.client import Client
+from pplleak.client import Client, extended
 from pplleak.client.loss import DEFAULT
 from pplleak.client.update import Update
 from pplleak.density import Density, Model, build, whitening
@@ -177,7 +177,7 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
         free = _scaled(client, functools.partial(_free_weights, size=size))
         yield other("class_weights", "examples that count differently (weights of the classes?)", free)
     words = "inputs that are normalised outside the network, by a mean of {shift} and an sd of {log_width}"
-    free = _altered(client, before=_normalised)
+    free = extended(Altered, client, before=_normalised)
     yield other("normalised", words, free, ("shift", torch.clone), ("log_width", torch.exp))
     if observed.labels is not None and client.num_classes**size <= MOST_LABELS:
         yield other("labels", "other labels: {y}", client, seen=replace(observed, labels=None))
@@ -202,13 +202,9 @@ def _nearby(count: int) -> list[int]:
     return sorted({1, count - 1, count + 1, 2 * count} - {0, count})
 
 
-def _altered(client: Client, **how: Any) -> Altered:
-    return Altered(**{f.name: getattr(client, f.name) for f in fields(Client)}, **how)
-
-
 def _scaled(client: Client, factors: Callable[[Update], Tensor]) -> Altered:
     """The client that shares Σ_b factors_b u_b, factors (…, B) or (…, 1)."""
-    return _altered(client, after=lambda u: u.scaled(factors(u)))
+    return extended(Altered, client, after=lambda u: u.scaled(factors(u)))
 
 
 def _scale(u: Update, factor: float) -> Tensor:
