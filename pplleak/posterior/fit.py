@@ -38,10 +38,10 @@ from pplleak.posterior import fit_words
 from pplleak.posterior.diagnostics import CHAINS
 from pplleak.posterior.misfit import Misfit
 from pplleak.posterior.posterior import Posterior
+from pplleak.priors.gaussian import fit_gaussian
 
 DRAWS = 8  # posterior draws that are looked at
 PRIOR_DRAWS = 64  # from which the prior's sd is taken: each pixel's to 9 %, their mean far better
-WIDEST = 4096  # pixels up to which a covariance of public images is factorised
 
 
 @dataclass(frozen=True)
@@ -207,16 +207,13 @@ def _last_scale(law: Any, observed: Observation, sigma: float | None) -> dict[st
 def _stretch(observed: Observation, posterior: Posterior) -> dict[str, float]:
     """Mahalanobis distance² from half of the public images, in that of the farthest image of the other half."""
     public = observed.public
-    if public is None or len(public) < 20 or public[0].numel() > WIDEST:
+    if public is None or len(public) < 20:
         return {}
-    flat = public[torch.linspace(0, len(public) - 1, min(len(public), 4000)).long()].flatten(1).double().cpu()
-    fitted, held = flat[::2], flat[1::2]
-    centred = fitted - fitted.mean(0)
-    covariance = centred.mT @ centred / len(fitted) + 0.02**2 * torch.eye(flat.shape[1], dtype=torch.float64)
-    root = torch.linalg.cholesky(covariance)
+    flat = public[torch.linspace(0, len(public) - 1, min(len(public), 4000)).long()].double().cpu()
+    fitted, held = fit_gaussian(flat[::2]), flat[1::2]
 
     def distance(images: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(root, (images - fitted.mean(0)).mT, upper=False).square().sum(0)
+        return fitted.encode(images).square().sum(1)
 
-    own = distance(torch.as_tensor(posterior.mode).double().flatten(1))
+    own = distance(torch.as_tensor(posterior.mode).double())
     return {"prior_stretch": float(own.max() / distance(held).max())}

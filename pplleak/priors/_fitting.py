@@ -16,7 +16,7 @@ from pyro import poutine
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pplleak import memory, runs
+from pplleak import runs
 from pplleak.errors import BadInput
 
 
@@ -149,13 +149,6 @@ def flat(images: Tensor, kind: str) -> Tensor:
     if images.shape[0] < 2:
         raise BadInput(f"a {kind} prior needs at least 2 images to be fitted to, got {images.shape[0]}")
     return images.detach().flatten(1)
-
-
-def require_covariance(pixels: int) -> None:
-    """Raise BadInput where the covariance of so many pixels, its factors and their eigenvectors do not fit into the
-    memory."""
-    memory.require(5 * 8 * pixels**2, f"the covariance of images of {pixels} pixels", "take smaller images, or the "
-                   "prior uniform or tv")  # fmt: skip
 
 
 def epochs_of(count: int, batch: int, epochs: int, most: int) -> tuple[int, int]:

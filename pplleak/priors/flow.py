@@ -210,7 +210,7 @@ def fit(
         if rank < 2:
             raise BadInput("a flow prior needs images of at least 3 pixels")
         z = base.encode(images)[:, -rank:].float()
-        noise = (floor / base.factor[:, -rank:].norm(dim=0)).expand_as(z)
+        noise = (floor / base.widths[-rank:]).expand_as(z)
 
     def made(flow: zuko.flows.Flow) -> FlowPrior | FlowOnVAE:
         flow = flow.requires_grad_(False)

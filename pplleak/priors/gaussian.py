@@ -15,23 +15,29 @@ from torch import Tensor
 from pplleak import data
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import require_covariance
+from pplleak.priors._principal import Reflections, components
 
 
 @dataclass(frozen=True, eq=False)
 class FittedGaussian:
     """x = mean + factor z,  z ~ Normal(0, I): a Gaussian fitted to images, non-centred in PCA coordinates.
 
-    mean (pixels,), factor (pixels, rank): eigenvectors of the covariance times the root of their eigenvalues.
+    mean (pixels,), factor (pixels, pixels): eigenvectors of the covariance times the root of their eigenvalues, in
+    order of growing variance; of large images the same as `Reflections`.
     """
 
     mean: Tensor
-    factor: Tensor
+    factor: Tensor | Reflections
     input_shape: tuple[int, ...]
 
     @property
     def rank(self) -> int:
-        return self.factor.shape[1]
+        return len(self.widths)
+
+    @property
+    def widths(self) -> Tensor:
+        """Standard deviations along the coordinates, (rank,)."""
+        return self.factor.widths if isinstance(self.factor, Reflections) else self.factor.norm(dim=0)
 
     def sample(self, batch_size: int = 1) -> Tensor:
         """Sites z and x; x (*chains, batch_size, *input_shape)."""
@@ -49,18 +55,22 @@ class FittedGaussian:
 
         Samplers that keep their positions in the log-density's float64 (Pyro's NUTS) may pass such a z.
         """
-        x = self.mean + z.to(self.factor.dtype) @ self.factor.mT
+        z = z.to(self.mean.dtype)
+        x = self.mean + (self.factor(z) if isinstance(self.factor, Reflections) else z @ self.factor.mT)
         return x.unflatten(-1, self.input_shape)
 
     def encode(self, x: Tensor) -> Tensor:
         """x (N, *input_shape) -> z (N, rank), float64: the inverse of `decode`, for a factor of full rank."""
+        centred = x.flatten(1).double() - self.mean.double()
+        if isinstance(self.factor, Reflections):
+            return self.factor.to(None, torch.float64).inverse(centred)
         factor = self.factor.double()
-        return (x.flatten(1).double() - self.mean.double()) @ factor / factor.square().sum(0)
+        return centred @ factor / factor.square().sum(0)
 
     @property
     def log_det(self) -> Tensor:
         """log |∂x/∂z|, float64."""
-        return 0.5 * self.factor.double().square().sum(0).log().sum()
+        return self.widths.double().log().sum()
 
     def draw(self, count: int) -> Tensor:
         """x ~ p(x), (count, *input_shape), by torch's generator."""
@@ -72,6 +82,8 @@ class FittedGaussian:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of it."""
+        if isinstance(self.factor, Reflections):
+            return {"mean": self.mean, "reflectors": self.factor.reflectors, "widths": self.factor.widths}
         return {"mean": self.mean, "factor": self.factor}
 
 
@@ -95,8 +107,13 @@ def restore_gaussian(
     tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype, prefix: str = ""
 ) -> FittedGaussian:
     """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no Gaussian's."""
-    pixels = math.prod(input_shape)
-    mean, factor = tensors[f"{prefix}mean"], tensors[f"{prefix}factor"]
+    pixels, mean = math.prod(input_shape), tensors[f"{prefix}mean"]
+    if f"{prefix}reflectors" in tensors:
+        root = Reflections.restored(tensors[f"{prefix}reflectors"], tensors[f"{prefix}widths"])
+        if mean.shape != (pixels,) or root.widths.shape != (pixels,):
+            raise BadInput("the tensors of its Gaussian have other shapes")
+        return FittedGaussian(mean.to(dtype), root.to(None, dtype), tuple(input_shape))
+    factor = tensors[f"{prefix}factor"]
     if mean.shape != (pixels,) or factor.shape != (pixels, pixels):
         raise BadInput("the tensors of its Gaussian have other shapes")
     if not bool((factor.square().sum(0) > 0).all()):
@@ -112,6 +129,9 @@ def fit_gaussian(
 
         mean = (1/N) Σ xₙ,   Σ = (1/N) Σ (xₙ − mean)(xₙ − mean)ᵀ + floor² I = Q diag(s²) Qᵀ,   factor = Q diag(s)
 
+    More than 4096 pixels: Σ keeps as many components as the images have, within 2²⁵ entries of their directions (222
+    components of 224 × 224 colour images), and one variance for the rest. No matrix of pixels² is formed.
+
     Args:
         images: (N, *input_shape), pixels in [0, 1].
         floor: standard deviation, in pixel units, added to each pixel's own (constant pixels exist: borders).
@@ -120,11 +140,8 @@ def fit_gaussian(
     require_positive(floor=floor)
     if images.shape[0] < 2:
         raise BadInput(f"a Gaussian prior needs at least 2 images to be fitted to, got {images.shape[0]}")
-    require_covariance(images[0].numel())
-    flat = images.flatten(1).double()
-    mean = flat.mean(0)
-    centred = flat - mean
-    covariance = centred.mT @ centred / len(flat) + floor**2 * torch.eye(flat.shape[1]).to(flat)
-    values, vectors = torch.linalg.eigh(covariance)
-    factor = (vectors * values.sqrt()).to(device, dtype)
-    return FittedGaussian(mean.to(device, dtype), factor, tuple(images.shape[1:]))
+    found = components(images, floor)
+    mean, shape = found.mean.to(device, dtype), tuple(images.shape[1:])
+    if found.rest is None:
+        return FittedGaussian(mean, (found.directions * found.values.sqrt()).to(device, dtype), shape)
+    return FittedGaussian(mean, Reflections.of(found).to(device, dtype), shape)

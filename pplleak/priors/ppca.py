@@ -15,7 +15,8 @@ from torch import Tensor
 from pplleak import data
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import flat, require_covariance
+from pplleak.priors._fitting import flat
+from pplleak.priors._principal import components
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +103,9 @@ def fit_ppca(
         rank = x.shape[1] - 1  # one direction at least is left for sd
     if rank < 1:
         raise BadInput("a ppca prior needs images of at least 2 pixels")
-    require_covariance(x.shape[1])
-    mean = x.mean(0)
-    covariance = (x - mean).mT @ (x - mean) / len(x) + floor**2 * torch.eye(x.shape[1]).to(x)
-    values, vectors = torch.linalg.eigh(covariance)
-    scales = values[-rank:].flip(0).sqrt()
-    directions, sd = vectors[:, -rank:].flip(1), values[:-rank].mean().sqrt()
+    found = components(x.unflatten(1, images.shape[1:]), floor, rank)
+    assert found.rest is not None  # one direction is left
+    mean, scales, directions = found.mean, found.values.flip(0).sqrt(), found.directions.flip(1)
+    sd = scales.new_tensor(found.rest).sqrt()
     mean, directions, scales, sd = (t.to(device, dtype) for t in (mean, directions, scales, sd))
     return PPCA(mean, directions, scales, sd, tuple(images.shape[1:]))

@@ -1,0 +1,131 @@
+"""The covariance of images by its principal components, and a square root of it without a matrix of pixels²."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pplleak import memory
+from pplleak.errors import BadInput
+
+DENSE = 4096  # pixels up to which the covariance itself is factorised
+LOOKED_AT = 2048  # of larger images, so many, taken evenly, tell the directions
+ENTRIES = 2**25  # of the directions of larger images
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """(1/N) Σ (xₙ − mean)(xₙ − mean)ᵀ + floor² I = Σ_i values_i w_i w_iᵀ + rest (I − Σ_i w_i w_iᵀ)
+
+    mean (pixels,); values (k,), growing; directions w (pixels, k), orthonormal; rest: variance of every direction
+    beside them, None where there is none (k = pixels). All float64.
+    """
+
+    mean: Tensor
+    values: Tensor
+    directions: Tensor
+    rest: float | None
+
+
+def components(images: Tensor, floor: float, rank: int | None = None) -> Components:
+    """The principal components of images (N, *input_shape).
+
+    Up to DENSE pixels, and without a rank, all of them. Of larger images the `rank` leading ones, or as many as N − 1
+    and ENTRIES allow; they come from the Gram matrix of at most LOOKED_AT images, taken evenly. What is left of the
+    variance is spread over all other directions (Tipping & Bishop 1999, eq. 8); no direction lies in it where N − 1
+    components are kept, and the result is then the exact covariance.
+
+    Raises:
+        BadInput: the images do not fit into the memory as float64.
+    """
+    pixels = images[0].numel()
+    if pixels <= DENSE:
+        return _leading(*_dense(images.flatten(1).double(), floor), rank)
+    if len(images) > LOOKED_AT:
+        images = images[torch.linspace(0, len(images) - 1, LOOKED_AT).long()]
+    memory.require(4 * 8 * images.numel(), f"a Gaussian of {len(images)} images of {pixels} pixels",
+                   "take fewer or smaller images, or the prior uniform or tv")  # fmt: skip
+    flat = images.flatten(1).double()
+    mean = flat.mean(0)
+    centred = flat - mean
+    values, vectors = torch.linalg.eigh(centred @ centred.mT / len(flat))
+    most = max(1, ENTRIES // pixels) if rank is None else rank
+    kept = (values > 1e-10 * values[-1]) & (torch.arange(len(values)) >= len(values) - most).to(values.device)
+    kept[-1] = True  # images that are all the same have one direction, of no variance
+    own, left = values[kept].clamp(min=0), float(values[~kept].clamp(min=0).sum())
+    directions = torch.linalg.qr(centred.mT @ vectors[:, kept])[0]
+    return Components(mean, own + floor**2, directions, left / (pixels - len(own)) + floor**2)
+
+
+def _dense(flat: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = flat.mean(0)
+    centred = flat - mean
+    covariance = centred.mT @ centred / len(flat) + floor**2 * torch.eye(flat.shape[1]).to(flat)
+    return mean, *torch.linalg.eigh(covariance)
+
+
+def _leading(mean: Tensor, values: Tensor, directions: Tensor, rank: int | None) -> Components:
+    if rank is None or rank >= len(values):
+        return Components(mean, values, directions, None)
+    return Components(mean, values[-rank:], directions[:, -rank:], float(values[:-rank].mean()))
+
+
+@dataclass(frozen=True, eq=False)
+class Reflections:
+    """A square root of `Components` that have a rest: root z = Q (widths ∘ z)   with Q orthogonal, (pixels, pixels).
+
+        Q = H_1 … H_k,   H_i = I − 2 v_i v_iᵀ / ‖v_i‖²   =   I − V T Vᵀ,   T⁻¹ = diag(‖v_i‖²) / 2 + triu(Vᵀ V, 1)
+
+    (Householder reflections in compact form, Schreiber & Van Loan 1989; T of Puglisi 1992), so that z are coordinates
+    in order of growing variance, as with a dense matrix of eigenvectors: the leading components are the last.
+
+    reflectors V (pixels, k); widths (pixels,), positive: standard deviations along the coordinates.
+    """
+
+    reflectors: Tensor
+    widths: Tensor
+
+    @staticmethod
+    def of(components: Components) -> Reflections:
+        assert components.rest is not None
+        packed, _ = torch.geqrf(components.directions)  # whose first columns are the directions, but for signs
+        k = packed.shape[1]
+        reflectors = packed.tril(-1) + torch.eye(*packed.shape).to(packed)
+        rest = components.values.new_full((packed.shape[0] - k,), components.rest)
+        return Reflections(reflectors, torch.cat([rest, components.values]).sqrt())
+
+    @cached_property
+    def _triangle(self) -> Tensor:
+        gram = self.reflectors.double().mT @ self.reflectors.double()
+        inverse = gram.triu(1) + gram.diagonal().diag() / 2
+        one = torch.eye(len(gram)).to(gram)
+        return torch.linalg.solve_triangular(inverse, one, upper=True).to(self.reflectors.dtype)
+
+    def to(self, device: torch.device | None, dtype: torch.dtype) -> Reflections:
+        return Reflections(self.reflectors.to(device, dtype), self.widths.to(device, dtype))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Q (widths ∘ z) for z (…, pixels)."""
+        k = self.reflectors.shape[1]
+        scaled = self.widths * z
+        x = torch.cat([scaled[..., len(self.widths) - k :], scaled[..., : len(self.widths) - k]], -1)
+        return x - x @ self.reflectors @ self._triangle.mT @ self.reflectors.mT
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """(Qᵀ x) / widths for x (…, pixels)."""
+        k = self.reflectors.shape[1]
+        z = x - x @ self.reflectors @ self._triangle @ self.reflectors.mT
+        return torch.cat([z[..., k:], z[..., :k]], -1) / self.widths
+
+    @staticmethod
+    def restored(reflectors: Tensor, widths: Tensor) -> Reflections:
+        """From a file; raises BadInput where the tensors are none."""
+        fitting = reflectors.dim() == 2 and widths.shape == reflectors.shape[:1]
+        if not fitting or not 0 < reflectors.shape[1] < reflectors.shape[0]:
+            raise BadInput("the tensors of its Gaussian have other shapes")
+        if not bool((widths > 0).all()) or not bool((reflectors.square().sum(0) > 0).all()):
+            raise BadInput("the covariance of its Gaussian is singular")
+        return Reflections(reflectors, widths)
