@@ -7,7 +7,7 @@ y ~ client's label prior                    (batch,)
 g | x, y ~ Normal(u(x, y, ε), sigma²)       (update_size,)
 
 The last layer's gradient gives the mask away: its columns are 0 where a feature was dropped. Which of the masks it is
-changes the density by a jump, and the slope in ε is that of a smooth one (`pplleak.federation.defences.dropout`): a
+changes the density by a jump, and the slope in ε is that of a smooth one (`pplleak.client.masks`): a
 search finds its way, and values are exact. A client without dropout draws no noise: the model is then `gaussian`.
 
 Source: Scheliga, Mäder and Seeland, Dropout is NOT All You Need to Prevent Gradient Leakage, AAAI 2023 (image and mask
@@ -17,8 +17,6 @@ together).
 from __future__ import annotations
 
 import pyro
-import torch
-from pyro.distributions import Normal
 from torch import Tensor
 
 from pplleak import channels, data
@@ -47,8 +45,5 @@ def model(
     z = pyro.sample("z", prior.coefficients(batch_size))
     x = pyro.deterministic("x", prior.decode(z))
     y = pyro.sample("y", client.label_prior(batch_size))
-    noise = None
-    if client.noise_shape is not None:
-        one = torch.ones(batch_size, *client.noise_shape, dtype=client.dtype, device=client.device)
-        noise = pyro.sample("noise", Normal(0 * one, one).to_event(one.dim()))
+    noise = None if client.noise_shape is None else pyro.sample("noise", client.noise_prior(batch_size))
     return pyro.sample("g", channels.Gaussian(client.update(x, y, noise), sigma))

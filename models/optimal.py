@@ -2,7 +2,7 @@
 
 x ~ prior                                 (batch, *input_shape)
 y ~ client's label prior                  (batch,)
-g | x, y ~ channel(u(x, y))               (update_size,)
+g | x, y ~ channel(u(x, y))               (update_size,);   u(x, y, ε) with ε ~ Normal(0, I) where a dropout is on
 
 It knows p(x) and p(g | x), and no adversary has a lower risk than f*(g) = argmax over x₀ of ∫ over B(x₀, δ) of
 p(x | g) dx. The prior is one of `pplleak.priors`, `vae` or `gaussian:floor=0.05` for example; the channel is
@@ -31,6 +31,7 @@ def model(
     channel: str | Named = "gaussian",
     sigma: float | Literal["infer"] | None = None,
     reference: str | Tensor = "digits",
+    masks: bool = False,
 ) -> Tensor:
     """The generative program.
 
@@ -41,8 +42,11 @@ def model(
         sigma: the channel's noise as the adversary believes it, in the gradient's own units, where it has one; infer:
             it is told nothing, and σ is a latent, log σ ~ Normal(log 0.01, 3²).
         reference: the public images the prior is fitted to: digits, mnist, cifar10 or a FOLDER (or a tensor).
+        masks: the network's own dropout is in train mode, and its masks are latents (`pplleak.client.masks`); False
+            believes in the whole network.
     """
     believed = channels.inferred(channels.check(Named.parse(channel).with_(sigma=sigma)))
     x = priors.make(Named.parse(prior), client, reference).sample(batch_size)
     y = pyro.sample("y", client.label_prior(batch_size))
-    return pyro.sample("g", channels.make(believed, client.update(x, y), client, batch_size, reference))
+    noise = pyro.sample("noise", client.noise_prior(batch_size)) if masks else None
+    return pyro.sample("g", channels.make(believed, client.update(x, y, noise), client, batch_size, reference))

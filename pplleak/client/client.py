@@ -3,8 +3,9 @@
     u(x, y) = ∇θ (1/B) Σ_b ℓ(f_θ(x_b), y_b),   ℓ and its mean: `pplleak.client.loss`   (FedSGD, one gradient)
     u(x, y) = θ_after − θ_before                                               (FedAvg, `LocalTraining`)
 
-A network that draws noise ε for every example (`pplleak.federation.defences.precode`, `dropout`) has a `noise_shape`,
-is called as network(x, ε) and returns logits and what it adds to ℓ; u(x, y, ε) is then a function of the noise, too.
+A network that draws noise ε for every example (`pplleak.federation.defences.precode`, or dropout in train mode) has a
+`noise_shape`, is called as network(x, ε) and returns logits and what it adds to ℓ; u(x, y, ε) is then a function of the
+noise, too.
 
 `Client.update` returns a gradient as a lazy `pplleak.client.update.Update`: `pplleak.client.taps` collects each
 layer's input a and
@@ -15,25 +16,26 @@ network the closed form does not fit is never attacked with a wrong gradient.
 
 from __future__ import annotations
 
-import copy
 import itertools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import torch
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pplleak import programs
-from pplleak.client import kernels, sizes, taps, training
+from pplleak.client import checks, taps, training
 from pplleak.client.factors import Entries, Factor
-from pplleak.client.loss import DEFAULT, Output, check, get, total
-from pplleak.client.smoothness import probe
+from pplleak.client.loss import DEFAULT, Output, get, total
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
 from pplleak.priors.labels import Labels
+
+Path = Literal["lazy", "vmap", "loop"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +51,16 @@ class Client:
     local        what the client trains on its own before it shares, or None: it shares its gradient
     loss         ℓ, a name of `pplleak.client.loss`, with settings: `cross_entropy:label_smoothing=0.1`
     layers       the trainable parameters in the order in which the flat update holds them: name -> shape
-    lazy         True where every parameter has a closed form, False where the update is materialised
+    path         how the update is computed: `lazy`, in closed form; `vmap`, materialised for all rows at once; `loop`,
+                 one row after the other, where an operation has no rule for vmap
     mixes_batch  True where an example's output depends on the rest of its batch (BatchNorm in train mode)
     kinks        the operations with a jump in their derivative (`relu`, `max_pool2d`, …); () for a smooth network
     noise_shape  of the noise ε that the network draws for one example, or None: it draws none
 
     Raises:
         BadInput: the network does not take `input_shape`, does not give `num_classes` logits, holds NaN, has no
-            trainable parameters, is random (dropout in train mode), or draws noise and trains locally; or its code
-            fails, or cannot be differentiated twice.
+            trainable parameters, is random in a way that is not modelled (`pplleak.client.masks` models dropout), or
+            draws noise and trains locally; or its code fails, or cannot be differentiated twice.
     """
 
     network: nn.Module
@@ -66,7 +69,7 @@ class Client:
     local: LocalTraining | None = None
     loss: str = DEFAULT
     layers: dict[str, torch.Size] = field(default_factory=dict)
-    lazy: bool = False
+    path: Path = "vmap"
     mixes_batch: bool = False
     kinks: tuple[str, ...] = ()
     noise_shape: tuple[int, ...] | None = None
@@ -75,11 +78,15 @@ class Client:
         if self.layers:  # a copy by `replace` has been checked
             return
         with programs.blamed(f"the network fails on two images of shape {tuple(self.input_shape)}"):
-            for name, value in _checked(self).items():
+            for name, value in checks.found(self).items():
                 object.__setattr__(self, name, value)
-            object.__setattr__(self, "lazy", _closed_form(self))
-            if not self.lazy:
-                _require_slopes(self)
+            object.__setattr__(self, "path", checks.path(self))
+            checks.require_slopes(self)
+
+    @property
+    def lazy(self) -> bool:
+        """True where every parameter has a closed form, False where the update is materialised."""
+        return self.path == "lazy"
 
     @property
     def update_size(self) -> int:
@@ -107,6 +114,13 @@ class Client:
     def label_prior(self, batch_size: int = 1) -> Labels:
         """What the adversary knows of the labels before: uniform over the classes, shape (batch_size,)."""
         return Labels(torch.zeros(self.num_classes, dtype=self.dtype, device=self.device), batch_size)
+
+    def noise_prior(self, batch_size: int = 1) -> TorchDistribution:
+        """ε ~ Normal(0, I) of one batch, event shape (batch_size, *noise_shape); of a network that draws some."""
+        if self.noise_shape is None:
+            raise BadInput("the client's network draws no noise: there is none to infer")
+        one = torch.ones(batch_size, *self.noise_shape, dtype=self.dtype, device=self.device)
+        return Normal(0 * one, one).to_event(one.dim())
 
     def noise(self, batch_size: int = 1) -> Tensor | None:
         """ε ~ Normal(0, I) of one batch (batch_size, *noise_shape), by torch's generator; or None."""
@@ -174,12 +188,29 @@ class Client:
         if self.noise_shape is not None:
             noise = x.new_zeros(*y.shape, *self.noise_shape) if noise is None else noise
             noise = noise.reshape(-1, batch // rows, *self.noise_shape)
-        if self.local:
-            examples = training.movement(self.network, self.parameters, xs, ys, self.local, loss=self.loss)
-        else:
-            shares = get(self.loss).shares(y).reshape(ys.shape)
-            examples = training.gradients(self.network, self.parameters, xs, ys, shares, noise, loss=self.loss)
+        loss, looped = self.loss, self.path == "loop"
+        with self._one_example(batch):
+            if self.local:
+                examples = training.movement(
+                    self.network, self.parameters, xs, ys, self.local, loss=loss, looped=looped
+                )
+            else:
+                shares = get(self.loss).shares(y).reshape(ys.shape)
+                examples = training.gradients(
+                    self.network, self.parameters, xs, ys, shares, noise, loss=loss, looped=looped
+                )
         return DenseUpdate(examples.reshape(*lead, rows, -1))
+
+    @contextmanager
+    def _one_example(self, batch: int) -> Iterator[None]:
+        """What torch says of the statistics of one example, in one line."""
+        try:
+            yield
+        except ValueError as error:
+            if self.mixes_batch and batch == 1 and "more than 1 value per channel" in str(error):
+                raise BadInput("BatchNorm in train mode has no statistics of one example: give the client's own batch "
+                               "(a batch size of 2 or more), or put the network in eval mode") from error  # fmt: skip
+            raise
 
     def split(self, g: Tensor) -> dict[str, Tensor]:
         """A flat update (*chains, update_size) as named tensors (*chains, *shape)."""
@@ -190,100 +221,6 @@ class Client:
 def extended[Kind: Client](kind: type[Kind], client: Client, **more: Any) -> Kind:
     """A client of a subclass, with all that was found of another one, and what the subclass adds."""
     return kind(**{f.name: getattr(client, f.name) for f in fields(Client)}, **more)
-
-
-def _checked(client: Client) -> dict[str, Any]:
-    """The fields of a client that its network decides, and the frozen copy of the network itself."""
-    network, local = client.network, client.local
-    get(client.loss)
-    noise_shape = getattr(network, "noise_shape", None)
-    if noise_shape is not None and local is not None:
-        raise BadInput("a network that draws noise (precode, dropout) and local training: each step draws anew, "
-                       "which is not modelled; share one gradient")  # fmt: skip
-    sizes.require_real(network)
-    network = copy.deepcopy(network)
-    layers = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
-    if not layers:
-        raise BadInput("the network has no trainable parameters, so it shares no gradient")
-    for name, p in network.named_parameters():
-        if not p.isfinite().all():
-            raise BadInput(f"the network's parameter '{name}' holds NaN or infinity: load sound weights")
-    network.requires_grad_(False)
-    for module in network.modules():
-        if getattr(module, "inplace", False):
-            # an in-place activation would overwrite the outputs that the taps hold
-            setattr(module, "inplace", False)  # noqa: B010 (mypy knows no such attribute)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            # train mode uses the batch's statistics; vmap cannot update the running ones in place
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-            module.track_running_stats = False
-
-    x = _probe(next(network.parameters()), client.input_shape)
-    generator_state = torch.get_rng_state()
-    with kernels.plain():  # a fused kernel would hide the kinks inside it
-        kinks, logits = probe(network, x)
-        drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
-        classes = client.num_classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else "K")
-        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise BadInput(f"the network must return logits (batch, {classes}), but for a batch of 2 it returns {got}")
-        if not logits.is_floating_point():
-            raise BadInput(f"the network returns {logits.dtype}: logits are floating-point numbers")
-        if not logits.isfinite().all():
-            raise BadInput("the network returns NaN or infinity: its weights are too large for its precision")
-        with torch.enable_grad():
-            if not network(x.detach().clone().requires_grad_()).requires_grad:
-                raise BadInput("the network's logits have no slope in the images, and its gradient says nothing of "
-                               "them: does it compute by .detach(), .item() or numpy?")  # fmt: skip
-        check(client.loss, int(logits.shape[-1]))
-        if drew or not torch.equal(logits, network(x)):
-            raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
-        try:
-            mixes = not torch.allclose(network(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
-        except (RuntimeError, ValueError):  # batch statistics of one example do not exist
-            mixes = True
-    return {
-        "network": network, "input_shape": tuple(client.input_shape), "num_classes": classes, "layers": layers,
-        "mixes_batch": mixes, "kinks": kinks, "noise_shape": noise_shape,
-    }  # fmt: skip
-
-
-def _require_slopes(client: Client) -> None:
-    """Raise for a network whose materialised update has no slope in the images: what an attack follows."""
-    x = _probe(next(client.network.parameters()), client.input_shape)[None].requires_grad_()
-    y = torch.arange(2, device=x.device)[None] % client.num_classes
-    with torch.enable_grad():
-        u = replace(client, local=None).materialised(x, y).materialise()  # which local steps are made of
-        if not u.requires_grad:
-            raise BadInput("the network's update does not depend on the images: does it compute by numpy, .item() or "
-                           ".detach()?")  # fmt: skip
-        torch.autograd.grad(u.sum(), x, allow_unused=True)
-
-
-def _probe(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-    """Two examples that the checks look at."""
-    return torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
-
-
-def _closed_form(client: Client) -> bool:
-    """True where the taps give the very gradient of every example that `materialised` gives, on a probe batch."""
-    if client.mixes_batch or client.local:
-        return False
-    x = _probe(next(client.network.parameters()), client.input_shape)
-    y = torch.arange(2, device=x.device) % client.num_classes
-    try:
-        noise = None
-        if client.noise_shape is not None:
-            noise = torch.linspace(-1, 1, 2 * math.prod(client.noise_shape), dtype=x.dtype, device=x.device)
-            noise = noise.reshape(2, 1, *client.noise_shape)
-        lazy = client._factored(x[:, None], y[:, None], noise)
-        filled = [where for factor in lazy.factors for where, _ in factor.entries()]
-        if sorted(filled, key=lambda s: s.start) != list(client.slices.values()):
-            return False  # a parameter without a tap, or with two: there would be cross terms between its factors
-        factored, reference = lazy.materialise(), client.materialised(x[:, None], y[:, None], noise).materialise()
-        return torch.allclose(factored, reference, rtol=1e-3, atol=1e-5 * float(reference.abs().max()))
-    except (RuntimeError, ValueError, IndexError):  # shapes that are not (examples, …) throughout
-        return False
 
 
 def distrust(client: Client, method: str) -> tuple[str, ...]:

@@ -161,6 +161,11 @@ class Factor:
             return self._lazy_sqnorm()
         return sum((dot(part, part, 1) for _, part in self.entries()), self._zero)
 
+    @property
+    def slices(self) -> list[slice]:
+        """Those of the flat update that this layer fills."""
+        return [s for s in (self.weight, self.bias) if s is not None]
+
     def entries(self) -> list[tuple[slice, Tensor]]:
         """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
         parts = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
@@ -208,6 +213,10 @@ class Entries:
 
     def sqnorm(self) -> Tensor:
         return dot(self._total, self._total, 1)
+
+    @property
+    def slices(self) -> list[slice]:
+        return [self.where]
 
     def entries(self) -> list[tuple[slice, Tensor]]:
         return [(self.where, self._total)]

@@ -54,6 +54,18 @@ def counted(what: str) -> Iterator[None]:
             hook.remove()
 
 
+def shaped(network: Any, input_shape: tuple[int, ...]) -> Any:
+    """A network whose lazy layers have been given their shapes, by one image of zeros; any other as it is."""
+    if not isinstance(network, nn.Module) or not any(is_lazy(p) for p in network.parameters()):
+        return network
+    trained = {module: module.training for module in network.modules()}
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, *input_shape))  # eval: no statistics are counted
+    for module, mode in trained.items():
+        module.training = mode
+    return network
+
+
 def require_real(network: nn.Module) -> None:
     """Raise BadInput for a network whose parameters are not there yet, or are no numbers that have a gradient."""
     for name, p in network.named_parameters():

@@ -154,6 +154,7 @@ def gradients(
     noise: Tensor | None = None,
     *,
     loss: str,
+    looped: bool = False,
 ) -> Tensor:
     """∇θ Σ_b shares_b ℓ(f_θ(x_b), y_b) of every row on its own, (rows, size), differentiable in x and in the noise.
 
@@ -161,13 +162,14 @@ def gradients(
         parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples).
         shares: (rows, examples), what each example counts (`pplleak.client.loss.Loss.shares`).
         noise: (rows, examples, *noise_shape), of a network that draws some. loss: a name of `pplleak.client.loss`.
+        looped: one row after the other, for a network that vmap has no rule for.
     """
     given = (x, y, shares) if noise is None else (x, y, shares, noise)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     parts = []
     for chunk in zip(*(t.split(CHUNK) for t in given), strict=True):
         copies = _copies(parameters, len(chunk[0]))
-        parts.append(_flat(_gradient(network, copies, *chunk, loss=loss, differentiable=differentiable)))
+        parts.append(_flat(_gradient(network, copies, *chunk, loss=loss, looped=looped, differentiable=differentiable)))
     return torch.cat(parts)
 
 
@@ -179,6 +181,7 @@ def movement(
     training: LocalTraining,
     *,
     loss: str,
+    looped: bool = False,
 ) -> Tensor:
     """u of every row, what is shared of θ_after − θ_before, (rows, size), differentiable in x; arguments as
     for `gradients`."""
@@ -191,7 +194,7 @@ def movement(
         steps = zip(training.batches(x.shape[1]), training.rates(x.shape[1]), strict=True)
         for k, (batch, lr) in enumerate(steps, 1):
             part = xk[:, batch], yk[:, batch], get(loss).shares(yk[:, batch])
-            slopes = _gradient(network, weights, *part, loss=loss, differentiable=differentiable)
+            slopes = _gradient(network, weights, *part, loss=loss, looped=looped, differentiable=differentiable)
             with torch.set_grad_enabled(differentiable):
                 slopes = _followed(slopes, weights, before, training)
                 moved = {n: optimiser(w, slopes[n], states[n], k, lr) for n, w in weights.items()}
@@ -228,6 +231,7 @@ def _gradient(
     shares: Tensor,
     *noise: Tensor,
     loss: str,
+    looped: bool,
     differentiable: bool,
 ) -> dict[str, Tensor]:
     """∇θ of the batch's loss at every row's own copy of the parameters."""
@@ -248,7 +252,12 @@ def _gradient(
         return total(loss, output, ys, counts)
 
     with torch.enable_grad(), kernels.plain():
-        summed = vmap(row, randomness="error")(dict(copies), x, y, shares, *noise).sum()
+        if looped:
+            rows = zip(x, y, shares, *noise, strict=True)
+            each = [row({n: c[k] for n, c in copies.items()}, *given) for k, given in enumerate(rows)]
+            summed = torch.stack(each).sum()
+        else:
+            summed = vmap(row, randomness="error")(dict(copies), x, y, shares, *noise).sum()
         gradients = torch.autograd.grad(
             summed, list(copies.values()), create_graph=differentiable, materialize_grads=True
         )

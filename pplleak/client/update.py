@@ -51,6 +51,10 @@ class Update(Protocol):
         """u itself, shape (*shape, size)."""
         ...
 
+    def part(self, where: slice) -> Tensor:
+        """The entries of one parameter, whose slice of the flat update is `where`, shape (*shape, n)."""
+        ...
+
     def scaled(self, weights: Tensor) -> Update:
         """Σ_b w_b u_b for weights (*shape, batch): what clipping every example makes of u."""
         ...
@@ -91,6 +95,9 @@ class DenseUpdate:
     def materialise(self) -> Tensor:
         return self.examples.sum(-2)
 
+    def part(self, where: slice) -> Tensor:
+        return self.examples[..., where].sum(-2)
+
     def scaled(self, weights: Tensor) -> DenseUpdate:
         return DenseUpdate(self.examples * weights.to(self.examples.dtype)[..., None])
 
@@ -124,6 +131,9 @@ class LazyUpdate:
     def materialise(self) -> Tensor:
         parts = [part for f in self.factors for part in f.entries()]  # their slices never overlap, and leave no gap
         return torch.cat([values for _, values in sorted(parts, key=lambda part: part[0].start)], -1)
+
+    def part(self, where: slice) -> Tensor:
+        return next(values for f in self.factors if where in f.slices for at, values in f.entries() if at == where)
 
     def scaled(self, weights: Tensor) -> LazyUpdate:
         return LazyUpdate(tuple(f.scaled(weights) for f in self.factors), self.size)

@@ -35,6 +35,7 @@ from pplleak.federation.observation import Observation
 from pplleak.priors.labels import Labels
 
 Model = Callable[..., Any]
+ROOM = 2**26  # entries of gradients that are drawn beside the images of the prior; more take too much memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +119,9 @@ class Density:
     def sample_prior(self, count: int) -> Tensor:
         """`count` draws of z from the prior, by torch's generator; where the model has a `pyro.factor`, from what it
         is multiplied onto: a place to start from, not the prior."""
+        given = {"g": self.observed.g} if count * self.client.update_size > ROOM else {}
         with torch.no_grad(), pyro.validation_enabled(False):
-            traced = poutine.trace(self._plated(count, {})).get_trace()
+            traced = poutine.trace(self._plated(count, given)).get_trace()
             return self.unconstrain({s.name: traced.nodes[s.name]["value"] for s in self.sites})
 
     @torch.no_grad()

@@ -130,7 +130,7 @@ class Protection:
             if full.defence is not None:
                 update = DenseUpdate(defences.share(client, x, y, full.defence)[None])
             else:
-                update = client.update(x, y)
+                update = client.update(x, y, client.noise(len(y)))
             sent = None if full.defence is None else defences.sent(client, x, y, full.defence)
             if full.channel is None:
                 return update.materialise()

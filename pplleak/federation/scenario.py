@@ -97,7 +97,7 @@ def build_client(
     programs.require_settings(constructor, named.settings, named.name)
 
     def build() -> Any:
-        base = constructor(input_shape, num_classes, **named.settings)
+        base = sizes.shaped(constructor(input_shape, num_classes, **named.settings), input_shape)
         return defences.network(base, input_shape, num_classes, defence)
 
     said = printable(named)

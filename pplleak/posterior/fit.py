@@ -42,6 +42,7 @@ from pplleak.priors.gaussian import fit_gaussian
 
 DRAWS = 8  # posterior draws that are looked at
 PRIOR_DRAWS = 64  # from which the prior's sd is taken: each pixel's to 9 %, their mean far better
+ROOM = 2**26  # entries of the updates of all those draws: fewer are made of a large network
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,12 @@ class Fit:
     doubts: tuple[str, ...] = ()
 
     def explained(self, name: str, words: str, nats: float) -> Fit:
-        """The same with its cause, which comes first among the doubts; a name "" is that of no cause."""
+        """The same with its cause, which comes first among the doubts; last where none was looked for: no name and no
+        nats."""
         lead = f"explained {nats:.0f} nats better by {words}" if nats > 0 and name else words
         kept = fit_words.beside(self) if name else list(self.doubts)
-        return dataclasses.replace(self, cause=name, cause_nats=nats, doubts=(lead, *kept))
+        doubts = (lead, *kept) if name or nats else (*kept, lead)
+        return dataclasses.replace(self, cause=name, cause_nats=nats, doubts=doubts)
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it: no infinity and no NaN."""
@@ -172,9 +175,10 @@ def _channel(density: Density, x: Tensor, y: Tensor | None, scalars: dict[str, T
 
 def _spread(density: Density, observed: Observation, posterior: Posterior, sigma: float | None) -> dict[str, float]:
     """The prior's sd, the posterior's in it, and how far pixels lie outside of [0, 1]."""
-    nodes = density.trace({}, PRIOR_DRAWS).nodes
+    count = max(8, min(PRIOR_DRAWS, ROOM // density.client.update_size))
+    nodes = density.trace({}, count).nodes
     x = nodes["x"]["value"].double().cpu()
-    if len(x) != PRIOR_DRAWS or not x.isfinite().all():
+    if len(x) != count or not x.isfinite().all():
         return {}
     prior = x.flatten(0, 1).std(0)  # of a pixel; examples are alike before anything is seen
     mean = float(prior.mean())
@@ -195,7 +199,7 @@ def _last_scale(law: Any, observed: Observation, sigma: float | None) -> dict[st
         where = client.slices[last_layer(client).bias]
     except (BadInput, KeyError):
         return {}
-    u, b = law.update.materialise()[:, where].double(), observed.g[where].double()
+    u, b = law.update.part(where).double(), observed.g[where].double()
     square = u.square().sum(1)
     c = (u @ b) / square
     return {

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import batch_of, own, tiny
 from layers import Net, V, assert_quantities, client_of, head, reference, some_g
+from scenes import build_client
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pplleak.client import Client
+from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
-
-
-def test_dropout_in_train_mode_is_refused() -> None:
-    with pytest.raises(BadInput, match="random"):
-        Client(head(5, nn.Linear(6, 5), nn.Dropout(0.5)), V, 3)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +151,10 @@ def test_a_fused_encoder_layer_hides_no_kink(activation: str, kinks: tuple[str, 
 # -- networks that build() stumbles over ---------------------------------------------------------------------------
 
 
-def test_dropout_is_refused_however_little_it_drops() -> None:
+def test_randomness_is_refused_however_rare_it_is() -> None:
+    rare = Net(lambda n, x: F.dropout(n.a(x), 1e-9), a=nn.Linear(6, 3))  # type: ignore[operator]
     with pytest.raises(BadInput, match="random"):
-        Client(head(5, nn.Linear(6, 5), nn.Dropout(1e-9)), V, 3)
+        Client(rare, V, 3)
 
 
 def test_batch_norm_that_needs_two_examples_is_known_to_mix_its_batch() -> None:
@@ -167,3 +169,100 @@ def test_a_layer_called_with_a_keyword_is_tapped_as_any_other() -> None:
     assert client.lazy
     x, y = batch_of(client, (2,), 4)
     assert_quantities(client.update(x, y), reference(client, x, y), some_g(client))
+
+
+# -- networks as people have them ----------------------------------------------------------------------------------
+
+
+class Tanh(torch.autograd.Function):
+    """A function of somebody's own, without a rule for vmap."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return slopes[0] * (1 - x.tanh() ** 2)
+
+
+class Once(Tanh):
+    """The same, but that its own slope is lost on the second way back."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        return Tanh.backward(ctx, *slopes)
+
+
+def with_function(function: type[torch.autograd.Function]) -> Net:
+    return Net(lambda n, x: n.b(function.apply(n.a(x))), a=nn.Linear(6, 4), b=nn.Linear(4, 3))  # type: ignore[operator]
+
+
+def test_a_function_that_vmap_has_no_rule_for_is_taken_row_by_row() -> None:
+    client = own(lambda: with_function(Tanh), V)
+    plain = own(lambda: Net(lambda n, x: n.b(n.a(x).tanh()), a=nn.Linear(6, 4), b=nn.Linear(4, 3)), V)  # type: ignore[operator]
+    closed = replace(client, path="loop")
+    x, y = batch_of(client, (2,), 3)
+    for looped in (client, closed):
+        assert_quantities(looped.update(x, y), reference(plain, x, y), some_g(client))
+    trained = replace(closed, local=LocalTraining(0.1, 3))
+    expected = replace(plain, path="vmap", local=LocalTraining(0.1, 3)).materialised(x, y)
+    assert_quantities(trained.update(x, y), expected.examples, some_g(client))
+
+
+def test_a_function_that_is_differentiable_once_is_refused_not_followed_along_wrong_slopes() -> None:
+    with pytest.raises(BadInput, match=r"by autograd, .* by finite differences: does its autograd\.Function"):
+        Client(with_function(Once), V, 3)
+
+
+def test_hardsigmoid_is_differentiated_twice_through_what_it_is_made_of() -> None:
+    client = own(lambda: Net(lambda n, x: n.b(F.hardsigmoid(n.a(x))), a=nn.Linear(6, 4), b=nn.Linear(4, 3)), V)  # type: ignore[operator]
+    assert client.lazy and client.kinks
+    x, y = batch_of(client, (), 2)
+    along, g = torch.randn(x.shape, dtype=x.dtype), some_g(client)
+
+    def square(t: float | Tensor) -> Tensor:
+        return client.update(x + t * along, y).sqdist(g)
+
+    t = torch.zeros((), dtype=x.dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(square(t), t)
+    assert float(slope) == pytest.approx(float(square(1e-5) - square(-1e-5)) / 2e-5, rel=1e-5)
+
+
+def test_wrapped_networks_are_the_networks_inside() -> None:
+    network = head(6)
+    for wrapped in (nn.DataParallel(network), torch.compile(network)):
+        assert list(Client(wrapped, V, 3).layers) == list(Client(network, V, 3).layers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_activations_are_one_line(reentrant: bool) -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        out: Tensor = n.b(checkpoint(n.a, x, use_reentrant=reentrant))
+        return out
+
+    with pytest.raises(BadInput, match="cannot be differentiated twice") as caught:
+        Client(Net(forward, a=nn.Sequential(nn.Linear(6, 4), nn.Tanh()), b=nn.Linear(4, 3)), V, 3)
+    assert "\n" not in str(caught.value) and "checkpoint" in str(caught.value)
+
+
+def test_one_example_has_no_batch_statistics_and_is_told_so() -> None:
+    client = own(lambda: head(5, nn.Linear(6, 5), nn.BatchNorm1d(5)), V)
+    with pytest.raises(BadInput, match="no statistics of one example: give the client's own batch"):
+        client.update(*batch_of(client, (), 1))
+
+
+def test_lazy_layers_take_their_shapes_from_an_image_and_their_weights_from_the_seed(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def net(input_shape, num_classes):\n"
+        "    layers = nn.Flatten(), nn.LazyLinear(4), nn.BatchNorm1d(4), nn.LazyLinear(num_classes)\n"
+        "    return nn.Sequential(*layers).eval()\n"
+    )
+    first, again = (build_client(f"{tmp_path / 'net.py'}:net", {}, (1, 2, 2), 3) for _ in range(2))
+    assert [tuple(s) for s in first.layers.values()][:2] == [(4, 4), (4,)]
+    assert all(torch.equal(p, again.parameters[n]) for n, p in first.parameters.items())
+    assert torch.equal(dict(first.network.named_buffers())["2.running_mean"], torch.zeros(4))

@@ -17,7 +17,7 @@ from scenes import from_data, known
 from torch import Tensor
 
 from pplleak import density, programs
-from pplleak.client import Client, weights
+from pplleak.client import Client, masks, weights
 from pplleak.density import Density
 from pplleak.errors import BadInput
 from pplleak.federation import defences
@@ -105,7 +105,7 @@ def test_behind_dropout_the_mask_is_a_latent_variable() -> None:
     built = density.build(believe(programs.load("models", "dropout"), target), client, target)
     z = built.sample_prior(4)
     values, _ = built.constrain(z)
-    kept = (values["noise"][:, 0].abs() <= client.network.bound).double()
+    kept = (values["noise"][:, 0].abs() <= masks.bound(0.5)).double()
     assert 0 < kept.mean() < 1
     x = built.images(z)[0]
     network = copy.deepcopy(client.network.base).requires_grad_()
@@ -123,15 +123,12 @@ def test_behind_dropout_the_mask_is_a_latent_variable() -> None:
 
 
 def test_a_dropped_feature_has_the_slope_of_a_smooth_mask_and_the_value_of_a_hard_one() -> None:
-    made = dropout.network(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)),
-                           (1, 2, 2), 2, rate=0.3)  # fmt: skip
-    assert isinstance(made, dropout.Dropout)
-    noise = torch.tensor([[0.0, made.bound + 1e-6, -3.0]], dtype=torch.float64, requires_grad=True)
-    mask = made.mask(noise)
+    noise = torch.tensor([[0.0, masks.bound(0.3) + 1e-6, -3.0]], dtype=torch.float64, requires_grad=True)
+    mask = masks.mask(noise, 0.3)
     assert mask.tolist() == [[1.0, 0.0, 0.0]]
     (slope,) = torch.autograd.grad(mask.sum(), noise)
-    assert slope[0, 1] == pytest.approx(-0.25 / dropout.WIDTH, rel=1e-4) and slope[0, 2] > 0
-    draws = made.mask(torch.randn(1, 40_000, generator=torch.Generator().manual_seed(0)))
+    assert slope[0, 1] == pytest.approx(-0.25 / masks.WIDTH, rel=1e-4) and slope[0, 2] > 0
+    draws = masks.mask(torch.randn(1, 40_000, generator=torch.Generator().manual_seed(0)), 0.3)
     assert float(draws.mean()) == pytest.approx(0.7, abs=4 * (0.21 / 40_000) ** 0.5)
 
 

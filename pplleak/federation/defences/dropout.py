@@ -7,24 +7,19 @@ thinned network: an attack that differentiates the whole one matches another fun
 reconstruct image and mask together.
 
 The mask is a function of standard normal noise, which the network takes as an input (`Client.update(x, y, noise)`), so
-that one who knows the defence can have it as a latent variable; at ε = 0 every feature is kept. The mask jumps. Its
-slope is that of a sigmoid of width 0.3 (a straight-through estimate, Bengio et al. 2013): values are exact, and a
-search is told which way a unit lies.
+that one who knows the defence can have it as a latent variable: `pplleak.client.masks`, which does the same for a
+network's own dropout in train mode.
 
 Source: Scheliga, Mäder and Seeland, Dropout is NOT All You Need to Prevent Gradient Leakage, AAAI 2023.
 """
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
-import torch
 from torch import Tensor, nn
 
 from pplleak.client.last_layer import before_last
+from pplleak.client.masks import mask
 from pplleak.errors import BadInput
-
-WIDTH = 0.3  # of the sigmoid that lends the mask a slope, in standard deviations of ε
 
 
 class Dropout(nn.Module):
@@ -38,21 +33,14 @@ class Dropout(nn.Module):
         layer = base.get_submodule(last)
         assert isinstance(layer, nn.Linear)
         self.base, self.last, self.rate = base, last, rate
-        self.bound = NormalDist().inv_cdf(1 - rate / 2)
         self.noise_shape = (layer.in_features,)
-
-    def mask(self, noise: Tensor) -> Tensor:
-        """m of ε, ones and zeros, with the slope of a sigmoid."""
-        inside = self.bound - noise.abs()
-        soft = torch.sigmoid(inside / WIDTH)
-        return (inside >= 0).to(soft) + soft - soft.detach()
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (batch, num_classes) and zeros (batch,); the whole network's logits alone where no noise is given."""
         if noise is None:
             logits: Tensor = self.base(x)
             return logits
-        scale = self.mask(noise) / (1 - self.rate)
+        scale = mask(noise, self.rate) / (1 - self.rate)
         handle = self.base.get_submodule(self.last).register_forward_pre_hook(lambda _, inputs: inputs[0] * scale)
         try:
             logits = self.base(x)

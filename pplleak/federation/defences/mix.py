@@ -32,7 +32,7 @@ def share(client: Client, x: Tensor, y: Tensor, *, clients: int = 2, others: str
     if images.input_shape != client.input_shape:
         raise BadInput(f"the images of '{others}' have shape {images.input_shape}, the client's "
                        f"{tuple(client.input_shape)}: set its others to images like the client's")  # fmt: skip
-    total = client.update(x, y).materialise()
+    total = client.update(x, y, client.noise(len(y))).materialise()
     if clients > 1:
         picks = torch.randint(len(images), (clients - 1, len(y)))
         theirs = images.x[picks].to(client.device), images.y[picks].to(client.device)

@@ -31,7 +31,7 @@ def share(client: Client, x: Tensor, y: Tensor, *, rate: float = 0.4, layer: str
         rate: the share of the features that are dropped, in [0, 1).
         layer: the linear layer that is defended, as the network names it; empty: the last one.
     """
-    return client.update(x, y).materialise() * sent(client, x, y, rate=rate, layer=layer)
+    return client.update(x, y, client.noise(len(y))).materialise() * sent(client, x, y, rate=rate, layer=layer)
 
 
 def sent(client: Client, x: Tensor, y: Tensor, *, rate: float = 0.4, layer: str = "") -> Tensor:

@@ -42,6 +42,7 @@ from pplleak.settings import Named
 
 SCREENED, STARTS, STEPS, POLISH = 64, 4, 100, 5  # draws of the prior; of them, where a search starts; its length
 WIDEST = 1024  # latents up to which an evidence is worth its Hessian; beyond, the highest densities are compared
+LARGEST = 2_000_000  # entries of an update up to which other clients cost little to try
 MOST_LABELS = 100  # combinations of labels that are summed over
 CLEARLY = 5.0  # nats by which an alternative must be better
 
@@ -100,6 +101,9 @@ def explain(
     """
     if isinstance(observed.client, Surrogate):
         return None
+    if len(observed.g) > LARGEST:
+        words = f"what else may explain it was not looked for: the update has more than {LARGEST:,} entries"
+        return Cause("", words, 0.0, 0.0)
     tried = list(alternatives(model, observed))
     if not tried:
         return None

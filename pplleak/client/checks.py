@@ -1,0 +1,194 @@
+"""What a client's network decides: looked up once, on two probe images, before anything is computed with it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pplleak.client import kernels, masks, sizes
+from pplleak.client.loss import check, get
+from pplleak.client.smoothness import probe
+from pplleak.errors import BadInput
+
+if TYPE_CHECKING:
+    from pplleak.client.client import Client
+
+
+def found(client: Client) -> dict[str, Any]:
+    """The fields of a client that its network decides, and the frozen copy of the network itself."""
+    network, local = unwrapped(client.network), client.local
+    get(client.loss)
+    sizes.require_real(network)
+    network = copy.deepcopy(network)
+    layers = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+    if not layers:
+        raise BadInput("the network has no trainable parameters, so it shares no gradient")
+    for name, p in network.named_parameters():
+        if not p.isfinite().all():
+            raise BadInput(f"the network's parameter '{name}' holds NaN or infinity: load sound weights")
+    network.requires_grad_(False)
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            # an in-place activation would overwrite the outputs that the taps hold
+            setattr(module, "inplace", False)  # noqa: B010 (mypy knows no such attribute)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            # train mode uses the batch's statistics; vmap cannot update the running ones in place
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+            module.track_running_stats = False
+
+    x = two_images(next(network.parameters()), client.input_shape)
+    masked = masks.draw_from_noise(network, x)
+    noise_shape = getattr(network, "noise_shape", None)
+    if noise_shape is not None and local is not None:
+        raise BadInput("a network that draws noise (precode, dropout) and local training: each step draws anew, "
+                       "which is not modelled; share one gradient")  # fmt: skip
+    generator_state = torch.get_rng_state()
+    with kernels.plain():  # a fused kernel would hide the kinks inside it
+        kinks, logits = probe(network, x)
+        drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
+        classes = client.num_classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else "K")
+        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise BadInput(f"the network must return logits (batch, {classes}), but for a batch of 2 it returns {got}")
+        if not logits.is_floating_point():
+            raise BadInput(f"the network returns {logits.dtype}: logits are floating-point numbers")
+        if not logits.isfinite().all():
+            raise BadInput("the network returns NaN or infinity: its weights are too large for its precision")
+        with torch.enable_grad():
+            if not network(x.detach().clone().requires_grad_()).requires_grad:
+                raise BadInput("the network's logits have no slope in the images, and its gradient says nothing of "
+                               "them: does it compute by .detach(), .item() or numpy?")  # fmt: skip
+        check(client.loss, int(logits.shape[-1]))
+        if drew or not torch.equal(logits, network(x)):
+            raise BadInput("the network is random (a dropout that is no module, in train mode?): call .eval() before "
+                           "sharing a gradient")  # fmt: skip
+        try:
+            mixes = not torch.allclose(network(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+        except (RuntimeError, ValueError):  # batch statistics of one example do not exist
+            mixes = True
+    kinks = (*kinks, "dropout") if masked else kinks
+    return {
+        "network": network, "input_shape": tuple(client.input_shape), "num_classes": classes, "layers": layers,
+        "mixes_batch": mixes, "kinks": kinks, "noise_shape": noise_shape,
+    }  # fmt: skip
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network that a wrapper for several devices or a compiler holds: the same function of the same weights."""
+    while True:
+        if isinstance(network, nn.DataParallel | DistributedDataParallel):
+            network = network.module
+        elif isinstance(network, nn.Module) and hasattr(network, "_orig_mod"):  # of torch.compile
+            network = network._orig_mod  # type: ignore[assignment]
+        else:
+            return network
+
+
+def two_images(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Two examples that the checks look at."""
+    return torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def path(client: Client) -> str:
+    """Which way to the update a network allows, the cheapest that is right: `lazy`, `vmap` or `loop`."""
+    if _closed_form(client):
+        return "lazy"
+    x = two_images(next(client.network.parameters()), client.input_shape)[:, None]
+    y = torch.arange(2, device=x.device)[:, None] % client.num_classes
+    if client.mixes_batch:
+        x, y = x.transpose(0, 1), y.transpose(0, 1)
+    try:
+        with torch.no_grad():
+            replace(client, path="vmap", local=None).materialised(x, y)  # which local steps are made of
+    except (RuntimeError, ValueError, TypeError):  # an operation that vmap has no rule for
+        return "loop"
+    return "vmap"
+
+
+def require_slopes(client: Client) -> None:
+    """Raise BadInput for a network whose update has no slope in the images, which is what an attack follows."""
+    x = two_images(next(client.network.parameters()), client.input_shape)[None]
+    x = (x if client.mixes_batch else x[:, :1]).requires_grad_()
+    y = torch.arange(x.shape[1], device=x.device)[None] % client.num_classes
+    with torch.enable_grad():
+        try:
+            square = replace(client, local=None).update(x, y).sqnorm()  # which local steps are made of
+            if square.requires_grad:
+                torch.autograd.grad(square.sum(), x, allow_unused=True)
+                _require_true_slopes(client, x.detach(), y)
+                return
+        except RuntimeError as error:
+            raise BadInput("the network cannot be differentiated twice, and an attack follows the slope of a gradient: "
+                           f"{str(error).splitlines()[0]}") from error  # fmt: skip
+    raise BadInput("the network's update does not depend on the images: does it compute by numpy, .item() or "
+                   ".detach()?")  # fmt: skip
+
+
+def _require_true_slopes(client: Client, x: Tensor, y: Tensor) -> None:
+    """Raise BadInput where a function of the network's own (`torch.autograd.Function`) gives slopes of the gradient
+    that are not those of finite differences: one that is differentiable once is silently wrong the second time."""
+    with torch.enable_grad():
+        if not _has_own_functions(client.network(x[0].clone().requires_grad_())):
+            return
+    precise = replace(client, network=copy.deepcopy(client.network).double(), local=None)
+    x, along = x.double(), torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x).double()
+
+    def square(t: Tensor) -> Tensor:
+        return precise.update(x + t * along, y).sqnorm().sum()
+
+    t = torch.zeros((), dtype=torch.float64, device=x.device, requires_grad=True)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(square(t), t)
+    with torch.no_grad():
+        steps = [(square(t + h) - square(t - h)) / (2 * h) for h in (1e-4, 1e-5)]  # a kink may lie within one of them
+    if not any(torch.isclose(slope, step, rtol=1e-2, atol=1e-6) for step in steps):
+        raise BadInput(
+            f"the slope of the network's gradient is {float(slope):.3g} by autograd, {float(steps[1]):.3g} by finite "
+            "differences: does its autograd.Function have a backward pass that is differentiable?"
+        )
+
+
+def _has_own_functions(output: Any) -> bool:
+    """Whether a network's output has gone through an autograd.Function of somebody's own."""
+    queue, seen = [output.grad_fn], set()
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        seen.add(node)
+        queue += [following for following, _ in node.next_functions]
+    return False
+
+
+def _closed_form(client: Client) -> bool:
+    """True where the taps give the very gradient that plain autograd gives, of each of two examples."""
+    if client.mixes_batch or client.local:
+        return False
+    x = two_images(next(client.network.parameters()), client.input_shape)[:, None]
+    y = torch.arange(2, device=x.device)[:, None] % client.num_classes
+    try:
+        noise = None
+        if client.noise_shape is not None:
+            noise = torch.linspace(-1, 1, 2 * math.prod(client.noise_shape), dtype=x.dtype, device=x.device)
+            noise = noise.reshape(2, 1, *client.noise_shape)
+        lazy = client._factored(x, y, noise)
+        filled = [where for factor in lazy.factors for where in factor.slices]
+        if sorted(filled, key=lambda s: s.start) != list(client.slices.values()):
+            return False  # a parameter without a tap, or with two: there would be cross terms between its factors
+        reference = replace(client, path="loop").materialised(x, y, noise).materialise()
+        tolerance = 1e-5 * float(reference.abs().max())
+        return all(
+            torch.allclose(entries, reference[:, where], rtol=1e-3, atol=tolerance)
+            for factor in lazy.factors
+            for where, entries in factor.entries()
+        )
+    except (RuntimeError, ValueError, IndexError):  # shapes that are not (examples, …) throughout
+        return False
