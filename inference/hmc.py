@@ -8,7 +8,9 @@ In coordinates w whitened by the Laplace fit, z = ẑ + L w (Neal 2011, sections
 A step is the three-stage splitting of Blanes, Casas & Sanz-Serna (2014), which on a posterior that whitening has made
 nearly round keeps the energy so well that one step of three gradients goes a whole quarter turn; leapfrog needs six.
 ε is set by dual averaging (Hoffman & Gelman 2014, eq. 6) and jittered from draw to draw; N is fixed once ε is known.
-Chains start at overdispersed Laplace draws, around every mode that the search for the MAP found within reach.
+Chains start at overdispersed Laplace draws, around every mode that the search for the MAP found within reach. With more
+than 4096 latents, whose Hessian is too dear, L is of low rank plus a multiple of the identity: the draws are as exact,
+more of them are needed, and log p(g) is not computed.
 
 A network with kinks (ReLU, max pooling) has a gradient, and so a posterior, that jumps: smooth steps cannot cross the
 jumps, and the result says that it is not to be trusted.
@@ -20,18 +22,19 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
 from pplleak.client import Client, distrust
-from pplleak.density import Model, build
+from pplleak.density import Model, build, low_rank
 from pplleak.density.chains import keep
 from pplleak.density.hamiltonian import State, init, step
 from pplleak.density.recording.tape import Recorded
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
-from pplleak.density.whitening import Laplace, cheapest, locate, starting_points, whitened
+from pplleak.density.whitening import WIDEST, Coordinates, Laplace, Located, cheapest, locate, starting_points, whitened
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -39,11 +42,11 @@ from pplleak.posterior.information import bridge
 from pplleak.progress import ProgressBar, silent
 
 
-def warm_up(
-    log_density: Recorded, laplace: Laplace, w: Tensor, iterations: int, progress: ProgressBar = silent
-) -> tuple[Laplace, State, float]:
-    """Find ε, and correct the widths of the Laplace fit by those that the chains see half-way."""
-    potential = whitened(log_density, laplace)
+def warm_up[Base: Coordinates](
+    log_density: Recorded, base: Base, w: Tensor, iterations: int, progress: ProgressBar = silent
+) -> tuple[Base, State, float]:
+    """Find ε, and correct the widths of the fit by those that the chains see half-way."""
+    potential = whitened(log_density, base)
     state, tuner = init(potential, w), DualAveraging.start(min(TRAJECTORY, 3 / w.shape[1] ** 0.25))
     seen: list[Tensor] = []
     for t in progress("warm-up", iterations):
@@ -54,10 +57,10 @@ def warm_up(
             seen.append(state.w)
         if t == iterations // 2 and len(seen) * len(w) > 100:
             sd = torch.cat(seen).std(0).clamp(0.1, 10)
-            laplace = replace(laplace, factor=laplace.factor * sd, log_det=laplace.log_det + float(sd.log().sum()))
-            potential = whitened(log_density, laplace)
+            base = base.widened(sd)
+            potential = whitened(log_density, base)
             state, tuner = init(potential, state.w / sd), DualAveraging.start(size)
-    return laplace, state, min(TRAJECTORY, math.exp(tuner.log_average))
+    return base, state, min(TRAJECTORY, math.exp(tuner.log_average))
 
 
 def run(
@@ -88,21 +91,26 @@ def run(
     reasons = list(distrust(client, "HMC"))
     for reason in reasons:
         warnings.warn(reason, stacklevel=2)  # before the work, not only after it
-    found = locate(density, starts=starts, steps=steps, progress=progress)
+    found: Located[Any]
+    fitted: Laplace | None = None
+    if density.dim > WIDEST:
+        found = low_rank.locate(density, starts=starts, steps=steps, progress=progress)
+    else:
+        found = locate(density, starts=starts, steps=steps, progress=progress)
+        fitted, found = found.base, replace(found, base=cheapest(found.base))
     reasons += found.left.doubts
-    fitted, found = found.base, replace(found, base=cheapest(found.base))
     recorded = density.recorded(chains)
-    laplace, state, size = warm_up(recorded, found.base, starting_points(found, chains), warmup, progress)
-    potential, number = whitened(recorded, laplace), trajectory_steps(size)
+    base, state, size = warm_up(recorded, found.base, starting_points(found, chains), warmup, progress)
+    potential, number = whitened(recorded, base), trajectory_steps(size)
 
     def chain(state: State) -> Iterator[dict[str, Tensor]]:
         while True:
             state, info = step(potential, state, size * float(0.8 + 0.4 * torch.rand(())), number)
-            yield {"z": laplace.decode(state.w), "lp": -state.energy, **info.stats}
+            yield {"z": base.decode(state.w), "lp": -state.energy, **info.stats}
 
     stats, interrupted = keep(chain(state), draws, progress)
     z = stats.pop("z")
-    evidence = bridge(density, z, stats["lp"], fitted.mode, fitted.factor)
+    evidence = bridge(density, z, stats["lp"], fitted.mode, fitted.factor) if fitted else None
     return collect(
         density,
         z,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +20,21 @@ from pplleak.density.decrement import Decrement
 from pplleak.density.hamiltonian import Potential
 from pplleak.density.recording.tape import Recorded
 from pplleak.density.search import peaks
+from pplleak.errors import BadInput
 from pplleak.progress import ProgressBar, silent
+
+WIDEST = 4096  # latents up to which a Hessian is formed
+
+
+class Coordinates(Protocol):
+    """z = mode + L w for an L of some form."""
+
+    @property
+    def mode(self) -> Tensor: ...
+    def decode(self, w: Tensor) -> Tensor: ...
+    def encode(self, z: Tensor) -> Tensor: ...
+    def widened(self, sd: Tensor) -> Self: ...
+    def under(self, log_density: Recorded) -> Potential: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +53,30 @@ class Laplace:
         """Whitened w (chains, dim) -> z = mode + factor w."""
         return self.mode + w @ self.factor.mT
 
+    def encode(self, z: Tensor) -> Tensor:
+        """z (chains, dim) -> w, the inverse of `decode`."""
+        return torch.linalg.solve(self.factor.double(), (z - self.mode).double().mT).mT.to(z.dtype)
+
+    def widened(self, sd: Tensor) -> Self:
+        """The same with each coordinate sd (dim,) times as wide."""
+        return replace(self, factor=self.factor * sd, log_det=self.log_det + float(sd.log().sum()))
+
+    def under(self, log_density: Recorded) -> Potential:
+        """log p(z(w) | g) and its gradient in w."""
+        return log_density.under(self.mode, self.factor)
+
+
+def products(density: Density, z: Tensor, directions: Tensor, *, jacobian: bool = True) -> Tensor:
+    """−∇² log p(z | g) v at one point z (dim,) for every row v of `directions` (k, dim), in one batch; float64."""
+    copies = z.expand(len(directions), -1).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(density(copies, jacobian=jacobian).sum(), copies, create_graph=True)
+    return -torch.autograd.grad((gradient * directions).sum(), copies)[0].double()
+
 
 def hessian(density: Density, z: Tensor, chunk: int = 64, *, jacobian: bool = True) -> Tensor:
     """−∇² log p(z | g) at one point z (dim,), (dim, dim): rows are Hessian-vector products, `chunk` to a batch."""
-    rows = []
-    for directions in torch.eye(len(z), dtype=z.dtype, device=z.device).split(chunk):
-        copies = z.expand(len(directions), -1).clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(density(copies, jacobian=jacobian).sum(), copies, create_graph=True)
-        rows.append(torch.autograd.grad((gradient * directions).sum(), copies)[0])
-    h = -torch.cat(rows).double()
+    unit = torch.eye(len(z), dtype=z.dtype, device=z.device)
+    h = torch.cat([products(density, z, rows, jacobian=jacobian) for rows in unit.split(chunk)])
     return (h + h.mT) / 2
 
 
@@ -105,7 +135,14 @@ class Located[Base]:
 
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located[Laplace]:
-    """MAP from several starts, then the Laplace fit at the best of them."""
+    """MAP from several starts, then the Laplace fit at the best of them.
+
+    Raises:
+        BadInput: more than `WIDEST` latents.
+    """
+    if density.dim > WIDEST:
+        raise BadInput(f"this inference takes the curvature in all of {density.dim:,} latents, a matrix of their "
+                       "square: take map, langevin, svi or hmc, which need none")  # fmt: skip
     mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
     return Located(mode, near, fit(density, near[0], progress=progress), left)
 
@@ -126,21 +163,20 @@ def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:
     return replace(laplace, factor=sd.diag().to(laplace.factor.dtype), log_det=float(sd.log().sum()))
 
 
-def starting_points(found: Located[Laplace], chains: int, inflate: float = 1.2) -> Tensor:
+def starting_points(found: Located[Any], chains: int, inflate: float = 1.2) -> Tensor:
     """w (chains, dim): inflated Laplace draws, dealt out to all ends of the search within reach of the best.
 
     A second mode that holds mass is entered this way, and R-hat sees it; a local optimum far below is not.
     """
-    laplace = found.base
-    near = torch.cat([laplace.mode[None], found.starts[1:]])
-    offsets = torch.linalg.solve(laplace.factor.double(), (near - laplace.mode).double().mT).mT.to(near.dtype)
+    near = torch.cat([found.base.mode[None], found.starts[1:]])
+    offsets = found.base.encode(near)
     picks = torch.arange(chains, device=near.device) % len(near)
     return offsets[picks] + inflate * torch.randn(chains, near.shape[1], dtype=near.dtype, device=near.device)
 
 
-def whitened(log_density: Recorded, laplace: Laplace) -> Potential:
+def whitened(log_density: Recorded, base: Coordinates) -> Potential:
     """U(w) = −log p(ẑ + L w | g) and its gradient, for `density.recorded` or another log-density and its gradient."""
-    inner = log_density.under(laplace.mode, laplace.factor)
+    inner = base.under(log_density)
 
     def potential(w: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = inner(w)
