@@ -81,4 +81,6 @@ def by_layer(client: Client, sigmas: list[float] | tuple[float, ...]) -> Tensor:
                        f"{', '.join(client.layers)}, or one for all")  # fmt: skip
     require_positive(**{f"the sigma of {name}": s for name, s in zip(client.layers, sigmas, strict=True)})
     sizes = torch.tensor([shape.numel() for shape in client.layers.values()], device=client.device)
-    return torch.tensor(sigmas, dtype=torch.float64, device=client.device).repeat_interleave(sizes)
+    return torch.tensor(sigmas, dtype=torch.float64, device=client.device).repeat_interleave(
+        sizes, output_size=client.update_size
+    )

@@ -124,8 +124,15 @@ def build_client(
 
 
 def torch_device(name: str) -> torch.device:
-    """A device by name; raises BadInput where this machine has none such."""
+    """A device by name, `cuda:1` for example; auto is the machine's accelerator, where it has one.
+
+    Raises:
+        BadInput: this machine has none such.
+    """
     try:
+        if name == "auto":
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            return torch.device("cpu") if accelerator is None else accelerator
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
