@@ -31,7 +31,8 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     those of the fit (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
     approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
     recovered_labels: the labels that were recovered, by which rule, how sure. sigma: of the noise as it was told, or
-    its posterior median where it was inferred, with its 90 % interval (sigma_interval).
+    its posterior median where it was inferred, with its 90 % interval (sigma_interval). path: how the client's update
+    was computed (`Client.path`).
     """
     point = posterior.kind == "point"
     scores: dict[str, float | None] = dict.fromkeys(
@@ -71,7 +72,10 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "settings": posterior.attrs.get("settings"),
         "chosen": posterior.attrs.get("chosen"),
         "recovered_labels": posterior.attrs.get("recovered_labels"),
-        **{n: posterior.attrs.get(n) for n in ("sigma", "sigma_interval", "network", "seed", "protection", "versions")},
+        **{
+            n: posterior.attrs.get(n)
+            for n in ("sigma", "sigma_interval", "network", "path", "seed", "protection", "versions")
+        },
         "data": posterior.attrs.get("data") or posterior.attrs.get("observed"),
     }
 

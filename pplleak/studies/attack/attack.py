@@ -149,6 +149,7 @@ def attack(
         "settings": _plain(settings),
         "seed": seed,
         "sigma": observed.sigma,
+        "path": observed.client.path,
         **_inferred(posterior),
         "protection": str(observed.protection),
         "seconds": time.perf_counter() - start,
