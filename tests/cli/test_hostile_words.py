@@ -29,7 +29,6 @@ NETWORKS = {
     "detached": ("return self.last(x.flatten(1)).detach()", "", "no slope in the images", ""),
     "integer": ("return self.last(x.flatten(1)).long()", "", "torch.int64", ""),
     "item": ("y = self.last(x.flatten(1)); return y * y.sum().item()", "", ".item()", ""),
-    "lazy": ("return self.last(x.flatten(1))", "network.last = nn.LazyLinear(10)", "a lazy layer", ""),
     "meta": ("return self.last(x.flatten(1))", "network.to('meta')", "the meta device", ""),
     "uncopyable": ("return self.last(x.flatten(1))", "network.g = (i for i in ())", "cannot pickle", ""),
     "hook": ("return self.last(x.flatten(1))", "network.register_forward_hook(lambda *a: 1 / 0)", "ZeroDivi", "12)"),

@@ -214,8 +214,21 @@ def test_a_function_that_vmap_has_no_rule_for_is_taken_row_by_row() -> None:
 
 
 def test_a_function_that_is_differentiable_once_is_refused_not_followed_along_wrong_slopes() -> None:
-    with pytest.raises(BadInput, match=r"by autograd, .* by finite differences: does its autograd\.Function"):
+    with pytest.raises(BadInput, match=r"by autograd, .* by finite differences: does it compute by .detach"):
         Client(with_function(Once), V, 3)
+
+
+def test_a_scale_that_was_detached_has_no_slope_and_is_refused() -> None:
+    for kept, forward in (
+        (True, lambda n, x: n.b(n.a(x).tanh() / (1 + x.square().sum(1, keepdim=True)))),
+        (False, lambda n, x: n.b(n.a(x).tanh() / (1 + x.square().sum(1, keepdim=True).detach()))),
+    ):
+        network = Net(forward, a=nn.Linear(6, 4), b=nn.Linear(4, 3))
+        if kept:
+            Client(network, V, 3)
+            continue
+        with pytest.raises(BadInput, match=r"by finite differences: does it compute by \.detach"):
+            Client(network, V, 3)
 
 
 def test_hardsigmoid_is_differentiated_twice_through_what_it_is_made_of() -> None:
