@@ -36,8 +36,8 @@ def recorder(folder: str | Path, **settings: Any) -> Callable[[Any, Any, Callabl
         kind = str(message.metadata.message_type)
         if kind.partition(".")[0] != WORK:
             return call_next(message, context)
-        client = context.node_config.get("partition-id", context.node_id)
-        name = re.sub(r"[^\w-]", "_", f"round-{message.metadata.group_id or 0}-client-{client}")
+        client = re.sub(r"[^\w-]", "_", str(context.node_config.get("partition-id", context.node_id)))
+        name = f"round-{_round(message, folder, client)}-client-{client}"
         reply: list[Any] = []
         try:
             with record(None, folder / f"{name}.safetensors", **settings):
@@ -49,3 +49,13 @@ def recorder(folder: str | Path, **settings: Any) -> Callable[[Any, Any, Callabl
         return reply[0]
 
     return mod
+
+
+def _round(message: Any, folder: Path, client: str) -> int:
+    """The round that the server's strategy says; else one more than was recorded of this client."""
+    for record_of in message.content.config_records.values():
+        for key in ("server-round", "server_round", "current_round"):
+            if isinstance(number := record_of.get(key), int):
+                return number
+    names = (p.stem.partition("-client-") for p in folder.glob("round-*-client-*.safetensors"))
+    return 1 + max((int(r.removeprefix("round-")) for r, _, c in names if c == client), default=0)

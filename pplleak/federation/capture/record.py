@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pplleak.client import loss as losses
 from pplleak.client.training import Shares
 from pplleak.errors import BadInput
-from pplleak.federation import files
+from pplleak.federation import files, privacy
 from pplleak.federation.capture import private as privates
 from pplleak.federation.capture import training
 from pplleak.federation.capture.watch import Seen, require_seen, watched
@@ -66,7 +67,7 @@ def record(
         schedule, clip, prox: of local training (`pplleak.client.training`), which nothing here sees.
         shares: what is shared of the movement.
         optimizer: Opacus' `DPOptimizer`, whose noise and clip are then the observation's channel. engine: its
-            `PrivacyEngine`, for the sampling rate and ε at `delta`.
+            `PrivacyEngine`, for the sampling rate, and the ε at `delta` of all its steps so far (by RDP).
 
     Raises:
         BadInput: when the block is left: what was trained cannot be said by an observation. The training is done then,
@@ -76,44 +77,44 @@ def record(
         yield seen
     require_seen(seen)
     _write(seen, Path(path), private, source, loss, labels, normalise, schedule,
-           {"clip": clip, "prox": prox, "shares": shares}, _Dp.of(seen, optimizer, engine, delta))  # fmt: skip
+           {"clip": clip, "prox": prox, "shares": shares}, _opacus(seen, optimizer, engine, delta))  # fmt: skip
 
 
-class _Dp:
+@dataclass(frozen=True)
+class _Private:
     """What Opacus added: its channel, and what it spent."""
 
-    def __init__(self, channel: Named, spent: dict[str, float]) -> None:
-        self.channel, self.spent = channel, spent
+    channel: Named
+    spent: dict[str, float]
 
-    @classmethod
-    def of(cls, seen: Seen, optimizer: Any, engine: Any, delta: float) -> _Dp | None:
-        """None without Opacus.
 
-        Raises:
-            BadInput: the network is Opacus' and its optimiser was not named; more than one step was taken.
-        """
-        clipping = seen.network is not None and any(hasattr(p, "grad_sample") for p in seen.network.parameters())
-        if not hasattr(optimizer, "noise_multiplier"):
-            if clipping:
-                raise BadInput("Opacus clips and noises this network's gradients: name its optimiser, optimizer=…")
-            return None
-        if len(seen.steps) != 1:
-            raise BadInput(f"{len(seen.steps)} steps of DP-SGD were taken, and one a recording is modelled: record each "
-                           "step")  # fmt: skip
-        size = len(seen.steps[0].inputs[0])
-        lot = optimizer.expected_batch_size if optimizer.loss_reduction == "mean" else 1
-        settings = {"noise_multiplier": float(optimizer.noise_multiplier), "clip": float(optimizer.max_grad_norm)}
-        channel = Named("dpsgd", {**settings, "lot": 0 if lot == size else int(lot)})
-        spent = {} if engine is None else {
-            "epsilon": float(engine.get_epsilon(delta)), "delta": delta,
-            "sample_rate": float(engine.accountant.history[-1][1]),
-        }  # fmt: skip
-        return cls(channel, spent)
+def _opacus(seen: Seen, optimizer: Any, engine: Any, delta: float) -> _Private | None:
+    """None without Opacus.
+
+    Raises:
+        BadInput: the network is Opacus' and its optimiser was not named; more than one step was taken.
+    """
+    clipping = seen.network is not None and any(hasattr(p, "grad_sample") for p in seen.network.parameters())
+    if not hasattr(optimizer, "noise_multiplier"):
+        if clipping:
+            raise BadInput("Opacus clips and noises this network's gradients: name its optimiser, optimizer=…")
+        return None
+    if len(seen.steps) != 1:
+        raise BadInput(f"{len(seen.steps)} steps of DP-SGD were taken, and one a recording is modelled: record each step")
+    size = len(seen.steps[0].inputs[0])
+    lot = optimizer.expected_batch_size if optimizer.loss_reduction == "mean" else 1
+    settings = {"noise_multiplier": float(optimizer.noise_multiplier), "clip": float(optimizer.max_grad_norm)}
+    channel = Named("dpsgd", {**settings, "lot": 0 if lot == size else int(lot)})
+    spent = {} if engine is None else {
+        "epsilon": privacy.composed(engine.accountant.history, delta=delta), "delta": delta,
+        "sample_rate": float(engine.accountant.history[-1][1]),
+    }  # fmt: skip
+    return _Private(channel, spent)
 
 
 def _write(
     seen: Seen, path: Path, private: str | Path | None, source: str, loss: str, labels: Tensor | None,
-    normalise: Sequence[float], schedule: str, more: dict[str, Any], dp: _Dp | None,
+    normalise: Sequence[float], schedule: str, more: dict[str, Any], dp: _Private | None,
 ) -> None:  # fmt: skip
     network = seen.network
     assert network is not None
@@ -126,7 +127,7 @@ def _write(
     if seen.steps:
         rates = [float(s.settings[0]["lr"]) for s in seen.steps]
         optimizer = training.optimiser(seen.optimizer, seen.steps[0].settings)
-        if not seen.fresh and optimizer != training.optimisers.check("optimizer", "sgd"):
+        if not seen.fresh and dp is None and optimizer != training.optimisers.check("optimizer", "sgd"):
             raise BadInput("the optimiser remembers steps from before this recording, which the server is not modelled to "
                            "know: make a new one each round, or record from its first step on")  # fmt: skip
         local = training.local(optimizer, rates, order, schedule, **more)
