@@ -18,6 +18,7 @@ holds are not made again.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 import time
@@ -134,7 +135,8 @@ def beliefs(kind: str, seen: pl.Observation) -> Iterator[tuple[str, pl.Observati
         plain = dataclasses.replace(seen.client, local=LocalTraining(LR, epochs=EPOCHS, batch_size=BATCH))
         yield "sgd", dataclasses.replace(seen, client=plain), INFER
         steps = EPOCHS * -(-N // BATCH)
-        one = pl.Client(seen.client.network, seen.client.input_shape, seen.client.num_classes)
+        network = copy.deepcopy(seen.client.network).requires_grad_()
+        one = pl.Client(network, seen.client.input_shape, seen.client.num_classes)
         yield "gradient", dataclasses.replace(seen, client=one, g=-seen.g / (LR * steps)), INFER
     else:
         yield "right", seen, {}
