@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from pplleak import channels
+from pplleak import channels, programs
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, printable
 from pplleak.federation import capture
@@ -27,7 +28,7 @@ from pplleak.posterior.summary import summarise
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
-from pplleak.studies.attack.attack import attack
+from pplleak.studies.attack.attack import attack, choose
 from pplleak.studies.audit.clock import Clock, share
 
 Row = dict[str, Any]
@@ -35,13 +36,13 @@ Labels = Literal["auto", "known", "unknown", "recovered"]
 COLUMNS = {
     "name": str, "attack": str, "status": str, "why": str, "seconds": float, "labels": str, "examples": int,
     "protection": str, "epsilon": float | None, "replay": float | None, "guess_psnr": float | None,
-    "psnr": float | None, "best_psnr": float | None, "worst_psnr": float | None, "coverage_90": float | None,
+    "gain": float | None, "psnr": float | None, "best_psnr": float | None, "worst_psnr": float | None, "coverage_90": float | None,
     "bits": float | None, "sd_ratio": float | None, "fits": bool | None, "converged": bool | None,
     "trusted": bool | None, "assumed": str,
 }  # fmt: skip
 TABLE, SETTINGS = "audit.csv", "audit.json"
 DONE, CUT, DECLINED, LATE = "done", "cut short", "does not apply", "no time"
-COSTS = (1.0, 4.0, 16.0)  # of the first, the second and every further attack
+COSTS = (1.0, 8.0, 16.0)  # of the first, the second and every further attack
 MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
 
 
@@ -172,6 +173,10 @@ def audit(
     names = {i.name for i in found}
     rows = {table.about(r): r for r in table.read() if r["status"] != LATE and r["name"] in names}
     jobs = [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) for i in found]
+    for item in found if AUTO in attacks else ():  # what no sampler takes wants no share of the time
+        if (item.name, AUTO) not in rows and (why := _unsampled(item, load, labels, model, beliefs)):
+            rows[item.name, AUTO] = _empty(item.name, AUTO) | {"status": DECLINED, "why": why, "seconds": 0.0}
+            table.add([rows[item.name, AUTO]])
     spent = sum(r["seconds"] for r in rows.values())
     for k in progress("attacks", len(jobs)):
         item, name, cost = jobs[k]
@@ -180,8 +185,7 @@ def audit(
         coming = sum(c for i, a, c in jobs[k:] if (i.name, a) not in rows)
         clock = Clock(share(budget - spent, cost, coming))
         begin = time.perf_counter()
-        row: Row = {"name": item.name, "attack": name, "why": "", "labels": "", "examples": 0, "protection": "",
-                    "assumed": ""}  # fmt: skip
+        row = _empty(item.name, name)
         try:
             if clock.seconds < 0.1:
                 raise TimeoutError
@@ -201,12 +205,30 @@ def audit(
                 raise KeyboardInterrupt
             posterior = posterior.with_(attrs={**posterior.attrs, "labels_are": row["labels"], "assumed": row["assumed"]})
             posterior.save(place(out, item.name, name))
-            row |= {"status": CUT if clock.fired else DONE, **scores(posterior)}
+            seen = None if observed.truth is None or observed.public is None else guess(
+                observed.public, observed.truth.cpu().numpy())  # fmt: skip
+            row |= {"status": CUT if clock.fired else DONE, **scores(posterior, seen)}
         row["seconds"] = round(time.perf_counter() - begin, 3)
         spent += row["seconds"]
         rows[item.name, name] = row
         table.add([row])
     return [r for r in table.read() if r["name"] in names]
+
+
+def _empty(name: str, attack: str) -> Row:
+    return {"name": name, "attack": attack, "why": "", "labels": "", "examples": 0, "protection": "", "assumed": ""}
+
+
+def _unsampled(
+    item: Item, load: Callable[[Path], Observation], labels: Labels, model: str, beliefs: Mapping[str, Any] | None
+) -> str:
+    """Why no sampler gives a posterior that could be believed; "" where one does, or where that is found out later."""
+    try:
+        observed, _, _ = prepared(item, load(item.path), labels)
+        name, why = choose(observed, model, beliefs)
+    except BadInput:
+        return ""
+    return f"no posterior: {printable(why, 380)}" if observed.client.kinks and name not in programs.declining() else ""
 
 
 def place(out: Path, name: str, attack: str) -> Path:
@@ -224,7 +246,7 @@ def _said(observed: Observation) -> Row:
         return row
     truth = observed.truth.cpu().numpy()
     if observed.public is not None:
-        row["guess_psnr"] = float(metrics.psnr(observed.public.mean(0).expand(truth.shape).cpu().numpy(), truth).mean())
+        row["guess_psnr"] = float(guess(observed.public, truth).mean())
     plain = observed.protection.channel is None or observed.protection.channel.name == "gaussian"
     if plain and observed.labels is not None and "recovered_labels" not in observed.provenance:
         with torch.no_grad():
@@ -233,13 +255,20 @@ def _said(observed: Observation) -> Row:
     return row
 
 
-def scores(posterior: Posterior) -> Row:
-    """The numbers of a result, over the batch and of its best and worst example."""
+def guess(public: torch.Tensor, truth: np.ndarray) -> np.ndarray:
+    """PSNR (batch,) of the mean public image: what needs no update at all."""
+    return metrics.psnr(public.mean(0).expand(truth.shape).cpu().numpy(), truth)
+
+
+def scores(posterior: Posterior, guessed: np.ndarray | None = None) -> Row:
+    """The numbers of a result, over the batch and of its best and worst example. gain: by how much an example at most is
+    nearer than its guess, dB."""
     summary = summarise(posterior)
     point = posterior.kind == "point"
     each = [max(v for v in (e["psnr_map"], None if point else e["psnr_mean"]) if v is not None)
             for e in summary["examples"]]  # fmt: skip
     return {
+        "gain": None if guessed is None or not each else float(max(np.array(each) - guessed)),
         "psnr": sum(each) / len(each) if each else None,
         "best_psnr": max(each, default=None), "worst_psnr": min(each, default=None),
         **{n: summary[n] for n in ("coverage_90", "bits", "sd_ratio", "fits", "converged", "trusted")},

@@ -52,17 +52,16 @@ def finding(rows: Sequence[Row]) -> Finding:
 
 def _of(row: Row) -> Finding:
     trusted, ratio = row["trusted"], row["sd_ratio"]
-    gain = None if row["best_psnr"] is None or row["guess_psnr"] is None else row["best_psnr"] - row["guess_psnr"]
+    gain = row["gain"]
     believed = trusted and ratio is not None
     left = f"{ratio:.0%} of the uncertainty that public images alone leave is left" if believed else ""
     near = ""
     if gain is not None:
-        near = (f"the best reconstruction is {row['best_psnr']:.1f} dB from the private example, and the mean public "
-                f"image {row['guess_psnr']:.1f} dB")  # fmt: skip
+        near = f"the best reconstruction is {gain:.1f} dB nearer to its private example than the mean public image"
     if believed and ratio < MUCH:
         return Finding("away", _said("The attack can be believed", left, near), row)
     if gain is not None and gain >= QUARTER:
-        return Finding("away", _said("Measured against the truth", near, "less than a quarter of a guess's error"), row)
+        return Finding("away", _said("Measured against the truth", near, "a quarter of its squared error, or less"), row)
     if believed and ratio < LITTLE:
         return Finding("partly", _said("The attack can be believed", left, near), row)
     if gain is not None and gain >= HALF:
