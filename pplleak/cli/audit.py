@@ -42,10 +42,10 @@ class Audit:
     budget: float = 10.0
     """Minutes for all attacks together; each observation is attacked by the first before any is by the second."""
     attacks: str = f"quotient,map,{AUTO}"
-    """Inferences, the cheap ones first, separated by commas; auto is the exact posterior's. Settings: --NAME.SETTING."""
+    """Inferences, the cheap ones first, separated by commas; auto: the posterior's. Settings: --NAME.SETTING."""
     labels: Labels = "auto"
-    """known to the adversary, recovered off the gradient, unknown (summed over); auto: recovered where that is sure, else
-    summed over where they are few, else known."""
+    """known to the adversary, recovered off the gradient, unknown (summed over); auto: recovered where that is sure,
+    else summed over where they are few, else known."""
     network: NetworkName = ""
     """Of all observations, where it is code: FILE.py:FUNCTION, or FILE.py:CLASS without arguments."""
     model: str = MODEL
@@ -89,16 +89,16 @@ def work(args: Any, names: Sequence[str], out: Path) -> int:
     found = audit.items(args.observations, args.truth)
     settled = runs.settings({**_plain(args), "observations": [str(i.path) for i in found]}, leaving=("out", "budget"))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
-    public = data.public(args.data, args.data_root).x
+    public = data.public(args.data, args.data_root)
     named = Named(args.network, options(args, "network")) if args.network else None
 
     def opened(path: Path) -> Observation:
-        return arguments.spare_threads(load(path, network=named, public=public, seed=args.seed))
+        return arguments.spare_threads(load(path, network=named, public=public.x, seed=args.seed))
 
     stopped = False
     try:
         audit.audit(
-            found, opened, names, out, budget=60 * args.budget, labels=args.labels, model=args.model,
+            found, opened, names, out, budget=60 * args.budget, public=public, labels=args.labels, model=args.model,
             beliefs=arguments.beliefs(args), seed=args.seed, progress=bar,
             settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
         )  # fmt: skip

@@ -50,10 +50,10 @@ def record(
             for x, y in loader:
                 optimizer.zero_grad(); loss(network(x), y).backward(); optimizer.step()
 
-    What is shared is θ_after − θ_before of all steps; the gradient of a single plain SGD step, from which it follows; the
-    gradient where no optimiser steps; behind Opacus the noised gradient of its one step. Inputs, labels, loss, optimiser
-    and weights are seen by themselves: a loss of `torch.nn.functional` or `torch.nn`, an optimiser of `torch.optim`, one
-    forward pass a step. The rest is said by name.
+    What is shared is θ_after − θ_before of all steps; the gradient of a single plain SGD step, from which it follows;
+    the gradient where no optimiser steps; behind Opacus the noised gradient of its one step. Inputs, labels, loss,
+    optimiser and weights are seen by themselves: a loss of `torch.nn.functional` or `torch.nn`, an optimiser of
+    `torch.optim`, one forward pass a step. The rest is said by name.
 
     Args:
         network: any module; None takes the first that is called with gradients.
@@ -100,7 +100,9 @@ def _opacus(seen: Seen, optimizer: Any, engine: Any, delta: float) -> _Private |
             raise BadInput("Opacus clips and noises this network's gradients: name its optimiser, optimizer=…")
         return None
     if len(seen.steps) != 1:
-        raise BadInput(f"{len(seen.steps)} steps of DP-SGD were taken, and one a recording is modelled: record each step")
+        raise BadInput(
+            f"{len(seen.steps)} steps of DP-SGD were taken, and one a recording is modelled: record each step"
+        )
     size = len(seen.steps[0].inputs[0])
     lot = optimizer.expected_batch_size if optimizer.loss_reduction == "mean" else 1
     settings = {"noise_multiplier": float(optimizer.noise_multiplier), "clip": float(optimizer.max_grad_norm)}
@@ -128,8 +130,8 @@ def _write(
         rates = [float(s.settings[0]["lr"]) for s in seen.steps]
         optimizer = training.optimiser(seen.optimizer, seen.steps[0].settings)
         if not seen.fresh and dp is None and optimizer != training.optimisers.check("optimizer", "sgd"):
-            raise BadInput("the optimiser remembers steps from before this recording, which the server is not modelled to "
-                           "know: make a new one each round, or record from its first step on")  # fmt: skip
+            raise BadInput("the optimiser remembers steps from before this recording, which the server is not modelled "
+                           "to know: make a new one each round, or record from its first step on")  # fmt: skip
         local = training.local(optimizer, rates, order, schedule, **more)
     after = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
     weighed = torch.cat([p.double().reshape(-1) for p in after.values()]).square().mean().sqrt()
@@ -147,8 +149,8 @@ def _write(
     x = _in_range(x, normalise)
     sigma = max(files.rounding(shared), rounded)
     files.write(
-        path, shared, input_shape=tuple(x.shape[1:]), num_classes=classes, network=Named.parse(source or _source(network)),
-        parameters=seen.before, batch_size=len(x), local=local, loss=loss, normalise=normalise, mode=seen.mode,
+        path, shared, input_shape=tuple(x.shape[1:]), num_classes=classes,
+        network=Named.parse(source or _source(network)), parameters=seen.before, batch_size=len(x), local=local, loss=loss, normalise=normalise, mode=seen.mode,
         protection=Protection(channel=Named("gaussian", {"sigma": sigma}) if dp is None else dp.channel),
         privacy=None if dp is None else dp.spent,
     )  # fmt: skip
@@ -168,7 +170,9 @@ def _loss(seen: Seen, loss: str, labels: Tensor | None) -> tuple[str, list[Tenso
     outputs = [told for told in found if told is not None]
     if labels is not None and loss:
         if len(labels) != sum(sizes):
-            raise BadInput(f"{len(labels)} labels for {sum(sizes)} inputs: give one for each, in the order of the steps")
+            raise BadInput(
+                f"{len(labels)} labels for {sum(sizes)} inputs: give one for each, in the order of the steps"
+            )
         each = list(labels.detach().cpu().split(sizes))
         with torch.no_grad():
             assert seen.outer is not None

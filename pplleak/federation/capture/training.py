@@ -91,12 +91,12 @@ def local(
             expected = list(made.rates(count))
             if any(not math.isclose(a, b, rel_tol=CLOSE) for a, b in zip(expected, rates, strict=True)):
                 said = " ".join(f"{r:.3g}" for r in rates[:4])
-                raise BadInput(f"the learning rates of the steps were {said} …, and the schedule {schedule} says others: "
-                               "name theirs, schedule='cosine' for example")  # fmt: skip
+                raise BadInput(f"the learning rates of the steps were {said} …, and the schedule {schedule} says "
+                               "others: name theirs, schedule='cosine' for example")  # fmt: skip
             return made
     said = " ".join(map(str, sizes[:12]))
-    raise BadInput(f"steps of {said} examples over {count} examples are no whole epochs of equal batches, which is what "
-                   "local training says")  # fmt: skip
+    raise BadInput(f"steps of {said} examples over {count} examples are no whole epochs of equal batches, which is "
+                   "what local training says")  # fmt: skip
 
 
 def gradient_of(local: LocalTraining) -> bool:

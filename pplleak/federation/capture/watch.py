@@ -1,8 +1,8 @@
 """What a training step shows to who only looks: the network's inputs, the loss with its labels, the optimiser.
 
 Inputs are seen by a hook before the network's forward pass, losses by a mode through which torch's functions are called
-(`torch.overrides.TorchFunctionMode`), steps by the hooks that every `torch.optim` optimiser has. Nothing is changed, and
-all of it is gone when the block is left.
+(`torch.overrides.TorchFunctionMode`), steps by the hooks that every `torch.optim` optimiser has. Nothing is changed,
+and all of it is gone when the block is left.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def _loss(name: str, given: dict[str, Any]) -> tuple[str, Tensor, Tensor]:
         one_hot = target.dim() == 2 and bool(((target == 0) | (target == 1)).all() and (target.sum(1) == 1).all())
         name, target = (name, target.argmax(1)) if one_hot else ("", target)
     known = target.dim() == 1 and reduction in ("mean", "sum") and output.dim() == 2
-    known &= bool((target >= 0).all()) and given.get("pos_weight") is None and not (name != "cross_entropy" and settings)
+    known &= (
+        bool((target >= 0).all()) and given.get("pos_weight") is None and not (name != "cross_entropy" and settings)
+    )
     return (f"{name}:{','.join(settings)}" if settings else name) if known else "", output, target.cpu()
 
 

@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pplleak import channels, programs
+from pplleak.data import Images
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, printable
 from pplleak.federation import capture
@@ -36,11 +38,12 @@ Labels = Literal["auto", "known", "unknown", "recovered"]
 COLUMNS = {
     "name": str, "attack": str, "status": str, "why": str, "seconds": float, "labels": str, "examples": int,
     "protection": str, "epsilon": float | None, "replay": float | None, "guess_psnr": float | None,
-    "gain": float | None, "psnr": float | None, "best_psnr": float | None, "worst_psnr": float | None, "coverage_90": float | None,
-    "bits": float | None, "sd_ratio": float | None, "fits": bool | None, "converged": bool | None,
+    "gain": float | None, "psnr": float | None, "best_psnr": float | None, "worst_psnr": float | None,
+    "coverage_90": float | None, "bits": float | None, "sd_ratio": float | None, "fits": bool | None, "converged": bool | None,
     "trusted": bool | None, "assumed": str,
 }  # fmt: skip
 TABLE, SETTINGS = "audit.csv", "audit.json"
+SPENT = "its share of the time was spent before it ended"
 DONE, CUT, DECLINED, LATE = "done", "cut short", "does not apply", "no time"
 COSTS = (1.0, 8.0, 16.0)  # of the first, the second and every further attack
 MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
@@ -117,14 +120,13 @@ def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observa
     else:
         how = "shared by the client"
     local = observed.client.local
-    if local is not None and local.batch_size is not None and (channel := observed.protection.channel) is not None:
-        if channel.name == "gaussian":  # whose order, if nothing else, the server does not know
-            observed = replace(observed, protection=observed.protection.with_sigma(channels.INFER))
-            assumed.append("what the client's order of examples changes is like noise, of a σ that is inferred")
+    if local is not None and local.batch_size is not None and observed.protection.is_channel("gaussian"):
+        observed = replace(observed, protection=observed.protection.with_sigma(channels.INFER))
+        assumed.append("what the client's order of examples changes is like noise, of a σ that is inferred")
     return observed, how, "; ".join(assumed)
 
 
-def _labels(observed: Observation, true: torch.Tensor | None, labels: Labels) -> tuple[Observation, str, list[str]]:
+def _labels(observed: Observation, true: Tensor | None, labels: Labels) -> tuple[Observation, str, list[str]]:
     """An observation whose labels were not shared, or are not to be taken, with those of the adversary."""
     hidden = replace(observed, labels=None)
     few = observed.client.num_classes**observed.batch_size <= MOST_LABELS
@@ -141,8 +143,8 @@ def _labels(observed: Observation, true: torch.Tensor | None, labels: Labels) ->
     if labels == "unknown" or (labels == "auto" and few):
         return hidden, "unknown: summed over", []
     if true is None:
-        raise BadInput("the labels were not shared, and the auditor has none to give: name the folder of private batches, "
-                       "or let them be recovered")  # fmt: skip
+        raise BadInput("the labels were not shared, and the auditor has none to give: name the folder of private "
+                       "batches, or let them be recovered")  # fmt: skip
     return replace(observed, labels=true), "told to the adversary", ["the server knows the labels (the worst case)"]
 
 
@@ -153,6 +155,7 @@ def audit(
     out: Path,
     *,
     budget: float,
+    public: Images | None = None,
     labels: Labels = "auto",
     model: str = MODEL,
     beliefs: Mapping[str, Any] | None = None,
@@ -164,6 +167,7 @@ def audit(
 
     Args:
         load: reads an observation. attacks: inferences by name, the cheap ones first; `auto` chooses the posterior's.
+        public: images that are guessed from, for comparison.
         budget: seconds for all, with those that rows of an earlier run took. settings: of each inference.
 
     Raises:
@@ -192,6 +196,10 @@ def audit(
             observed = load(item.path)
             observed, row["labels"], row["assumed"] = prepared(item, observed, labels)
             row |= _said(observed)
+            guessed = None
+            if observed.truth is not None and public is not None and public.x.shape[1:] == observed.truth.shape[1:]:
+                guessed = guess(public, observed.truth.cpu().numpy(), observed.labels)
+                row["guess_psnr"] = float(guessed.mean())
             posterior = attack(observed, model, name, beliefs=beliefs, settings=(settings or {}).get(name, {}),
                                seed=seed, progress=clock)  # fmt: skip
         except BadInput as error:
@@ -203,11 +211,12 @@ def audit(
         else:
             if posterior.interrupted and not clock.fired:
                 raise KeyboardInterrupt
-            posterior = posterior.with_(attrs={**posterior.attrs, "labels_are": row["labels"], "assumed": row["assumed"]})
+            reasons = tuple(SPENT if r.startswith("interrupted") else r for r in posterior.reasons)
+            posterior = posterior.with_(
+                reasons=reasons, attrs={**posterior.attrs, "labels_are": row["labels"], "assumed": row["assumed"]}
+            )
             posterior.save(place(out, item.name, name))
-            seen = None if observed.truth is None or observed.public is None else guess(
-                observed.public, observed.truth.cpu().numpy())  # fmt: skip
-            row |= {"status": CUT if clock.fired else DONE, **scores(posterior, seen)}
+            row |= {"status": CUT if clock.fired else DONE, **scores(posterior, guessed)}
         row["seconds"] = round(time.perf_counter() - begin, 3)
         spent += row["seconds"]
         rows[item.name, name] = row
@@ -238,15 +247,12 @@ def place(out: Path, name: str, attack: str) -> Path:
 
 def _said(observed: Observation) -> Row:
     """What is known of an observation before it is attacked; with the truth, how well the client as it is modelled
-    explains what was shared (`replay`, ‖u(truth) − g‖ / ‖g‖), and how near the mean public image comes."""
+    explains what was shared (`replay`, ‖u(truth) − g‖ / ‖g‖)."""
     privacy = observed.provenance.get("privacy") or {}
     row: Row = {"examples": observed.batch_size, "protection": str(observed.protection),
                 "epsilon": privacy.get("epsilon")}  # fmt: skip
     if observed.truth is None:
         return row
-    truth = observed.truth.cpu().numpy()
-    if observed.public is not None:
-        row["guess_psnr"] = float(guess(observed.public, truth).mean())
     plain = observed.protection.channel is None or observed.protection.channel.name == "gaussian"
     if plain and observed.labels is not None and "recovered_labels" not in observed.provenance:
         with torch.no_grad():
@@ -255,14 +261,20 @@ def _said(observed: Observation) -> Row:
     return row
 
 
-def guess(public: torch.Tensor, truth: np.ndarray) -> np.ndarray:
-    """PSNR (batch,) of the mean public image: what needs no update at all."""
-    return metrics.psnr(public.mean(0).expand(truth.shape).cpu().numpy(), truth)
+def guess(public: Images, truth: np.ndarray, labels: Tensor | None) -> np.ndarray:
+    """PSNR (batch,) of what needs no update at all: the mean public image, or the mean one of its class, where the
+    adversary has the labels and that is nearer."""
+    whole = public.x.mean(0).expand(truth.shape)
+    best = metrics.psnr(whole.cpu().numpy(), truth)
+    if labels is None:
+        return best
+    means = torch.stack([public.x[of].mean(0) if (of := public.y == k).any() else whole[0] for k in labels.tolist()])
+    return np.maximum(best, metrics.psnr(means.cpu().numpy(), truth))
 
 
 def scores(posterior: Posterior, guessed: np.ndarray | None = None) -> Row:
-    """The numbers of a result, over the batch and of its best and worst example. gain: by how much an example at most is
-    nearer than its guess, dB."""
+    """The numbers of a result, over the batch and of its best and worst example. gain: by how much an example at most
+    is nearer than its guess, dB."""
     summary = summarise(posterior)
     point = posterior.kind == "point"
     each = [max(v for v in (e["psnr_map"], None if point else e["psnr_mean"]) if v is not None)

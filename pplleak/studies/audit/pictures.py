@@ -66,8 +66,8 @@ def rows(posterior: Posterior, prior_sd: float | None) -> list[list[Picture]]:
             row.append(_made(f"mean{_near(mean, truth, k)}", mean, number, "the mean of all images that fit"))
             scale = max(float(sd.max()), prior_sd or 0.0, 1e-9)
             row.append(Picture("uncertainty", png(_heat(sd.mean(0) / scale)),
-                               f"Example {number}: how uncertain each pixel is, on average {sd.mean():.2f} of the range "
-                               "from black to white; bright is uncertain"))  # fmt: skip
+                               f"Example {number}: how uncertain each pixel is, on average {sd.mean():.2f} of the "
+                               "range from black to white; bright is uncertain"))  # fmt: skip
             picks = np.linspace(0, len(posterior.draws) - 1, DRAWS + 2).astype(int)[1:-1]
             for d, pick in enumerate(picks, 1):
                 row.append(_made(f"draw {d}", posterior.draws[pick][of_draws[k]], number,

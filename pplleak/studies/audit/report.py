@@ -157,7 +157,7 @@ def _assumptions(posterior: Posterior, row: Row) -> list[tuple[str, str]]:
     local = attrs.get("local")
     trained = "; ".join(f"{n} {v['name'] if isinstance(v, dict) else v}" for n, v in local.items()) if local else ""
     said = [
-        ("who attacks", "a server that is honest but curious: it runs the protocol, and computes with what it receives"),
+        ("who attacks", "a server that is honest but curious: it runs the protocol, and computes with what it gets"),
         ("weights", "the server sent them, and knows them and the network's buffers"),
         ("network", f"{attrs.get('network', '?')} {_settings_of(attrs.get('network_settings'))}".strip()),
         ("loss", str(attrs.get("loss") or "cross_entropy")),
@@ -165,13 +165,19 @@ def _assumptions(posterior: Posterior, row: Row) -> list[tuple[str, str]]:
         ("labels", row["labels"] or "as the result says"),
         ("protection", str(attrs.get("protection") or "none")),
         ("noise σ", f"{sigma:.3g}{', inferred' if 'log_sigma' in posterior.latents else ''}" if sigma else "not known"),
-        ("knowledge of the data", f"{attrs.get('beliefs', {}).get('prior', 'the prior of the model')}; fitted to public "
-                                  "images"),
+        ("knowledge of the data", f"{_prior(attrs)}; fitted to public images"),
         *(("beside that", part) for part in row["assumed"].split("; ") if part),
     ]  # fmt: skip
     if row["epsilon"] is not None:
         said.append(("ε of DP-SGD", f"{row['epsilon']:.4g}, of all steps up to this one"))
     return [(n, printable(v, 400)) for n, v in said]
+
+
+def _prior(attrs: Mapping[str, Any]) -> str:
+    beliefs = attrs.get("beliefs")
+    return str(
+        beliefs.get("prior", "the prior of the model") if isinstance(beliefs, dict) else "the prior of the model"
+    )
 
 
 def _settings_of(settings: Any) -> str:

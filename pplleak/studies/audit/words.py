@@ -33,7 +33,7 @@ def finding(rows: Sequence[Row]) -> Finding:
     """The worst that any attack on an update showed.
 
     A result that is trusted counts by what it leaves open of the prior's uncertainty. Where the auditor has the truth,
-    any attack counts by how much nearer it came than the mean public image, trusted or not: an attacker need not
+    any attack counts by how much nearer it came than a guess from public images, trusted or not: an attacker need not
     believe what he sees. No attack that failed counts as privacy.
     """
     best: Finding | None = None
@@ -57,11 +57,14 @@ def _of(row: Row) -> Finding:
     left = f"{ratio:.0%} of the uncertainty that public images alone leave is left" if believed else ""
     near = ""
     if gain is not None:
-        near = f"the best reconstruction is {gain:.1f} dB nearer to its private example than the mean public image"
+        of = f" of its {row['examples']}" if row["examples"] > 1 else ""
+        near = f"the best reconstruction{of} is {gain:.1f} dB nearer to its private example than a guess"
     if believed and ratio < MUCH:
         return Finding("away", _said("The attack can be believed", left, near), row)
     if gain is not None and gain >= QUARTER:
-        return Finding("away", _said("Measured against the truth", near, "a quarter of its squared error, or less"), row)
+        return Finding(
+            "away", _said("Measured against the truth", near, "that is a quarter of its squared error, or less"), row
+        )
     if believed and ratio < LITTLE:
         return Finding("partly", _said("The attack can be believed", left, near), row)
     if gain is not None and gain >= HALF:
@@ -97,8 +100,8 @@ def _shared(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     moved = sum(bool(s["local"]) for s in sections)
     kind = "changes of a network's weights" if moved == many else "gradients of a network" if not moved else (
         "gradients, or changes of a network's weights")  # fmt: skip
-    return [f"{said}{of}.", f"What left the client were {kind}: no image, no label, no record. The question is what these "
-            "numbers tell of the data behind them to whoever receives them."]  # fmt: skip
+    return [f"{said}{of}.", f"What left the client were {kind}: no image, no label, no record. The question is what "
+            "these numbers tell of the data behind them to whoever receives them."]  # fmt: skip
 
 
 def _gives(sections: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -108,7 +111,9 @@ def _gives(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     scored = [s for s in sections if s["best_psnr"] is not None]
     if scored:
         worst = max(scored, key=lambda s: s["best_psnr"])
-        guess = "" if worst["guess_psnr"] is None else f"; the mean public image comes within {worst['guess_psnr']:.1f} dB"
+        guess = (
+            "" if worst["guess_psnr"] is None else f"; guesses from public images come to {worst['guess_psnr']:.1f} dB"
+        )
         lines.append(f"The example that was given away most, of {worst['name']}, was reconstructed to "
                      f"{worst['best_psnr']:.1f} dB (PSNR; more is nearer){guess}.")  # fmt: skip
     return lines
@@ -118,13 +123,13 @@ def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     trusted = Counter(s["trusted"] for s in sections)
     lines = []
     if trusted[True]:
-        lines.append(f"For {trusted[True]} of {len(sections)}, the attack passed all its own checks: it explains what was "
-                     "shared, its computation converged, and the update says something.")  # fmt: skip
+        lines.append(f"For {trusted[True]} of {len(sections)}, the attack passed all its own checks: it explains what "
+                     "was shared, its computation converged, and the update says something.")  # fmt: skip
     if trusted[None]:
         lines.append(f"For {trusted[None]}, it found one image without saying how uncertain that is.")
     if trusted[False]:
-        lines.append(f"For {trusted[False]}, the attack failed a check of its own. Its picture may be wrong, and that it "
-                     "is wrong protects nobody: a better attack may do better.")  # fmt: skip
+        lines.append(f"For {trusted[False]}, the attack failed a check of its own. Its picture may be wrong, and that "
+                     "it is wrong protects nobody: a better attack may do better.")  # fmt: skip
     replays = [s["replay"] for s in sections if s["replay"] is not None]
     if replays:
         lines.append(f"With the true examples put in, the client as it is modelled explains what was shared up to "
@@ -144,9 +149,9 @@ def _protect(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     else:
         (only,) = groups or ["nothing"]
         lines.append(f"All were shared behind {only}. No other protection was measured in this audit.")
-    lines.append("What hides an example is noise that is calibrated to it (differential privacy, DP-SGD), and a sum of many "
-                 "clients that the server cannot take apart (secure aggregation). How much of it costs how much accuracy is "
-                 "measured by the command defend, on your own data.")  # fmt: skip
+    lines.append("What hides an example is noise that is calibrated to it (differential privacy, DP-SGD), and a sum of "
+                 "many clients that the server cannot take apart (secure aggregation). How much of it costs how much "
+                 "accuracy is measured by the command defend, on your own data.")  # fmt: skip
     return lines
 
 
