@@ -150,7 +150,8 @@ def _write(
     sigma = max(files.rounding(shared), rounded)
     files.write(
         path, shared, input_shape=tuple(x.shape[1:]), num_classes=classes,
-        network=Named.parse(source or _source(network)), parameters=seen.before, batch_size=len(x), local=local, loss=loss, normalise=normalise, mode=seen.mode,
+        network=Named.parse(source or _source(network)), parameters=seen.before, batch_size=len(x), local=local,
+        loss=loss, normalise=normalise, mode=seen.mode,
         protection=Protection(channel=Named("gaussian", {"sigma": sigma}) if dp is None else dp.channel),
         privacy=None if dp is None else dp.spent,
     )  # fmt: skip

@@ -154,6 +154,9 @@ def _before(seen: Seen, optimizer: torch.optim.Optimizer) -> None:
         return
     if not seen.steps:
         seen.optimizer, seen.fresh = optimizer, not optimizer.state
+        stepped = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        if any(p.requires_grad and id(p) not in stepped for p in network.parameters()):
+            seen.doubts.append("the optimiser leaves some trainable parameters as they are: freeze those")
         named = network.named_parameters()
         seen.gradient = {n: p.grad.detach().clone() for n, p in named if p.grad is not None}
     elif optimizer is not seen.optimizer:

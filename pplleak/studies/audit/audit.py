@@ -39,7 +39,8 @@ COLUMNS = {
     "name": str, "attack": str, "status": str, "why": str, "seconds": float, "labels": str, "examples": int,
     "protection": str, "epsilon": float | None, "replay": float | None, "guess_psnr": float | None,
     "gain": float | None, "psnr": float | None, "best_psnr": float | None, "worst_psnr": float | None,
-    "coverage_90": float | None, "bits": float | None, "sd_ratio": float | None, "fits": bool | None, "converged": bool | None,
+    "coverage_90": float | None, "bits": float | None, "sd_ratio": float | None,
+    "fits": bool | None, "converged": bool | None,
     "trusted": bool | None, "assumed": str,
 }  # fmt: skip
 TABLE, SETTINGS = "audit.csv", "audit.json"

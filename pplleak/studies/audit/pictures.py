@@ -11,6 +11,7 @@ import numpy as np
 
 from pplleak.posterior import Posterior, metrics
 
+DATA = "data:image/png;base64,"
 MOST = 4  # examples of an update that are shown: those that the attack came nearest to
 DRAWS = 3
 FEATURES = 20  # of data that are no images
@@ -34,7 +35,7 @@ def png(image: np.ndarray) -> str:
     pixels = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
     kept = io.BytesIO()
     Image.fromarray(pixels).save(kept, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()
+    return DATA + base64.b64encode(kept.getvalue()).decode()
 
 
 def ordered(posterior: Posterior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -48,13 +48,18 @@ def render(sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]],
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pplleak.studies.audit"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_plain,
     )  # fmt: skip
     shown = {n: v for n, v in settings.items() if n != "files" and v not in (None, "", [], {})}
     levels = {level: words.LEVELS[level] for level in words.LEVELS}
     return environment.get_template(TEMPLATE).render(
         sections=sections, said=said, settings=shown, levels=levels, versions=versions()
     )
+
+
+def _plain(value: Any) -> Any:
+    """Words without the letters that a terminal or a browser would obey; the page's own pictures as they are."""
+    return value if not isinstance(value, str) or value.startswith(pictures.DATA) else printable(value, 2000)
 
 
 def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], digests: Mapping[str, str]) -> Row:
