@@ -110,8 +110,9 @@ def test_files_stand_in_the_order_that_people_count_in(tmp_path: Path) -> None:
 
 
 def row(**more: Any) -> dict[str, Any]:
-    return dict.fromkeys(audit.COLUMNS) | {"name": "a", "attack": "map", "status": "done", "why": "", "seconds": 1.0,
-                                           "examples": 2, "labels": "", "protection": "", "assumed": ""} | more  # fmt: skip
+    said = dict.fromkeys(("why", "labels", "protection", "assumed"), "")
+    plain = {"name": "a", "attack": "map", "status": "done", "seconds": 1.0, "examples": 2, **said}
+    return dict.fromkeys(audit.COLUMNS) | plain | more
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pplleak import reading, runs
 from pplleak.errors import BadInput, printable
+from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
 from pplleak.posterior.summary import colour, summarise, verdict
 from pplleak.runs import Rows
@@ -75,7 +76,7 @@ def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], di
     finding = words.finding(rows)
     chosen = _chosen(finding, rows, posteriors)
     base: Row = {
-        "number": number, "name": printable(name), "level": finding.level, "words": words.LEVELS[finding.level],
+        "number": number, "name": printable(name), "level": finding.level, "measured": finding.measured, "words": words.LEVELS[finding.level],
         "why": finding.why, "attacks": [_shown(r) for r in rows], "answers": [], "pictures": [], "features": [],
         "verdict": "", "colour": "open", "assumptions": [], "provenance": [], "trusted": None, "local": False,
         "examples": max((r["examples"] for r in rows), default=0), "more": 0,
@@ -122,6 +123,14 @@ def _protected(row: Row) -> str:
         return "no protection"
     if name.startswith("gaussian:sigma=") and _tiny(name.removeprefix("gaussian:sigma=")):
         return "no protection"  # σ of the rounding of numbers
+    try:
+        parts = Protection.parse(name)
+    except BadInput:
+        return name  # of another version, or of no name at all
+    channel = parts.channel
+    if channel is not None and channel.name == "dpsgd" and parts.defence is None:
+        z, clip = (channel.settings.get(n, "?") for n in ("noise_multiplier", "clip"))
+        name = f"DP-SGD (noise {z}, clip {clip})"
     return f"{name}, ε = {row['epsilon']:.3g}" if row["epsilon"] is not None else name
 
 

@@ -22,11 +22,13 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What is said of one update: the level (a key of `LEVELS`), why, and the row of the attack that it rests on."""
+    """What is said of one update: the level (a key of `LEVELS`), why, the row of the attack that it rests on, and whether
+    it was measured against the truth rather than believed."""
 
     level: str
     why: str
     row: Row | None
+    measured: bool = False
 
 
 def finding(rows: Sequence[Row]) -> Finding:
@@ -68,7 +70,7 @@ def _of(row: Row) -> Finding:
     if believed and ratio < LITTLE:
         return Finding("partly", _said("The attack can be believed", left, near), row)
     if gain is not None and gain >= HALF:
-        return Finding("partly", _said("Measured against the truth", near), row)
+        return Finding("partly", _said("Measured against the truth", near), row, measured=True)
     if believed:
         return Finding("little", _said("The attack can be believed", left, near), row)
     why = "The attack gives one image without its uncertainty" if trusted is None else "The attack cannot be believed"
@@ -121,7 +123,11 @@ def _gives(sections: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     trusted = Counter(s["trusted"] for s in sections)
+    measured = sum(s["measured"] for s in sections)
     lines = []
+    if measured:
+        lines.append(f"For {measured} of {len(sections)}, the private examples themselves show it: that needs no trust in "
+                     "the attack.")  # fmt: skip
     if trusted[True]:
         lines.append(f"For {trusted[True]} of {len(sections)}, the attack passed all its own checks: it explains what "
                      "was shared, its computation converged, and the update says something.")  # fmt: skip
