@@ -76,7 +76,8 @@ def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], di
     finding = words.finding(rows)
     chosen = _chosen(finding, rows, posteriors)
     base: Row = {
-        "number": number, "name": printable(name), "level": finding.level, "measured": finding.measured, "words": words.LEVELS[finding.level],
+        "number": number, "name": printable(name), "level": finding.level, "measured": finding.measured,
+        "words": words.LEVELS[finding.level],
         "why": finding.why, "attacks": [_shown(r) for r in rows], "answers": [], "pictures": [], "features": [],
         "verdict": "", "colour": "open", "assumptions": [], "provenance": [], "trusted": None, "local": False,
         "examples": max((r["examples"] for r in rows), default=0), "more": 0,

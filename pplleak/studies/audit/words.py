@@ -22,8 +22,8 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What is said of one update: the level (a key of `LEVELS`), why, the row of the attack that it rests on, and whether
-    it was measured against the truth rather than believed."""
+    """What is said of one update: the level (a key of `LEVELS`), why, the row of the attack that it rests on, and
+    whether it was measured against the truth rather than believed."""
 
     level: str
     why: str
@@ -65,8 +65,9 @@ def _of(row: Row) -> Finding:
         return Finding("away", _said("The attack can be believed", left, near), row)
     if gain is not None and gain >= QUARTER:
         return Finding(
-            "away", _said("Measured against the truth", near, "that is a quarter of its squared error, or less"), row
-        )
+            "away", _said("Measured against the truth", near, "that is a quarter of its squared error, or less"),
+            row, measured=True,
+        )  # fmt: skip
     if believed and ratio < LITTLE:
         return Finding("partly", _said("The attack can be believed", left, near), row)
     if gain is not None and gain >= HALF:
@@ -126,8 +127,8 @@ def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     measured = sum(s["measured"] for s in sections)
     lines = []
     if measured:
-        lines.append(f"For {measured} of {len(sections)}, the private examples themselves show it: that needs no trust in "
-                     "the attack.")  # fmt: skip
+        lines.append(f"For {measured} of {len(sections)}, the private examples themselves show it: that needs no trust "
+                     "in the attack.")  # fmt: skip
     if trusted[True]:
         lines.append(f"For {trusted[True]} of {len(sections)}, the attack passed all its own checks: it explains what "
                      "was shared, its computation converged, and the update says something.")  # fmt: skip
