@@ -3,9 +3,9 @@
     uv run benchmarks/recording.py
 
 Flower's quickstart network (its PyTorch CNN, 32×32 colours) trains on 320 random images in batches of 32 for two
-epochs, and ResNet-18 on 64 in batches of 16 for one, with and without `pl.record` around it, in turn; medians. A row a
-network: seconds of the plain training, of the watched one (inside the block), their ratio, and of writing the files when
-the block is left, which does not depend on the number of steps.
+epochs, and ResNet-18 on 64 in batches of 16 for one, with and without `pl.record` around it, in turn; medians. A row
+a network: seconds of the plain training, of the watched one (inside the block), their ratio, and of writing the files
+when the block is left, which does not depend on the number of steps.
 """
 
 from __future__ import annotations
