@@ -81,6 +81,7 @@ def loaded(path: Path, kind: str = "Net") -> pl.Observation:
         lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, nesterov=True, weight_decay=0.01),
         lambda p: torch.optim.Adam(p, lr=0.01),
         lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.8, 0.99)),
+        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.3, decoupled_weight_decay=True),  # AdamW by another name
     ],
 )
 def test_a_recorded_training_is_what_its_observation_says(make: Any, tmp_path: Path) -> None:

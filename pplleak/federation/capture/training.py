@@ -31,6 +31,7 @@ def optimiser(torchs: Any, groups: Sequence[dict[str, Any]]) -> Named:
         BadInput: it is none that pplleak knows, has a setting that pplleak does not, or other ones for some parameters.
     """
     name = type(torchs).__name__.lower()
+    name = "adamw" if name == "adam" and groups[0].get("decoupled_weight_decay") else name
     if name not in (known := optimisers.names("optimizer")):
         raise BadInput(f"the optimiser {type(torchs).__name__} is none that local training knows ({', '.join(known)})")
     if len({str(sorted((n, v) for n, v in g.items() if n in known or n not in HOW)) for g in groups}) > 1 or (
