@@ -135,6 +135,18 @@ def test_a_finding_is_the_worst_that_any_attack_showed(found: list[dict[str, Any
     assert words.finding(found).level == level
 
 
+def test_a_protection_behind_which_nothing_could_be_judged_is_not_said_to_protect() -> None:
+    plain = {"name": "a", "examples": 1, "local": False, "best_psnr": None, "replay": None}
+    plain |= {"trusted": False, "measured": False}
+    sections = [
+        plain | {"level": "away", "protected": "no protection"},
+        plain | {"level": "open", "protected": "DP-SGD"},
+    ]
+    said = words.first_screen(sections)["protect"]
+    assert said[1] == "Behind DP-SGD: 0 of 1 give something away, and 1 cannot be judged, which is no protection."
+    assert "judged" not in said[0]
+
+
 def test_a_clock_ends_the_work_once_and_shares_are_of_what_is_left() -> None:
     clock = Clock(0.0)
     with pytest.raises(OutOfTime):

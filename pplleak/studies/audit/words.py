@@ -152,7 +152,9 @@ def _protect(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(groups) > 1:
         for name, of in groups.items():
             away = sum(s["level"] in ("away", "partly") for s in of)
-            lines.append(f"Behind {name}: {away} of {len(of)} give something away.")
+            unjudged = sum(s["level"] == "open" for s in of)
+            rest = f", and {unjudged} cannot be judged, which is no protection" if unjudged else ""
+            lines.append(f"Behind {name}: {away} of {len(of)} give something away{rest}.")
     else:
         (only,) = groups or ["nothing"]
         lines.append(f"All were shared behind {only}. No other protection was measured in this audit.")
