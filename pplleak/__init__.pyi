@@ -2,6 +2,7 @@
 from .client import Client as Client
 from .client.training import LocalTraining as LocalTraining
 from .errors import BadInput as BadInput
+from .federation.capture.record import record as record
 from .federation.observation import Observation as Observation
 from .federation.protection import Protection as Protection
 from .federation.scenario import Scenario as Scenario
@@ -32,5 +33,6 @@ __all__ = [
     "load",
     "observe",
     "plot",
+    "record",
     "save",
 ]

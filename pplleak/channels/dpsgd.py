@@ -23,6 +23,9 @@ class DPSGD(Channel):
 
         w_b = min(1, C / (B ‖u_b‖))      p(g | u) = Normal(g; Σ_b w_b u_b, (z C / B)² I)
 
+    A client that samples its batch (Poisson) divides by the size that it expects, the lot L, instead of B: g is then
+    B / L times that, noise included.
+
     The clipped update is as lazy as u: norms and distances come from the layers' inputs and output gradients. B is the
     number of examples that the update tells apart: `require_examples` refuses networks where it is not the batch's.
 
@@ -30,6 +33,7 @@ class DPSGD(Channel):
         update: u(x, y), as `client.update` returns it.
         noise_multiplier: z, the noise's standard deviation in units of the clip. Positive.
         clip: C, the norm that an example's gradient ∇ℓ_b is clipped to. Positive.
+        lot: L, what the sum is divided by; 0 divides by the examples that are there.
     """
 
     has_rsample = True
@@ -40,14 +44,17 @@ class DPSGD(Channel):
         require_examples(client, batch_size)
         return cls(update, **settings)
 
-    def __init__(self, update: Update, *, noise_multiplier: float = 0.1, clip: float = 1.0) -> None:
+    def __init__(self, update: Update, *, noise_multiplier: float = 0.1, clip: float = 1.0, lot: int = 0) -> None:
         require_positive(noise_multiplier=noise_multiplier, clip=clip)
+        if lot < 0:
+            raise BadInput(f"lot must be a number of examples, or 0 for those that are there, not {lot}")
         sqnorm = update.per_example_sqnorm()
         batch = sqnorm.shape[-1]
-        weights = clip / (batch**2 * sqnorm).clamp(min=clip**2).sqrt()
-        self.sigma = noise_multiplier * clip / batch
+        lot = lot or batch
+        weights = clip / (batch**2 * sqnorm).clamp(min=clip**2).sqrt() * (batch / lot)
+        self.sigma = noise_multiplier * clip / lot
         self.clipped = Gaussian(update.scaled(weights), self.sigma)
-        super().__init__(update, noise_multiplier=noise_multiplier, clip=clip)
+        super().__init__(update, noise_multiplier=noise_multiplier, clip=clip, lot=lot)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self.clipped.rsample(sample_shape)

@@ -53,6 +53,8 @@ class _Metadata:
     local: dict[str, Value | dict[str, Any]] | None = None  # `LocalTraining` checks it
     loss: str = DEFAULT
     normalise: list[float] = field(default_factory=list)
+    mode: Literal["", "train", "eval"] = ""
+    privacy: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,8 @@ def write(
     local: LocalTraining | None = None,
     loss: str = DEFAULT,
     normalise: Sequence[float] = (),
+    mode: str = "",
+    privacy: Mapping[str, float] | None = None,
 ) -> None:
     """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
 
@@ -93,6 +97,8 @@ def write(
         labels: where the client shared them. local: what it trained, where it shares how its weights moved.
         loss: a name of `pplleak.client.loss` with settings. normalise: mean and sd of what the network sees its inputs
             normalised by (`Scenario`).
+        mode: train or eval, in which the client's network was; "" leaves it as it is built.
+        privacy: what DP-SGD spent: epsilon, delta, sample_rate.
     """
     tensors = {f"gradient.{n}": t for n, t in gradient.items()}
     tensors |= {f"parameter.{n}": t for n, t in (parameters or {}).items()}
@@ -112,6 +118,8 @@ def write(
         "local": None if local is None else local.to_json(),
         "loss": loss,
         "normalise": list(normalise),
+        **({"mode": mode} if mode else {}),
+        **({"privacy": dict(privacy)} if privacy else {}),
     }
     runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pplleak.errors import BadInput, require_positive
@@ -36,9 +37,17 @@ def epsilon(
         raise BadInput(f"a sample rate is at most 1 and a δ below 1, not {sample_rate} and {delta}")
     if steps == 0:
         return 0.0
+    return composed([(noise_multiplier, sample_rate, steps)], delta=delta, accountant=accountant)
+
+
+def composed(
+    history: Sequence[tuple[float, float, int]], *, delta: float = 1e-5, accountant: Accountant = "rdp"
+) -> float:
+    """ε of several runs of releases one after another: (noise multiplier, sample rate, steps) of each, as Opacus'
+    accountants keep them; the rest as for `epsilon`."""
     require_opacus()
     from opacus.accountants import create_accountant
 
     spent = create_accountant(accountant)
-    spent.history = [(noise_multiplier, sample_rate, steps)]
+    spent.history = list(history)
     return float(spent.get_epsilon(delta))

@@ -83,6 +83,7 @@ def build_client(
     loss: str = DEFAULT,
     normalise: tuple[float, ...] = (),
     defence: Named | None = None,
+    mode: str = "",
 ) -> Client:
     """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
 
@@ -91,6 +92,7 @@ def build_client(
         local: what the client trains before it shares; None shares the gradient.
         loss, normalise: as in `Scenario`.
         defence: one of `pplleak.federation.defences`, which may change the network.
+        mode: train or eval; "" leaves the network as it is built.
     """
     named = Named.parse(network)
     constructor = networks.load(named.name)
@@ -120,6 +122,7 @@ def build_client(
     if tensors:
         made = weights.load(made, tensors, source, whole=whole)
     made = made.to(torch_device(device), getattr(torch, dtype))
+    made = made.train(mode == "train") if mode else made
     return Client(networks.normalised(made, normalise, input_shape), input_shape, num_classes, local=local, loss=loss)
 
 
@@ -208,6 +211,7 @@ def load(
         named, tuple(meta["input_shape"]), meta["num_classes"], seed=seed, dtype=dtype, device=device,
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         loss=meta["loss"], normalise=tuple(meta["normalise"]), defence=protection.defence,
+        mode=meta["mode"],
     )  # fmt: skip
     sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:
@@ -217,7 +221,7 @@ def load(
     if labels is not None:
         labels = check_labels(labels, client.num_classes, meta["batch_size"]).to(client.device)
     made = _of_client(Named.parse(named), checkpoint, client, tuple(meta["normalise"]))
-    provenance = {"observed": str(path), **made}
+    provenance = {"observed": str(path), **made, **({"privacy": meta["privacy"]} if meta["privacy"] else {})}
     return Observation(g, meta["batch_size"], labels, client, protection, public, provenance=provenance)
 
 

@@ -224,3 +224,21 @@ def test_a_channel_that_needs_more_than_the_client_has_is_refused() -> None:
         channels.make(Named("dpsgd"), update, client, 2, None)
     with pytest.raises(BadInput, match="public images"):
         channels.make(Named("aggregated"), update, client, 1, None)
+
+
+def test_a_lot_divides_the_clipped_sum_and_its_noise_instead_of_the_batch() -> None:
+    client = tiny()
+    x, y = batch_of(client, size=3)
+    with torch.no_grad():
+        update = client.update(x, y)
+        examples = [client.update(x[k : k + 1], y[k : k + 1]).materialise() for k in range(3)]
+    clip, z, lot = 0.5, 0.3, 4
+    mean = torch.stack([e * min(1.0, clip / float(e.norm())) for e in examples]).sum(0) / lot
+    law = channels.make(Named("dpsgd", {"noise_multiplier": z, "clip": clip, "lot": lot}), update, client, 3, None)
+    g = mean + 0.01
+    slow = torch.distributions.Normal(mean, z * clip / lot).log_prob(g).sum()
+    assert float(law.log_prob(g)) == pytest.approx(float(slow))
+    other = channels.make(Named("dpsgd", {"noise_multiplier": z, "clip": clip}), update, client, 3, None)
+    assert float(other.log_prob(g)) != pytest.approx(float(slow))  # divided by the batch
+    with pytest.raises(BadInput, match="lot"):
+        channels.make(Named("dpsgd", {"lot": -1}), update, client, 3, None)

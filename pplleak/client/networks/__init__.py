@@ -8,6 +8,7 @@ kind of function in a file, FILE.py:FUNCTION.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ def get(name: str) -> Network:
 
 
 def load(name: str) -> Network:
-    """The constructor of a built-in name, or of FILE.py:FUNCTION, which runs the file.
+    """The constructor of a built-in name, or of FILE.py:FUNCTION, which runs the file; FUNCTION may be a class of
+    networks that takes no arguments.
 
     Raises:
         BadInput: there is no such network, file or function, or the file cannot be run.
@@ -50,7 +52,16 @@ def load(name: str) -> Network:
         raise unknown("network", name, known, "Or give FILE.py:FUNCTION.")
     if not Path(file).is_file():
         raise BadInput(f"no file {file}")
-    return programs.function(Path(file), function)
+    made = programs.function(Path(file), function)
+    return made if _takes_shape(made) else lambda input_shape, num_classes: made()
+
+
+def _takes_shape(made: Callable[..., Any]) -> bool:
+    """False for a class of networks that is called without arguments, as people have them."""
+    if not inspect.isclass(made):
+        return True
+    given = inspect.signature(made).parameters.values()
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in given)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,117 @@
+"""Attack many recorded updates within a budget of time, and write a report that anyone can read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from pplleak import runs, signatures, sources
+from pplleak.cli._options import (
+    DataName,
+    NetworkName,
+    PriorName,
+    given,
+    groups,
+    inference_settings,
+    network_settings,
+    options,
+    parse,
+    settings_of,
+)
+from pplleak.errors import BadInput
+from pplleak.programs import AUTO, MODEL
+from pplleak.progress import bar, terminal
+from pplleak.settings import Named, with_defaults
+
+if TYPE_CHECKING:
+    from pplleak.studies.audit.audit import Labels
+else:
+    Labels = signatures.kind(sources.module("pplleak.studies.audit.audit"), "Labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    observations: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Observation files (`pl.record`, `pplleak observe`), or folders of them."""
+    truth: Path | None = None
+    """Folder of the private batches that the auditor kept (`private` beside the observations): scores the attacks."""
+    budget: float = 10.0
+    """Minutes for all attacks together; each observation is attacked by the first before any is by the second."""
+    attacks: str = f"quotient,map,{AUTO}"
+    """Inferences, the cheap ones first, separated by commas; auto: the posterior's. Settings: --NAME.SETTING."""
+    labels: Labels = "auto"
+    """known to the adversary, recovered off the gradient, unknown (summed over); auto: recovered where that is sure,
+    else summed over where they are few, else known."""
+    network: NetworkName = ""
+    """Of all observations, where it is code: FILE.py:FUNCTION, or FILE.py:CLASS without arguments."""
+    model: str = MODEL
+    """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
+    prior: PriorName = ""
+    data: DataName = "digits"
+    """Public images of the kind of the private ones, for the prior."""
+    data_root: Path | None = None
+    """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
+    seed: int = 0
+    """Of the attacks."""
+    out: Path = Path("audit-report")
+    """Folder for report.html, audit.csv and the posteriors; a run with the same settings goes on there."""
+
+
+def run(argv: Sequence[str]) -> int:
+    names = [n for n in given(argv, "--attacks", Audit.attacks).split(",") if n]
+    if not names or len({Path(n).stem for n in names}) < len(names):
+        raise BadInput(f"--attacks names inferences, each once: {Audit.attacks} for example")
+    network, model = given(argv, "--network", ""), given(argv, "--model", MODEL)
+    parts = groups(Audit, argv, "model")
+    if network:
+        parts["network"] = settings_of("Network", with_defaults(network_settings(argv, network), {}, network))
+    parts |= {Path(n).stem: settings_of(Path(n).stem.title(), inference_settings(argv, n, model))
+              for n in names if n != AUTO}  # fmt: skip
+    args = parse(Audit, "audit", argv, parts)
+    if not args.budget > 0:
+        raise BadInput(f"--budget is a positive number of minutes, not {args.budget}")
+    with runs.claim(args.out) as out:
+        return work(args, names, out)
+
+
+def work(args: Any, names: Sequence[str], out: Path) -> int:
+    """The attacks that are missing in a folder, and its report; the exit code."""
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.federation.observation import Observation
+    from pplleak.federation.scenario import load
+    from pplleak.studies.audit import audit, report
+
+    found = audit.items(args.observations, args.truth)
+    settled = runs.settings({**_plain(args), "observations": [str(i.path) for i in found]}, leaving=("out", "budget"))
+    runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
+    public = data.public(args.data, args.data_root)
+    named = Named(args.network, options(args, "network")) if args.network else None
+
+    def opened(path: Path) -> Observation:
+        return arguments.spare_threads(load(path, network=named, public=public.x, seed=args.seed))
+
+    stopped = False
+    try:
+        audit.audit(
+            found, opened, names, out, budget=60 * args.budget, public=public, labels=args.labels, model=args.model,
+            beliefs=arguments.beliefs(args), seed=args.seed, progress=bar,
+            settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        stopped = True
+    if stopped and not (out / audit.TABLE).exists():
+        raise KeyboardInterrupt
+    for line in report.write(out):
+        terminal().print(line, highlight=False, soft_wrap=True)
+    kept = "interrupted: what was finished is kept, the same command goes on; " if stopped else ""
+    terminal().print(f"{kept}written to {out}/: report.html, audit.csv", highlight=False, soft_wrap=True)
+    return 130 if stopped else 0
+
+
+def _plain(args: Any) -> dict[str, Any]:
+    return dataclasses.asdict(args)

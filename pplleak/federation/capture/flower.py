@@ -1,0 +1,61 @@
+"""Flower: every round of every client of an app, recorded by one line (the extra `pplleak[flower]`).
+
+    app = ClientApp(client_fn=client_fn, mods=[recorder("/home/me/audit")])          # or above @app.train()
+
+A mod is called around a client's work, in the process where that runs; it changes no message. What other mods do with
+the reply afterwards (noise, secure aggregation) is not seen.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pplleak.errors import BadInput, printable
+from pplleak.federation.capture.record import record
+
+WORK = "train"  # the kind of message whose work is recorded; others evaluate, or ask
+
+
+def recorder(folder: str | Path, **settings: Any) -> Callable[[Any, Any, Callable[[Any, Any], Any]], Any]:
+    """A mod for `flwr.clientapp.ClientApp(mods=[…])`: files round-R-client-C.safetensors in a folder.
+
+    C is the client's partition where the app has partitions, else its node's number. A round that cannot be said by an
+    observation is passed over with a warning that says why: the client goes on.
+
+    Args:
+        folder: taken from where the app is defined; in a simulation all clients write into it.
+        settings: of `record`: `source`, `normalise`, …
+    """
+    folder = Path(folder).resolve()
+
+    def mod(message: Any, context: Any, call_next: Callable[[Any, Any], Any]) -> Any:
+        kind = str(message.metadata.message_type)
+        if kind.partition(".")[0] != WORK:
+            return call_next(message, context)
+        client = re.sub(r"[^\w-]", "_", str(context.node_config.get("partition-id", context.node_id)))
+        name = f"round-{_round(message, folder, client)}-client-{client}"
+        reply: list[Any] = []
+        try:
+            with record(None, folder / f"{name}.safetensors", **settings):
+                reply.append(call_next(message, context))
+        except BadInput as error:
+            if not reply:  # the client's own
+                raise
+            warnings.warn(f"{name} was not recorded: {printable(error, 500)}", UserWarning, stacklevel=1)
+        return reply[0]
+
+    return mod
+
+
+def _round(message: Any, folder: Path, client: str) -> int:
+    """The round that the server's strategy says; else one more than was recorded of this client."""
+    for record_of in message.content.config_records.values():
+        for key in ("server-round", "server_round", "current_round"):
+            if isinstance(number := record_of.get(key), int):
+                return number
+    names = (p.stem.partition("-client-") for p in folder.glob("round-*-client-*.safetensors"))
+    return 1 + max((int(r.removeprefix("round-")) for r, _, c in names if c == client), default=0)

@@ -1,0 +1,1 @@
+"""Audit: what do recorded updates give away? Many observations, each attacked as far as a budget of time goes."""

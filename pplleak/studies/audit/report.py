@@ -1,0 +1,228 @@
+"""The report: one HTML file that opens from disk, asks no network for anything, and can be read by anyone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pplleak import reading, runs
+from pplleak.errors import BadInput, printable
+from pplleak.federation.protection import Protection
+from pplleak.posterior import Posterior
+from pplleak.posterior.summary import colour, summarise, verdict
+from pplleak.runs import Rows
+from pplleak.studies.attack.attack import versions
+from pplleak.studies.audit import audit, pictures, words
+
+FILE, TEMPLATE = "report.html", "report.html"
+NC, ATTACK = "posterior.nc", "attack"  # of a folder that `pplleak attack` wrote
+Row = dict[str, Any]
+YES, NO, OPEN = "yes", "no", "not known"
+
+
+def write(folder: Path) -> list[str]:
+    """Write report.html into the folder of an attack or an audit, and give its first sentences.
+
+    Raises:
+        BadInput: the folder holds neither.
+    """
+    if (folder / audit.TABLE).is_file():
+        rows = Rows(folder / audit.TABLE, audit.COLUMNS, ("name", "attack")).read()
+        of = list(audit.results(folder, rows))
+        settings = _settings(folder / audit.SETTINGS)
+    elif (folder / NC).is_file():
+        of, settings = [(folder.resolve().name, [({}, folder / NC)])], {}
+    else:
+        raise BadInput(f"{printable(folder)} holds no result of `pplleak attack` or `pplleak audit`: name its folder")
+    sections = [section(k, name, found, settings.get("files", {})) for k, (name, found) in enumerate(of, 1)]
+    said = words.first_screen(sections)
+    runs.text(folder / FILE, render(sections, said, settings))
+    return [*said["gives"], *said["sure"]]
+
+
+def render(sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]], settings: Mapping[str, Any]) -> str:
+    """The page. Everything that stands in it is escaped: names come from files."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pplleak.studies.audit"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_plain,
+    )  # fmt: skip
+    shown = {n: v for n, v in settings.items() if n != "files" and v not in (None, "", [], {})}
+    levels = {level: words.LEVELS[level] for level in words.LEVELS}
+    return environment.get_template(TEMPLATE).render(
+        sections=sections, said=said, settings=shown, levels=levels, versions=versions()
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Words without the letters that a terminal or a browser would obey; the page's own pictures as they are."""
+    return value if not isinstance(value, str) or value.startswith(pictures.DATA) else printable(value, 2000)
+
+
+def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], digests: Mapping[str, str]) -> Row:
+    """All that the page says of one update."""
+    posteriors: dict[str, Posterior] = {}
+    rows = []
+    for row, path in found:
+        posterior = None if path is None else Posterior.load(path)
+        row = row if row or posterior is None else _row(name, posterior)
+        if posterior is not None:
+            posteriors[row["attack"]] = posterior
+        rows.append(row)
+    finding = words.finding(rows)
+    chosen = _chosen(finding, rows, posteriors)
+    base: Row = {
+        "number": number, "name": printable(name), "level": finding.level, "measured": finding.measured,
+        "words": words.LEVELS[finding.level],
+        "why": finding.why, "attacks": [_shown(r) for r in rows], "answers": [], "pictures": [], "features": [],
+        "verdict": "", "colour": "open", "assumptions": [], "provenance": [], "trusted": None, "local": False,
+        "examples": max((r["examples"] for r in rows), default=0), "more": 0,
+        **{n: next((r[n] for r in rows if r[n] is not None), None) for n in ("guess_psnr", "replay", "epsilon")},
+        "best_psnr": max((r["best_psnr"] for r in rows if r["best_psnr"] is not None), default=None),
+        "protected": _protected(rows[0]),
+    }  # fmt: skip
+    if chosen is None:
+        return base
+    posterior, row = posteriors[chosen], next(r for r in rows if r["attack"] == chosen)
+    summary = summarise(posterior)
+    pictured = pictures.rows(posterior, summary["prior_sd"])
+    return base | {
+        "verdict": verdict(summary), "colour": colour(summary), "trusted": summary["trusted"],
+        "answers": _answers(summary), "pictures": pictured, "features": pictures.features(posterior),
+        "more": len(posterior.mode) - len(pictured) if pictured else 0, "local": bool(posterior.attrs.get("local")),
+        "assumptions": _assumptions(posterior, row), "provenance": _provenance(posterior, row, found, digests),
+        "shown": row["attack"],
+    }  # fmt: skip
+
+
+def _row(name: str, posterior: Posterior) -> Row:
+    """The row that an audit would have of the result of an attack."""
+    attrs = posterior.attrs
+    return dict.fromkeys(audit.COLUMNS) | {
+        "name": name, "attack": Path(str(attrs.get("inference", ATTACK))).stem, "status": audit.DONE, "why": "",
+        "seconds": float(attrs.get("seconds") or 0.0), "examples": len(posterior.mode), "assumed": "",
+        "labels": attrs.get("labels_are", ""), "protection": str(attrs.get("protection", "")),
+        **audit.scores(posterior),
+    }  # fmt: skip
+
+
+def _chosen(finding: words.Finding, rows: Sequence[Row], posteriors: Mapping[str, Posterior]) -> str | None:
+    """The attack that is shown: the last whose result can be believed; else the one that the finding rests on; else
+    any."""
+    trusted = [r["attack"] for r in rows if r["attack"] in posteriors and r["trusted"]]
+    rested = [] if finding.row is None else [finding.row["attack"]]
+    return next(iter([*reversed(trusted), *(a for a in rested if a in posteriors), *posteriors]), None)
+
+
+def _protected(row: Row) -> str:
+    name = str(row["protection"])
+    if not name or name.startswith(("none", "gaussian:sigma=infer")):
+        return "no protection"
+    if name.startswith("gaussian:sigma=") and _tiny(name.removeprefix("gaussian:sigma=")):
+        return "no protection"  # σ of the rounding of numbers
+    try:
+        parts = Protection.parse(name)
+    except BadInput:
+        return name  # of another version, or of no name at all
+    channel = parts.channel
+    if channel is not None and channel.name == "dpsgd" and parts.defence is None:
+        z, clip = (channel.settings.get(n, "?") for n in ("noise_multiplier", "clip"))
+        name = f"DP-SGD (noise {z}, clip {clip})"
+    return f"{name}, ε = {row['epsilon']:.3g}" if row["epsilon"] is not None else name
+
+
+def _tiny(text: str) -> bool:
+    try:
+        return float(text) < 1e-4
+    except ValueError:
+        return False
+
+
+def _shown(row: Row) -> Row:
+    number = {n: "–" if row[n] is None else f"{row[n]:.1f}" for n in ("psnr", "best_psnr", "worst_psnr")}
+    ratio = "–" if row["sd_ratio"] is None else f"{row['sd_ratio']:.0%}"
+    bits = "–" if row["bits"] is None or not math.isfinite(row["bits"]) else f"{row['bits']:.0f}"
+    trusted = {True: YES, False: NO, None: "–"}[row["trusted"]]
+    return {"attack": row["attack"], "status": row["status"], "why": row["why"], "seconds": f"{row['seconds']:.1f}",
+            **number, "sd_ratio": ratio, "bits": bits, "trusted": trusted}  # fmt: skip
+
+
+def _answers(summary: Mapping[str, Any]) -> list[Row]:
+    """The verdict's three answers, in the order in which they are asked."""
+    fit = list(summary["doubts_of_fit"])
+    ended = [d for d in summary["doubts"] if d not in fit]
+    ratio = summary["sd_ratio"]
+    says = None if ratio is None or summary["kind"] == "point" else ratio < words.LITTLE
+    asked = (
+        ("Fit", "Does the model of the client explain what was shared?", summary["fits"], fit),
+        ("Convergence", "Did the computation end where it should?", summary["converged"], ended),
+        ("Signal", "Does the update say more than public images do?", says,
+         [] if ratio is None else [f"{ratio:.0%} of the prior's uncertainty is left"]),
+    )  # fmt: skip
+    state = {True: YES, False: NO, None: OPEN}
+    return [{"name": n, "question": q, "answer": state[a], "because": b} for n, q, a, b in asked]
+
+
+def _assumptions(posterior: Posterior, row: Row) -> list[tuple[str, str]]:
+    attrs, sigma = posterior.attrs, posterior.attrs.get("sigma")
+    local = attrs.get("local")
+    trained = "; ".join(f"{n} {v['name'] if isinstance(v, dict) else v}" for n, v in local.items()) if local else ""
+    said = [
+        ("who attacks", "a server that is honest but curious: it runs the protocol, and computes with what it gets"),
+        ("weights", "the server sent them, and knows them and the network's buffers"),
+        ("network", f"{attrs.get('network', '?')} {_settings_of(attrs.get('network_settings'))}".strip()),
+        ("loss", str(attrs.get("loss") or "cross_entropy")),
+        ("what the client does", f"local training, known to the server: {trained}" if trained else "one gradient"),
+        ("labels", row["labels"] or "as the result says"),
+        ("protection", str(attrs.get("protection") or "none")),
+        ("noise σ", f"{sigma:.3g}{', inferred' if 'log_sigma' in posterior.latents else ''}" if sigma else "not known"),
+        ("knowledge of the data", f"{_prior(attrs)}; fitted to public images"),
+        *(("beside that", part) for part in row["assumed"].split("; ") if part),
+    ]  # fmt: skip
+    if row["epsilon"] is not None:
+        said.append(("ε of DP-SGD", f"{row['epsilon']:.4g}, of all steps up to this one"))
+    return [(n, printable(v, 400)) for n, v in said]
+
+
+def _prior(attrs: Mapping[str, Any]) -> str:
+    beliefs = attrs.get("beliefs")
+    return str(
+        beliefs.get("prior", "the prior of the model") if isinstance(beliefs, dict) else "the prior of the model"
+    )
+
+
+def _settings_of(settings: Any) -> str:
+    return ", ".join(f"{n} = {v}" for n, v in settings.items()) if isinstance(settings, dict) else ""
+
+
+def _provenance(
+    posterior: Posterior, row: Row, found: Sequence[tuple[Row, Path | None]], digests: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    attrs = posterior.attrs
+    path = next(p for r, p in found if p is not None and (not r or r["attack"] == row["attack"]))
+    observed = str(attrs.get("observed") or attrs.get("data") or "")
+    made = [
+        ("observation", observed),
+        ("its SHA-256", next((d for f, d in digests.items() if f == observed), "")),
+        ("result", path.name),
+        ("its SHA-256", hashlib.sha256(path.read_bytes()).hexdigest()),
+        ("model × inference", f"{attrs.get('model')} × {attrs.get('inference')}"),
+        ("settings", _settings_of(attrs.get("settings"))),
+        ("seed", str(attrs.get("seed"))),
+        ("seconds", f"{row['seconds']:.1f}"),
+        ("versions", _settings_of(attrs.get("versions"))),
+    ]
+    return [(n, printable(v, 600)) for n, v in made if v]
+
+
+def _settings(path: Path) -> Row:
+    if not path.is_file():
+        return {}
+    read: Row = reading.decoded(reading.contents(path), dict[str, Any], printable(path))
+    files = read.get("files", {})
+    return {**{n: printable(v, 600) for n, v in read.items() if n != "files"},
+            "files": files if isinstance(files, dict) else {}}  # fmt: skip

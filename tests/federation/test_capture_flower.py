@@ -1,0 +1,46 @@
+"""Flower: three rounds of four clients in its own simulation, each recorded by one line of the app."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pplleak as pl
+from pplleak.federation import capture
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
+APP = Path(__file__).parents[2] / "docs" / "examples" / "flower_app.py"  # as the documentation shows it
+STEP = "            criterion(net(x), y).backward()\n"
+TWICE = f"            context.node_config['partition-id'] == 3 and criterion(net(x), y)\n{STEP}"
+
+
+def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be(tmp_path: Path) -> None:
+    pytest.importorskip("flwr.simulation")
+    pytest.importorskip("ray")
+    app, folder = tmp_path / "app.py", tmp_path / "audit"
+    source = APP.read_text()
+    assert source.count(STEP) == 1
+    app.write_text(source.replace(STEP, TWICE))  # client 3: two forward passes a step, which no observation can say
+    done = subprocess.run(
+        [sys.executable, str(app), str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("Received 4 results") == 3  # the client that could not be recorded went on
+    names = {p.stem for p in folder.glob("*.safetensors")}
+    assert names == {f"round-{r}-client-{c}" for r in (1, 2, 3) for c in (0, 1, 2)}
+    assert "round-1-client-3 was not recorded" in done.stdout + done.stderr
+    for name in names:
+        observed = pl.load(folder / f"{name}.safetensors", network=f"{app}:Net")
+        kept = capture.read(folder / "private" / f"{name}.safetensors")
+        u = observed.client.update(kept.x, kept.y).materialise()
+        error = float((u - observed.g).norm() / observed.g.norm())
+        assert error < 0.25  # the client shuffles anew in its second epoch, which the model does not
+        other = observed.client.update(kept.x.flip(0), kept.y).materialise()  # a wrong twin: labels of others
+        assert float((other - observed.g).norm() / observed.g.norm()) > 2 * error
+    first = [pl.load(folder / f"round-1-client-{c}.safetensors", network=f"{app}:Net").client for c in (0, 1)]
+    weights = [dict(c.network.named_parameters()) for c in first]
+    assert all(bool((weights[0][n] == weights[1][n]).all()) for n in weights[0])  # what the server sent
