@@ -40,6 +40,8 @@ class Attack(Victim):
     """Sharpness β of a softplus for the network's (leaky) ReLU in the adversary's model: an approximation."""
     observed: Path | None = None
     """Attack this observation (`pplleak observe`) instead of an image; the data then only serve the prior."""
+    shared_only: bool = False
+    """With --observed: trainable layers that are missing from the file were not shared."""
     strict: bool = False
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""

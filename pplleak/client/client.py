@@ -40,7 +40,7 @@ from pplleak.priors.labels import Labels
 class Client:
     """θ, ℓ and what the client does locally: ``Client(my_module, input_shape=(1, 28, 28))``.
 
-    The network is copied, frozen and checked once; what the check finds are the fields after `loss`, which are not
+    The network is copied, frozen and checked once; what the check finds are the fields from `layers` on, which are not
     given by hand.
 
     network      f_θ: (batch, *input_shape) -> logits (batch, num_classes); its parameters are frozen copies
@@ -48,7 +48,8 @@ class Client:
     num_classes  of the logits; 0: as many as the network returns
     local        what the client trains on its own before it shares, or None: it shares its gradient
     loss         ℓ, a name of `pplleak.client.loss`, with settings: `cross_entropy:label_smoothing=0.1`
-    layers       the trainable parameters in the order in which the flat update holds them: name -> shape
+    withheld     trainable parameters of which nothing is shared; local training moves them all the same
+    layers       the shared parameters in the order in which the flat update holds them: name -> shape
     lazy         True where every parameter has a closed form, False where the update is materialised
     mixes_batch  True where an example's output depends on the rest of its batch (BatchNorm in train mode)
     kinks        the operations with a jump in their derivative (`relu`, `max_pool2d`, …); () for a smooth network
@@ -65,6 +66,7 @@ class Client:
     num_classes: int = 0
     local: LocalTraining | None = None
     loss: str = DEFAULT
+    withheld: tuple[str, ...] = ()
     layers: dict[str, torch.Size] = field(default_factory=dict)
     lazy: bool = False
     mixes_batch: bool = False
@@ -95,6 +97,11 @@ class Client:
     @property
     def parameters(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.network.named_parameters() if name in self.layers}
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that local training moves: those that are shared, and those that are withheld."""
+        return {name: p for name, p in self.network.named_parameters() if name in (*self.layers, *self.withheld)}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,7 +182,9 @@ class Client:
             noise = x.new_zeros(*y.shape, *self.noise_shape) if noise is None else noise
             noise = noise.reshape(-1, batch // rows, *self.noise_shape)
         if self.local:
-            examples = training.movement(self.network, self.parameters, xs, ys, self.local, loss=self.loss)
+            examples = training.movement(
+                self.network, self.trained, xs, ys, self.local, loss=self.loss, shared=tuple(self.layers)
+            )
         else:
             shares = get(self.loss).shares(y).reshape(ys.shape)
             examples = training.gradients(self.network, self.parameters, xs, ys, shares, noise, loss=self.loss)
@@ -205,6 +214,12 @@ def _checked(client: Client) -> dict[str, Any]:
     layers = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     if not layers:
         raise BadInput("the network has no trainable parameters, so it shares no gradient")
+    if strange := [n for n in client.withheld if n not in layers]:
+        raise BadInput(f"'{strange[0]}' is withheld, and no trainable parameter of the network, which has "
+                       f"{', '.join(list(layers)[:5])}, …")  # fmt: skip
+    layers = {n: s for n, s in layers.items() if n not in client.withheld}
+    if not layers:
+        raise BadInput("all of the network's parameters are withheld, so it shares no gradient")
     for name, p in network.named_parameters():
         if not p.isfinite().all():
             raise BadInput(f"the network's parameter '{name}' holds NaN or infinity: load sound weights")

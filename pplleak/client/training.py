@@ -8,7 +8,7 @@ forget how the statistics of a LayerNorm depend on its input.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -179,9 +179,10 @@ def movement(
     training: LocalTraining,
     *,
     loss: str,
+    shared: Sequence[str] | None = None,
 ) -> Tensor:
     """u of every row, what is shared of θ_after − θ_before, (rows, size), differentiable in x; arguments as
-    for `gradients`."""
+    for `gradients`, and `shared`: of these parameters alone (None: of all that are trained)."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
     optimiser = optimisers.bound("optimizer", training.optimizer)
     parts = []
@@ -198,9 +199,9 @@ def movement(
             weights, states = ({n: m[i] for n, m in moved.items()} for i in (0, 1))
             if not differentiable:
                 weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
-        parts.append(_flat({n: w - before[n] for n, w in weights.items()}))
-    shared = training.factor * torch.cat(parts)
-    return shared if differentiable else shared.detach()
+        parts.append(_flat({n: weights[n] - before[n] for n in (weights if shared is None else shared)}))
+    u = training.factor * torch.cat(parts)
+    return u if differentiable else u.detach()
 
 
 def _followed(

@@ -20,6 +20,7 @@ from torch import Tensor
 from pplleak import reading, runs
 from pplleak.client import weights
 from pplleak.client.loss import DEFAULT
+from pplleak.client.sharing import INDICES
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
@@ -53,6 +54,7 @@ class _Metadata:
     local: dict[str, Value | dict[str, Any]] | None = None  # `LocalTraining` checks it
     loss: str = DEFAULT
     normalise: list[float] = field(default_factory=list)
+    shared_only: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +80,13 @@ def write(
     local: LocalTraining | None = None,
     loss: str = DEFAULT,
     normalise: Sequence[float] = (),
+    shared_only: bool = False,
 ) -> None:
     """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
 
     Args:
-        gradient: parameter name -> the shared tensor, of that parameter's shape.
+        gradient: parameter name -> the shared tensor, of that parameter's shape; sparse as `pplleak.client.sharing`
+            has it.
         input_shape: of one example. num_classes: of the network's logits.
         network: what rebuilds it: ``mlp:widths=(64,)``, or ``FILE.py:FUNCTION``.
         parameters: the weights, with the running statistics of normalisations (`state_dict()` has both); a file
@@ -93,6 +97,7 @@ def write(
         labels: where the client shared them. local: what it trained, where it shares how its weights moved.
         loss: a name of `pplleak.client.loss` with settings. normalise: mean and sd of what the network sees its inputs
             normalised by (`Scenario`).
+        shared_only: parameters that `gradient` lacks were not shared; else a reader takes them for an oversight.
     """
     tensors = {f"gradient.{n}": t for n, t in gradient.items()}
     tensors |= {f"parameter.{n}": t for n, t in (parameters or {}).items()}
@@ -112,6 +117,7 @@ def write(
         "local": None if local is None else local.to_json(),
         "loss": loss,
         "normalise": list(normalise),
+        "shared_only": shared_only,
     }
     runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 
@@ -125,7 +131,8 @@ def read(path: str | Path) -> SharedFile:
     path = Path(path)
     tensors, raw = weights.read(path)
     for name, t in tensors.items():
-        if not t.is_floating_point() and not name.startswith("parameter."):  # a network's counters are whole numbers
+        # a network's counters are whole numbers, and so are the places of sparse values
+        if not t.is_floating_point() and not name.startswith("parameter.") and not name.endswith(INDICES):
             raise BadInput(f"{path}: '{printable(name)}' holds {t.dtype}, not floating-point numbers")
     gradient = {n.removeprefix("gradient."): t for n, t in tensors.items() if n.startswith("gradient.")}
     parameters = {n.removeprefix("parameter."): t for n, t in tensors.items() if n.startswith("parameter.")}

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pplleak.client import Client, weights
+from pplleak.client import Client, sharing, weights
+from pplleak.client.sharing import NotShared
 from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 
@@ -66,6 +67,15 @@ def check_labels(labels: list[int] | Tensor, num_classes: int, batch_size: int) 
 
 
 def flatten(client: Client, gradient: Mapping[str, Tensor], where: str = "the observation") -> Tensor:
-    """Named tensors as the flat g (update_size,); raises BadInput where they are those of another network."""
+    """Named tensors as the flat g (update_size,), as `pplleak.client.sharing` names them.
+
+    Raises:
+        NotShared: they lack some of the network's parameters. BadInput: they are those of another network.
+    """
+    gradient = sharing.dense(client.layers, sharing.by_owner(client.network, gradient, where), where)
+    missing, extra = [n for n in client.layers if n not in gradient], [n for n in gradient if n not in client.layers]
+    if 0 < len(missing) < len(client.layers) and not extra:
+        raise NotShared(f"{where} lacks {', '.join(printable(n, 80) for n in missing[:3])}: name the network that it "
+                        "is of, or say that only what is there was shared")  # fmt: skip
     weights.same_layers(client.layers, {n: t.shape for n, t in gradient.items()}, where)
     return torch.cat([gradient[n].to(client.device, client.dtype).reshape(-1) for n in client.layers])

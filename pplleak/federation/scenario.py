@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pplleak import channels, data, programs
-from pplleak.client import Client, networks, seeded, sizes, weights
+from pplleak.client import Client, networks, seeded, sharing, sizes, weights
 from pplleak.client.loss import DEFAULT
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput, printable, require_seed
@@ -83,6 +83,7 @@ def build_client(
     loss: str = DEFAULT,
     normalise: tuple[float, ...] = (),
     defence: Named | None = None,
+    shared: Mapping[str, Tensor] | None = None,
 ) -> Client:
     """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
 
@@ -91,6 +92,7 @@ def build_client(
         local: what the client trains before it shares; None shares the gradient.
         loss, normalise: as in `Scenario`.
         defence: one of `pplleak.federation.defences`, which may change the network.
+        shared: the tensors that were shared, where parameters that are not among them were not; None: all were.
     """
     named = Named.parse(network)
     constructor = networks.load(named.name)
@@ -120,7 +122,9 @@ def build_client(
     if tensors:
         made = weights.load(made, tensors, source, whole=whole)
     made = made.to(torch_device(device), getattr(torch, dtype))
-    return Client(networks.normalised(made, normalise, input_shape), input_shape, num_classes, local=local, loss=loss)
+    withheld = () if shared is None else sharing.withheld(made, sharing.by_owner(made, shared, where))
+    made = networks.normalised(made, normalise, input_shape)
+    return Client(made, input_shape, num_classes, local=local, loss=loss, withheld=withheld)
 
 
 def torch_device(name: str) -> torch.device:
@@ -179,6 +183,7 @@ def load(
     seed: int = 0,
     dtype: Precision = "float32",
     device: str = "cpu",
+    shared_only: bool = False,
 ) -> Observation:
     """What an observation file holds.
 
@@ -186,9 +191,10 @@ def load(
         network: overrides the one that the file names; needed where that is code, FILE.py:FUNCTION.
         checkpoint: the weights, where the file holds none; without either, a network that `network` builds with weights
             of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape).
+        shared_only: parameters that the file lacks were not shared, whether it says so itself or not.
 
     Raises:
-        BadInput: no readable observation, or one of another network.
+        NotShared: it lacks parameters, and neither the file nor `shared_only` says why. BadInput: no readable observation, or one of another network.
     """
     shared = files.read(path)
     meta = shared.metadata
@@ -201,6 +207,7 @@ def load(
         named, tuple(meta["input_shape"]), meta["num_classes"], seed=seed, dtype=dtype, device=device,
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         loss=meta["loss"], normalise=tuple(meta["normalise"]), defence=protection.defence,
+        shared=shared.gradient if shared_only or meta["shared_only"] else None,
     )  # fmt: skip
     sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:
@@ -254,6 +261,7 @@ def save(observed: Observation, path: str | Path) -> None:
         local=client.local,
         loss=client.loss,
         normalise=observed.provenance.get("normalise", ()),
+        shared_only=bool(client.withheld),
     )
 
 
@@ -266,6 +274,7 @@ def _of_client(
         "local": client.local.to_json() if client.local else None,
         "loss": client.loss if client.loss != DEFAULT else None,
         "normalise": list(normalise) or None,
+        "withheld": list(client.withheld) or None,
     }
     made: dict[str, Any] = {"network": network.name, "network_settings": dict(network.settings)}
     return made | {n: v for n, v in more.items() if v is not None}
