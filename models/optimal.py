@@ -1,7 +1,7 @@
 """The Bayes-optimal adversary: any prior, behind any channel, on any client.
 
 x ~ prior                                 (batch, *input_shape)
-y ~ client's label prior                  (batch,)
+y ~ client's label prior                  (batch,)          (or, of vectors that nobody shared, a `target` (batch, K))
 g | x, y ~ channel(u(x, y))               (update_size,)
 
 It knows p(x) and p(g | x), and no adversary has a lower risk than f*(g) = argmax over x₀ of ∫ over B(x₀, δ) of
@@ -45,4 +45,6 @@ def model(
     believed = channels.inferred(channels.check(Named.parse(channel).with_(sigma=sigma)))
     x = priors.make(Named.parse(prior), client, reference).sample(batch_size)
     y = pyro.sample("y", client.label_prior(batch_size))
-    return pyro.sample("g", channels.make(believed, client.update(x, y), client, batch_size, reference))
+    vectors = client.target_prior(batch_size)
+    target = y if vectors is None else pyro.sample("target", vectors)
+    return pyro.sample("g", channels.make(believed, client.update(x, target), client, batch_size, reference))

@@ -12,7 +12,7 @@ import torch
 from pplleak import channels, data
 from pplleak.cli._local import UNSAID, Local
 from pplleak.cli._options import given, options
-from pplleak.client.loss import DEFAULT
+from pplleak.client.loss import DEFAULT, built_in_loss
 from pplleak.client.sharing import NotShared
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery, surrogate
@@ -122,7 +122,7 @@ def attacked(args: Any, network: str) -> Observation:
     if args.observed:
         if args.defence:
             raise BadInput("an observation says which defence it went through: leave --defence out")
-        if args.loss != DEFAULT or args.normalise:
+        if (args.loss != DEFAULT and built_in_loss(args.loss)) or args.normalise:
             raise BadInput("an observation says the loss of its client, and what its inputs were normalised by: leave "
                            "--loss and --normalise to `pplleak observe`")  # fmt: skip
         with said_shared():
@@ -135,6 +135,7 @@ def attacked(args: Any, network: str) -> Observation:
                 device=args.device,
                 public=data.public(args.data, args.data_root).x,
                 shared_only=args.shared_only,
+                loss=None if args.loss == DEFAULT else args.loss,
             )
         if args.sigma is not None:
             made = replace(made, protection=made.protection.with_sigma(args.sigma))

@@ -65,8 +65,8 @@ DefenceName = Annotated[
 LossName = Annotated[
     str,
     tyro.conf.arg(
-        help=f"Of the client: {named.listed(named.losses())}, with settings as in mse:reduction=sum; "
-        "cross_entropy:label_smoothing=0.1."
+        help=f"Of the client: {named.listed(named.losses())}, or FILE.py:FUNCTION of your own; with settings as in "
+        "mse:reduction=sum; cross_entropy:label_smoothing=0.1; mse:targets=real (or binary, probabilities, input)."
     ),
 ]
 PriorName = Annotated[

@@ -20,8 +20,9 @@ class Observe(Victim):
     """With --gradient: the shape of one example, e.g. 1 28 28."""
     num_classes: int = 10
     """With --gradient: the number of the network's logits."""
-    shared_labels: tuple[int, ...] | None = None
-    """With --gradient: the labels, where the client shared them."""
+    shared_labels: tuple[float, ...] | None = None
+    """With --gradient: the labels, where the client shared them; with a loss of targets=real, binary or probabilities
+    the numbers that each example is mapped onto, example by example."""
     clean: bool = False
     """With --gradient: nothing was added to it. σ is then what rounding comes to: the precision of the
     file's numbers (float32, float16, bfloat16) times their root mean square."""
@@ -52,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
     save(observed, args.out)
     print(signal(observed))
     code = f" --network {args.network}" if ":" in args.network else ""  # a file is not let choose code to run
+    code += f" --loss {args.loss}" if ".py:" in args.loss else ""
     print(f"written to {args.out}; attack it with: pplleak attack --observed {args.out}{code}")
     return 0
 
@@ -61,7 +63,7 @@ def _wrapped(args: Any) -> Any:
     from pplleak.cli import _arguments as arguments
     from pplleak.client import sharing, sizes
     from pplleak.federation import files
-    from pplleak.federation.observation import Observation, check_labels, flatten, require_batch_size
+    from pplleak.federation.observation import Observation, flatten, require_batch_size, with_targets
     from pplleak.federation.scenario import build_client, require_weights
 
     shared, network = files.read(args.gradient), Named(args.network, options(args, "network"))
@@ -80,9 +82,7 @@ def _wrapped(args: Any) -> Any:
     with arguments.said_shared():
         g = flatten(client, gradient, where)
     protection = _noise(args, protection, gradient)
-    labels = None
-    if args.shared_labels is not None:
-        labels = check_labels(list(args.shared_labels), args.num_classes, args.batch_size)
+    client, labels = with_targets(client, args.shared_labels, args.batch_size)
     provenance = {"network": network.name, "network_settings": dict(network.settings), "normalise": args.normalise}
     return Observation(g, args.batch_size, labels, client, protection, provenance=provenance)
 

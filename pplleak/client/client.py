@@ -23,13 +23,17 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pplleak import programs
-from pplleak.client import kernels, sizes, taps, training
+from pplleak.client import kernels, sizes, taps, targets, training
 from pplleak.client.factors import Entries, Factor
 from pplleak.client.loss import DEFAULT, Output, check, get, total
+from pplleak.client.loss import probe as probe_loss
+from pplleak.client.networks import Normalise
 from pplleak.client.smoothness import probe
+from pplleak.client.targets import every_binary
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
@@ -48,6 +52,8 @@ class Client:
     num_classes  of the logits; 0: as many as the network returns
     local        what the client trains on its own before it shares, or None: it shares its gradient
     loss         ℓ, a name of `pplleak.client.loss`, with settings: `cross_entropy:label_smoothing=0.1`
+    targets      (T, K), where the loss compares with vectors: the label y_b is the row of example b; None: there are
+                 none, or nobody shared them (`pplleak.client.targets`)
     withheld     trainable parameters of which nothing is shared; local training moves them all the same
     layers       the shared parameters in the order in which the flat update holds them: name -> shape
     lazy         True where every parameter has a closed form, False where the update is materialised
@@ -67,6 +73,7 @@ class Client:
     local: LocalTraining | None = None
     loss: str = DEFAULT
     withheld: tuple[str, ...] = ()
+    targets: Tensor | None = None
     layers: dict[str, torch.Size] = field(default_factory=dict)
     lazy: bool = False
     mixes_batch: bool = False
@@ -112,8 +119,41 @@ class Client:
         return next(iter(self.parameters.values())).device
 
     def label_prior(self, batch_size: int = 1) -> Labels:
-        """What the adversary knows of the labels before: uniform over the classes, shape (batch_size,)."""
-        return Labels(torch.zeros(self.num_classes, dtype=self.dtype, device=self.device), batch_size)
+        """What the adversary knows of the labels before: uniform over the classes, or over the targets that there are,
+        shape (batch_size,)."""
+        return Labels(torch.zeros(self.labels, dtype=self.dtype, device=self.device), batch_size)
+
+    @property
+    def labels(self) -> int:
+        """How many values a label has: classes, or rows of targets; 1 where there is nothing to choose."""
+        kind = get(self.loss).targets
+        return self.num_classes if kind == "classes" else 1 if self.table is None else len(self.table)
+
+    @property
+    def table(self) -> Tensor | None:
+        """`targets`; of binary ones that nobody shared, all that there are."""
+        if self.targets is None and get(self.loss).targets == "binary":
+            return every_binary(self.num_classes).to(self.device, self.dtype)
+        return self.targets
+
+    def target_prior(self, batch_size: int = 1) -> TorchDistribution | None:
+        """What the adversary knows before of vectors that nobody shared, event shape (batch_size, K), to be given to
+        `update` instead of labels; None where the targets are labels, rows of a table or the inputs."""
+        kind = get(self.loss).targets
+        if kind not in targets.VECTORS or self.table is not None:
+            return None
+        return targets.prior(kind, self.num_classes, batch_size, next(iter(self.parameters.values())))
+
+    def target(self, y: Tensor) -> Tensor:
+        """Labels y (…, batch) as the loss compares with them: as they are, or vectors (…, batch, K), which stay so."""
+        if y.is_floating_point():
+            return y.to(self.dtype)
+        if get(self.loss).targets not in targets.VECTORS:
+            return y
+        if self.table is None:
+            raise BadInput(f"the targets of the loss {self.loss} were not shared: give them, or take a model that has "
+                           "them as a latent (optimal)")  # fmt: skip
+        return self.table.to(self.dtype)[y]
 
     def noise(self, batch_size: int = 1) -> Tensor | None:
         """ε ~ Normal(0, I) of one batch (batch_size, *noise_shape), by torch's generator; or None."""
@@ -126,34 +166,35 @@ class Client:
 
         Args:
             x: (*chains, batch, *input_shape). Differentiable.
-            y: (*chains, batch), class indices. Leading dimensions broadcast against those of x.
+            y: (*chains, batch), class indices or rows of `targets`; or (*chains, batch, K), the vectors themselves.
+                Leading dimensions broadcast against those of x.
             noise: ε, (*chains, batch, *noise_shape), of a network that draws some. Differentiable. None is its mean, 0:
                 what an adversary computes with who does not know that there is noise.
         """
-        x = x.to(self.dtype)
-        event = len(self.input_shape)
-        lead = torch.broadcast_shapes(x.shape[: -event - 1], y.shape[:-1])
+        x, y = x.to(self.dtype), self.target(y)
+        event, own = len(self.input_shape), _own_shape(y)
+        size = y.shape[y.dim() - 1 - len(own)]
+        lead = torch.broadcast_shapes(x.shape[: -event - 1], y.shape[: y.dim() - 1 - len(own)])
         if self.noise_shape is not None:
             inner = len(self.noise_shape)
-            noise = x.new_zeros(y.shape[-1], *self.noise_shape) if noise is None else noise.to(self.dtype)
+            noise = x.new_zeros(size, *self.noise_shape) if noise is None else noise.to(self.dtype)
             lead = torch.broadcast_shapes(lead, noise.shape[: -inner - 1])
             noise = noise.expand(*lead, *noise.shape[-inner - 1 :])
         elif noise is not None:
             raise BadInput("the client's network draws no noise: there is none to give it")
         x = x.expand(*lead, *x.shape[-event - 1 :])
-        y = y.expand(*lead, y.shape[-1])
+        y = y.expand(*lead, size, *own)
         return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise)
 
     def _factored(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> LazyUpdate:
-        lead, batch = y.shape[:-1], y.shape[-1]
-        slices = self.slices
-
-        shares = get(self.loss).shares(y).flatten()
+        each = get(self.loss).shares(y)
+        lead, batch, slices = each.shape[:-1], each.shape[-1], self.slices
+        shares, (flat_x, flat_y) = each.flatten(), (t.flatten(0, len(lead)) for t in (x, y))
 
         def loss(output: Output) -> Tensor:  # each chain's own, all in one sum
-            return total(self.loss, output, y.flatten(), shares)
+            return total(self.loss, output, flat_x, flat_y, shares)
 
-        given = [t.flatten(0, len(lead)) for t in (x, noise) if t is not None]
+        given = [flat_x] if noise is None else [flat_x, noise.flatten(0, len(lead))]
 
         def unflat(t: Tensor) -> Tensor:
             return t.reshape(*lead, batch, *t.shape[1:])
@@ -174,19 +215,21 @@ class Client:
         Args as for `update`, with equal leading dimensions. A batch that its network mixes, or that several local
         steps mix, counts as one example.
         """
-        lead, batch = y.shape[:-1], y.shape[-1]
+        y = self.target(y)
+        each, own = get(self.loss).shares(y), _own_shape(y)
+        lead, batch = each.shape[:-1], each.shape[-1]
         rows = 1 if self.mixes_batch or self.local else batch
         xs = x.reshape(-1, batch // rows, *self.input_shape)
-        ys = y.reshape(-1, batch // rows)
+        ys = y.reshape(-1, batch // rows, *own)
         if self.noise_shape is not None:
-            noise = x.new_zeros(*y.shape, *self.noise_shape) if noise is None else noise
+            noise = x.new_zeros(*each.shape, *self.noise_shape) if noise is None else noise
             noise = noise.reshape(-1, batch // rows, *self.noise_shape)
         if self.local:
             examples = training.movement(
                 self.network, self.trained, xs, ys, self.local, loss=self.loss, shared=tuple(self.layers)
             )
         else:
-            shares = get(self.loss).shares(y).reshape(ys.shape)
+            shares = each.reshape(ys.shape[:2])
             examples = training.gradients(self.network, self.parameters, xs, ys, shares, noise, loss=self.loss)
         return DenseUpdate(examples.reshape(*lead, rows, -1))
 
@@ -238,6 +281,10 @@ def _checked(client: Client) -> dict[str, Any]:
     with kernels.plain():  # a fused kernel would hide the kinks inside it
         kinks, logits = probe(network, x)
         drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
+        kind = get(client.loss).targets
+        output = logits
+        if kind == "input" and isinstance(logits, Tensor):  # an image is an output, too
+            logits = logits.flatten(1)
         classes = client.num_classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else "K")
         if not isinstance(logits, Tensor) or logits.shape != (2, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -250,11 +297,15 @@ def _checked(client: Client) -> dict[str, Any]:
             if not network(x.detach().clone().requires_grad_()).requires_grad:
                 raise BadInput("the network's logits have no slope in the images, and its gradient says nothing of "
                                "them: does it compute by .detach(), .item() or numpy?")  # fmt: skip
-        check(client.loss, int(logits.shape[-1]))
-        if drew or not torch.equal(logits, network(x)):
+        check(client.loss, int(logits.shape[-1]), math.prod(client.input_shape))
+        if kind == "input" and any(isinstance(hook, Normalise) for hook in network._forward_pre_hooks.values()):
+            raise BadInput("inputs that are normalised outside the network are other ones than the loss compares with "
+                           "(targets=input): leave one of them out")  # fmt: skip
+        probe_loss(client.loss, output, x if kind == "input" else _probe_targets(client.loss, x, classes))
+        if drew or not torch.equal(output, network(x)):
             raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
         try:
-            mixes = not torch.allclose(network(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+            mixes = not torch.allclose(network(x[:1]), output[:1], rtol=1e-3, atol=1e-4)
         except (RuntimeError, ValueError):  # batch statistics of one example do not exist
             mixes = True
     return {
@@ -266,7 +317,7 @@ def _checked(client: Client) -> dict[str, Any]:
 def _require_slopes(client: Client) -> None:
     """Raise for a network whose materialised update has no slope in the images: what an attack follows."""
     x = _probe(next(client.network.parameters()), client.input_shape)[None].requires_grad_()
-    y = torch.arange(2, device=x.device)[None] % client.num_classes
+    y = _probe_targets(client.loss, x[0], client.num_classes)[None]
     with torch.enable_grad():
         u = replace(client, local=None).materialised(x, y).materialise()  # which local steps are made of
         if not u.requires_grad:
@@ -280,12 +331,24 @@ def _probe(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:
     return torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
+def _probe_targets(loss: str, like: Tensor, outputs: int) -> Tensor:
+    """What the two examples of the checks are mapped onto: labels, or vectors of any kind."""
+    if get(loss).targets not in targets.VECTORS:
+        return torch.arange(2, device=like.device) % outputs
+    return torch.eye(max(outputs, 2), device=like.device, dtype=like.dtype)[:2, :outputs]
+
+
+def _own_shape(y: Tensor) -> torch.Size:
+    """Of one example's target: () of a label, (K,) of a vector."""
+    return y.shape[-1:] if y.is_floating_point() else torch.Size()
+
+
 def _closed_form(client: Client) -> bool:
     """True where the taps give the very gradient of every example that `materialised` gives, on a probe batch."""
     if client.mixes_batch or client.local:
         return False
     x = _probe(next(client.network.parameters()), client.input_shape)
-    y = torch.arange(2, device=x.device) % client.num_classes
+    y = _probe_targets(client.loss, x, client.num_classes)
     try:
         noise = None
         if client.noise_shape is not None:

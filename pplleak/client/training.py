@@ -158,7 +158,8 @@ def gradients(
     """∇θ Σ_b shares_b ℓ(f_θ(x_b), y_b) of every row on its own, (rows, size), differentiable in x and in the noise.
 
     Args:
-        parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples).
+        parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples), or
+            vectors (rows, examples, K).
         shares: (rows, examples), what each example counts (`pplleak.client.loss.Loss.shares`).
         noise: (rows, examples, *noise_shape), of a network that draws some. loss: a name of `pplleak.client.loss`.
     """
@@ -246,7 +247,7 @@ def _gradient(
     def row(given: dict[str, Tensor], xs: Tensor, ys: Tensor, counts: Tensor, *drawn: Tensor) -> Tensor:
         used = {name: given.get(first, values[first]) for name, first in ties.items()}
         output = functional_call(network, {**buffers, **used}, (xs, *drawn), tie_weights=False)
-        return total(loss, output, ys, counts)
+        return total(loss, output, xs, ys, counts)
 
     with torch.enable_grad(), kernels.plain():
         summed = vmap(row, randomness="error")(dict(copies), x, y, shares, *noise).sum()

@@ -34,7 +34,7 @@ def load(network: nn.Module, tensors: Mapping[str, Tensor], where: str, *, whole
     """Put weights into a network of the same layers, and return it.
 
     Args:
-        tensors: names as of `network.state_dict()`; tied ones by any of their names. where: what to call them in an error.
+        tensors: names as of `network.state_dict()`; tied ones by any of their names. where: what errors call them.
         whole: also demand every other buffer that the network keeps. Running statistics that a normalisation in
             evaluation mode computes with are always demanded: they are made up otherwise.
 

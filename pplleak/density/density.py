@@ -281,7 +281,7 @@ def exchangeable(density: Density) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         values, _ = free.constrain(free.sample_prior(1))
-    values["y"] = base.to(density.client.device)[None] % density.client.num_classes
+    values["y"] = base.to(density.client.device)[None] % density.client.labels
     moved = {
         n: v[0][orders] if v.dim() > 1 and v.shape[1] == size else v.expand(3, *v.shape[1:]) for n, v in values.items()
     }

@@ -55,6 +55,7 @@ class _Metadata:
     loss: str = DEFAULT
     normalise: list[float] = field(default_factory=list)
     shared_only: bool = False
+    targets: list[list[float]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,7 @@ def write(
     loss: str = DEFAULT,
     normalise: Sequence[float] = (),
     shared_only: bool = False,
+    targets: list[list[float]] | None = None,
 ) -> None:
     """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
 
@@ -97,6 +99,7 @@ def write(
         labels: where the client shared them. local: what it trained, where it shares how its weights moved.
         loss: a name of `pplleak.client.loss` with settings. normalise: mean and sd of what the network sees its inputs
             normalised by (`Scenario`).
+        targets: instead of labels, where the loss compares with vectors: one for each example.
         shared_only: parameters that `gradient` lacks were not shared; else a reader takes them for an oversight.
     """
     tensors = {f"gradient.{n}": t for n, t in gradient.items()}
@@ -118,6 +121,7 @@ def write(
         "loss": loss,
         "normalise": list(normalise),
         "shared_only": shared_only,
+        "targets": targets,
     }
     runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 

@@ -1,4 +1,4 @@
-"""What of a network's gradient was shared: parts of it, tied weights by any of their names, sparse and half-precision ones."""
+"""What of a gradient was shared: parts, tied weights by any of their names, sparse and half-precision ones."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ def test_sparse_gradients_are_read_in_every_form() -> None:
     for bad, said in (({"rows.weight.indices": at + 28, "rows.weight.values": full.flatten()[at]}, "outside"),
                       ({"rows.weight.indices": at, "rows.weight.values": full}, "do not fit"),
                       ({"rows.weight.indices": at.float(), "rows.weight.values": full.flatten()[at]}, "whole numbers"),
-                      ({"rows.weight.indices": -at - 1, "rows.weight.values": full.flatten()[at]}, "outside")):  # fmt: skip
+                      ({"rows.weight.indices": -at - 1, "rows.weight.values": coo._values()[0]}, "do not fit"),
+                      ({"rows.weight.indices": -at - 1, "rows.weight.values": at.double()}, "outside")):  # fmt: skip
         with pytest.raises(BadInput, match=said):
             sharing.dense(layers, {**rest, **bad}, "it")
 

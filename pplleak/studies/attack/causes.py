@@ -179,7 +179,7 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
     words = "inputs that are normalised outside the network, by a mean of {shift} and an sd of {log_width}"
     free = extended(Altered, client, before=_normalised)
     yield other("normalised", words, free, ("shift", torch.clone), ("log_width", torch.exp))
-    if observed.labels is not None and client.num_classes**size <= MOST_LABELS:
+    if observed.labels is not None and client.targets is None and 1 < client.labels**size <= MOST_LABELS:
         yield other("labels", "other labels: {y}", client, seen=replace(observed, labels=None))
     if client.local is not None:
         for optimizer in ("sgd:momentum=0.9", "sgd:momentum=0.9,nesterov=True", "adam"):
