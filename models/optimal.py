@@ -4,6 +4,8 @@ x ~ prior                                 (batch, *input_shape)
 y ~ client's label prior                  (batch,)          (or, of vectors that nobody shared, a `target` (batch, K))
 g | x, y ~ channel(u(x, y))               (update_size,)
 
+A client that shuffles has an `order` (epochs, batch) of its examples, uniform and summed out.
+
 It knows p(x) and p(g | x), and no adversary has a lower risk than f*(g) = argmax over x₀ of ∫ over B(x₀, δ) of
 p(x | g) dx. The prior is one of `pplleak.priors`, `vae` or `gaussian:floor=0.05` for example; the channel is
 that of the observation, unless the adversary is told to believe in another one of `pplleak.channels`.
@@ -47,4 +49,7 @@ def model(
     y = pyro.sample("y", client.label_prior(batch_size))
     vectors = client.target_prior(batch_size)
     target = y if vectors is None else pyro.sample("target", vectors)
-    return pyro.sample("g", channels.make(believed, client.update(x, target), client, batch_size, reference))
+    orders = client.order_prior(batch_size)
+    order = None if orders is None else pyro.sample("order", orders)
+    u = client.update(x, target, order=order)
+    return pyro.sample("g", channels.make(believed, u, client, batch_size, reference))

@@ -31,6 +31,9 @@ class Local:
     """Examples a step (default: all of them)."""
     local_drop_last: bool = False
     """With --local-epochs: leave a short last batch out."""
+    local_shuffle: bool = False
+    """With --local-epochs: the client draws the order of its examples anew in every epoch, and the server does not know
+    it."""
     local_optimizer: Annotated[
         str,
         tyro.conf.arg(help=f"NAME:SETTING=VALUE,… of {named.written(named.algorithms('optimizer'))}."),

@@ -32,6 +32,7 @@ from pplleak.client.factors import Entries, Factor
 from pplleak.client.loss import DEFAULT, Output, check, get, total
 from pplleak.client.loss import probe as probe_loss
 from pplleak.client.networks import Normalise
+from pplleak.client.orders import Orders
 from pplleak.client.smoothness import probe
 from pplleak.client.targets import every_binary
 from pplleak.client.training import LocalTraining
@@ -161,7 +162,17 @@ class Client:
             return None
         return torch.randn(batch_size, *self.noise_shape, dtype=self.dtype, device=self.device)
 
-    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
+    def order_prior(self, batch_size: int = 1) -> Orders | None:
+        """What the adversary knows of the order of the examples, to be given to `update`; None: it means nothing, or
+        is known."""
+        return Orders.of(self.local, batch_size) if self.local is not None and self.local.shuffle else None
+
+    def order(self, batch_size: int = 1) -> Tensor | None:
+        """One order (epochs, batch_size) of a client that shuffles, by torch's generator; None of any other."""
+        prior = self.order_prior(batch_size)
+        return None if prior is None else prior.sample().to(self.device)
+
+    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None, order: Tensor | None = None) -> Update:
         """u(x, y), lazy where it can be.
 
         Args:
@@ -170,6 +181,7 @@ class Client:
                 Leading dimensions broadcast against those of x.
             noise: ε, (*chains, batch, *noise_shape), of a network that draws some. Differentiable. None is its mean, 0:
                 what an adversary computes with who does not know that there is noise.
+            order: (*chains, epochs, batch), of a client that shuffles; None: as they are given, in every epoch.
         """
         x, y = x.to(self.dtype), self.target(y)
         event, own = len(self.input_shape), _own_shape(y)
@@ -182,9 +194,14 @@ class Client:
             noise = noise.expand(*lead, *noise.shape[-inner - 1 :])
         elif noise is not None:
             raise BadInput("the client's network draws no noise: there is none to give it")
+        if order is not None:
+            if self.order_prior(size) is None:
+                raise BadInput("the client does not shuffle its examples: there is no order to give it")
+            lead = torch.broadcast_shapes(lead, order.shape[:-2])
+            order = order.expand(*lead, *order.shape[-2:])
         x = x.expand(*lead, *x.shape[-event - 1 :])
         y = y.expand(*lead, size, *own)
-        return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise)
+        return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise, order)
 
     def _factored(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> LazyUpdate:
         each = get(self.loss).shares(y)
@@ -209,7 +226,9 @@ class Client:
                 factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias))
         return LazyUpdate(tuple(factors), self.update_size)
 
-    def materialised(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> DenseUpdate:
+    def materialised(
+        self, x: Tensor, y: Tensor, noise: Tensor | None = None, order: Tensor | None = None
+    ) -> DenseUpdate:
         """u(x, y) entry by entry: the general fallback, and the reference the lazy form is tested against.
 
         Args as for `update`, with equal leading dimensions. A batch that its network mixes, or that several local
@@ -226,8 +245,9 @@ class Client:
             noise = noise.reshape(-1, batch // rows, *self.noise_shape)
         if self.local:
             examples = training.movement(
-                self.network, self.trained, xs, ys, self.local, loss=self.loss, shared=tuple(self.layers)
-            )
+                self.network, self.trained, xs, ys, self.local, loss=self.loss, shared=tuple(self.layers),
+                order=None if order is None else order.reshape(-1, *order.shape[-2:]),
+            )  # fmt: skip
         else:
             shares = each.reshape(ys.shape[:2])
             examples = training.gradients(self.network, self.parameters, xs, ys, shares, noise, loss=self.loss)
@@ -282,7 +302,7 @@ def _checked(client: Client) -> dict[str, Any]:
         kinks, logits = probe(network, x)
         drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
         kind = get(client.loss).targets
-        output = logits
+        output: Any = logits
         if kind == "input" and isinstance(logits, Tensor):  # an image is an output, too
             logits = logits.flatten(1)
         classes = client.num_classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else "K")
@@ -301,7 +321,7 @@ def _checked(client: Client) -> dict[str, Any]:
         if kind == "input" and any(isinstance(hook, Normalise) for hook in network._forward_pre_hooks.values()):
             raise BadInput("inputs that are normalised outside the network are other ones than the loss compares with "
                            "(targets=input): leave one of them out")  # fmt: skip
-        probe_loss(client.loss, output, x if kind == "input" else _probe_targets(client.loss, x, classes))
+        probe_loss(client.loss, output, x if kind == "input" else _probe_targets(client.loss, x, int(logits.shape[-1])))
         if drew or not torch.equal(output, network(x)):
             raise BadInput("the network is random (dropout in train mode?): call .eval() before sharing a gradient")
         try:

@@ -36,7 +36,8 @@ def by_owner(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> d
     Raises:
         BadInput: two names of one parameter with different values.
     """
-    first, named = owners(network), {}
+    first = owners(network)
+    named: dict[str, Tensor] = {}
     for name, t in tensors.items():
         end = next((e for e in (INDICES, VALUES) if name.endswith(e) and name not in first), "")
         owner = first.get(name.removesuffix(end), name.removesuffix(end)) + end

@@ -42,6 +42,7 @@ class LocalTraining:
     epochs      instead of steps: passes over the client's examples as a DataLoader makes them, in order, each with a
                 last batch of what is left over; None counts steps
     drop_last   with epochs: the last batch of an epoch is left out where it is short
+    shuffle     with epochs: the client draws the order of its examples anew for every epoch, and nobody else knows it
     schedule    of the learning rate, with its settings: `cosine`, `step:step_size=2,gamma=0.5,per=epoch`
     clip        the longest gradient of all parameters together that a step follows; None clips nothing
     prox        μ of FedProx (Li et al. 2020), which adds μ/2 ‖θ − θ_0‖² to the loss
@@ -57,6 +58,7 @@ class LocalTraining:
     optimizer: Named = Named("sgd")
     epochs: int | None = None
     drop_last: bool = False
+    shuffle: bool = False
     schedule: Named = Named("constant")
     clip: float | None = None
     prox: float = 0.0
@@ -80,6 +82,11 @@ class LocalTraining:
         if self.drop_last and self.epochs is None:
             raise BadInput("without epochs no local batch is short, so there is none to drop: leave drop_last out, or "
                            "say how many epochs")  # fmt: skip
+        if not isinstance(self.shuffle, bool):
+            raise BadInput(f"shuffle is True or False, not {self.shuffle!r}")
+        if self.shuffle and (self.epochs is None or self.batch_size is None):
+            raise BadInput("a client shuffles its examples in every epoch, before it cuts them into batches: say how "
+                           "many epochs, and the local batch size, or leave shuffle out")  # fmt: skip
         if self.shares not in get_args(Shares):
             raise BadInput(f"a client shares its {', '.join(get_args(Shares))}, not {self.shares!r}")
         object.__setattr__(self, "optimizer", optimisers.check("optimizer", self.optimizer))
@@ -181,18 +188,32 @@ def movement(
     *,
     loss: str,
     shared: Sequence[str] | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """u of every row, what is shared of θ_after − θ_before, (rows, size), differentiable in x; arguments as
-    for `gradients`, and `shared`: of these parameters alone (None: of all that are trained)."""
+    for `gradients`.
+
+    Args:
+        shared: of these parameters alone; None: of all that are trained.
+        order: (rows, epochs, examples), which example stands where (`pplleak.client.orders`); None: in every epoch as
+            they are given.
+    """
     differentiable = torch.is_grad_enabled() and x.requires_grad
     optimiser = optimisers.bound("optimizer", training.optimizer)
     parts = []
-    for xk, yk in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+    orders = [None] * -(-len(x) // CHUNK) if order is None else order.split(CHUNK)
+    epoch_steps = training.passes(x.shape[1])[1]
+    for xk, yk, placed in zip(x.split(CHUNK), y.split(CHUNK), orders, strict=True):
         before = weights = _copies(parameters, len(xk))
         states: dict[str, State] = dict.fromkeys(weights, ())
         steps = zip(training.batches(x.shape[1]), training.rates(x.shape[1]), strict=True)
         for k, (batch, lr) in enumerate(steps, 1):
-            part = xk[:, batch], yk[:, batch], get(loss).shares(yk[:, batch])
+            if placed is None:
+                xs, ys = xk[:, batch], yk[:, batch]
+            else:
+                at = torch.arange(len(xk), device=xk.device)[:, None], placed[:, (k - 1) // epoch_steps, batch]
+                xs, ys = xk[at], yk[at]
+            part = xs, ys, get(loss).shares(ys)
             slopes = _gradient(network, weights, *part, loss=loss, differentiable=differentiable)
             with torch.set_grad_enabled(differentiable):
                 slopes = _followed(slopes, weights, before, training)

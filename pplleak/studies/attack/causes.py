@@ -53,8 +53,8 @@ class Altered(Client):
     before: Callable[[Tensor], Tensor] | None = None
     after: Callable[[Update], Update] | None = None
 
-    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
-        u = super().update(x if self.before is None else self.before(x), y, noise)
+    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None, order: Tensor | None = None) -> Update:
+        u = super().update(x if self.before is None else self.before(x), y, noise, order)
         return u if self.after is None else self.after(u)
 
 
