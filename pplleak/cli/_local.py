@@ -12,7 +12,9 @@ from pplleak.cli import _named as named
 
 if TYPE_CHECKING:
     from pplleak.client.training import Shares
+    from pplleak.studies.attack.training import Unknown
 else:
+    Unknown = signatures.kind(sources.module("pplleak.studies.attack.training"), "Unknown")
     Shares = signatures.kind(sources.module("pplleak.client.training"), "Shares")
 
 

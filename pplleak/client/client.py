@@ -172,7 +172,14 @@ class Client:
         prior = self.order_prior(batch_size)
         return None if prior is None else prior.sample().to(self.device)
 
-    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None, order: Tensor | None = None) -> Update:
+    def update(
+        self,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor | None = None,
+        order: Tensor | None = None,
+        rate: Tensor | None = None,
+    ) -> Update:
         """u(x, y), lazy where it can be.
 
         Args:
@@ -182,6 +189,7 @@ class Client:
             noise: ε, (*chains, batch, *noise_shape), of a network that draws some. Differentiable. None is its mean, 0:
                 what an adversary computes with who does not know that there is noise.
             order: (*chains, epochs, batch), of a client that shuffles; None: as they are given, in every epoch.
+            rate: (*chains,), what every learning rate of local training is multiplied by; None: 1. Differentiable.
         """
         x, y = x.to(self.dtype), self.target(y)
         event, own = len(self.input_shape), _own_shape(y)
@@ -199,9 +207,13 @@ class Client:
                 raise BadInput("the client does not shuffle its examples: there is no order to give it")
             lead = torch.broadcast_shapes(lead, order.shape[:-2])
             order = order.expand(*lead, *order.shape[-2:])
+        if rate is not None:
+            lead = torch.broadcast_shapes(lead, rate.shape)
+            order = order if order is None else order.expand(*lead, *order.shape[-2:])
+            rate = rate.to(self.dtype).expand(lead)
         x = x.expand(*lead, *x.shape[-event - 1 :])
         y = y.expand(*lead, size, *own)
-        return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise, order)
+        return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise, order, rate)
 
     def _factored(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> LazyUpdate:
         each = get(self.loss).shares(y)
@@ -227,7 +239,12 @@ class Client:
         return LazyUpdate(tuple(factors), self.update_size)
 
     def materialised(
-        self, x: Tensor, y: Tensor, noise: Tensor | None = None, order: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor | None = None,
+        order: Tensor | None = None,
+        rate: Tensor | None = None,
     ) -> DenseUpdate:
         """u(x, y) entry by entry: the general fallback, and the reference the lazy form is tested against.
 
@@ -247,6 +264,7 @@ class Client:
             examples = training.movement(
                 self.network, self.trained, xs, ys, self.local, loss=self.loss, shared=tuple(self.layers),
                 order=None if order is None else order.reshape(-1, *order.shape[-2:]),
+                rate=None if rate is None else rate.reshape(-1),
             )  # fmt: skip
         else:
             shares = each.reshape(ys.shape[:2])

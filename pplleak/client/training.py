@@ -189,6 +189,7 @@ def movement(
     loss: str,
     shared: Sequence[str] | None = None,
     order: Tensor | None = None,
+    rate: Tensor | None = None,
 ) -> Tensor:
     """u of every row, what is shared of θ_after − θ_before, (rows, size), differentiable in x; arguments as
     for `gradients`.
@@ -197,13 +198,14 @@ def movement(
         shared: of these parameters alone; None: of all that are trained.
         order: (rows, epochs, examples), which example stands where (`pplleak.client.orders`); None: in every epoch as
             they are given.
+        rate: (rows,), what every learning rate is multiplied by; None: 1. Differentiable.
     """
-    differentiable = torch.is_grad_enabled() and x.requires_grad
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or (rate is not None and rate.requires_grad))
     optimiser = optimisers.bound("optimizer", training.optimizer)
     parts = []
-    orders = [None] * -(-len(x) // CHUNK) if order is None else order.split(CHUNK)
+    orders, factors = ([None] * -(-len(x) // CHUNK) if t is None else t.split(CHUNK) for t in (order, rate))
     epoch_steps = training.passes(x.shape[1])[1]
-    for xk, yk, placed in zip(x.split(CHUNK), y.split(CHUNK), orders, strict=True):
+    for xk, yk, placed, factor in zip(x.split(CHUNK), y.split(CHUNK), orders, factors, strict=True):
         before = weights = _copies(parameters, len(xk))
         states: dict[str, State] = dict.fromkeys(weights, ())
         steps = zip(training.batches(x.shape[1]), training.rates(x.shape[1]), strict=True)
@@ -217,13 +219,20 @@ def movement(
             slopes = _gradient(network, weights, *part, loss=loss, differentiable=differentiable)
             with torch.set_grad_enabled(differentiable):
                 slopes = _followed(slopes, weights, before, training)
-                moved = {n: optimiser(w, slopes[n], states[n], k, lr) for n, w in weights.items()}
+                moved = {n: optimiser(w, slopes[n], states[n], k, lr * _over(factor, w)) for n, w in weights.items()}
             weights, states = ({n: m[i] for n, m in moved.items()} for i in (0, 1))
             if not differentiable:
                 weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
         parts.append(_flat({n: weights[n] - before[n] for n in (weights if shared is None else shared)}))
     u = training.factor * torch.cat(parts)
+    if rate is not None and training.shares == "rate":
+        u = u / rate[:, None]
     return u if differentiable else u.detach()
+
+
+def _over(factor: Tensor | None, w: Tensor) -> Any:
+    """A number a row (rows,) as one for every entry of w (rows, *shape); None is 1."""
+    return 1.0 if factor is None else factor.reshape(-1, *[1] * (w.dim() - 1))
 
 
 def _followed(

@@ -140,8 +140,8 @@ def _looked_at(posterior: Posterior, observed: Observation, point: bool) -> list
     with the scalar latents of the model."""
     scalars = {n: torch.as_tensor(v).flatten() for n, v in posterior.latents.items()}
     if point:  # of a fitted family the mode alone is looked at, with what its draws say of the rest
-        y = torch.as_tensor(posterior.y[0, 0]) if posterior.attrs.get("moved") else observed.labels
-        return [(torch.as_tensor(posterior.mode), y, {n: v.median() for n, v in scalars.items()})]
+        labels = torch.as_tensor(posterior.y[0, 0]) if posterior.attrs.get("moved") else observed.labels
+        return [(torch.as_tensor(posterior.mode), labels, {n: v.median() for n, v in scalars.items()})]
     y = posterior.y.reshape(len(posterior.draws), -1)
     picks = torch.linspace(0, len(posterior.draws) - 1, min(DRAWS, len(posterior.draws))).long().tolist()
     return [

@@ -1,0 +1,105 @@
+"""What the server does not know of local training is found by evidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import run
+from conftest import batch_of, tiny
+
+import pplleak as pl
+from pplleak import programs
+from pplleak.client import Client
+from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
+from pplleak.studies.attack import causes, training
+from pplleak.studies.attack.attack import believe
+
+TRUE = pl.LocalTraining(0.3, epochs=2, batch_size=2, shares="negative")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches as long as these networks need."""
+    monkeypatch.setattr(causes, "STARTS", 2)
+    monkeypatch.setattr(causes, "STEPS", 60)
+
+
+def scene(**more: Any) -> Observation:
+    return pl.observe(pl.Scenario(index=3, batch_size=3, protection="gaussian:sigma=0.003",
+                                  network="mlp:widths=(16,)", local=TRUE, **more))  # fmt: skip
+
+
+def bound(observed: Observation) -> Any:
+    return believe(programs.load("models", "optimal"), observed)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd:momentum=0.9", "adamw:eps=0.1"])
+def test_a_factor_of_the_rate_is_that_of_a_client_with_such_a_rate(optimizer: str) -> None:
+    local = pl.LocalTraining(0.1, 3, optimizer=pl.Named.parse(optimizer), shares="rate")
+    module = tiny(activation="tanh").network
+    fast = Client(module.requires_grad_(True), (1, 2, 2), local=replace(local, lr=0.25))
+    slow = Client(module.requires_grad_(True), (1, 2, 2), local=local)
+    x, y = batch_of(slow, size=2)
+    rate = torch.tensor([1.0, 2.5], dtype=torch.float64)
+    found = slow.update(x, y, rate=rate).materialise()
+    torch.testing.assert_close(found[1], fast.update(x, y).materialise(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[0], slow.update(x, y).materialise(), rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(found[0], found[1], rtol=1e-2)
+
+
+def test_epochs_batches_and_what_is_shared_are_found() -> None:
+    """Of 27 trainings the true one has nearly all of the probability, and an adversary's wrong one next to none."""
+    observed = scene()
+    wrong = pl.LocalTraining(0.3)
+    unsure = replace(observed, client=replace(observed.client, local=wrong))
+    tried = training.weigh(bound(unsure), unsure, ("epochs", "batch_size", "shares"))
+    assert tried[0].training == TRUE and tried[0].weight > 0.95 and tried[0].fits
+    assert sum(t.weight for t in tried) == pytest.approx(1) and len(tried) > 20
+
+
+def test_a_rate_is_found_within_a_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    observed = scene()
+    unsure = replace(observed, client=replace(observed.client, local=replace(TRUE, lr=0.1)))
+    found, said = training.told(bound(unsure), unsure, ("lr",))
+    assert found.client.local is not None and found.client.local.lr == pytest.approx(0.3, rel=0.03)
+    assert said.startswith("local training, the likeliest of 1: rate 0.") and "none of them" not in said
+    assert replace(found.client.local, lr=0.3) == TRUE
+
+
+@pytest.mark.parametrize(("believed", "name", "words"), [
+    (replace(TRUE, shares="difference"), "shares", "θ_before − θ_after"),
+    (replace(TRUE, lr=0.05), "rate", "times the local learning rate"),
+    (replace(TRUE, batch_size=None), "local_batch_size", "local batches of"),
+])  # fmt: skip
+def test_a_misfit_is_explained_by_them(believed: pl.LocalTraining, name: str, words: str) -> None:
+    observed = scene()
+    observed = replace(observed, client=replace(observed.client, local=believed))
+    tried = [a for a in causes.alternatives(bound(observed), observed) if a.name == name]
+    assert any(words in a.words for a in tried)
+    own = causes.evidence(causes.Alternative("", "", bound(observed), observed.client, observed))
+    best = max((causes.evidence(a) for a in tried), key=lambda e: e.log)
+    assert best.log > own.log + 10 and best.p > own.p
+
+
+def test_what_cannot_be_open_is_one_line() -> None:
+    with pytest.raises(BadInput, match="'momentum' of local training cannot be left open"):
+        training.candidates(TRUE, ("momentum",), 4)  # type: ignore[arg-type]
+    gradient = pl.observe(pl.Scenario(network="mlp:widths=(4,)"))
+    with pytest.raises(BadInput, match="nothing of local training is open"):
+        training.weigh(bound(gradient), gradient, ("epochs",))
+    with pytest.raises(BadInput, match="more than 64: say one of"):
+        training.candidates(TRUE, ("epochs", "batch_size", "shares"), 64)
+
+
+def test_the_command_line_says_which_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    local = ["--local-lr", "0.3", "--local-epochs", "2", "--local-batch-size", "2", "--batch-size", "3"]
+    words = ["attack", *local, "--network.widths", "16", "--sigma", "0.003", "--inference", "map", "--local-unknown",
+             "shares", "--inference.starts", "1", "--inference.steps", "100", "--out", str(tmp_path)]  # fmt: skip
+    assert run(words) == 0
+    assert "the likeliest of 3: difference (probability 1" in capsys.readouterr().out
+    assert pl.Posterior.load(tmp_path / "posterior.nc").attrs["trainings"][0]["fits"] is True
