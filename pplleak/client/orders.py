@@ -20,6 +20,7 @@ from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 
 MOST = 1_000  # orders to sum over: each is a whole local training
+NEAR = 500  # neighbours of an order to look at
 
 
 class Orders(TorchDistribution):
@@ -47,8 +48,13 @@ class Orders(TorchDistribution):
         return constraints.independent(constraints.integer_interval(0, sum(self.batches) - 1), 2)
 
     @property
+    def log_count(self) -> float:
+        """The logarithm of how many orders there are."""
+        return self.epochs * (math.lgamma(sum(self.batches) + 1) - sum(math.lgamma(b + 1) for b in self.batches))
+
+    @property
     def count(self) -> int:
-        """How many orders there are."""
+        """How many orders there are, which may be a number of very many digits."""
         return (math.factorial(sum(self.batches)) // math.prod(map(math.factorial, self.batches))) ** self.epochs
 
     def expand(self, batch_shape: torch.Size, _instance: Orders | None = None) -> Orders:
@@ -64,13 +70,14 @@ class Orders(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
-        return torch.full(shape, -math.log(self.count), dtype=torch.float64, device=value.device)
+        return torch.full(shape, -self.log_count, dtype=torch.float64, device=value.device)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        if self.count > MOST:
+        if self.log_count > math.log(MOST) + 1e-6:
             raise BadInput(
                 f"{sum(self.batches)} examples in batches of {self.batches[0]}, shuffled {self.epochs} times, make "
-                f"{self.count} orders, too many to sum over: take the inference map, which moves through them"
+                f"about 10^{self.log_count / math.log(10):.0f} orders, too many to sum over: take the inference map, "
+                "which moves through them"
             )
         epoch = list(_cuts(range(sum(self.batches)), self.batches))
         grid = torch.tensor(list(itertools.product(epoch, repeat=self.epochs)))
@@ -78,12 +85,16 @@ class Orders(TorchDistribution):
         return grid.expand(len(grid), *self.batch_shape, *self.event_shape) if expand else grid
 
     def neighbours(self, order: Tensor) -> Tensor:
-        """Every order (M, epochs, N) that differs from one (epochs, N) by two examples changing batches in an epoch."""
+        """Orders (M, epochs, N) that differ from one (epochs, N) by two examples changing batches in an epoch: all of
+        them, or NEAR by torch's generator where there are more."""
         ends = list(itertools.accumulate(self.batches))
         batch = [next(k for k, end in enumerate(ends) if place < end) for place in range(ends[-1])]
         pairs = [(i, j) for i, j in itertools.combinations(range(ends[-1]), 2) if batch[i] != batch[j]]
-        moved = [order.clone() for _ in range(self.epochs * len(pairs))]
-        for near, (e, (i, j)) in zip(moved, itertools.product(range(self.epochs), pairs), strict=True):
+        swaps = list(itertools.product(range(self.epochs), pairs))
+        if len(swaps) > NEAR:
+            swaps = [swaps[k] for k in torch.randperm(len(swaps))[:NEAR].tolist()]
+        moved = [order.clone() for _ in swaps]
+        for near, (e, (i, j)) in zip(moved, swaps, strict=True):
             near[e, i], near[e, j] = order[e, j], order[e, i]
         return self.sorted(torch.stack(moved)) if moved else order.new_empty(0, *order.shape)
 
