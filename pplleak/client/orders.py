@@ -86,17 +86,20 @@ class Orders(TorchDistribution):
 
     def neighbours(self, order: Tensor) -> Tensor:
         """Orders (M, epochs, N) that differ from one (epochs, N) by two examples changing batches in an epoch: all of
-        them, or NEAR by torch's generator where there are more."""
-        ends = list(itertools.accumulate(self.batches))
-        batch = [next(k for k, end in enumerate(ends) if place < end) for place in range(ends[-1])]
-        pairs = [(i, j) for i, j in itertools.combinations(range(ends[-1]), 2) if batch[i] != batch[j]]
-        swaps = list(itertools.product(range(self.epochs), pairs))
-        if len(swaps) > NEAR:
-            swaps = [swaps[k] for k in torch.randperm(len(swaps))[:NEAR].tolist()]
-        moved = [order.clone() for _ in swaps]
-        for near, (e, (i, j)) in zip(moved, swaps, strict=True):
-            near[e, i], near[e, j] = order[e, j], order[e, i]
-        return self.sorted(torch.stack(moved)) if moved else order.new_empty(0, *order.shape)
+        them, or up to NEAR drawn by torch's generator where there are more."""
+        batch = torch.repeat_interleave(torch.arange(len(self.batches)), torch.tensor(self.batches))
+        size = len(batch)
+        if self.epochs * size * (size - 1) // 2 <= NEAR:
+            every = itertools.product(range(self.epochs), itertools.combinations(range(size), 2))
+            swaps = torch.tensor([(e, i, j) for e, (i, j) in every if batch[i] != batch[j]], dtype=torch.long)
+            swaps = swaps.reshape(-1, 3)
+        else:
+            swaps = torch.stack([torch.randint(n, (4 * NEAR,)) for n in (self.epochs, size, size)], 1)
+            swaps = swaps[batch[swaps[:, 1]] != batch[swaps[:, 2]]][:NEAR]
+        near, (e, i, j) = order.repeat(len(swaps), 1, 1), swaps.unbind(1)
+        each = torch.arange(len(swaps))
+        near[each, e, i], near[each, e, j] = order[e, j], order[e, i]
+        return self.sorted(near)
 
 
 def _cuts(left: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 import pplleak as pl
 from pplleak import programs
 from pplleak.client import Client
-from pplleak.client.orders import MOST, Orders
+from pplleak.client.orders import MOST, NEAR, Orders
 from pplleak.client.training import LocalTraining
 from pplleak.density import build
 from pplleak.errors import BadInput
@@ -117,6 +117,11 @@ def test_orders_that_cannot_be_summed_over_are_one_line() -> None:
     assert Orders((4, 4, 2), 2).count > MOST
     with pytest.raises(BadInput, match="too many to sum over: take the inference map"):
         Orders((4, 4, 2), 2).enumerate_support()
+    huge = Orders((1,) * 50, 9_999)  # what a file may ask for: nothing is multiplied out
+    with pytest.raises(BadInput, match=r"about 10\^644766"):
+        huge.enumerate_support()
+    few = Orders((1,) * 50, 20)
+    assert len(few.neighbours(few.sample())) == NEAR
     with pytest.raises(BadInput, match="say how many epochs"):
         LocalTraining(0.1, shuffle=True)
     client = a_client(replace(LOCAL, shuffle=False))

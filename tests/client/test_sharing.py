@@ -18,6 +18,7 @@ import pplleak as pl
 from pplleak import channels
 from pplleak.client import Client, sharing, weights
 from pplleak.client.training import LocalTraining
+from pplleak.density import label_recovery
 from pplleak.errors import BadInput
 from pplleak.federation import files
 from pplleak.federation.observation import flatten
@@ -68,6 +69,14 @@ def test_local_training_moves_what_is_withheld_all_the_same() -> None:
     module.get_parameter("1.weight").requires_grad_(False)
     frozen = Client(module, whole.input_shape, local=local)
     assert not torch.allclose(frozen.update(x, y).materialise(), some.update(x, y).materialise(), rtol=1e-3)
+
+
+def test_labels_are_not_read_off_a_layer_that_is_withheld() -> None:
+    last = list(tiny().layers)[-2]
+    some = part(tiny(), last)
+    observed = pl.Observation(some.update(*batch_of(some)).materialise(), client=some)
+    with pytest.raises(BadInput, match="last layer, which would tell the labels, was not shared"):
+        label_recovery.recover(some, observed)
 
 
 def test_a_channel_that_clips_whole_gradients_is_refused() -> None:
