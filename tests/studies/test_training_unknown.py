@@ -107,10 +107,11 @@ def test_the_command_line_says_which_it_took(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(causes, "WIDEST", 0)  # no Hessian: the highest densities are compared
+    monkeypatch.setattr(causes, "STEPS", 10)
     local = ["--local-lr", "0.3", "--local-epochs", "1", "--local-batch-size", "1", "--batch-size", "2"]
     words = ["attack", *local, "--network.widths", "16", "--sigma", "0.003", "--inference", "map", "--local-unknown",
-             "shares", "--inference.starts", "1", "--inference.steps", "100", "--out", str(tmp_path)]  # fmt: skip
+             "shares", "--inference.starts", "1", "--inference.steps", "40", "--out", str(tmp_path)]  # fmt: skip
     assert run(words) == 0
     assert "the likeliest of 3: difference (probability 1" in capsys.readouterr().out
     kept = pl.Posterior.load(tmp_path / "posterior.nc").attrs["trainings"]
-    assert [t["local"].get("shares", "difference") for t in kept][0] == "difference" and len(kept) == 3
+    assert kept[0]["local"].get("shares", "difference") == "difference" and len(kept) == 3

@@ -221,7 +221,7 @@ def _nearby(count: int) -> list[int]:
 def _batch_sizes(local: LocalTraining, examples: int) -> list[int | None]:
     """Other local batch sizes of a client with so many examples: one, half, twice as many, all (None)."""
     own = local.batch_size or examples
-    near = sorted({1, own // 2, 2 * own, examples} - {0, own})
+    near = sorted({1, own // 2, -(-own // 2), 2 * own, examples} - {0, own})
     return [None if n == examples else n for n in near if n <= examples]
 
 
