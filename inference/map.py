@@ -11,6 +11,10 @@ A climb of a fixed number of steps ends where it ends: the nats that are left fr
 say whether that is a maximum. Adam on its cosine is polished by truncated Newton steps where it is not, from the best
 start; a peak that is much sharper in some directions than in others may need `newton` steps on the whole Hessian.
 
+Discrete sites with too many values to sum over (the labels of a large batch, the order of a client that shuffles) are
+moved through, in turns with the climb (`pplleak.density.moves`): the maximum is then one of the images and of these
+together.
+
 A published attack is its model under its own settings: the model's file says them (`MAP`), and they are the defaults.
 """
 
@@ -19,12 +23,13 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import torch
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, decrement
+from pplleak.density import Density, Model, build, decrement, moves
 from pplleak.density.box import Box, boxed
 from pplleak.density.decrement import Decrement
 from pplleak.density.search import Decay, Maximum, Optimizer, maximise
@@ -110,13 +115,15 @@ def run(
     if consensus and optimizer == "lbfgs":
         raise BadInput("L-BFGS searches along the log-density alone: consensus needs adam or signed_adam")
     pyro.set_rng_seed(seed)
-    density, bounds = build(model, client, observed), None
+    density, bounds = build(model, client, observed, moves=True), None
     if box:
         density, bounds = boxed(density)
-    found = maximise(
-        density, starts=starts, steps=steps, lr=lr, optimizer=optimizer, decay=decay,
-        box=bounds, consensus=consensus, progress=progress,
-    )  # fmt: skip
+    how: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "decay": decay, "box": bounds, "consensus": consensus}
+    if density.moved:
+        found, values = moves.climb(density, starts=starts, steps=steps, progress=progress, **how)
+        density = density.fixed(values)
+    else:
+        found = maximise(density, starts=starts, steps=steps, progress=progress, **how)
     reasons, rested, climbed = [], False, found.value
     if newton and not found.interrupted:
         found, rested = _polished(density, found, newton, progress)
@@ -146,6 +153,8 @@ def run(
             "starts_log_density": found.value.tolist(),
             "starts_rms": apart.flatten(1).mean(1).sqrt().tolist(),
             "nats_left": left and left.number,
+            "moved": sorted(density.moved) or None,
+            "order": density.given["order"][0].tolist() if "order" in density.given else None,
         },
     )
 

@@ -1,8 +1,10 @@
 """The Bayes-optimal adversary: any prior, behind any channel, on any client.
 
 x ~ prior                                 (batch, *input_shape)
-y ~ client's label prior                  (batch,)
+y ~ client's label prior                  (batch,)          (or, of vectors that nobody shared, a `target` (batch, K))
 g | x, y ~ channel(u(x, y))               (update_size,);   u(x, y, ε) with ε ~ Normal(0, I) where a dropout is on
+
+A client that shuffles has an `order` (epochs, batch) of its examples, uniform and summed out.
 
 It knows p(x) and p(g | x), and no adversary has a lower risk than f*(g) = argmax over x₀ of ∫ over B(x₀, δ) of
 p(x | g) dx. The prior is one of `pplleak.priors`, `vae` or `gaussian:floor=0.05` for example; the channel is
@@ -48,5 +50,10 @@ def model(
     believed = channels.inferred(channels.check(Named.parse(channel).with_(sigma=sigma)))
     x = priors.make(Named.parse(prior), client, reference).sample(batch_size)
     y = pyro.sample("y", client.label_prior(batch_size))
+    vectors = client.target_prior(batch_size)
+    target = y if vectors is None else pyro.sample("target", vectors)
+    orders = client.order_prior(batch_size)
+    order = None if orders is None else pyro.sample("order", orders)
     noise = pyro.sample("noise", client.noise_prior(batch_size)) if masks else None
-    return pyro.sample("g", channels.make(believed, client.update(x, y, noise), client, batch_size, reference))
+    u = client.update(x, target, noise, order)
+    return pyro.sample("g", channels.make(believed, u, client, batch_size, reference))

@@ -141,7 +141,11 @@ def others(client: Client, public: Tensor, batch_size: int, simulated: int, dire
     )
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(len(public), (simulated, batch_size), generator=generator)
-    labels = torch.randint(client.num_classes, (simulated, batch_size), generator=generator)
+    labels = torch.randint(client.labels, (simulated, batch_size), generator=generator)
+    if (vectors := client.target_prior(batch_size)) is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            labels = vectors.sample((simulated,))
     with torch.no_grad():
         updates = client.update(public[picks].to(client.device), labels.to(client.device)).materialise()
     return moments(updates, directions)

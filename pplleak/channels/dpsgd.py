@@ -65,6 +65,9 @@ class DPSGD(Channel):
 
 def require_examples(client: Client, batch_size: int) -> None:
     """Raise BadInput where an example has no gradient of its own, which DP-SGD could clip, or no equal part."""
+    if client.withheld:
+        raise BadInput("channel dpsgd clips the whole gradient of an example, and this client shares parts of it: say "
+                       "which noise is on them, as of channel gaussian")  # fmt: skip
     loss = get(client.loss)
     if loss.weights or loss.reduction != "mean":
         raise BadInput(f"channel dpsgd averages over the clipped examples, and the loss is {client.loss}: take a mean "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from pplleak import channels, data
 from pplleak.cli._local import UNSAID, Local
 from pplleak.cli._options import given, options
-from pplleak.client.loss import DEFAULT
+from pplleak.client.loss import DEFAULT, built_in_loss
+from pplleak.client.sharing import NotShared
 from pplleak.client.training import LocalTraining
 from pplleak.density import label_recovery, surrogate
 from pplleak.errors import BadInput
@@ -93,6 +95,15 @@ def beliefs(args: Any) -> dict[str, Any]:
     return chosen
 
 
+@contextmanager
+def said_shared() -> Iterator[None]:
+    """A file that lacks layers is refused with the flag that says that they were not shared."""
+    try:
+        yield
+    except NotShared as error:
+        raise BadInput(f"{error}: --shared-only") from error
+
+
 def network_defaults(argv: Sequence[str], path: str) -> tuple[str, dict[str, Any]]:
     """The network to build the parser for: the one that is named, else the observation's."""
     if not path:
@@ -106,21 +117,26 @@ def network_defaults(argv: Sequence[str], path: str) -> tuple[str, dict[str, Any
 
 def attacked(args: Any, network: str) -> Observation:
     """What `attack` is told to attack: an observation or an image, as its adversary sees it."""
+    if args.shared_only and not args.observed:
+        raise BadInput("--shared-only is said of a file: add --observed FILE")
     if args.observed:
         if args.defence:
             raise BadInput("an observation says which defence it went through: leave --defence out")
-        if args.loss != DEFAULT or args.normalise:
+        if (args.loss != DEFAULT and built_in_loss(args.loss)) or args.normalise:
             raise BadInput("an observation says the loss of its client, and what its inputs were normalised by: leave "
                            "--loss and --normalise to `pplleak observe`")  # fmt: skip
-        made = load(
-            args.observed,
-            network=Named(network, options(args, "network")),
-            checkpoint=args.checkpoint,
-            seed=args.seed,
-            dtype=args.dtype,
-            device=args.device,
-            public=data.public(args.data, args.data_root).x,
-        )
+        with said_shared():
+            made = load(
+                args.observed,
+                network=Named(network, options(args, "network")),
+                checkpoint=args.checkpoint,
+                seed=args.seed,
+                dtype=args.dtype,
+                device=args.device,
+                public=data.public(args.data, args.data_root).x,
+                shared_only=args.shared_only,
+                loss=None if args.loss == DEFAULT else args.loss,
+            )
         if args.sigma is not None:
             made = replace(made, protection=made.protection.with_sigma(args.sigma))
         made = label_recovery.recovered(made) if args.labels == "recovered" else made

@@ -12,7 +12,9 @@ from pplleak.cli import _named as named
 
 if TYPE_CHECKING:
     from pplleak.client.training import Shares
+    from pplleak.studies.attack.training import Unknown
 else:
+    Unknown = signatures.kind(sources.module("pplleak.studies.attack.training"), "Unknown")
     Shares = signatures.kind(sources.module("pplleak.client.training"), "Shares")
 
 
@@ -31,6 +33,9 @@ class Local:
     """Examples a step (default: all of them)."""
     local_drop_last: bool = False
     """With --local-epochs: leave a short last batch out."""
+    local_shuffle: bool = False
+    """With --local-epochs: the client draws the order of its examples anew in every epoch, and the server does not know
+    it."""
     local_optimizer: Annotated[
         str,
         tyro.conf.arg(help=f"NAME:SETTING=VALUE,… of {named.written(named.algorithms('optimizer'))}."),

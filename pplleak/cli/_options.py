@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     Precision = signatures.kind(sources.module("pplleak.federation.scenario"), "Precision")
 
-FLAGS = ("--strict", "--clean", "--local-drop-last")  # that are said without a value
+FLAGS = ("--strict", "--clean", "--shared-only", "--local-drop-last", "--local-shuffle")  # said without a value
 NONE = "none"  # neither a channel nor a defence
 BELIEFS = {
     **{s.name: "the true defence's" for d in named.defences() for s in named.defence_settings(d)},
@@ -65,8 +65,8 @@ DefenceName = Annotated[
 LossName = Annotated[
     str,
     tyro.conf.arg(
-        help=f"Of the client: {named.listed(named.losses())}, with settings as in mse:reduction=sum; "
-        "cross_entropy:label_smoothing=0.1."
+        help=f"Of the client: {named.listed(named.losses())}, or FILE.py:FUNCTION of your own; with settings as in "
+        "mse:reduction=sum; cross_entropy:label_smoothing=0.1; mse:targets=real (or binary, probabilities, input)."
     ),
 ]
 PriorName = Annotated[

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pplleak import runs
+from pplleak.cli._local import Unknown
 from pplleak.cli._options import (
     PriorName,
     Victim,
@@ -40,6 +41,11 @@ class Attack(Victim):
     """Sharpness β of a softplus for the network's (leaky) ReLU in the adversary's model: an approximation."""
     observed: Path | None = None
     """Attack this observation (`pplleak observe`) instead of an image; the data then only serve the prior."""
+    shared_only: bool = False
+    """With --observed: trainable layers that are missing from the file were not shared."""
+    local_unknown: tuple[Unknown, ...] = ()
+    """What the server does not know of local training (epochs, batch_size, lr, shares): the likeliest is taken, of
+    small sets or, of lr, around --local-lr, by evidence."""
     strict: bool = False
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""
@@ -81,6 +87,14 @@ def run(argv: Sequence[str]) -> int:
 
     with runs.claim(args.out, kept=kept) as out:
         shared = arguments.attacked(args, network)
+        if args.local_unknown:
+            from pplleak import programs
+            from pplleak.studies.attack import training
+            from pplleak.studies.attack.attack import believe
+
+            bound = believe(programs.load("models", args.model), shared, arguments.beliefs(args))
+            shared, said = training.told(bound, shared, args.local_unknown, progress=bar)
+            terminal().print(said, highlight=False, soft_wrap=True)
         if name == AUTO:
             name, why = choose(shared, args.model, arguments.beliefs(args))
             shared = replace(shared, provenance={**shared.provenance, "chosen": why})

@@ -20,11 +20,14 @@ class Observe(Victim):
     """With --gradient: the shape of one example, e.g. 1 28 28."""
     num_classes: int = 10
     """With --gradient: the number of the network's logits."""
-    shared_labels: tuple[int, ...] | None = None
-    """With --gradient: the labels, where the client shared them."""
+    shared_labels: tuple[float, ...] | None = None
+    """With --gradient: the labels, where the client shared them; with a loss of targets=real, binary or probabilities
+    the numbers that each example is mapped onto, example by example."""
     clean: bool = False
     """With --gradient: nothing was added to it. σ is then what rounding comes to: the precision of the
     file's numbers (float32, float16, bfloat16) times their root mean square."""
+    shared_only: bool = False
+    """With --gradient: trainable layers that are missing from the file were not shared."""
     out: Path = Path("observation.safetensors")
     """The file to write."""
 
@@ -37,6 +40,8 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput("--gradient needs --input-shape, the shape of one example: --input-shape 1 28 28")
     if args.gradient is None and args.clean:
         raise BadInput("--clean is said of a gradient of your own: add --gradient, or take --channel none")
+    if args.gradient is None and args.shared_only:
+        raise BadInput("--shared-only is said of a gradient of your own: add --gradient FILE")
     if args.clean and args.sigma is not None:
         raise BadInput("--clean says that no noise was added, and --sigma how much: leave one of them out")
 
@@ -48,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
     save(observed, args.out)
     print(signal(observed))
     code = f" --network {args.network}" if ":" in args.network else ""  # a file is not let choose code to run
+    code += f" --loss {args.loss}" if ".py:" in args.loss else ""
     print(f"written to {args.out}; attack it with: pplleak attack --observed {args.out}{code}")
     return 0
 
@@ -55,32 +61,34 @@ def run(argv: Sequence[str]) -> int:
 def _wrapped(args: Any) -> Any:
     """The user's own gradient, checked against the user's own network."""
     from pplleak.cli import _arguments as arguments
-    from pplleak.client import sizes
+    from pplleak.client import sharing, sizes
     from pplleak.federation import files
-    from pplleak.federation.observation import Observation, check_labels, flatten, require_batch_size
+    from pplleak.federation.observation import Observation, flatten, require_batch_size, with_targets
     from pplleak.federation.scenario import build_client, require_weights
 
     shared, network = files.read(args.gradient), Named(args.network, options(args, "network"))
-    protection = _noise(args, arguments.protection(args), shared.gradient)
+    protection, where = arguments.protection(args), str(args.gradient)
+    _require_noise(args, protection)
     client = build_client(
         network, args.input_shape, args.num_classes, seed=args.seed, dtype=args.dtype, parameters=shared.parameters,
-        where=str(args.gradient), checkpoint=args.checkpoint, local=arguments.local(args), loss=args.loss,
-        normalise=args.normalise, defence=protection.defence,
+        where=where, checkpoint=args.checkpoint, local=arguments.local(args), loss=args.loss,
+        normalise=args.normalise, defence=protection.defence, shared=shared.gradient if args.shared_only else None,
     )  # fmt: skip
     require_batch_size(args.batch_size)
     sizes.require_batch(client, args.batch_size)
     if not shared.parameters and args.checkpoint is None:
-        require_weights(client, network, str(args.gradient), seed=args.seed)
-    g = flatten(client, shared.gradient, str(args.gradient))
-    labels = None
-    if args.shared_labels is not None:
-        labels = check_labels(list(args.shared_labels), args.num_classes, args.batch_size)
+        require_weights(client, network, where, seed=args.seed)
+    gradient = sharing.dense(client.layers, sharing.by_owner(client.network, shared.gradient, where), where)
+    with arguments.said_shared():
+        g = flatten(client, gradient, where)
+    protection = _noise(args, protection, gradient)
+    client, labels = with_targets(client, args.shared_labels, args.batch_size)
     provenance = {"network": network.name, "network_settings": dict(network.settings), "normalise": args.normalise}
     return Observation(g, args.batch_size, labels, client, protection, provenance=provenance)
 
 
 def _noise(args: Any, protection: Any, gradient: Any) -> Any:
-    """The protection with the σ that was said, or that the numbers' rounding comes to; it is never assumed."""
+    """The protection with the σ that was said, or that the numbers' rounding comes to."""
     from dataclasses import replace
 
     from pplleak.federation import files
@@ -88,7 +96,13 @@ def _noise(args: Any, protection: Any, gradient: Any) -> Any:
     if args.clean or args.channel == "none":
         channel = protection.channel or Named("gaussian")
         return replace(protection, channel=channel.with_(sigma=files.rounding(gradient)))
+    return protection
+
+
+def _require_noise(args: Any, protection: Any) -> None:
+    """Refuse a gradient of whose noise nothing is said: it is never assumed."""
+    if args.clean or args.channel == "none":
+        return
     if args.sigma is None and "sigma" not in options(args, "channel") and protection.sigma is not None:
         raise BadInput("how much noise is on this gradient? Say --sigma (of each entry), --sigma infer if "
                        "nobody knows, or --clean if none was added")  # fmt: skip
-    return protection

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pplleak.client import kernels, masks, sizes
+from pplleak.client import kernels, masks, sizes, targets
 from pplleak.client.loss import check, get
+from pplleak.client.loss import probe as probe_loss
+from pplleak.client.networks import Normalise
 from pplleak.client.smoothness import probe
 from pplleak.errors import BadInput
 
@@ -31,6 +33,12 @@ def found(client: Client) -> dict[str, Any]:
     layers = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     if not layers:
         raise BadInput("the network has no trainable parameters, so it shares no gradient")
+    if strange := [n for n in client.withheld if n not in layers]:
+        raise BadInput(f"'{strange[0]}' is withheld, and no trainable parameter of the network, which has "
+                       f"{', '.join(list(layers)[:5])}, …")  # fmt: skip
+    layers = {n: s for n, s in layers.items() if n not in client.withheld}
+    if not layers:
+        raise BadInput("all of the network's parameters are withheld, so it shares no gradient")
     for name, p in network.named_parameters():
         if not p.isfinite().all():
             raise BadInput(f"the network's parameter '{name}' holds NaN or infinity: load sound weights")
@@ -54,6 +62,10 @@ def found(client: Client) -> dict[str, Any]:
     with kernels.plain():  # a fused kernel would hide the kinks inside it
         kinks, logits = probe(network, x)
         drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
+        kind = get(client.loss).targets
+        output: Any = logits
+        if kind == "input" and isinstance(logits, Tensor):  # an image is an output, too
+            logits = logits.flatten(1)
         classes = client.num_classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else "K")
         if not isinstance(logits, Tensor) or logits.shape != (2, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -66,8 +78,13 @@ def found(client: Client) -> dict[str, Any]:
             if not network(x.detach().clone().requires_grad_()).requires_grad:
                 raise BadInput("the network's logits have no slope in the images, and its gradient says nothing of "
                                "them: does it compute by .detach(), .item() or numpy?")  # fmt: skip
-        check(client.loss, int(logits.shape[-1]))
-        if drew or not torch.equal(logits, network(x)):
+        check(client.loss, int(logits.shape[-1]), math.prod(client.input_shape))
+        if kind == "input" and any(isinstance(hook, Normalise) for hook in network._forward_pre_hooks.values()):
+            raise BadInput("inputs that are normalised outside the network are other ones than the loss compares with "
+                           "(targets=input): leave one of them out")  # fmt: skip
+        given = x if kind == "input" else _targets(client.loss, x, int(logits.shape[-1]))
+        probe_loss(client.loss, output, given)
+        if drew or not torch.equal(output, network(x)):
             raise BadInput("the network is random (a dropout that is no module, in train mode?): call .eval() before "
                            "sharing a gradient")  # fmt: skip
         mixes = _mixes(network, x)
@@ -111,12 +128,19 @@ def two_images(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:
     return torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
+def _targets(loss: str, like: Tensor, outputs: int) -> Tensor:
+    """What the two examples of the checks are mapped onto: labels, or vectors of any kind."""
+    if get(loss).targets not in targets.VECTORS:
+        return torch.arange(2, device=like.device) % outputs
+    return torch.eye(max(outputs, 2), device=like.device, dtype=like.dtype)[:2, :outputs]
+
+
 def path(client: Client) -> str:
     """Which way to the update a network allows, the cheapest that is right: `lazy`, `vmap` or `loop`."""
     if _closed_form(client) or (client.dtype != torch.float64 and _closed_form(in_double(client), precisely=True)):
         return "lazy"
     x = two_images(next(client.network.parameters()), client.input_shape)[:, None]
-    y = torch.arange(2, device=x.device)[:, None] % client.num_classes
+    y = _targets(client.loss, x, client.num_classes)[:, None]
     if client.mixes_batch:
         x, y = x.transpose(0, 1), y.transpose(0, 1)
     try:
@@ -131,7 +155,7 @@ def require_slopes(client: Client) -> None:
     """Raise BadInput for a network whose update has no slope in the images, which is what an attack follows."""
     x = two_images(next(client.network.parameters()), client.input_shape)[None]
     x = (x if client.mixes_batch else x[:, :1]).requires_grad_()
-    y = torch.arange(x.shape[1], device=x.device)[None] % client.num_classes
+    y = _targets(client.loss, x, client.num_classes)[None, : x.shape[1]]
     with torch.enable_grad():
         try:
             square = replace(client, local=None).update(x, y).sqnorm()  # which local steps are made of
@@ -205,7 +229,7 @@ def _closed_form(client: Client, precisely: bool = False) -> bool:
     if client.mixes_batch or client.local:
         return False
     x = two_images(next(client.network.parameters()), client.input_shape)[:, None]
-    y = torch.arange(2, device=x.device)[:, None] % client.num_classes
+    y = _targets(client.loss, x, client.num_classes)[:, None]
     try:
         noise = None
         if client.noise_shape is not None:

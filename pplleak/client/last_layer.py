@@ -34,6 +34,10 @@ def last_layer(client: Client, otherwise: str = ELSE) -> LastLayer:
         a, logits = inputs(client, module, x)
         if a.dim() == 2 and torch.allclose(module(a), logits, rtol=1e-4, atol=1e-5):
             return LastLayer(module, names[id(module.weight)], names.get(id(module.bias), ""))
+    if client.withheld:
+        raise BadInput(
+            f"the gradient of the network's last layer, which would tell the labels, was not shared: {otherwise}"
+        )
     raise BadInput(f"the network does not end in a linear layer, whose gradient would tell the labels: {otherwise}")
 
 

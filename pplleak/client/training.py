@@ -8,7 +8,7 @@ forget how the statistics of a LayerNorm depend on its input.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -42,6 +42,7 @@ class LocalTraining:
     epochs      instead of steps: passes over the client's examples as a DataLoader makes them, in order, each with a
                 last batch of what is left over; None counts steps
     drop_last   with epochs: the last batch of an epoch is left out where it is short
+    shuffle     with epochs: the client draws the order of its examples anew for every epoch, and nobody else knows it
     schedule    of the learning rate, with its settings: `cosine`, `step:step_size=2,gamma=0.5,per=epoch`
     clip        the longest gradient of all parameters together that a step follows; None clips nothing
     prox        μ of FedProx (Li et al. 2020), which adds μ/2 ‖θ − θ_0‖² to the loss
@@ -57,6 +58,7 @@ class LocalTraining:
     optimizer: Named = Named("sgd")
     epochs: int | None = None
     drop_last: bool = False
+    shuffle: bool = False
     schedule: Named = Named("constant")
     clip: float | None = None
     prox: float = 0.0
@@ -80,6 +82,11 @@ class LocalTraining:
         if self.drop_last and self.epochs is None:
             raise BadInput("without epochs no local batch is short, so there is none to drop: leave drop_last out, or "
                            "say how many epochs")  # fmt: skip
+        if not isinstance(self.shuffle, bool):
+            raise BadInput(f"shuffle is True or False, not {self.shuffle!r}")
+        if self.shuffle and (self.epochs is None or self.batch_size is None):
+            raise BadInput("a client shuffles its examples in every epoch, before it cuts them into batches: say how "
+                           "many epochs, and the local batch size, or leave shuffle out")  # fmt: skip
         if self.shares not in get_args(Shares):
             raise BadInput(f"a client shares its {', '.join(get_args(Shares))}, not {self.shares!r}")
         object.__setattr__(self, "optimizer", optimisers.check("optimizer", self.optimizer))
@@ -159,7 +166,8 @@ def gradients(
     """∇θ Σ_b shares_b ℓ(f_θ(x_b), y_b) of every row on its own, (rows, size), differentiable in x and in the noise.
 
     Args:
-        parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples).
+        parameters: those to differentiate, in order. x: (rows, examples, *input_shape). y: (rows, examples), or
+            vectors (rows, examples, K).
         shares: (rows, examples), what each example counts (`pplleak.client.loss.Loss.shares`).
         noise: (rows, examples, *noise_shape), of a network that draws some. loss: a name of `pplleak.client.loss`.
         looped: one row after the other, for a network that vmap has no rule for.
@@ -182,28 +190,52 @@ def movement(
     *,
     loss: str,
     looped: bool = False,
+    shared: Sequence[str] | None = None,
+    order: Tensor | None = None,
+    rate: Tensor | None = None,
 ) -> Tensor:
     """u of every row, what is shared of θ_after − θ_before, (rows, size), differentiable in x; arguments as
-    for `gradients`."""
-    differentiable = torch.is_grad_enabled() and x.requires_grad
+    for `gradients`.
+
+    Args:
+        shared: of these parameters alone; None: of all that are trained.
+        order: (rows, epochs, examples), which example stands where (`pplleak.client.orders`); None: in every epoch as
+            they are given.
+        rate: (rows,), what every learning rate is multiplied by; None: 1. Differentiable.
+    """
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or (rate is not None and rate.requires_grad))
     optimiser = optimisers.bound("optimizer", training.optimizer)
     parts = []
-    for xk, yk in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+    orders, factors = ([None] * -(-len(x) // CHUNK) if t is None else t.split(CHUNK) for t in (order, rate))
+    epoch_steps = training.passes(x.shape[1])[1]
+    for xk, yk, placed, factor in zip(x.split(CHUNK), y.split(CHUNK), orders, factors, strict=True):
         before = weights = _copies(parameters, len(xk))
         states: dict[str, State] = dict.fromkeys(weights, ())
         steps = zip(training.batches(x.shape[1]), training.rates(x.shape[1]), strict=True)
         for k, (batch, lr) in enumerate(steps, 1):
-            part = xk[:, batch], yk[:, batch], get(loss).shares(yk[:, batch])
+            if placed is None:
+                xs, ys = xk[:, batch], yk[:, batch]
+            else:
+                at = torch.arange(len(xk), device=xk.device)[:, None], placed[:, (k - 1) // epoch_steps, batch]
+                xs, ys = xk[at], yk[at]
+            part = xs, ys, get(loss).shares(ys)
             slopes = _gradient(network, weights, *part, loss=loss, looped=looped, differentiable=differentiable)
             with torch.set_grad_enabled(differentiable):
                 slopes = _followed(slopes, weights, before, training)
-                moved = {n: optimiser(w, slopes[n], states[n], k, lr) for n, w in weights.items()}
+                moved = {n: optimiser(w, slopes[n], states[n], k, lr * _over(factor, w)) for n, w in weights.items()}
             weights, states = ({n: m[i] for n, m in moved.items()} for i in (0, 1))
             if not differentiable:
                 weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
-        parts.append(_flat({n: w - before[n] for n, w in weights.items()}))
-    shared = training.factor * torch.cat(parts)
-    return shared if differentiable else shared.detach()
+        parts.append(_flat({n: weights[n] - before[n] for n in (weights if shared is None else shared)}))
+    u = training.factor * torch.cat(parts)
+    if rate is not None and training.shares == "rate":
+        u = u / rate[:, None]
+    return u if differentiable else u.detach()
+
+
+def _over(factor: Tensor | None, w: Tensor) -> Any:
+    """A number a row (rows,) as one for every entry of w (rows, *shape); None is 1."""
+    return 1.0 if factor is None else factor.reshape(-1, *[1] * (w.dim() - 1))
 
 
 def _followed(
@@ -249,7 +281,7 @@ def _gradient(
     def row(given: dict[str, Tensor], xs: Tensor, ys: Tensor, counts: Tensor, *drawn: Tensor) -> Tensor:
         used = {name: given.get(first, values[first]) for name, first in ties.items()}
         output = functional_call(network, {**buffers, **used}, (xs, *drawn), tie_weights=False)
-        return total(loss, output, ys, counts)
+        return total(loss, output, xs, ys, counts)
 
     with torch.enable_grad(), kernels.plain():
         if looped:

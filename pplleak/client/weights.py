@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pplleak.client import sharing
 from pplleak.errors import BadInput, printable
 from pplleak.tensors import read as read
 
@@ -33,7 +34,7 @@ def load(network: nn.Module, tensors: Mapping[str, Tensor], where: str, *, whole
     """Put weights into a network of the same layers, and return it.
 
     Args:
-        tensors: names as of `network.state_dict()`. where: what to call them in an error.
+        tensors: names as of `network.state_dict()`; tied ones by any of their names. where: what errors call them.
         whole: also demand every other buffer that the network keeps. Running statistics that a normalisation in
             evaluation mode computes with are always demanded: they are made up otherwise.
 
@@ -43,14 +44,14 @@ def load(network: nn.Module, tensors: Mapping[str, Tensor], where: str, *, whole
     fits(network, tensors, where, whole=whole)
     own = state(network)
     with torch.no_grad():
-        for name, t in _weights(tensors).items():
+        for name, t in _weights(sharing.by_owner(network, tensors, where)).items():
             own[name].copy_(t)
     return network
 
 
 def fits(network: nn.Module, tensors: Mapping[str, Tensor], where: str, *, whole: bool = True) -> None:
     """Raise BadInput where weights are not those of a network, which may lie on the meta device; args as for `load`."""
-    own, given = state(network), _weights(tensors)
+    own, given = state(network), _weights(sharing.by_owner(network, tensors, where))
     if lacking := [n for n in running(network) if n not in given]:
         raise BadInput(f"{where} lacks {', '.join(lacking[:3])}: the network normalises with the statistics that it "
                        "tracked in training; write its state_dict(), which has them beside the parameters")  # fmt: skip

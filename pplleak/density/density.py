@@ -59,6 +59,8 @@ class Density:
     sites: tuple[Site, ...]
     discrete: dict[str, Tensor]  # name -> every value, (K, *event_shape)
     log_orders: dict[str, Tensor] = field(default_factory=dict)  # name -> log of how many values each stands for, (K,)
+    moved: dict[str, Any] = field(default_factory=dict)  # name -> law of a discrete site with too many values to sum
+    given: dict[str, Tensor] = field(default_factory=dict)  # of those, the values (chains, *event_shape), or (1, …)
     exchangeable: bool = False  # where it was looked at: the examples of a batch with open or equal labels
 
     @property
@@ -182,6 +184,10 @@ class Density:
                 prior = prior + lp
         return prior, likelihood
 
+    def fixed(self, given: dict[str, Tensor]) -> Density:
+        """The same at values of the sites in `moved`: one for each chain, or one for all."""
+        return replace(self, given=given)
+
     def _call(self) -> Any:
         return self.model(self.client, self.observed.batch_size)
 
@@ -193,7 +199,7 @@ class Density:
         return poutine.condition(plated, data=data)
 
     def trace(self, values: dict[str, Tensor], chains: int) -> poutine.Trace:
-        data = {"g": self.observed.g, **values}
+        data = {"g": self.observed.g, **self.given, **values}
         if self.observed.labels is not None:
             data["y"] = self.observed.labels
         with pyro.validation_enabled(False):
@@ -209,8 +215,12 @@ def marginal(prior: Tensor, likelihood: Tensor, temperature: float | Tensor = 1.
 _PLATE = pyro.poutine.subsample_messenger._Subsample
 
 
-def build(model: Model, client: Client, observed: Observation) -> Density:
+def build(model: Model, client: Client, observed: Observation, *, moves: bool = False) -> Density:
     """Read the model's sites once and check what a model file promises.
+
+    Args:
+        moves: discrete sites with too many values to sum over are left in `moved`, for a search that moves through them
+            (`pplleak.density.moves`); else they are refused.
 
     Raises:
         BadInput: no sites x, y and g; a g of another size than the observation; an observation with NaN.
@@ -231,6 +241,7 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
     given = {"g"} | ({"y"} if observed.labels is not None else set())
     sites: list[Site] = []
     discrete: dict[str, Tensor] = {}
+    moved: dict[str, Any] = {}
     open_labels: Labels | None = None
     start = 0
     for name, node in nodes.items():
@@ -240,7 +251,12 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
             open_labels = node["fn"]
             continue
         if node["fn"].has_enumerate_support:
-            discrete[name] = node["fn"].enumerate_support(expand=False)
+            try:
+                discrete[name] = node["fn"].enumerate_support(expand=False)
+            except BadInput:
+                if not moves:
+                    raise
+                moved[name] = node["fn"]
             continue
         transform = biject_to(node["fn"].support)
         shape = node["value"].shape
@@ -250,14 +266,19 @@ def build(model: Model, client: Client, observed: Observation) -> Density:
         start += size
     if not sites:
         raise BadInput("the model has no continuous latent site: there is nothing to infer")
-    built = Density(model, client, observed, tuple(sites), discrete)
+    built = Density(model, client, observed, tuple(sites), discrete, moved=moved)
     if interchangeable(observed):
         built = replace(built, exchangeable=exchangeable(built))
     if open_labels is None:
         return built
-    if not built.exchangeable:
-        return replace(built, discrete={**discrete, "y": open_labels.enumerate_support(expand=False)})
-    y, log_orders = open_labels.enumerate_counts()
+    try:
+        if not built.exchangeable:
+            return replace(built, discrete={**discrete, "y": open_labels.enumerate_support(expand=False)})
+        y, log_orders = open_labels.enumerate_counts()
+    except BadInput:
+        if not moves:
+            raise
+        return replace(built, moved={**moved, "y": open_labels})
     return replace(built, discrete={**discrete, "y": y}, log_orders={"y": log_orders})
 
 
@@ -272,10 +293,10 @@ def exchangeable(density: Density) -> bool:
 
     Seen at a draw from the prior, for two permutations that generate all others: a cycle and a swap. π acts on the
     first dimension of every site that is as long as the batch. A client that trains on minibatches takes the examples
-    in their order.
+    in their order, unless it shuffles them.
     """
-    size = density.observed.batch_size
-    if density.client.local is not None and density.client.local.batch_size is not None:
+    size, local = density.observed.batch_size, density.client.local
+    if local is not None and local.batch_size is not None and not local.shuffle:
         return False
     free = replace(density, observed=replace(density.observed, labels=None))
     base = torch.arange(size)
@@ -283,13 +304,15 @@ def exchangeable(density: Density) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         values, _ = free.constrain(free.sample_prior(1))
-    values["y"] = base.to(density.client.device)[None] % density.client.num_classes
+    values["y"] = base.to(density.client.device)[None] % density.client.labels
     moved = {
         n: v[0][orders] if v.dim() > 1 and v.shape[1] == size else v.expand(3, *v.shape[1:]) for n, v in values.items()
     }
     joint = sum(free._terms(moved, 3))
     assert isinstance(joint, Tensor)
     joint = joint.reshape(-1, 3)
+    if "order" in free.discrete:  # other ones for other orders of the examples, and the same sum
+        joint = joint.logsumexp(0, keepdim=True)
     if not joint.isfinite().all():
         return False
     x = free.trace({**moved, **{n: s[:1].expand(3, *s.shape[1:]) for n, s in free.discrete.items()}}, 3).nodes["x"]

@@ -60,7 +60,8 @@ def smoothed(client: Client, beta: float) -> Surrogate:
     network = _replaced(copy.deepcopy(client.network), beta)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in client.layers)  # `build` reads off this what is shared
-    smooth = Client(network, client.input_shape, client.num_classes, client.local, client.loss)
+    smooth = Client(network, client.input_shape, client.num_classes, client.local, client.loss, client.withheld,
+                    client.targets)  # fmt: skip
     if smooth.kinks:
         raise BadInput(
             f"a surrogate replaces nn.ReLU and nn.LeakyReLU modules only, and the network also has kinks of another "

@@ -20,6 +20,7 @@ from torch import Tensor
 from pplleak import reading, runs
 from pplleak.client import weights
 from pplleak.client.loss import DEFAULT
+from pplleak.client.sharing import INDICES
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
@@ -55,6 +56,8 @@ class _Metadata:
     normalise: list[float] = field(default_factory=list)
     mode: Literal["", "train", "eval"] = ""
     privacy: dict[str, float] | None = None
+    shared_only: bool = False
+    targets: list[list[float]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +85,14 @@ def write(
     normalise: Sequence[float] = (),
     mode: str = "",
     privacy: Mapping[str, float] | None = None,
+    shared_only: bool = False,
+    targets: list[list[float]] | None = None,
 ) -> None:
     """Write an observation. For a gradient of your own: ``{n: p.grad for n, p in net.named_parameters()}``.
 
     Args:
-        gradient: parameter name -> the shared tensor, of that parameter's shape.
+        gradient: parameter name -> the shared tensor, of that parameter's shape; sparse as `pplleak.client.sharing`
+            has it.
         input_shape: of one example. num_classes: of the network's logits.
         network: what rebuilds it: ``mlp:widths=(64,)``, or ``FILE.py:FUNCTION``.
         parameters: the weights, with the running statistics of normalisations (`state_dict()` has both); a file
@@ -99,6 +105,8 @@ def write(
             normalised by (`Scenario`).
         mode: train or eval, in which the client's network was; "" leaves it as it is built.
         privacy: what DP-SGD spent: epsilon, delta, sample_rate.
+        targets: instead of labels, where the loss compares with vectors: one for each example.
+        shared_only: parameters that `gradient` lacks were not shared; else a reader takes them for an oversight.
     """
     tensors = {f"gradient.{n}": t for n, t in gradient.items()}
     tensors |= {f"parameter.{n}": t for n, t in (parameters or {}).items()}
@@ -120,6 +128,8 @@ def write(
         "normalise": list(normalise),
         **({"mode": mode} if mode else {}),
         **({"privacy": dict(privacy)} if privacy else {}),
+        "shared_only": shared_only,
+        "targets": targets,
     }
     runs.tensors(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 
@@ -133,7 +143,8 @@ def read(path: str | Path) -> SharedFile:
     path = Path(path)
     tensors, raw = weights.read(path)
     for name, t in tensors.items():
-        if not t.is_floating_point() and not name.startswith("parameter."):  # a network's counters are whole numbers
+        # a network's counters are whole numbers, and so are the places of sparse values
+        if not t.is_floating_point() and not name.startswith("parameter.") and not name.endswith(INDICES):
             raise BadInput(f"{path}: '{printable(name)}' holds {t.dtype}, not floating-point numbers")
     gradient = {n.removeprefix("gradient."): t for n, t in tensors.items() if n.startswith("gradient.")}
     parameters = {n.removeprefix("parameter."): t for n, t in tensors.items() if n.startswith("parameter.")}

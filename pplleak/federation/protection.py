@@ -125,12 +125,12 @@ class Protection:
                            "adversary infer it, as the model's sigma=infer")  # fmt: skip
         with torch.no_grad():
             if full.defence is None and full.channel is None:
-                return client.update(x, y, client.noise(len(y))).materialise()
+                return client.update(x, y, client.noise(len(y)), client.order(len(y))).materialise()
             update: Update
             if full.defence is not None:
                 update = DenseUpdate(defences.share(client, x, y, full.defence)[None])
             else:
-                update = client.update(x, y, client.noise(len(y)))
+                update = client.update(x, y, client.noise(len(y)), client.order(len(y)))
             sent = None if full.defence is None else defences.sent(client, x, y, full.defence)
             if full.channel is None:
                 return update.materialise()

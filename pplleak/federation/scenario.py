@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from pplleak import channels, data, programs
-from pplleak.client import Client, networks, seeded, sizes, weights
-from pplleak.client.loss import DEFAULT
+from pplleak.client import Client, networks, seeded, sharing, sizes, weights
+from pplleak.client.loss import DEFAULT, built_in_loss, get
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput, printable, require_seed
 from pplleak.federation import defences, files
-from pplleak.federation.observation import Observation, check_labels, flatten, require_batch_size
+from pplleak.federation.observation import Observation, check_labels, flatten, require_batch_size, with_targets
 from pplleak.federation.protection import Protection
 from pplleak.settings import Named
 
@@ -84,6 +86,7 @@ def build_client(
     normalise: tuple[float, ...] = (),
     defence: Named | None = None,
     mode: str = "",
+    shared: Mapping[str, Tensor] | None = None,
 ) -> Client:
     """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
 
@@ -93,6 +96,7 @@ def build_client(
         loss, normalise: as in `Scenario`.
         defence: one of `pplleak.federation.defences`, which may change the network.
         mode: train or eval; "" leaves the network as it is built.
+        shared: the tensors that were shared, where parameters that are not among them were not; None: all were.
     """
     named = Named.parse(network)
     constructor = networks.load(named.name)
@@ -123,7 +127,9 @@ def build_client(
         made = weights.load(made, tensors, source, whole=whole)
     made = made.to(torch_device(device), getattr(torch, dtype))
     made = made.train(mode == "train") if mode else made
-    return Client(networks.normalised(made, normalise, input_shape), input_shape, num_classes, local=local, loss=loss)
+    withheld = () if shared is None else sharing.withheld(made, sharing.by_owner(made, shared, where))
+    made = networks.normalised(made, normalise, input_shape)
+    return Client(made, input_shape, num_classes, local=local, loss=loss, withheld=withheld)
 
 
 def torch_device(name: str) -> torch.device:
@@ -146,8 +152,11 @@ def torch_device(name: str) -> torch.device:
 def client_of(scenario: Scenario) -> Client:
     """The client of a scenario, before it sees any image."""
     images = data.private(scenario.data, scenario.root)
+    outputs = max(10, len(images.classes))
+    if get(scenario.loss).targets == "input":
+        outputs = math.prod(images.input_shape)
     return build_client(
-        scenario.network, images.input_shape, max(10, len(images.classes)), seed=scenario.seed, dtype=scenario.dtype,
+        scenario.network, images.input_shape, outputs, seed=scenario.seed, dtype=scenario.dtype,
         device=scenario.device, checkpoint=scenario.checkpoint, local=scenario.local, loss=scenario.loss,
         normalise=scenario.normalise, defence=scenario.protection.filled().defence,
     )  # fmt: skip
@@ -163,6 +172,10 @@ def observe(scenario: Scenario) -> Observation:
     client = client_of(scenario)
     sizes.require_batch(client, scenario.batch_size)
     x, y = x.to(client.device, client.dtype), y.to(client.device)
+    kind = get(client.loss).targets
+    if kind != "classes":  # the class as a vector, where the loss compares with one
+        vectors = None if kind == "input" else one_hot(y, client.num_classes)
+        client, y = with_targets(client, vectors, scenario.batch_size)  # type: ignore[assignment]
     if protection.is_channel("dpsgd"):
         channels.require_examples(client, scenario.batch_size)
     attacked = range(scenario.index, scenario.index + scenario.batch_size)
@@ -177,7 +190,8 @@ def observe(scenario: Scenario) -> Observation:
         **_of_client(scenario.network, scenario.checkpoint, client, scenario.normalise),
     }  # fmt: skip
     labels = y if scenario.labels == "known" else None
-    return Observation(g, scenario.batch_size, labels, client, protection, public, x, provenance=provenance)
+    seen = client if labels is not None or kind == "input" else replace(client, targets=None)
+    return Observation(g, scenario.batch_size, labels, seen, protection, public, x, provenance=provenance)
 
 
 def load(
@@ -189,6 +203,8 @@ def load(
     seed: int = 0,
     dtype: Precision = "float32",
     device: str = "cpu",
+    shared_only: bool = False,
+    loss: str | None = None,
 ) -> Observation:
     """What an observation file holds.
 
@@ -196,8 +212,11 @@ def load(
         network: overrides the one that the file names; needed where that is code, FILE.py:FUNCTION.
         checkpoint: the weights, where the file holds none; without either, a network that `network` builds with weights
             of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape).
+        shared_only: parameters that the file lacks were not shared, whether it says so itself or not.
+        loss: needed where the file's is code, FILE.py:FUNCTION; else the file says it.
 
     Raises:
+        NotShared: it lacks parameters, and neither the file nor `shared_only` says why.
         BadInput: no readable observation, or one of another network.
     """
     shared = files.read(path)
@@ -210,16 +229,17 @@ def load(
     client = build_client(
         named, tuple(meta["input_shape"]), meta["num_classes"], seed=seed, dtype=dtype, device=device,
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
-        loss=meta["loss"], normalise=tuple(meta["normalise"]), defence=protection.defence,
+        loss=_loss(path, meta, loss), normalise=tuple(meta["normalise"]), defence=protection.defence,
+        shared=shared.gradient if shared_only or meta["shared_only"] else None,
         mode=meta["mode"],
     )  # fmt: skip
     sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:
         require_weights(client, named, str(path), seed=seed)
     g = flatten(client, shared.gradient, str(path))
-    labels = meta["labels"]
-    if labels is not None:
-        labels = check_labels(labels, client.num_classes, meta["batch_size"]).to(client.device)
+    client, labels = with_targets(
+        client, meta["labels"] if meta["targets"] is None else meta["targets"], meta["batch_size"]
+    )
     made = _of_client(Named.parse(named), checkpoint, client, tuple(meta["normalise"]))
     provenance = {"observed": str(path), **made, **({"privacy": meta["privacy"]} if meta["privacy"] else {})}
     return Observation(g, meta["batch_size"], labels, client, protection, public, provenance=provenance)
@@ -249,9 +269,22 @@ def built_in(path: str | Path, metadata: Mapping[str, Any]) -> str:
     return name
 
 
+def _loss(path: str | Path, metadata: Mapping[str, Any], given: str | None) -> str:
+    """The loss of a file, which is never allowed to choose code to run: one of that kind has to be named."""
+    said: str = metadata["loss"]
+    if built_in_loss(said):
+        if given is not None and given != said:
+            raise BadInput(f"{path} says that its client's loss is {printable(said)}: name no other one")
+        return said
+    if given is None:
+        raise BadInput(f"{path} was made with the loss '{printable(said)}', which is not a built-in one but code: if "
+                       "you trust it, name the loss yourself")  # fmt: skip
+    return given
+
+
 def save(observed: Observation, path: str | Path) -> None:
     """The file of an observation: what `load` reads, and nothing of the truth."""
-    client = observed.client
+    client, vectors = observed.client, observed.client.targets
     files.write(
         path,
         client.split(observed.g),
@@ -261,10 +294,12 @@ def save(observed: Observation, path: str | Path) -> None:
         parameters=weights.state(client.network),
         batch_size=observed.batch_size,
         protection=observed.protection,
-        labels=None if observed.labels is None else observed.labels.tolist(),
+        labels=None if observed.labels is None or vectors is not None else observed.labels.tolist(),
+        targets=None if observed.labels is None or vectors is None else vectors[observed.labels].tolist(),
         local=client.local,
         loss=client.loss,
         normalise=observed.provenance.get("normalise", ()),
+        shared_only=bool(client.withheld),
     )
 
 
@@ -277,6 +312,7 @@ def _of_client(
         "local": client.local.to_json() if client.local else None,
         "loss": client.loss if client.loss != DEFAULT else None,
         "normalise": list(normalise) or None,
+        "withheld": list(client.withheld) or None,
     }
     made: dict[str, Any] = {"network": network.name, "network_settings": dict(network.settings)}
     return made | {n: v for n, v in more.items() if v is not None}

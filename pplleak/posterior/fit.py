@@ -120,7 +120,9 @@ def look(model: Callable[..., Any], observed: Observation, posterior: Posterior,
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        density = build(model, observed.client, observed)
+        density = build(model, observed.client, observed, moves=True)
+        if posterior.attrs.get("order") is not None:  # where it was moved through
+            density = density.fixed({"order": torch.tensor(posterior.attrs["order"])[None]})
         point = posterior.kind not in CHAINS  # draws of a fitted family are none from p(x | g)
         found = [_channel(density, *seen) for seen in _looked_at(posterior, observed, point)]
         made = Misfit(observed, found, density.dim if point else 0)
@@ -141,7 +143,8 @@ def _looked_at(posterior: Posterior, observed: Observation, point: bool) -> list
     with the scalar latents of the model."""
     scalars = {n: torch.as_tensor(v).flatten() for n, v in posterior.latents.items()}
     if point:  # of a fitted family the mode alone is looked at, with what its draws say of the rest
-        return [(torch.as_tensor(posterior.mode), observed.labels, {n: v.median() for n, v in scalars.items()})]
+        labels = torch.as_tensor(posterior.y[0, 0]) if posterior.attrs.get("moved") else observed.labels
+        return [(torch.as_tensor(posterior.mode), labels, {n: v.median() for n, v in scalars.items()})]
     y = posterior.y.reshape(len(posterior.draws), -1)
     picks = torch.linspace(0, len(posterior.draws) - 1, min(DRAWS, len(posterior.draws))).long().tolist()
     return [
@@ -163,6 +166,8 @@ def _channel(density: Density, x: Tensor, y: Tensor | None, scalars: dict[str, T
         joint = node["fn"].log_prob(node["value"]).double() + prior.log_prob(support).double()
         y = support[int(joint[:, 0].argmax()), 0]
     y = y.to(client.device)
+    if "order" in density.discrete or "order" in density.moved:  # the likeliest, as of labels
+        values["order"] = _likeliest_order(density, {**values, "y": y.expand(chains, -1)}, chains)
     given = {**values, "y": y.expand(chains, -1)} if density.observed.labels is None else values
     law = density.trace(given, chains).nodes["g"]["fn"]
     a, b = law.log_prob(density.observed.g).double().expand(chains)
@@ -171,6 +176,17 @@ def _channel(density: Density, x: Tensor, y: Tensor | None, scalars: dict[str, T
     if not isinstance(law, channels.Channel):
         raise BadInput("the model's gradient comes from no channel of pplleak")
     return law
+
+
+def _likeliest_order(density: Density, values: dict[str, Tensor], chains: int) -> Tensor:
+    """The order of a client that shuffles under which g is most probable, of those that the density knows."""
+    if "order" in density.given:
+        return density.given["order"]
+    if "order" not in density.discrete:
+        raise BadInput("the order of the client's examples is not known")
+    support = density.discrete["order"][:, None]
+    node = density.trace({**values, "order": support}, chains).nodes["g"]
+    return support[int(node["fn"].log_prob(node["value"])[:, 0].argmax())]
 
 
 def _spread(density: Density, observed: Observation, posterior: Posterior, sigma: float | None) -> dict[str, float]:

@@ -57,11 +57,28 @@ class Labels(TorchDistribution):
         if count > self.MAX_ENUMERATED:
             raise BadInput(
                 f"{len(self.logits)} classes and batch size {self.batch_size} make {count} label vectors, too many to "
-                "enumerate: give the labels, recover them, or take fewer examples"
+                "enumerate: give the labels, recover them, take fewer examples, or the inference map, which moves "
+                "through them"
             )
         grid = torch.tensor(list(itertools.product(range(len(self.logits)), repeat=self.batch_size)))
         grid = grid.to(self.logits.device).reshape(count, *(1 for _ in self.batch_shape), self.batch_size)
         return grid.expand(count, *self.batch_shape, self.batch_size) if expand else grid
+
+    def neighbours(self, y: Tensor) -> Tensor:
+        """Every label vector (M, batch_size) that differs from one (batch_size,) in one label, or by two that change
+        places."""
+        classes, size = len(self.logits), self.batch_size
+        near = []
+        for b in range(size):
+            others = y.expand(classes, size).clone()
+            others[:, b] = torch.arange(classes, device=y.device)
+            near.append(others[others[:, b] != y[b]])
+        for b, c in itertools.combinations(range(size), 2):
+            if y[b] != y[c]:
+                swapped = y.clone()
+                swapped[b], swapped[c] = y[c], y[b]
+                near.append(swapped[None])
+        return torch.cat(near)
 
     def enumerate_counts(self) -> tuple[Tensor, Tensor]:
         """The label vectors up to the order of the examples: y₁ ≤ … ≤ y_B, and how many orders each has.
@@ -77,7 +94,7 @@ class Labels(TorchDistribution):
         if count > self.MAX_ENUMERATED:
             raise BadInput(
                 f"{classes} classes and batch size {size} make {count} label counts, too many to enumerate: give the "
-                "labels, recover them, or take a smaller batch"
+                "labels, recover them, take a smaller batch, or the inference map, which moves through them"
             )
         y = torch.tensor(list(itertools.combinations_with_replacement(range(classes), size)), device=self.logits.device)
         counts = torch.nn.functional.one_hot(y, classes).sum(-2).double()

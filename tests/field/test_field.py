@@ -257,6 +257,28 @@ def test_f14_labels_that_a_models_rule_reads_are_shown_and_doubted() -> None:
     assert any("rules disagree on the labels" in d and "6 6" in d for d in found.summary["doubts"])
 
 
+def test_f24_a_layer_that_is_missing_from_the_file_is_not_shared_if_one_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The attack on such a file is that on a client that shares the rest; with a frozen layer it would be another."""
+    whole = scene()
+    assert whole.truth is not None and whole.labels is not None
+    tensors = {f"gradient.{n}": t for n, t in whole.client.split(whole.g).items() if n != "1.weight"}
+    tensors |= {f"parameter.{n}": t for n, t in weights.state(whole.client.network).items()}
+    save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "g.safetensors")
+    wrap = ["observe", "--gradient", str(tmp_path / "g.safetensors"), "--input-shape", "1", "8", "8", "--sigma", "0.02",
+            "--shared-labels", str(int(whole.labels)), "--network.widths", "16", "--out"]  # fmt: skip
+    one_line([*wrap, str(tmp_path / "o.safetensors")], capsys, "lacks 1.weight")
+    assert run([*wrap, str(tmp_path / "o.safetensors"), "--shared-only"]) == 0
+    observed = replace(pl.load(tmp_path / "o.safetensors"), public=whole.public)
+    declared = pl.Client(whole.client.network.requires_grad_(True), SHAPE, withheld=("1.weight",))
+    kept = torch.cat([t.flatten() for n, t in whole.client.split(whole.g).items() if n != "1.weight"])
+    both = [attacked(o) for o in (observed, replace(observed, client=declared, g=kept))]
+    assert (both[0].mode == both[1].mode).all() and both[0].summary["fits"] is True
+    distance = [float(((m - whole.truth.numpy()) ** 2).mean()) for m in (both[0].mode, attacked(whole).mode)]
+    assert distance[1] < distance[0]  # a layer more says more
+
+
 # -- the verdict ---------------------------------------------------------------------------------------------------
 
 

@@ -192,6 +192,6 @@ class Idle(Client):
     def of(client: Client) -> Idle:
         return Idle(**vars(client))
 
-    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
+    def update(self, x: Tensor, y: Tensor, *_: Tensor | None, **__: Tensor | None) -> Update:
         lead = torch.broadcast_shapes(x.shape[: -len(self.input_shape) - 1], y.shape[:-1])
         return DenseUpdate(x.new_zeros(()).expand(*lead, 1, self.update_size))

@@ -18,7 +18,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -28,6 +28,7 @@ from torch import Tensor
 from pplleak import channels
 from pplleak.client import Client, extended
 from pplleak.client.loss import DEFAULT
+from pplleak.client.training import LocalTraining, Shares
 from pplleak.client.update import Update
 from pplleak.density import Density, Model, build, whitening
 from pplleak.density.decrement import polish
@@ -49,13 +50,16 @@ CLEARLY = 5.0  # nats by which an alternative must be better
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Altered(Client):
-    """A client that feeds before(x) to its network, and shares after(u)."""
+    """A client that feeds before(x) to its network, trains at rate() times its learning rate, and shares after(u)."""
 
     before: Callable[[Tensor], Tensor] | None = None
+    rate: Callable[[], Tensor] | None = None
     after: Callable[[Update], Update] | None = None
 
-    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
-        u = super().update(x if self.before is None else self.before(x), y, noise)
+    def update(self, x: Tensor, y: Tensor, *more: Tensor | None, **given: Tensor | None) -> Update:
+        if self.rate is not None:
+            given["rate"] = self.rate()
+        u = super().update(x if self.before is None else self.before(x), y, *more, **given)
         return u if self.after is None else self.after(u)
 
 
@@ -114,7 +118,7 @@ def explain(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            base, p_own, _ = _evidence(own)
+            base, p_own, _, _ = evidence(own)
         except (BadInput, RuntimeError, ValueError):
             return None
         if p_own >= P and misfit:
@@ -123,7 +127,7 @@ def explain(
         for k in progress("other clients", len(tried)):
             torch.manual_seed(k)
             try:
-                value, p, words = _evidence(tried[k])
+                value, p, words, _ = evidence(tried[k])
             except (BadInput, RuntimeError, ValueError):  # one that this client cannot be
                 continue
             found.append(Cause(tried[k].name, words, value - base, p))
@@ -156,6 +160,12 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
     def other(name: str, words: str, altered: Client, *read: Any, seen: Observation = observed) -> Alternative:
         return Alternative(name, words, model, altered, replace(seen, client=altered), read)
 
+    if client.local is not None:
+        for shares, words in (("difference", "θ_after − θ_before"), ("negative", "θ_before − θ_after"),
+                              ("rate", "θ_before − θ_after, divided by the learning rate")):  # fmt: skip
+            if shares != client.local.shares:
+                local = replace(client.local, shares=cast(Shares, shares))
+                yield other("shares", f"a client that shares {words}", replace(client, local=local))
     for name, words, factor in (
         ("half_loss", "half the loss", 0.5),
         ("double_loss", "twice the loss", 2.0),
@@ -183,7 +193,7 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
     words = "inputs that are normalised outside the network, by a mean of {shift} and an sd of {log_width}"
     free = extended(Altered, client, before=_normalised)
     yield other("normalised", words, free, ("shift", torch.clone), ("log_width", torch.exp))
-    if observed.labels is not None and client.num_classes**size <= MOST_LABELS:
+    if observed.labels is not None and client.targets is None and 1 < client.labels**size <= MOST_LABELS:
         yield other("labels", "other labels: {y}", client, seen=replace(observed, labels=None))
     if client.local is not None:
         for optimizer in ("sgd:momentum=0.9", "sgd:momentum=0.9,nesterov=True", "adam"):
@@ -194,6 +204,12 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
             trained = replace(client.local, steps=n) if epochs is None else replace(client.local, epochs=n)
             what = "steps" if epochs is None else "epochs"
             yield other("local_steps", f"{n} local {what}", replace(client, local=trained))
+        for size_ in _batch_sizes(client.local, size):
+            trained = replace(client.local, batch_size=size_, shuffle=client.local.shuffle and size_ is not None)
+            words = f"local batches of {size_ or size}"
+            yield other("local_batch_size", words, replace(client, local=trained))
+        free = extended(Altered, client, rate=free_rate)
+        yield other("rate", "{log_rate} times the local learning rate", free, ("log_rate", torch.exp))
     yield other("scale", "{log_scale} times the loss", _scaled(client, _free_scale), ("log_scale", torch.exp))
     named = getattr(model, "keywords", {}).get("channel")
     if isinstance(named, Named) and "sigma" in named.settings:
@@ -204,6 +220,19 @@ def alternatives(model: Model, observed: Observation) -> Iterator[Alternative]:
 def _nearby(count: int) -> list[int]:
     """Other numbers of steps that a client may have taken: one, one fewer, one more, twice as many."""
     return sorted({1, count - 1, count + 1, 2 * count} - {0, count})
+
+
+def _batch_sizes(local: LocalTraining, examples: int) -> list[int | None]:
+    """Other local batch sizes of a client with so many examples: one, half, twice as many, all (None)."""
+    own = local.batch_size or examples
+    near = sorted({1, own // 2, -(-own // 2), 2 * own, examples} - {0, own})
+    return [None if n == examples else n for n in near if n <= examples]
+
+
+def free_rate() -> Tensor:
+    """A factor of the learning rate that nobody knows: log-normal, within a factor of 7 or so."""
+    rate: Tensor = pyro.sample("log_rate", dist.Normal(0.0, 2.0)).exp()
+    return rate
 
 
 def _scaled(client: Client, factors: Callable[[Update], Tensor]) -> Altered:
@@ -244,8 +273,21 @@ def _equal_steps(observed: Observation) -> bool:
 # -- how well it explains ------------------------------------------------------------------------------------------
 
 
-def _evidence(each: Alternative) -> tuple[float, float, str]:
-    """log p(g | alternative) by Laplace, the p-value of its misfit at the mode, and its words."""
+class Evidence(NamedTuple):
+    """log p(g | alternative) by Laplace, the p-value of its misfit at the mode, its words, and its sites there."""
+
+    log: float
+    p: float
+    words: str
+    values: dict[str, Tensor]
+
+
+def evidence(each: Alternative) -> Evidence:
+    """How well an alternative explains what it was given.
+
+    Raises:
+        BadInput, RuntimeError, ValueError: the client cannot be such a one.
+    """
     density = build(each.model, each.client, each.observed)
     with torch.no_grad():
         drawn = density.sample_prior(SCREENED)
@@ -260,7 +302,7 @@ def _evidence(each: Alternative) -> tuple[float, float, str]:
     p = Misfit(each.observed, [law], density.dim).misfit().get("p", 0.0)
     shown = {n: f"{float(change(values[n].reshape(-1)[0])):.2g}" for n, change in each.read}
     shown["y"] = " ".join(map(str, values["y"][0].tolist()))
-    return value, p, each.words.format(**shown)
+    return Evidence(value, p, each.words.format(**shown), values)
 
 
 @torch.no_grad()
