@@ -41,7 +41,7 @@ class Audit:
     """Folder of the private batches that the auditor kept (`private` beside the observations): scores the attacks."""
     budget: float = 10.0
     """Minutes for all attacks together; each observation is attacked by the first before any is by the second."""
-    attacks: str = f"quotient,map,{AUTO}"
+    attacks: str = f"quotient,spear,map,{AUTO}"
     """Inferences, the cheap ones first, separated by commas; auto: the posterior's. Settings: --NAME.SETTING."""
     labels: Labels = "auto"
     """known to the adversary, recovered off the gradient, unknown (summed over); auto: recovered where that is sure,

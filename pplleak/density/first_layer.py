@@ -16,6 +16,17 @@ def first_layer(client: Client, g: Tensor) -> Tensor:
     """[∂ℓ/∂W | ∂ℓ/∂b] of the layer that takes the image, (units, pixels + 1), float64.
 
     Raises:
+        BadInput: as `fully_connected`.
+    """
+    parts = client.split(g)
+    weight, bias = fully_connected(client)
+    return torch.cat([parts[weight], parts[bias][:, None]], 1).double()
+
+
+def fully_connected(client: Client) -> tuple[str, str]:
+    """The names of W and b of the layer that takes the image.
+
+    Raises:
         BadInput: the first layer is not fully connected, has no bias, or does not take the image as it is; the client
             shares local training.
     """
@@ -36,10 +47,11 @@ def first_layer(client: Client, g: Tensor) -> Tensor:
         for handle in handles:
             handle.remove()
     name, module, taken = seen[0]
-    parts, prefix = client.split(g), f"{name}." if name else ""
-    if not isinstance(module, nn.Linear) or not {f"{prefix}weight", f"{prefix}bias"} <= set(parts):
+    prefix = f"{name}." if name else ""
+    weight, bias = f"{prefix}weight", f"{prefix}bias"
+    if not isinstance(module, nn.Linear) or not {weight, bias} <= set(client.layers):
         raise BadInput(f"the network's first layer ('{name}', {type(module).__name__}) is not a fully connected one "
                        "whose weight and bias are shared: take inference map or hmc")  # fmt: skip
     if taken.numel() != x.numel() or not torch.equal(taken.flatten(1), x.flatten(1)):
         raise BadInput("the network's first layer does not take the image as it is: take inference map or hmc")
-    return torch.cat([parts[f"{prefix}weight"], parts[f"{prefix}bias"][:, None]], 1).double()
+    return weight, bias

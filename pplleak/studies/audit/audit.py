@@ -46,7 +46,7 @@ COLUMNS = {
 TABLE, SETTINGS = "audit.csv", "audit.json"
 SPENT = "its share of the time was spent before it ended"
 DONE, CUT, DECLINED, LATE = "done", "cut short", "does not apply", "no time"
-COSTS = (1.0, 8.0, 16.0)  # of the first, the second and every further attack
+COSTS = (1.0, 2.0, 8.0, 16.0)  # of the first attacks, and of every further one
 MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
 
 
@@ -293,6 +293,3 @@ def results(out: Path, rows: Sequence[Row]) -> Iterator[tuple[str, list[tuple[Ro
     for name in dict.fromkeys(r["name"] for r in rows):
         of = [r for r in rows if r["name"] == name]
         yield name, [(r, p if (p := place(out, name, r["attack"])).is_file() else None) for r in of]
-
-
-DEFAULT = ("quotient", "map", AUTO)

@@ -1,0 +1,191 @@
+"""SPEAR: batches behind a ReLU layer, separated exactly by the sparsity of its gradients (a point).
+
+For a first layer W x + b that is fully connected, with δ_b the loss's gradient at its output for example b,
+
+    R = [∂ℓ/∂W | ∂ℓ/∂b] = Σ_b δ_b [x_b, 1]ᵀ = U S Vᵀ,   of rank B
+
+The columns δ_b lie in the span of U, δ_b ∝ U q_b, and ReLU makes each of them 0 where its unit is not active: in about
+half of the entries, while a combination of two is 0 in a quarter. So they are the sparsest vectors of that span,
+
+    q_b:  local minima of Σ_i |(U q)_i|^p  on  ‖q‖ = 1,   p = 1, then ½
+
+Each is found by iteratively re-weighted least squares (the eigenvector of the least eigenvalue of Uᵀ diag(w) U), from
+hundreds of rows of U at once, and made exact as the null vector of the rows that are 0. With Q = (q_1 … q_B), the rows
+of Q⁻¹ S Vᵀ are multiples of [x_b, 1]. No prior and nothing of the network behind the layer is needed; labels follow
+from δ_b, unless they were shared.
+
+Source: Dimitrov, Baader, Müller and Vechev, SPEAR: Exact Gradient Inversion of Batches in Federated Learning, NeurIPS
+2024, section 4 (low rank, sparsity, scales); its search samples submatrices, this one descends.
+"""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from torch import Tensor
+
+from pplleak.client import Client
+from pplleak.client.loss import require_cross_entropy
+from pplleak.density import Model
+from pplleak.density.first_layer import first_layer, fully_connected
+from pplleak.errors import BadInput, require_positive
+from pplleak.federation.observation import Observation
+from pplleak.posterior import Posterior
+from pplleak.progress import ProgressBar, silent
+
+SPARSE = 0.35  # share of zeros of a column: half for one example, a quarter for two
+ZERO = 1e-3  # of a column's largest entry
+TRIM = 0.3  # share of rows whose null vector makes a column exact
+REPAIRS = 4
+NULL = 1e-5  # of the largest singular value: rows that have a null vector
+APART = 0.05  # sine of the angle between a column and the span of those before it
+
+
+def run(
+    model: Model,
+    observed: Observation,
+    client: Client,
+    *,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    starts: int = 256,
+    rounds: int = 8,
+) -> Posterior:
+    """The images of a batch as a posterior of one draw; the model is not looked at.
+
+    Args:
+        starts: rows of U that a round starts from.
+        rounds: at most; it ends as soon as all columns are found.
+    """
+    require_positive(starts=starts, rounds=rounds)
+    require_cross_entropy(client.loss, "spear reads labels off")
+    pyro.set_rng_seed(seed)
+    gradient, size = first_layer(client, observed.g), observed.batch_size
+    if min(gradient.shape) < size:
+        raise BadInput(f"the first layer's gradient is {gradient.shape[0]} x {gradient.shape[1]}, and has no rank of "
+                       f"{size}, the size of the batch: take inference map")  # fmt: skip
+    u, s, v = (t[..., :size] for t in _svd(gradient))
+    weight, bias = (client.parameters[n].double() for n in fully_connected(client))
+    apart = found = u.new_empty(0, size)
+    for _ in progress("columns", rounds):
+        apart = found = _independent(torch.cat([apart, _sparsest(u, starts)]), u)
+        if len(found) and len(found) < size:
+            found = torch.cat([found, torch.linalg.svd(found)[2][len(found) :]])  # the rest of the span
+        for _ in range(REPAIRS if len(found) else 0):
+            found = _repaired(found, u, _images(found, s, v) @ weight.mT + bias)
+        apart = _independent(found, u)
+        if len(apart) == size:
+            break
+    if not len(apart):
+        raise BadInput("no column of the first layer's gradient is sparse: without ReLU behind that layer, or with so "
+                       "much noise, the examples cannot be told apart; take inference map")  # fmt: skip
+    missing = size - len(apart)
+    reasons = [f"{missing} of {size} examples could not be told apart (more rounds?)"] if missing else []
+    rows = torch.linalg.solve(found.mT, s[:, None] * v.mT)
+    x = _images(found, s, v).clamp(0, 1).to(client.dtype).reshape(-1, *client.input_shape)
+    order, labels = _labels(client, x, (u @ found.mT).mT * rows[:, -1:], observed.labels)
+    x = x[order]
+    images = x.cpu().numpy()
+    return Posterior(
+        x=images[None, None],
+        y=labels.cpu().numpy()[None, None],
+        mode=images,
+        kind="point",
+        reasons=tuple(reasons),
+        attrs={"closed_form": "the sparse columns of the first layer's gradient"},
+        g=observed.g.cpu().numpy(),
+    )
+
+
+def _svd(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, v = torch.linalg.svd(gradient, full_matrices=False)
+    return u, s, v.mT
+
+
+def _sparsest(u: Tensor, starts: int) -> Tensor:
+    """Local minima q (starts, B) of Σ |U q|^p on the sphere, each made exact on the rows that it is 0 on."""
+    norms = u.norm(dim=1)
+    strong = (norms > 1e-9 * norms.max()).nonzero().flatten()
+    q = u[strong[torch.randint(len(strong), (starts,), device=u.device)]]
+    q = torch.nn.functional.normalize(q + 0.1 * q.norm(dim=1, keepdim=True) * torch.randn_like(q), dim=1)
+    for p, widths in ((1.0, torch.logspace(-1, -4, 15)), (0.5, torch.logspace(-2, -7, 25))):
+        for width in widths.tolist():
+            values = (q @ u.mT).abs()  # (starts, units)
+            eps = width * values.amax(1, keepdim=True)
+            weights = (values.square() + eps.square()) ** (p / 2 - 1)
+            weights = weights / weights.amax(1, keepdim=True)
+            q = torch.linalg.eigh(torch.einsum("si,ia,ib->sab", weights, u, u))[1][..., 0]
+    for _ in range(2):
+        values = (q @ u.mT).abs()
+        zeros = values.topk(max(u.shape[1], int(TRIM * len(u))), 1, largest=False)[1]
+        q = torch.linalg.svd(u[zeros], full_matrices=False)[2][:, -1]
+    return q
+
+
+def _independent(q: Tensor, u: Tensor) -> Tensor:
+    """The sparsest of the candidates that do not lie in each other's span, at most B; those that are sparse at all."""
+    values = (q @ u.mT).abs()
+    zeros = (values < ZERO * values.amax(1, keepdim=True)).double().mean(1)
+    order = zeros.argsort(descending=True)
+    chosen: list[Tensor] = []
+    basis = q.new_empty(0, q.shape[1])
+    for k in order[zeros[order] >= SPARSE].tolist():
+        rest = q[k] - basis.mT @ (basis @ q[k])
+        if rest.norm() < APART:
+            continue
+        chosen.append(q[k])
+        basis = torch.cat([basis, (rest / rest.norm())[None]])
+        if len(chosen) == q.shape[1]:
+            break
+    return torch.stack(chosen) if chosen else q[:0]
+
+
+def _images(q: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    """The inputs (B, pixels) whose rows [x_b, 1] stand beside the columns U q_b."""
+    rows = torch.linalg.solve(q.mT, s[:, None] * v.mT)
+    return rows[:, :-1] / rows[:, -1:]
+
+
+def _repaired(q: Tensor, u: Tensor, inputs: Tensor) -> Tensor:
+    """The columns, where an image that they give says by its own inactive units which column is really its own: a
+    mixture of two in q leaves one of them right and the other one wrong.
+
+    Args:
+        inputs: W x_b + b of the images that q gives, (B, units).
+    """
+    repaired = []
+    for own, before in zip(q, inputs, strict=True):
+        inactive = u[before < 0]
+        if len(inactive) <= u.shape[1]:
+            repaired.append(own)
+            continue
+        _, values, directions = torch.linalg.svd(inactive, full_matrices=False)
+        repaired.append(directions[-1] if values[-1] < NULL * values[0] else own)
+    made = torch.stack(repaired)
+    return made if torch.linalg.svdvals(made)[-1] > NULL else q  # two images that became one
+
+
+def _labels(client: Client, x: Tensor, deltas: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Whose label is whose: the one with which the network's own δ points along the column that was found. An order of
+    the images (B,), and their labels in it: that of the labels, where they were shared.
+
+    Args:
+        deltas: (B, units), the columns. shared: (B,), or None.
+    """
+    from scipy.optimize import linear_sum_assignment  # where it is used: slow to import
+
+    size, classes = len(x), client.num_classes
+    y = torch.arange(classes, device=x.device).expand(size, -1)
+    u = client.update(x[:, None, None].expand(-1, classes, 1, *client.input_shape), y[..., None])
+    own = u.part(client.slices[fully_connected(client)[1]]).double()
+    alike = torch.cosine_similarity(own, deltas[:, None], dim=-1)
+    if shared is None:
+        return torch.arange(size, device=x.device), alike.argmax(1)
+    places = linear_sum_assignment(-alike[:, shared].cpu().numpy())[1]  # of each image among the labels
+    return torch.as_tensor(places, device=x.device).argsort(), shared
+
+
+if __name__ == "__main__":
+    from pplleak.cli import script
+
+    script(__file__)
