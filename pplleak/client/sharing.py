@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pplleak.errors import BadInput, printable
 
 INDICES, VALUES = ".indices", ".values"
+WRAPPERS = ("module.", "_orig_mod.")  # before the names of networks in DataParallel, and of compiled ones
 
 
 class NotShared(BadInput):
@@ -31,12 +32,16 @@ def owners(network: nn.Module) -> dict[str, str]:
 
 
 def by_owner(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The same tensors with tied parameters under their first name, whichever of their names they came by.
+    """The same tensors with tied parameters under their first name, whichever of their names they came by; of a network
+    that was wrapped, without the wrapper's.
 
     Raises:
         BadInput: two names of one parameter with different values.
     """
     first = owners(network)
+    for wrapper in WRAPPERS:
+        if all(n.startswith(wrapper) for n in tensors) and not any(n.startswith(wrapper) for n in first):
+            tensors = {n.removeprefix(wrapper): t for n, t in tensors.items()}
     named: dict[str, Tensor] = {}
     for name, t in tensors.items():
         end = next((e for e in (INDICES, VALUES) if name.endswith(e) and name not in first), "")

@@ -114,6 +114,15 @@ class Words(nn.Module):
         return self.last(self.rows(picks).mean(1))  # type: ignore[no-any-return]
 
 
+def test_names_of_wrapped_networks_are_those_of_the_networks_inside() -> None:
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    for wrapped in (nn.DataParallel(network), torch.compile(network)):
+        named = dict(wrapped.state_dict())  # type: ignore[attr-defined]
+        assert list(sharing.by_owner(network, named, "it")) == list(network.state_dict())
+    own = nn.ModuleDict({"module": nn.Linear(4, 3)})
+    assert list(sharing.by_owner(own, dict(own.state_dict()), "it")) == ["module.weight", "module.bias"]
+
+
 def test_sparse_gradients_are_read_in_every_form() -> None:
     torch.manual_seed(0)
     module, picks, y = Words(True), torch.tensor([[1, 5], [5, 6]]), torch.tensor([0, 2])
