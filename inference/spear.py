@@ -66,8 +66,8 @@ def run(
                        f"{size}, the size of the batch: take inference map")  # fmt: skip
     u, s, v = (t[..., :size] for t in _svd(gradient))
     weight, bias = (client.parameters[n].double() for n in fully_connected(client))
-    apart = found = u.new_empty(0, size)
-    for _ in progress("columns", rounds):
+    apart = found = torch.eye(size).to(u)[: size == 1]  # one example needs no search
+    for _ in progress("columns", rounds if size > 1 else 0):
         apart = found = _independent(torch.cat([apart, _sparsest(u, starts)]), u)
         if len(found) and len(found) < size:
             found = torch.cat([found, torch.linalg.svd(found)[2][len(found) :]])  # the rest of the span
