@@ -30,7 +30,7 @@ WALK = 50
 
 
 def client_of(training: LocalTraining) -> Client:
-    return replace(tiny("mlp", SHAPE, activation="tanh"), local=training, lazy=False)
+    return replace(tiny("mlp", SHAPE, activation="tanh"), local=training, path="vmap")
 
 
 def scheduler(training: LocalTraining, optimizer: Any, steps: int, epochs: int) -> tuple[Any, str]:
@@ -191,7 +191,7 @@ def test_its_first_two_derivatives_in_x_are_those_of_differences(how: str) -> No
 @pytest.mark.parametrize("name", TORCHS)
 def test_where_a_slope_is_0_the_derivatives_are_finite_and_not_all_0(name: str, dtype: torch.dtype) -> None:
     training = LocalTraining(0.1, 2, optimizer=Named(name), clip=0.1)
-    client = replace(tiny("mlp", SHAPE, activation="tanh", dtype=str(dtype)[6:]), local=training, lazy=False)
+    client = replace(tiny("mlp", SHAPE, activation="tanh", dtype=str(dtype)[6:]), local=training, path="vmap")
     x = torch.zeros(1, *SHAPE, dtype=dtype, requires_grad=True)  # of dead pixels: ∇W of the first layer is 0
     u = client.update(x, torch.tensor([1])).materialise()
     (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)

@@ -76,7 +76,7 @@ def test_the_attacked_fedavg_update_is_what_the_client_really_does(examples: int
 
 def test_a_round_of_fedavg_moves_by_the_mean_of_what_its_clients_moved() -> None:
     client, data = tiny(), images(4)
-    client = replace(client, local=LocalTraining(0.3, 4, 1), lazy=False)
+    client = replace(client, local=LocalTraining(0.3, 4, 1), path="vmap")
     federation = Federation(clients=2, participants=2, batch_size=2)
     before, moves = flat(client), []
     for k in range(2):
@@ -94,7 +94,7 @@ def test_a_round_moves_the_same_way_whatever_its_clients_share_of_their_movement
 ) -> None:
     ends = []
     for local in (LocalTraining(0.3, 2), LocalTraining(0.3, 2, shares=shares)):
-        client = replace(tiny(), local=local, lazy=False)
+        client = replace(tiny(), local=local, path="vmap")
         rounds.step(client, images(), ALONE, Protection(), 1, seed=0)
         ends.append(flat(client))
     torch.testing.assert_close(ends[1], ends[0])
