@@ -64,10 +64,11 @@ def check_labels(labels: Sequence[Any] | Tensor, num_classes: int, batch_size: i
     if strange := [v for v in given if not isinstance(v, int) and not (isinstance(v, float) and v.is_integer())]:
         raise BadInput(f"label {printable(strange[0])} is no class: a loss of numbers or vectors says so by its "
                        "setting targets")  # fmt: skip
+    given = [int(label) for label in given]
     if strange := [label for label in given if not 0 <= label < num_classes]:  # before torch, whose numbers end at 2⁶³
         raise BadInput(f"label {printable(strange[0])} is out of range: "
                        f"the network knows classes 0 to {num_classes - 1}")  # fmt: skip
-    return torch.tensor([int(label) for label in given], dtype=torch.long)
+    return torch.tensor(given, dtype=torch.long)
 
 
 def with_targets(client: Client, given: Sequence[Any] | Tensor | None, batch_size: int) -> tuple[Client, Tensor | None]:

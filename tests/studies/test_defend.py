@@ -55,7 +55,7 @@ def test_every_channel_s_adversaries_are_models_that_there_are() -> None:
 
 def test_a_batch_and_a_channel_are_told_in_one_line() -> None:
     said = Protection.parse("dpsgd:noise_multiplier=2,clip=0.5")
-    assert said.filled().settings == {"noise_multiplier": 2, "clip": 0.5}
+    assert said.filled().settings == {"noise_multiplier": 2, "clip": 0.5, "lot": 0}
     assert str(said) == "dpsgd:noise_multiplier=2,clip=0.5"
     assert Protection.parse("topk:rate=0.5").filled().settings == {"rate": 0.5, "sigma": QUIET}
     assert Protection.parse("masked:noise=laplace").settings["noise"] == "laplace"
@@ -81,7 +81,7 @@ def test_the_knowing_adversary_knows_and_the_others_do_not(workshop: Path, monke
         assert defend.train(sweep, protected, [0])
         for row in defend.run(sweep, Job(protected, 0, 4)):
             assert row["rms"] == pytest.approx(10 ** (-row["psnr"] / 20))
-    assert believed["dpsgd", "optimal"]["channel"] == "dpsgd:noise_multiplier=0.3,clip=0.5"
+    assert believed["dpsgd", "optimal"]["channel"] == "dpsgd:noise_multiplier=0.3,clip=0.5,lot=0"
     assert "clip" not in believed["dpsgd", "dlg"]
     assert 1e-5 < believed["gaussian", "optimal"]["sigma"] < 1e-2  # nothing is hidden: a peak that can be climbed
 
@@ -234,7 +234,7 @@ MISTAKES = {
     "more images than there are": (["--index", "290", "--count", "20"], "out of range"),
     "no workers": (["--workers", "0"], "workers must be a positive"),
     "DP-SGD of local training": (["--defences", "dpsgd", "--local-lr", "1"], "let clients share gradients"),
-    "unknown inference": (["--inference", "mpa"], "did you mean map?"),
+    "unknown inference": (["--inference", "mpa"], "did you mean map"),
 }
 
 
