@@ -57,7 +57,7 @@ class _Prunes(Client):
 
     mask: Tensor
 
-    def update(self, x: Tensor, y: Tensor) -> Update:
+    def update(self, x: Tensor, y: Tensor, *_: Tensor | None, **__: Tensor | None) -> Update:
         return Kept(super().update(x, y), self.mask)  # type: ignore[return-value]
 
 
