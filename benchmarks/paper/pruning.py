@@ -44,6 +44,9 @@ class Kept:
     def sqnorm(self) -> Tensor:
         return self.whole.sqdist(torch.zeros_like(self.mask), self.mask)
 
+    def part(self, where: slice) -> Tensor:
+        return self.materialise()[..., where]
+
     def materialise(self) -> Tensor:
         u = self.whole.materialise()
         return self.mask.to(u.dtype) * u
