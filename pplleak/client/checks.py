@@ -113,14 +113,13 @@ def _mixes(network: nn.Module, x: Tensor) -> bool:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network that a wrapper for several devices or a compiler holds: the same function of the same weights."""
-    while True:
-        if isinstance(network, nn.DataParallel | DistributedDataParallel):
-            network = network.module
-        elif isinstance(network, nn.Module) and hasattr(network, "_orig_mod"):  # of torch.compile
-            network = network._orig_mod  # type: ignore[assignment]
-        else:
-            return network
+    """The network that a wrapper for several devices, a compiler or Opacus holds: the same function of the same
+    weights."""
+    if isinstance(network, nn.DataParallel | DistributedDataParallel):
+        return unwrapped(network.module)
+    name = "_module" if type(network).__module__.startswith("opacus.") else "_orig_mod"  # GradSampleModule; compile
+    inner = getattr(network, name, None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else network
 
 
 def two_images(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:

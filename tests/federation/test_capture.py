@@ -21,6 +21,7 @@ from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.federation import capture
 from pplleak.federation.capture import training
+from pplleak.federation.capture.watch import watched
 
 SHAPE, N, BATCH = (1, 6, 6), 10, 4
 
@@ -288,3 +289,22 @@ def test_a_step_of_opacus_is_recorded_with_its_noise_its_lot_and_its_epsilon(tmp
     spread = (2 / len(found)) ** 0.5
     assert abs(float(found.mean()) - 1) < 4 * spread
     assert abs(float(found.mean()) * 0.8**2 - 1) > 4 * spread  # a wrong twin: noise of 1.25 σ
+
+
+def test_a_network_with_a_part_that_is_called_module_is_recorded_whole(tmp_path: Path) -> None:
+    """A wrapper is known by what it is, not by the name of what it holds."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.module(x.flatten(1)).tanh())
+            return out
+
+    network = Holder()
+    for wrapped in (network, nn.DataParallel(network)):
+        with watched(wrapped) as seen:
+            wrapped(torch.rand(2, 4))
+        assert seen.network is network and len(seen.before) == 4

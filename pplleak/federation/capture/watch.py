@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.overrides import TorchFunctionMode
 
 from pplleak.client import weights
+from pplleak.client.checks import unwrapped
 from pplleak.errors import BadInput
 
 LOSSES: dict[Any, str] = {
@@ -85,14 +86,6 @@ def watched(network: nn.Module | None = None) -> Iterator[Seen]:
             stack.callback(handle.remove)
         stack.enter_context(_Functions(lambda *said: seen.open.losses.append(said)))
         yield seen
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel, torch.compile and Opacus' GradSampleModule."""
-    for name in ("_orig_mod", "_module", "module"):
-        if isinstance(inner := getattr(module, name, None), nn.Module):
-            return unwrapped(inner)
-    return module
 
 
 class _Functions(TorchFunctionMode):
