@@ -268,6 +268,23 @@ def shipped(path: Path) -> bool:
     return path.resolve().parent in {folder(k).resolve() for k in ENTRY}
 
 
+def named(what: str, name: str, known: Iterable[str]) -> Callable[..., Any]:
+    """The function of a name FILE.py:FUNCTION, which runs the file.
+
+    Args:
+        what: such a function is, at the head of the message. known: the names that are no files.
+
+    Raises:
+        BadInput: the name is none of that form, or there is no such file or function.
+    """
+    file, colon, inside = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise unknown(what, name, known, "Or give FILE.py:FUNCTION.")
+    if not Path(file).is_file():
+        raise BadInput(f"no file {file}")
+    return function(Path(file), inside)
+
+
 def function(path: Path, name: str) -> Callable[..., Any]:
     """A function of a user's own file, which is run; raises BadInput where it cannot be, or has no such function."""
     return _function(_module(path, None), name, path)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pplleak import programs, sources
 from pplleak.client.targets import Kind
-from pplleak.errors import BadInput, printable, unknown
+from pplleak.errors import BadInput, printable
 from pplleak.settings import Named
 
 Output = Tensor | tuple[Tensor, Tensor]  # logits; of a network with noise, also what each example adds to the loss
@@ -105,7 +105,8 @@ def get(text: str) -> Loss:
         BadInput: there is none of that name, with the near ones; an unknown setting; a value that is refused.
     """
     named = Named.parse(text)
-    function = globals()[named.name] if named.name in names() else _own(named.name)
+    built_in = named.name in (known := names())
+    function = globals()[named.name] if built_in else programs.named("loss", named.name, known)
     own = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for setting in named.settings:
         if setting not in (*own, *SHARED):
@@ -125,23 +126,13 @@ def get(text: str) -> Loss:
     if not (isinstance(smoothing, (int, float)) and 0 <= smoothing <= 1):
         raise BadInput(f"label_smoothing must lie between 0 and 1, not {smoothing!r}")
     each = functools.partial(function, **settings)
-    each = each if named.name in names() else functools.partial(_checked, named.name, each)
+    each = each if built_in else functools.partial(_checked, named.name, each)
     return Loss(named.name, each, reduction, tuple(map(float, weights)), targets)
 
 
 def built_in_loss(text: str) -> bool:
     """Whether a loss is one of this file, and no code of somebody's."""
     return Named.parse(text).name in names()
-
-
-def _own(name: str) -> Callable[..., Tensor]:
-    """The function of a name FILE.py:FUNCTION."""
-    file, colon, function = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise unknown("loss", name, names(), "Or give FILE.py:FUNCTION.")
-    if not Path(file).is_file():
-        raise BadInput(f"no file {file}")
-    return programs.function(Path(file), function)
 
 
 def _checked(name: str, each: Callable[[Tensor, Tensor], Tensor], output: Tensor, y: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pplleak import folders, programs
-from pplleak.errors import BadInput, unknown
+from pplleak.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,12 +47,7 @@ def load(name: str) -> Network:
     """
     if name in (known := names()):
         return get(name)
-    file, colon, function = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise unknown("network", name, known, "Or give FILE.py:FUNCTION.")
-    if not Path(file).is_file():
-        raise BadInput(f"no file {file}")
-    made = programs.function(Path(file), function)
+    made = programs.named("network", name, known)
     return made if _takes_shape(made) else lambda input_shape, num_classes: made()
 
 
