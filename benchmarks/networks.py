@@ -20,20 +20,26 @@ A row that the CSV holds is not run again.
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
+import functools
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 import torch.nn.functional as F
+import torchvision
 import tyro
 from torch import Tensor, nn
 
-from pplleak import runs
+from pplleak import data, runs
+from pplleak.client import Client
+from pplleak.density import build as posterior
+from pplleak.density.search import maximise
+from pplleak.federation.observation import Observation
+from pplleak.models import optimal
+from pplleak.posterior.metrics import psnr
 from pplleak.progress import bar
 
 COLUMNS = {
@@ -71,8 +77,6 @@ class Case:
 
 def build(case: Case, images: Tensor) -> nn.Module:
     """The network with random weights, and with statistics of public images."""
-    import torchvision
-
     torch.manual_seed(0)
     settings: dict[str, Any] = {"num_classes": 10}
     if case.network == "vit_b_16":
@@ -98,19 +102,6 @@ def resized(x: Tensor, size: int) -> Tensor:
 
 def attack(case: Case) -> dict[str, Any]:
     """One row."""
-    import functools
-
-    import pyro
-
-    from pplleak import data
-    from pplleak.client import Client
-    from pplleak.density import build as posterior
-    from pplleak.density.search import maximise
-    from pplleak.federation.observation import Observation
-    from pplleak.models import optimal
-    from pplleak.posterior.metrics import psnr
-
-    torch.set_num_threads(1)
     public = data.public("cifar10", case.root).x
     public = resized(public[torch.linspace(0, len(public) - 1, PUBLIC).long()], case.size)
     images = data.private("cifar10", case.root)
@@ -163,11 +154,10 @@ def attack(case: Case) -> dict[str, Any]:
 
 def row(case: Case) -> dict[str, Any]:
     """A case in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            measured = pool.submit(attack, case).result()
-    except (Exception, BrokenProcessPool) as error:  # the row says that it does not run
+        with runs.processes(1) as executor:
+            (measured,) = runs.spread(attack, [case], executor)
+    except Exception as error:  # the row says that it does not run
         nothing = {n: float("nan") if kind is float else 0 if kind is int else "" for n, kind in COLUMNS.items()}
         measured = {**nothing, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return {**measured, "network": case.network, "mode": case.mode, "size": case.size}

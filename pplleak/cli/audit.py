@@ -87,7 +87,8 @@ def work(args: Any, names: Sequence[str], out: Path) -> int:
     from pplleak.studies.audit import audit, report
 
     found = audit.items(args.observations, args.truth)
-    settled = runs.settings({**_plain(args), "observations": [str(i.path) for i in found]}, leaving=("out", "budget"))
+    said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found]}
+    settled = runs.settings(said, leaving=("out", "budget"))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
     public = data.public(args.data, args.data_root)
     named = Named(args.network, options(args, "network")) if args.network else None
@@ -111,7 +112,3 @@ def work(args: Any, names: Sequence[str], out: Path) -> int:
     kept = "interrupted: what was finished is kept, the same command goes on; " if stopped else ""
     terminal().print(f"{kept}written to {out}/: report.html, audit.csv", highlight=False, soft_wrap=True)
     return 130 if stopped else 0
-
-
-def _plain(args: Any) -> dict[str, Any]:
-    return dataclasses.asdict(args)

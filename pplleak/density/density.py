@@ -35,7 +35,7 @@ from pplleak.federation.observation import Observation
 from pplleak.priors.labels import Labels
 
 Model = Callable[..., Any]
-ROOM = 2**26  # entries of gradients that are drawn beside the images of the prior; more take too much memory
+ROOM = 2**26  # entries of the updates that are made of draws of the prior at once: more take too much memory
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,6 +33,7 @@ from pplleak.channels.gaussian import Gaussian
 from pplleak.client.last_layer import last_layer
 from pplleak.density import Density, build
 from pplleak.density.decrement import polish
+from pplleak.density.density import ROOM
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.posterior import fit_words
@@ -44,7 +45,6 @@ from pplleak.priors.gaussian import fit_gaussian
 DRAWS = 8  # posterior draws that are looked at
 STEPS = 3  # of Newton's method, from a point in closed form
 PRIOR_DRAWS = 64  # from which the prior's sd is taken: each pixel's to 9 %, their mean far better
-ROOM = 2**26  # entries of the updates of all those draws: fewer are made of a large network
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _likeliest_order(density: Density, values: dict[str, Tensor], chains: int) -
 
 def _spread(density: Density, observed: Observation, posterior: Posterior, sigma: float | None) -> dict[str, float]:
     """The prior's sd, the posterior's in it, and how far pixels lie outside of [0, 1]."""
-    count = max(8, min(PRIOR_DRAWS, ROOM // density.client.update_size))
+    count = max(8, min(PRIOR_DRAWS, ROOM // density.client.update_size))  # fewer of a large network
     nodes = density.trace({}, count).nodes
     x = nodes["x"]["value"].double().cpu()
     if len(x) != count or not x.isfinite().all():

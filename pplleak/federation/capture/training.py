@@ -34,9 +34,7 @@ def optimiser(torchs: Any, groups: Sequence[dict[str, Any]]) -> Named:
     name = "adamw" if name == "adam" and groups[0].get("decoupled_weight_decay") else name
     if name not in (known := optimisers.names("optimizer")):
         raise BadInput(f"the optimiser {type(torchs).__name__} is none that local training knows ({', '.join(known)})")
-    if len({str(sorted((n, v) for n, v in g.items() if n in known or n not in HOW)) for g in groups}) > 1 or (
-        len({g["lr"] for g in groups}) > 1
-    ):
+    if len({str(sorted((n, v) for n, v in g.items() if n == "lr" or n not in HOW)) for g in groups}) > 1:
         raise BadInput("the optimiser has other settings for some parameters than for the rest, which is not modelled")
     own = [s.name for s in programs.settings(getattr(optimisers, name))]
     if strange := [n for n, v in groups[0].items() if n not in (*own, *HOW) and v]:

@@ -52,9 +52,8 @@ def render(sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]],
         trim_blocks=True, lstrip_blocks=True, finalize=_plain,
     )  # fmt: skip
     shown = {n: v for n, v in settings.items() if n != "files" and v not in (None, "", [], {})}
-    levels = {level: words.LEVELS[level] for level in words.LEVELS}
     return environment.get_template(TEMPLATE).render(
-        sections=sections, said=said, settings=shown, levels=levels, versions=versions()
+        sections=sections, said=said, settings=shown, levels=words.LEVELS, versions=versions()
     )
 
 
@@ -190,9 +189,7 @@ def _assumptions(posterior: Posterior, row: Row) -> list[tuple[str, str]]:
 
 def _prior(attrs: Mapping[str, Any]) -> str:
     beliefs = attrs.get("beliefs")
-    return str(
-        beliefs.get("prior", "the prior of the model") if isinstance(beliefs, dict) else "the prior of the model"
-    )
+    return str((beliefs if isinstance(beliefs, dict) else {}).get("prior", "the prior of the model"))
 
 
 def _settings_of(settings: Any) -> str:
