@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import pyro
@@ -33,7 +33,7 @@ from pplleak.density.chains import keep
 from pplleak.density.diagonal import Diagonal, locate, nearest
 from pplleak.density.recording.tape import Recorded
 from pplleak.density.step_size import DualAveraging
-from pplleak.density.whitening import Located
+from pplleak.density.whitening import Located, starting_points
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -42,7 +42,6 @@ from pplleak.progress import ProgressBar, silent
 LogDensity = Callable[[Tensor], tuple[Tensor, Tensor]]  # w (chains, dim) -> log p (chains,), its gradient (chains, dim)
 
 TARGET = 0.574  # acceptance that dual averaging aims at
-INFLATE = 1.2  # chains start wider than the fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,31 +72,12 @@ def step(log_density: LogDensity, state: State, size: float, *, adjust: bool = T
     return kept, acceptance
 
 
-def whitened(recorded: Recorded, base: Diagonal) -> LogDensity:
-    """log p(ẑ + s ∘ w | g) and its gradient in w, from `density.recorded`."""
-
-    around = recorded.under(base.mode, None)
-
-    def log_density(w: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = around(base.widths * w)
-        return value, gradient * base.widths
-
-    return log_density
-
-
-def starting_points(found: Located[Diagonal], chains: int) -> Tensor:
-    """w (chains, dim): inflated draws of the fit, dealt out to all ends of the search within reach of the best."""
-    ends = (found.starts - found.base.mode) / found.base.widths
-    picks = torch.arange(chains, device=ends.device) % len(ends)
-    return ends[picks] + INFLATE * torch.randn(chains, ends.shape[1], dtype=ends.dtype, device=ends.device)
-
-
 def warm_up(
     recorded: Recorded, found: Located[Diagonal], chains: int, iterations: int, progress: ProgressBar = silent
 ) -> tuple[Diagonal, State, float]:
     """MALA steps that find ε, and the widths that the chains see from a quarter to half of the way."""
     base, w = found.base, starting_points(found, chains)
-    log_density = whitened(recorded, base)
+    log_density = base.under(recorded)
     state = State(w, *log_density(w))
     tuner = DualAveraging.start(1.65 * w.shape[1] ** (-1 / 6), TARGET)
     seen: list[State] = []
@@ -108,8 +88,8 @@ def warm_up(
             seen.append(state)
         if t == iterations // 2 and len(seen) * chains > 100:
             scale = nearest(torch.cat([s.w for s in seen]), torch.cat([s.gradient for s in seen])).clamp(0.1, 10)
-            seen, base = [], replace(base, widths=base.widths * scale)
-            log_density = whitened(recorded, base)
+            seen, base = [], base.widened(scale)
+            log_density = base.under(recorded)
             state = State(state.w / scale, state.lp, state.gradient * scale)
             tuner = DualAveraging.start(math.exp(tuner.log_average), TARGET)
     return base, state, math.exp(tuner.log_average)
@@ -152,7 +132,7 @@ def run(
     base, state, size = warm_up(recorded, found, chains, warmup, progress)
     exact = kernel == "mala"
     size = size if exact else size / 2
-    log_density = whitened(recorded, base)
+    log_density = base.under(recorded)
 
     def chain(state: State) -> Iterator[dict[str, Tensor]]:
         while True:

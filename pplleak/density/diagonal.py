@@ -9,14 +9,16 @@ diag(H) is estimated from Hessian-vector products with random signs v: E[v ∘ H
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from pplleak.density import Density
-from pplleak.density.search import peaks
-from pplleak.density.whitening import Located
+from pplleak.density.hamiltonian import Potential
+from pplleak.density.recording.tape import Recorded
+from pplleak.density.whitening import Located, located, products
 from pplleak.progress import ProgressBar, silent
 
 TIMID = 0.1  # of the median curvature: what an estimate at or below it is raised to
@@ -37,14 +39,29 @@ class Diagonal:
         """Whitened w (chains, dim) -> z."""
         return self.mode + self.widths * w
 
+    def encode(self, z: Tensor) -> Tensor:
+        """z (chains, dim) -> w, the inverse of `decode`."""
+        return (z - self.mode) / self.widths
+
+    def widened(self, sd: Tensor) -> Self:
+        """The same with each coordinate sd (dim,) times as wide."""
+        return replace(self, widths=self.widths * sd)
+
+    def under(self, log_density: Recorded) -> Potential:
+        """log p(z(w) | g) and its gradient in w."""
+        around = log_density.under(self.mode, None)
+
+        def inner(w: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = around(self.widths * w)
+            return value, gradient * self.widths
+
+        return inner
+
 
 def curvature(density: Density, z: Tensor, probes: int) -> Tensor:
     """diag(−∇² log p(z | g)) at one point z (dim,), from `probes` Hessian-vector products in one batch; (dim,)."""
-    copies = z.expand(probes, -1).clone().requires_grad_()
-    signs = 2.0 * torch.randint(2, copies.shape, device=z.device).to(z.dtype) - 1
-    (gradient,) = torch.autograd.grad(density(copies).sum(), copies, create_graph=True)
-    (product,) = torch.autograd.grad((gradient * signs).sum(), copies)
-    return -(signs * product).double().mean(0)
+    signs = 2.0 * torch.randint(2, (probes, len(z)), device=z.device).to(z.dtype) - 1
+    return (signs * products(density, z, signs)).mean(0)
 
 
 def fit(density: Density, z: Tensor, probes: int = 64) -> Diagonal:
@@ -57,8 +74,7 @@ def fit(density: Density, z: Tensor, probes: int = 64) -> Diagonal:
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located[Diagonal]:
     """MAP from several starts and the widths there: `whitening.locate` at the price of a few gradients."""
-    mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
-    return Located(mode, near, fit(density, near[0]), left)
+    return located(fit, density, starts=starts, steps=steps, progress=progress)
 
 
 def nearest(z: Tensor, gradient: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ of the other eigenvalues, by the trace of H over the first, random block. s (dim
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Self
@@ -20,8 +21,7 @@ from torch import Tensor
 from pplleak.density import Density
 from pplleak.density.hamiltonian import Potential
 from pplleak.density.recording.tape import Recorded
-from pplleak.density.search import peaks
-from pplleak.density.whitening import Located, products
+from pplleak.density.whitening import Located, located, products
 from pplleak.progress import ProgressBar, silent
 
 BLOCK = 32  # Hessian-vector products at a time
@@ -94,5 +94,5 @@ def fit(density: Density, z: Tensor, rank: int = 128, *, progress: ProgressBar =
 
 def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located[LowRank]:
     """MAP from several starts and the curvature there: `whitening.locate` without a matrix of dim²."""
-    mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
-    return Located(mode, near, fit(density, near[0], progress=progress), left)
+    fitted = functools.partial(fit, progress=progress)
+    return located(fitted, density, starts=starts, steps=steps, progress=progress)

@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -143,8 +145,16 @@ def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar =
     if density.dim > WIDEST:
         raise BadInput(f"this inference takes the curvature in all of {density.dim:,} latents, a matrix of their "
                        "square: take map, langevin, svi or hmc, which need none")  # fmt: skip
+    fitted = functools.partial(fit, progress=progress)
+    return located(fitted, density, starts=starts, steps=steps, progress=progress)
+
+
+def located[Base](
+    fitted: Callable[[Density, Tensor], Base], density: Density, *, starts: int, steps: int, progress: ProgressBar
+) -> Located[Base]:
+    """MAP from several starts, then the coordinates that are fitted at the best of them."""
     mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
-    return Located(mode, near, fit(density, near[0], progress=progress), left)
+    return Located(mode, near, fitted(density, near[0]), left)
 
 
 def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:
@@ -163,7 +173,7 @@ def cheapest(laplace: Laplace, spread: float = 5.0) -> Laplace:
     return replace(laplace, factor=sd.diag().to(laplace.factor.dtype), log_det=float(sd.log().sum()))
 
 
-def starting_points(found: Located[Any], chains: int, inflate: float = 1.2) -> Tensor:
+def starting_points[Base: Coordinates](found: Located[Base], chains: int, inflate: float = 1.2) -> Tensor:
     """w (chains, dim): inflated Laplace draws, dealt out to all ends of the search within reach of the best.
 
     A second mode that holds mass is entered this way, and R-hat sees it; a local optimum far below is not.
