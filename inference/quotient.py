@@ -24,7 +24,7 @@ from pplleak.density import Model, label_rules
 from pplleak.density.first_layer import first_layer
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior
+from pplleak.posterior import Posterior, read_off
 from pplleak.progress import ProgressBar, silent
 
 AGREE = 3  # rows that make an image of a batch
@@ -64,16 +64,7 @@ def run(
     labels = observed.labels
     if labels is None:
         labels = (label_rules.of_one if observed.batch_size == 1 else label_rules.of_distinct)(client, observed)
-    x = images.clamp(0, 1).to(client.dtype).reshape(-1, *client.input_shape).cpu().numpy()
-    return Posterior(
-        x=x[None, None],
-        y=labels.cpu().numpy()[None, None],
-        mode=x,
-        kind="point",
-        reasons=tuple(reasons),
-        attrs={"closed_form": "the quotient of the first layer's gradients"},
-        g=observed.g.cpu().numpy(),
-    )
+    return read_off(client, observed, images, labels, "the quotient of the first layer's gradients", reasons)
 
 
 def _leading(rows: Tensor) -> Tensor:

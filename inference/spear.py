@@ -30,7 +30,7 @@ from pplleak.density import Model
 from pplleak.density.first_layer import first_layer, fully_connected
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior
+from pplleak.posterior import Posterior, read_off
 from pplleak.progress import ProgressBar, silent
 
 SPARSE = 0.35  # share of zeros of a column: half for one example, a quarter for two
@@ -64,15 +64,17 @@ def run(
     if min(gradient.shape) < size:
         raise BadInput(f"the first layer's gradient is {gradient.shape[0]} x {gradient.shape[1]}, and has no rank of "
                        f"{size}, the size of the batch: take inference map")  # fmt: skip
-    u, s, v = (t[..., :size] for t in _svd(gradient))
-    weight, bias = (client.parameters[n].double() for n in fully_connected(client))
+    u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
+    u, right = u[:, :size], s[:size, None] * vh[:size]
+    names = fully_connected(client)
+    weight, bias = (client.parameters[n].double() for n in names)
     apart = found = torch.eye(size).to(u)[: size == 1]  # one example needs no search
     for _ in progress("columns", rounds if size > 1 else 0):
         apart = found = _independent(torch.cat([apart, _sparsest(u, starts)]), u)
         if len(found) and len(found) < size:
             found = torch.cat([found, torch.linalg.svd(found)[2][len(found) :]])  # the rest of the span
         for _ in range(REPAIRS if len(found) else 0):
-            found = _repaired(found, u, _images(found, s, v) @ weight.mT + bias)
+            found = _repaired(found, u, _images(_rows(found, right)) @ weight.mT + bias)
         apart = _independent(found, u)
         if len(apart) == size:
             break
@@ -81,25 +83,10 @@ def run(
                        "much noise, the examples cannot be told apart; take inference map")  # fmt: skip
     missing = size - len(apart)
     reasons = [f"{missing} of {size} examples could not be told apart (more rounds?)"] if missing else []
-    rows = torch.linalg.solve(found.mT, s[:, None] * v.mT)
-    x = _images(found, s, v).clamp(0, 1).to(client.dtype).reshape(-1, *client.input_shape)
-    order, labels = _labels(client, x, (u @ found.mT).mT * rows[:, -1:], observed.labels)
-    x = x[order]
-    images = x.cpu().numpy()
-    return Posterior(
-        x=images[None, None],
-        y=labels.cpu().numpy()[None, None],
-        mode=images,
-        kind="point",
-        reasons=tuple(reasons),
-        attrs={"closed_form": "the sparse columns of the first layer's gradient"},
-        g=observed.g.cpu().numpy(),
-    )
-
-
-def _svd(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, v = torch.linalg.svd(gradient, full_matrices=False)
-    return u, s, v.mT
+    rows = _rows(found, right)
+    x = _images(rows)
+    order, labels = _labels(client, x.clamp(0, 1), (found @ u.mT) * rows[:, -1:], names[1], observed.labels)
+    return read_off(client, observed, x[order], labels, "the sparse columns of the first layer's gradient", reasons)
 
 
 def _sparsest(u: Tensor, starts: int) -> Tensor:
@@ -140,9 +127,12 @@ def _independent(q: Tensor, u: Tensor) -> Tensor:
     return torch.stack(chosen) if chosen else q[:0]
 
 
-def _images(q: Tensor, s: Tensor, v: Tensor) -> Tensor:
-    """The inputs (B, pixels) whose rows [x_b, 1] stand beside the columns U q_b."""
-    rows = torch.linalg.solve(q.mT, s[:, None] * v.mT)
+def _rows(q: Tensor, right: Tensor) -> Tensor:
+    """The multiples (B, pixels + 1) of [x_b, 1] that stand beside the columns U q_b; right: S Vᵀ."""
+    return torch.linalg.solve(q.mT, right)
+
+
+def _images(rows: Tensor) -> Tensor:
     return rows[:, :-1] / rows[:, -1:]
 
 
@@ -165,19 +155,19 @@ def _repaired(q: Tensor, u: Tensor, inputs: Tensor) -> Tensor:
     return made if torch.linalg.svdvals(made)[-1] > NULL else q  # two images that became one
 
 
-def _labels(client: Client, x: Tensor, deltas: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor]:
+def _labels(client: Client, x: Tensor, deltas: Tensor, bias: str, shared: Tensor | None) -> tuple[Tensor, Tensor]:
     """Whose label is whose: the one with which the network's own δ points along the column that was found. An order of
     the images (B,), and their labels in it: that of the labels, where they were shared.
 
     Args:
-        deltas: (B, units), the columns. shared: (B,), or None.
+        x: (B, pixels). deltas: (B, units), the columns. bias: the name of b. shared: (B,), or None.
     """
     from scipy.optimize import linear_sum_assignment  # where it is used: slow to import
 
     size, classes = len(x), client.num_classes
     y = torch.arange(classes, device=x.device).expand(size, -1)
-    u = client.update(x[:, None, None].expand(-1, classes, 1, *client.input_shape), y[..., None])
-    own = u.part(client.slices[fully_connected(client)[1]]).double()
+    images = x.to(client.dtype).reshape(size, 1, 1, *client.input_shape).expand(-1, classes, -1, *client.input_shape)
+    own = client.update(images, y[..., None]).part(client.slices[bias]).double()
     alike = torch.cosine_similarity(own, deltas[:, None], dim=-1)
     if shared is None:
         return torch.arange(size, device=x.device), alike.argmax(1)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pplleak.client import Client
 from pplleak.density import Density
 from pplleak.density.surrogate import Surrogate, log_ratio
+from pplleak.federation.observation import Observation
 from pplleak.posterior import diagnostics
 from pplleak.posterior.diagnostics import Kind
 from pplleak.posterior.posterior import Posterior
@@ -68,4 +70,25 @@ def collect(
         reasons=tuple(reasons),
         attrs=dict(attrs or {}),
         g=array(density.observed.g),
+    )
+
+
+def read_off(
+    client: Client, observed: Observation, x: Tensor, y: Tensor, how: str, reasons: Sequence[str] = ()
+) -> Posterior:
+    """Images that were read off g in closed form, whatever the model: a posterior of one draw.
+
+    Args:
+        x: (batch, pixels), or of the images' own shape; clamped to [0, 1]. y: (batch,).
+        how: what is the closed form.
+    """
+    images = x.clamp(0, 1).to(client.dtype).reshape(-1, *client.input_shape).cpu().numpy()
+    return Posterior(
+        x=images[None, None],
+        y=y.cpu().numpy()[None, None],
+        mode=images,
+        kind="point",
+        reasons=tuple(reasons),
+        attrs={"closed_form": how},
+        g=observed.g.cpu().numpy(),
     )
