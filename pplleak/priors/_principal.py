@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -73,6 +75,71 @@ def _leading(mean: Tensor, values: Tensor, directions: Tensor, rank: int | None)
     return Components(mean, values[-rank:], directions[:, -rank:], float(values[:-rank].mean()))
 
 
+class Root(Protocol):
+    """A square root of a covariance: z, standard normal coordinates in order of growing variance, -> x − mean."""
+
+    @property
+    def widths(self) -> Tensor:
+        """Standard deviations along the coordinates, (rank,)."""
+        ...
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+    def inverse(self, x: Tensor) -> Tensor: ...
+    def to(self, device: torch.device | None, dtype: torch.dtype) -> Self: ...
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it."""
+        ...
+
+
+def root(components: Components) -> Root:
+    """The square root of a covariance, as a matrix where there is no rest."""
+    if components.rest is None:
+        return Dense(components.directions * components.values.sqrt())
+    return Reflections.of(components)
+
+
+def restored(tensors: Mapping[str, Tensor], pixels: int) -> Root:
+    """The root that `tensors()` came from; raises BadInput where they are none of images of so many pixels."""
+    made: Root
+    if "reflectors" in tensors:
+        reflectors, widths = tensors["reflectors"], tensors["widths"]
+        fitting = widths.shape == (pixels,) and reflectors.dim() == 2 and 0 < reflectors.shape[1] < pixels
+        fitting, lengths = fitting and len(reflectors) == pixels, reflectors.square().sum(0)
+        made = Reflections(reflectors, widths)
+    else:
+        factor = tensors["factor"]
+        fitting, lengths = factor.shape == (pixels, pixels), factor.square().sum(0)
+        made = Dense(factor)
+    if not fitting:
+        raise BadInput("the tensors of its Gaussian have other shapes")
+    if not bool((lengths > 0).all() and (made.widths > 0).all()):
+        raise BadInput("the covariance of its Gaussian is singular")
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """The eigenvectors of a covariance times the roots of their eigenvalues: matrix (pixels, rank)."""
+
+    matrix: Tensor
+
+    @property
+    def widths(self) -> Tensor:
+        return self.matrix.norm(dim=0)
+
+    def to(self, device: torch.device | None, dtype: torch.dtype) -> Dense:
+        return Dense(self.matrix.to(device, dtype))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z @ self.matrix.mT
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x @ self.matrix / self.matrix.square().sum(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"factor": self.matrix}
+
+
 @dataclass(frozen=True, eq=False)
 class Reflections:
     """A square root of `Components` that have a rest: root z = Q (widths ∘ z)   with Q orthogonal, (pixels, pixels).
@@ -120,12 +187,5 @@ class Reflections:
         z = x - x @ self.reflectors @ self._triangle @ self.reflectors.mT
         return torch.cat([z[..., k:], z[..., :k]], -1) / self.widths
 
-    @staticmethod
-    def restored(reflectors: Tensor, widths: Tensor) -> Reflections:
-        """From a file; raises BadInput where the tensors are none."""
-        fitting = reflectors.dim() == 2 and widths.shape == reflectors.shape[:1]
-        if not fitting or not 0 < reflectors.shape[1] < reflectors.shape[0]:
-            raise BadInput("the tensors of its Gaussian have other shapes")
-        if not bool((widths > 0).all()) or not bool((reflectors.square().sum(0) > 0).all()):
-            raise BadInput("the covariance of its Gaussian is singular")
-        return Reflections(reflectors, widths)
+    def tensors(self) -> dict[str, Tensor]:
+        return {"reflectors": self.reflectors, "widths": self.widths}

@@ -15,19 +15,18 @@ from torch import Tensor
 from pplleak import data
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._principal import Reflections, components
+from pplleak.priors._principal import Root, components, restored, root
 
 
 @dataclass(frozen=True, eq=False)
 class FittedGaussian:
     """x = mean + factor z,  z ~ Normal(0, I): a Gaussian fitted to images, non-centred in PCA coordinates.
 
-    mean (pixels,), factor (pixels, pixels): eigenvectors of the covariance times the root of their eigenvalues, in
-    order of growing variance; of large images the same as `Reflections`.
+    mean (pixels,); factor: a root of the covariance, its coordinates in order of growing variance.
     """
 
     mean: Tensor
-    factor: Tensor | Reflections
+    factor: Root
     input_shape: tuple[int, ...]
 
     @property
@@ -37,7 +36,7 @@ class FittedGaussian:
     @property
     def widths(self) -> Tensor:
         """Standard deviations along the coordinates, (rank,)."""
-        return self.factor.widths if isinstance(self.factor, Reflections) else self.factor.norm(dim=0)
+        return self.factor.widths
 
     def sample(self, batch_size: int = 1) -> Tensor:
         """Sites z and x; x (*chains, batch_size, *input_shape)."""
@@ -55,17 +54,11 @@ class FittedGaussian:
 
         Samplers that keep their positions in the log-density's float64 (Pyro's NUTS) may pass such a z.
         """
-        z = z.to(self.mean.dtype)
-        x = self.mean + (self.factor(z) if isinstance(self.factor, Reflections) else z @ self.factor.mT)
-        return x.unflatten(-1, self.input_shape)
+        return (self.mean + self.factor(z.to(self.mean.dtype))).unflatten(-1, self.input_shape)
 
     def encode(self, x: Tensor) -> Tensor:
         """x (N, *input_shape) -> z (N, rank), float64: the inverse of `decode`, for a factor of full rank."""
-        centred = x.flatten(1).double() - self.mean.double()
-        if isinstance(self.factor, Reflections):
-            return self.factor.to(None, torch.float64).inverse(centred)
-        factor = self.factor.double()
-        return centred @ factor / factor.square().sum(0)
+        return self.factor.to(None, torch.float64).inverse(x.flatten(1).double() - self.mean.double())
 
     @property
     def log_det(self) -> Tensor:
@@ -82,9 +75,7 @@ class FittedGaussian:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of it."""
-        if isinstance(self.factor, Reflections):
-            return {"mean": self.mean, "reflectors": self.factor.reflectors, "widths": self.factor.widths}
-        return {"mean": self.mean, "factor": self.factor}
+        return {"mean": self.mean, **self.factor.tensors()}
 
 
 def prior(like: Like, *, reference: str | Tensor = "digits", floor: float = 0.02) -> FittedGaussian:
@@ -107,18 +98,12 @@ def restore_gaussian(
     tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype, prefix: str = ""
 ) -> FittedGaussian:
     """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no Gaussian's."""
-    pixels, mean = math.prod(input_shape), tensors[f"{prefix}mean"]
-    if f"{prefix}reflectors" in tensors:
-        root = Reflections.restored(tensors[f"{prefix}reflectors"], tensors[f"{prefix}widths"])
-        if mean.shape != (pixels,) or root.widths.shape != (pixels,):
-            raise BadInput("the tensors of its Gaussian have other shapes")
-        return FittedGaussian(mean.to(dtype), root.to(None, dtype), tuple(input_shape))
-    factor = tensors[f"{prefix}factor"]
-    if mean.shape != (pixels,) or factor.shape != (pixels, pixels):
+    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    pixels, mean = math.prod(input_shape), own["mean"]
+    factor = restored(own, pixels)
+    if mean.shape != (pixels,):
         raise BadInput("the tensors of its Gaussian have other shapes")
-    if not bool((factor.square().sum(0) > 0).all()):
-        raise BadInput("the covariance of its Gaussian is singular")
-    return FittedGaussian(mean.to(dtype), factor.to(dtype), tuple(input_shape))
+    return FittedGaussian(mean.to(dtype), factor.to(None, dtype), tuple(input_shape))
 
 
 @lru_cache(maxsize=8)  # models call this at every trace; a tensor's hash is its identity
@@ -141,7 +126,4 @@ def fit_gaussian(
     if images.shape[0] < 2:
         raise BadInput(f"a Gaussian prior needs at least 2 images to be fitted to, got {images.shape[0]}")
     found = components(images, floor)
-    mean, shape = found.mean.to(device, dtype), tuple(images.shape[1:])
-    if found.rest is None:
-        return FittedGaussian(mean, (found.directions * found.values.sqrt()).to(device, dtype), shape)
-    return FittedGaussian(mean, Reflections.of(found).to(device, dtype), shape)
+    return FittedGaussian(found.mean.to(device, dtype), root(found).to(device, dtype), tuple(images.shape[1:]))
