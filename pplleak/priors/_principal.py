@@ -83,6 +83,11 @@ class Root(Protocol):
         """Standard deviations along the coordinates, (rank,)."""
         ...
 
+    @property
+    def matrix(self) -> Tensor:
+        """The same as a matrix, (pixels, rank)."""
+        ...
+
     def __call__(self, z: Tensor) -> Tensor: ...
     def inverse(self, x: Tensor) -> Tensor: ...
     def to(self, device: torch.device | None, dtype: torch.dtype) -> Self: ...
@@ -91,7 +96,7 @@ class Root(Protocol):
         ...
 
 
-def root(components: Components) -> Root:
+def root_of(components: Components) -> Root:
     """The square root of a covariance, as a matrix where there is no rest."""
     if components.rest is None:
         return Dense(components.directions * components.values.sqrt())
@@ -170,6 +175,10 @@ class Reflections:
         inverse = gram.triu(1) + gram.diagonal().diag() / 2
         one = torch.eye(len(gram)).to(gram)
         return torch.linalg.solve_triangular(inverse, one, upper=True).to(self.reflectors.dtype)
+
+    @property
+    def matrix(self) -> Tensor:
+        return self(torch.eye(len(self.widths)).to(self.widths)).mT
 
     def to(self, device: torch.device | None, dtype: torch.dtype) -> Reflections:
         return Reflections(self.reflectors.to(device, dtype), self.widths.to(device, dtype))

@@ -15,18 +15,18 @@ from torch import Tensor
 from pplleak import data
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._principal import Root, components, restored, root
+from pplleak.priors._principal import Root, components, restored, root_of
 
 
 @dataclass(frozen=True, eq=False)
 class FittedGaussian:
     """x = mean + factor z,  z ~ Normal(0, I): a Gaussian fitted to images, non-centred in PCA coordinates.
 
-    mean (pixels,); factor: a root of the covariance, its coordinates in order of growing variance.
+    mean (pixels,); root: of the covariance, its coordinates in order of growing variance; factor: the same as a matrix.
     """
 
     mean: Tensor
-    factor: Root
+    root: Root
     input_shape: tuple[int, ...]
 
     @property
@@ -34,9 +34,13 @@ class FittedGaussian:
         return len(self.widths)
 
     @property
+    def factor(self) -> Tensor:
+        return self.root.matrix
+
+    @property
     def widths(self) -> Tensor:
         """Standard deviations along the coordinates, (rank,)."""
-        return self.factor.widths
+        return self.root.widths
 
     def sample(self, batch_size: int = 1) -> Tensor:
         """Sites z and x; x (*chains, batch_size, *input_shape)."""
@@ -54,11 +58,11 @@ class FittedGaussian:
 
         Samplers that keep their positions in the log-density's float64 (Pyro's NUTS) may pass such a z.
         """
-        return (self.mean + self.factor(z.to(self.mean.dtype))).unflatten(-1, self.input_shape)
+        return (self.mean + self.root(z.to(self.mean.dtype))).unflatten(-1, self.input_shape)
 
     def encode(self, x: Tensor) -> Tensor:
         """x (N, *input_shape) -> z (N, rank), float64: the inverse of `decode`, for a factor of full rank."""
-        return self.factor.to(None, torch.float64).inverse(x.flatten(1).double() - self.mean.double())
+        return self.root.to(None, torch.float64).inverse(x.flatten(1).double() - self.mean.double())
 
     @property
     def log_det(self) -> Tensor:
@@ -75,7 +79,7 @@ class FittedGaussian:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of it."""
-        return {"mean": self.mean, **self.factor.tensors()}
+        return {"mean": self.mean, **self.root.tensors()}
 
 
 def prior(like: Like, *, reference: str | Tensor = "digits", floor: float = 0.02) -> FittedGaussian:
@@ -100,10 +104,10 @@ def restore_gaussian(
     """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no Gaussian's."""
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     pixels, mean = math.prod(input_shape), own["mean"]
-    factor = restored(own, pixels)
+    root = restored(own, pixels)
     if mean.shape != (pixels,):
         raise BadInput("the tensors of its Gaussian have other shapes")
-    return FittedGaussian(mean.to(dtype), factor.to(None, dtype), tuple(input_shape))
+    return FittedGaussian(mean.to(dtype), root.to(None, dtype), tuple(input_shape))
 
 
 @lru_cache(maxsize=8)  # models call this at every trace; a tensor's hash is its identity
@@ -126,4 +130,4 @@ def fit_gaussian(
     if images.shape[0] < 2:
         raise BadInput(f"a Gaussian prior needs at least 2 images to be fitted to, got {images.shape[0]}")
     found = components(images, floor)
-    return FittedGaussian(found.mean.to(device, dtype), root(found).to(device, dtype), tuple(images.shape[1:]))
+    return FittedGaussian(found.mean.to(device, dtype), root_of(found).to(device, dtype), tuple(images.shape[1:]))

@@ -17,6 +17,7 @@ from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
 from pplleak.federation.observation import Observation
 from pplleak.models import dlg, optimal
+from pplleak.priors._principal import Dense
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian
 from pplleak.studies.attack.attack import believe
 
@@ -107,7 +108,7 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     client = Client(network, target.client.input_shape, 10)
     observed = Observation(target.g.double(), 1, target.labels)
     fitted = fit_gaussian(target.public, dtype=torch.float32)
-    prior = FittedGaussian(fitted.mean.double(), fitted.factor.to(None, torch.float64), fitted.input_shape)
+    prior = FittedGaussian(fitted.mean.double(), Dense(fitted.factor.double()), fitted.input_shape)
     at = torch.linalg.solve(prior.factor, target.truth.double().flatten() - prior.mean)
     torch.manual_seed(0)
     w = 0.1 * ratio * torch.randn(32, len(at))

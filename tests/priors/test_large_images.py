@@ -42,7 +42,7 @@ def dense(x: Tensor, floor: float = 0.02) -> torch.distributions.MultivariateNor
 def test_a_gaussian_of_few_images_is_the_dense_one_to_the_last_digit() -> None:
     x = images()
     prior, reference = fit_gaussian(x), dense(x)
-    assert isinstance(prior.factor, Reflections) and prior.factor.reflectors.shape == (60, 19)
+    assert isinstance(prior.root, Reflections) and prior.root.reflectors.shape == (60, 19)
     held = torch.rand(5, *SHAPE, dtype=torch.float64)
     torch.testing.assert_close(prior.log_prob(held), reference.log_prob(held.flatten(1)), rtol=1e-9, atol=1e-7)
     columns = (prior.decode(torch.eye(60, dtype=torch.float64)).flatten(1) - prior.mean).mT
@@ -59,7 +59,7 @@ def test_directions_that_are_left_out_share_what_is_left_of_the_variance(monkeyp
     monkeypatch.setattr(_principal, "LOOKED_AT", 20)
     x = images(40)[::2]
     prior = fit_gaussian(x)
-    assert isinstance(prior.factor, Reflections) and prior.factor.reflectors.shape == (60, 7)
+    assert isinstance(prior.root, Reflections) and prior.root.reflectors.shape == (60, 7)
     covariance = dense(x).covariance_matrix
     assert float(prior.widths.square().sum()) == pytest.approx(float(covariance.trace()), rel=1e-9)
     best = torch.linalg.eigvalsh(covariance)
