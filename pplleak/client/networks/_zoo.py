@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,7 +15,7 @@ def for_channels(network: nn.Module, channels: int) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             if module.in_channels != channels:
                 parent, _, last = name.rpartition(".")
-                kind = (module.kernel_size, module.stride, module.padding, module.dilation)
+                kind: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
                 first = nn.Conv2d(channels, module.out_channels, *kind, bias=module.bias is not None)
                 setattr(network.get_submodule(parent), last, first)
             return network
