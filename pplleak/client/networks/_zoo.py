@@ -15,8 +15,13 @@ def for_channels(network: nn.Module, channels: int) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             if module.in_channels != channels:
                 parent, _, last = name.rpartition(".")
-                kind: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
-                first = nn.Conv2d(channels, module.out_channels, *kind, bias=module.bias is not None)
+                shape: Any = (
+                    module.kernel_size,
+                    module.stride,
+                    module.padding,
+                    module.dilation,
+                )  # torch's own types differ
+                first = nn.Conv2d(channels, module.out_channels, *shape, 1, module.bias is not None)
                 setattr(network.get_submodule(parent), last, first)
             return network
     return network
