@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -15,13 +15,10 @@ def for_channels(network: nn.Module, channels: int) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             if module.in_channels != channels:
                 parent, _, last = name.rpartition(".")
-                shape: Any = (
-                    module.kernel_size,
-                    module.stride,
-                    module.padding,
-                    module.dilation,
-                )  # torch's own types differ
-                first = nn.Conv2d(channels, module.out_channels, *shape, 1, module.bias is not None)
+                first = nn.Conv2d(
+                    channels, module.out_channels, module.kernel_size, module.stride, module.padding,  # type: ignore[arg-type]
+                    module.dilation, bias=module.bias is not None,  # type: ignore[arg-type]
+                )  # fmt: skip
                 setattr(network.get_submodule(parent), last, first)
             return network
     return network
