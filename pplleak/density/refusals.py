@@ -47,5 +47,5 @@ def require_program(trace: poutine.Trace, client: Client, batch_size: int) -> No
 def require_possible(log_density: Tensor) -> None:
     """Raise BadInput where log p(z, g) (n,) is above -inf at none of the points that were tried."""
     if not bool((log_density > -math.inf).any()):
-        raise BadInput("the model's log-density is -inf, or no number, wherever it was tried: it gives this observation, "
-                       "or its own draws, no probability")  # fmt: skip
+        raise BadInput("the model's log-density is -inf, or no number, wherever it was tried: it gives this "
+                       "observation, or its own draws, no probability")  # fmt: skip
