@@ -27,6 +27,8 @@ from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
 from pplleak.studies.attack import causes
 
+MORE = {"starts": 4, "steps": 2}  # of a search that is made once more, in those of the first
+
 
 def believe(
     model: Callable[..., Any], observed: Observation, beliefs: Mapping[str, Any] | None = None
@@ -115,8 +117,8 @@ def attack(
             labels that were not shared off g (`pplleak.density.label_rules`).
         seed: of the inference; one seed, one result.
         explain: where the model does not explain the gradient, try other clients (`causes`): about a dozen short
-            searches more; and where it is the search that failed, the inference once more with the next seed. What
-            that finds is taken if it fits, and `searches` is 2 in the posterior's attributes.
+            searches more; and where it is the search that failed, the inference once more, as far as it can with
+            `MORE` starts and steps. What that finds is taken if it fits, and `searches` is 2 in the attributes.
     """
     provenance = dict(observed.provenance)
     beliefs = {**(beliefs or {}), **({} if prior is None else {"prior": prior})}
@@ -132,9 +134,10 @@ def attack(
     sizes.require_draws(observed.client, observed.batch_size, settings)
     start = time.perf_counter()
 
-    def infer(seed: int) -> Posterior:
+    def infer(seed: int, **more: Any) -> Posterior:
+        given = {**settings, **more}
         with _blaming(programs.locate("models", model)):
-            found: Posterior = run(bound, observed, observed.client, seed=seed, progress=progress, **settings)
+            found: Posterior = run(bound, observed, observed.client, seed=seed, progress=progress, **given)
         if not isinstance(found, Posterior):
             raise BadInput(f"the inference {inference} returned a {type(found).__name__}, not a Posterior: end its run "
                            "with pplleak.posterior.collect")  # fmt: skip
@@ -144,7 +147,9 @@ def attack(
     looked = _fit(bound, observed, posterior, progress if explain else None)
     if looked is not None and looked.cause == causes.SEARCH:
         with suppress(KeyboardInterrupt):  # what was found stays
-            again = infer(seed + 1)
+            presets = {n: p.default for n, p in inspect.signature(run).parameters.items()} | settings
+            wider = {n: times * presets[n] for n, times in MORE.items() if isinstance(presets.get(n), int)}
+            again = infer(seed + 1, **wider)
             second = _fit(bound, observed, again, None)
             if second is not None and second.fits:
                 posterior, looked = again, second
