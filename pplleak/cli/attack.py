@@ -46,6 +46,8 @@ class Attack(Victim):
     local_unknown: tuple[Unknown, ...] = ()
     """What the server does not know of local training (epochs, batch_size, lr, shares): the likeliest is taken, of
     small sets or, of lr, around --local-lr, by evidence."""
+    explain: bool = True
+    """Where the result does not fit, look for the cause: other clients are tried, and a failed search is made again."""
     strict: bool = False
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""
@@ -110,7 +112,7 @@ def run(argv: Sequence[str]) -> int:
             beliefs=arguments.beliefs(args),
             settings=options(args, "inference"),
             seed=args.seed,
-            explain=True,
+            explain=args.explain,
             progress=bar,
         )
         summary = report.write(result, out, terminal())

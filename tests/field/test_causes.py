@@ -135,7 +135,7 @@ def test_the_command_line_says_the_cause_first(tmp_path: Path) -> None:
     observed = scene(loss="mse")
     pl.save(replace(observed, client=replace(observed.client, loss="cross_entropy")), file)
     quick = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "200"]
-    assert run(["attack", "--observed", str(file), *quick, "--out", str(out)]) == 0
+    assert run(["attack", "--explain", "True", "--observed", str(file), *quick, "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["fits"] is False and summary["cause"] == "mse" and summary["cause_nats"] > 100
     assert summary["doubts"][0].startswith("explained ") and "the mean squared error" in summary["doubts"][0]
