@@ -39,18 +39,21 @@ def claim(args: Any) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def spread(
-    args: Any, argv: Sequence[str], factory: Factory, jobs: Iterable[Any], ahead: bool = False
+    args: Any, argv: Sequence[str], factory: Factory, jobs: Iterable[Any] | Callable[[int], Iterable[Any]]
 ) -> Iterator[Iterator[Any]]:
     """What `factory(argv)` makes of every job, as it comes. Elsewhere the command line travels, and each process reads
     it once.
 
     Args:
-        ahead: a job is taken when a worker is free for it, and not before.
+        jobs: all of them; or what gives them for a number of workers, each when one is free for it and not before.
     """
     with runs.workers(args.workers, args.ray) as executor:
         here = executor.count == 1 and not args.ray
         one = factory(argv) if here else functools.partial(_elsewhere, factory, tuple(argv))
-        yield runs.spread(one, jobs, executor, executor.count if ahead else None)
+        if callable(jobs):
+            yield runs.spread(one, jobs(executor.count), executor, executor.count)
+        else:
+            yield runs.spread(one, jobs, executor)
 
 
 def _elsewhere(factory: Factory, argv: tuple[str, ...], job: Any) -> Any:

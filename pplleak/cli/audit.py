@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pplleak import runs, signatures, sources
+from pplleak.cli import _where as where
 from pplleak.cli._options import (
     DataName,
     NetworkName,
@@ -28,13 +29,15 @@ from pplleak.progress import bar, terminal
 from pplleak.settings import Named, with_defaults
 
 if TYPE_CHECKING:
-    from pplleak.studies.audit.audit import Labels
+    from pplleak.federation.observation import Observation
+    from pplleak.studies.audit.audit import Answer, Labels
+    from pplleak.studies.audit.plan import Job
 else:
     Labels = signatures.kind(sources.module("pplleak.studies.audit.audit"), "Labels")
 
 
 @dataclasses.dataclass(frozen=True)
-class Audit:
+class Audit(where.Where):
     observations: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Observation files (`pl.record`, `pplleak observe`), or folders of them."""
     truth: Path | None = None
@@ -62,6 +65,15 @@ class Audit:
 
 
 def run(argv: Sequence[str]) -> int:
+    args, names = _parsed(argv)
+    if not args.budget > 0:
+        raise BadInput(f"--budget is a positive number of minutes, not {args.budget}")
+    with where.claim(args) as out:
+        return work(args, names, argv, out)
+
+
+def _parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command line, and the attacks that it names."""
     names = [n for n in given(argv, "--attacks", Audit.attacks).split(",") if n]
     if not names or len({Path(n).stem for n in names}) < len(names):
         raise BadInput(f"--attacks names inferences, each once: {Audit.attacks} for example")
@@ -71,44 +83,63 @@ def run(argv: Sequence[str]) -> int:
         parts["network"] = settings_of("Network", with_defaults(network_settings(argv, network), {}, network))
     parts |= {Path(n).stem: settings_of(Path(n).stem.title(), inference_settings(argv, n, model))
               for n in names if n != AUTO}  # fmt: skip
-    args = parse(Audit, "audit", argv, parts)
-    if not args.budget > 0:
-        raise BadInput(f"--budget is a positive number of minutes, not {args.budget}")
-    with runs.claim(args.out) as out:
-        return work(args, names, out)
+    return parse(Audit, "audit", argv, parts), names
 
 
-def work(args: Any, names: Sequence[str], out: Path) -> int:
+def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int:
     """The attacks that are missing in a folder, and its report; the exit code."""
-    from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.federation.observation import Observation
-    from pplleak.federation.scenario import load
     from pplleak.studies.audit import audit, report
+    from pplleak.studies.audit import plan as plans
 
-    found = audit.items(args.observations, args.truth)
+    found = plans.items(args.observations, args.truth)
     said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found]}
-    settled = runs.settings(said, leaving=("out", "budget"))
+    settled = runs.settings(said, leaving=("out", "budget", *where.LEAVING))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
-    public = data.public(args.data, args.data_root)
-    named = Named(args.network, options(args, "network")) if args.network else None
-
-    def opened(path: Path) -> Observation:
-        return arguments.spare_threads(load(path, network=named, public=public.x, seed=args.seed))
-
-    stopped = False
+    plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget)
+    stopped: BaseException | None = None
     try:
-        audit.audit(
-            found, opened, names, out, budget=60 * args.budget, public=public, labels=args.labels, model=args.model,
-            beliefs=arguments.beliefs(args), seed=args.seed, progress=bar,
-            settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        stopped = True
+        with where.spread(args, argv, maker, plan.take) as results:
+            audit.audit(plan, results, out, load=opener(args), labels=args.labels, model=args.model,
+                        beliefs=arguments.beliefs(args), progress=bar)  # fmt: skip
+    except (KeyboardInterrupt, runs.WorkerLost) as stop:
+        stopped = stop
     if stopped and not (out / audit.TABLE).exists():
-        raise KeyboardInterrupt
+        raise stopped
     for line in report.write(out):
         terminal().print(line, highlight=False, soft_wrap=True)
-    kept = "interrupted: what was finished is kept, the same command goes on; " if stopped else ""
+    kept = ""
+    if stopped:
+        why = "interrupted" if isinstance(stopped, KeyboardInterrupt) else str(stopped)
+        kept = f"{why}: what was finished is kept, the same command goes on; "
     terminal().print(f"{kept}written to {out}/: report.html, audit.csv", highlight=False, soft_wrap=True)
-    return 130 if stopped else 0
+    return 0 if stopped is None else 130 if isinstance(stopped, KeyboardInterrupt) else 2
+
+
+def opener(args: Any) -> Callable[[Path], Observation]:
+    """What reads an observation, with the network and the public images of the command line."""
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.federation.scenario import load
+
+    public = data.public(args.data, args.data_root)
+    network = Named(args.network, options(args, "network")) if args.network else None
+
+    def opened(path: Path) -> Observation:
+        return arguments.spare_threads(load(path, network=network, public=public.x, seed=args.seed))
+
+    return opened
+
+
+def maker(argv: Sequence[str]) -> Callable[[Job], Answer]:
+    """What makes one attack."""
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.studies.audit import audit
+
+    args, names = _parsed(argv)
+    return audit.attacker(
+        opener(args), public=data.public(args.data, args.data_root), labels=args.labels, model=args.model,
+        beliefs=arguments.beliefs(args), seed=args.seed,
+        settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
+    )  # fmt: skip

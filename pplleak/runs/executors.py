@@ -16,7 +16,6 @@ import itertools
 import queue
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,32 +115,6 @@ class _Serial:
 def serial() -> Iterator[Workers]:
     """This process, a task after the other, each when its result is asked for."""
     yield _Serial()
-
-
-# -- elsewhere -------------------------------------------------------------------------------------------------------
-
-
-def workers(count: int = 1, cluster: str = "") -> AbstractContextManager[Workers]:
-    """This process for one worker, as many processes for more; or a Ray cluster, by its address.
-
-    Args:
-        cluster: `auto` is the cluster that this machine belongs to, `local` one of `count` workers that is started here
-            and ended again, HOST:PORT or ray://HOST:PORT another.
-
-    Raises:
-        BadInput: there are no workers; a cluster brings its own; Ray is not there, or no cluster answers.
-    """
-    if count < 1:
-        raise BadInput(f"workers must be at least 1, not {count}")
-    if cluster:
-        from pplleak.runs import cluster as clusters
-
-        return clusters.ray(cluster, count)
-    if count == 1:
-        return serial()
-    from pplleak.runs import pool
-
-    return pool.processes(count)
 
 
 def shard[Job](jobs: Sequence[Job], which: str) -> list[Job]:

@@ -1,17 +1,15 @@
 """Attack many observations within a budget, the cheap and exact attacks first, and score them against the truth.
 
 Breadth first: every observation is attacked by the first attack before any is by the second, so that something is said
-of each, however short the time. An attack's share of what is left is in proportion to its cost among those that are to
-come, and what it does not use goes to the next ones. What was done stands in the folder, row by row, and the same
-command goes on; the time it took counts.
+of each, however short the time (`plan`). What was done stands in the folder, row by row, and the same command goes on;
+the time it took counts.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplleak import channels, programs
+from pplleak import channels, programs, runs
 from pplleak.data import Images
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, printable
@@ -31,7 +29,8 @@ from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
 from pplleak.studies.attack.attack import attack, choose
-from pplleak.studies.audit.clock import Clock, share
+from pplleak.studies.audit.clock import Clock
+from pplleak.studies.audit.plan import Item, Job, Plan
 
 Row = dict[str, Any]
 Labels = Literal["auto", "known", "unknown", "recovered"]
@@ -45,51 +44,10 @@ COLUMNS = {
 }  # fmt: skip
 TABLE, SETTINGS = "audit.csv", "audit.json"
 SPENT = "its share of the time was spent before it ended"
-DONE, CUT, DECLINED, LATE = "done", "cut short", "does not apply", "no time"
+DONE, CUT, DECLINED, LATE, KILLED = "done", "cut short", "does not apply", "no time", "was killed"
+Answer = tuple[Row, Posterior | None]
 COSTS = (1.0, 2.0, 8.0, 16.0)  # of the first attacks, and of every further one
 MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
-
-
-@dataclass(frozen=True)
-class Item:
-    """An observation file, the name it is called by, and the private batch behind it where the auditor has it."""
-
-    name: str
-    path: Path
-    truth: Path | None
-
-
-def items(paths: Sequence[Path], truth: Path | None) -> list[Item]:
-    """The observations that files and folders hold: FILE, or every .safetensors file directly in FOLDER.
-
-    Args:
-        truth: the folder of private batches, called as their observations are; None: the auditor has none.
-
-    Raises:
-        BadInput: a path is not there, a folder holds none, two are of one name, or no private batch is of any's name.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        files = sorted(path.glob("*.safetensors"), key=_order) if path.is_dir() else [path]
-        if not files:
-            raise BadInput(f"{printable(path)} holds no observation: such a file ends in .safetensors")
-        for file in files:
-            if not file.is_file():
-                raise BadInput(f"no file {printable(file)}")
-            if found.setdefault(file.stem, file) != file:
-                raise BadInput(f"two observations are called '{printable(file.stem)}': rename one")
-    made = []
-    for name, file in found.items():
-        kept = None if truth is None else truth / file.name
-        made.append(Item(name, file, kept if kept is not None and kept.is_file() else None))
-    if truth is not None and not any(i.truth for i in made):
-        raise BadInput(f"{printable(truth)} holds no private batch of any observation: they are called as those are")
-    return made
-
-
-def _order(path: Path) -> list[tuple[int, str]]:
-    """Names in the order that people count in: round-2 before round-10."""
-    return [(int(w), "") if w.isdigit() else (-1, w) for w in re.split(r"(\d+)", path.stem)]
 
 
 def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observation, str, str]:
@@ -149,60 +107,40 @@ def _labels(observed: Observation, true: Tensor | None, labels: Labels) -> tuple
     return replace(observed, labels=true), "told to the adversary", ["the server knows the labels (the worst case)"]
 
 
-def audit(
-    found: Sequence[Item],
+def attacker(
     load: Callable[[Path], Observation],
-    attacks: Sequence[str],
-    out: Path,
     *,
-    budget: float,
     public: Images | None = None,
     labels: Labels = "auto",
     model: str = MODEL,
     beliefs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
-    progress: ProgressBar = silent,
-) -> list[Row]:
-    """Attack every observation with every attack; a row each in `out`, and its posterior where there is one.
+) -> Callable[[Job], Answer]:
+    """What does one job of an audit: the row of its attack, and the posterior where there is one.
 
     Args:
-        load: reads an observation. attacks: inferences by name, the cheap ones first; `auto` chooses the posterior's.
-        public: images that are guessed from, for comparison.
-        budget: seconds for all, with those that rows of an earlier run took. settings: of each inference.
+        load: reads an observation. public: images that are guessed from, for comparison. settings: of each inference.
 
-    Raises:
-        KeyboardInterrupt: Ctrl-C; the rows that are there stay.
+    What is given back raises KeyboardInterrupt for Ctrl-C.
     """
-    table = Rows(out / TABLE, COLUMNS, ("name", "attack"))
-    names = {i.name for i in found}
-    rows = {table.about(r): r for r in table.read() if r["status"] != LATE and r["name"] in names}
-    jobs = [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) for i in found]
-    for item in found if AUTO in attacks else ():  # what no sampler takes wants no share of the time
-        if (item.name, AUTO) not in rows and (why := _unsampled(item, load, labels, model, beliefs)):
-            rows[item.name, AUTO] = _empty(item.name, AUTO) | {"status": DECLINED, "why": why, "seconds": 0.0}
-            table.add([rows[item.name, AUTO]])
-    spent = sum(r["seconds"] for r in rows.values())
-    for k in progress("attacks", len(jobs)):
-        item, name, cost = jobs[k]
-        if (item.name, name) in rows:
-            continue
-        coming = sum(c for i, a, c in jobs[k:] if (i.name, a) not in rows)
-        clock = Clock(share(budget - spent, cost, coming))
+
+    def one(job: Job) -> Answer:
+        clock = Clock(job.seconds)
         begin = time.perf_counter()
-        row = _empty(item.name, name)
+        row, posterior = _empty(job.item.name, job.attack), None
         try:
             if clock.seconds < 0.1:
                 raise TimeoutError
-            observed = load(item.path)
-            observed, row["labels"], row["assumed"] = prepared(item, observed, labels)
+            observed = load(job.item.path)
+            observed, row["labels"], row["assumed"] = prepared(job.item, observed, labels)
             row |= _said(observed)
             guessed = None
             if observed.truth is not None and public is not None and public.x.shape[1:] == observed.truth.shape[1:]:
                 guessed = guess(public, observed.truth.cpu().numpy(), observed.labels)
                 row["guess_psnr"] = float(guessed.mean())
-            posterior = attack(observed, model, name, beliefs=beliefs, settings=(settings or {}).get(name, {}),
-                               seed=seed, progress=clock)  # fmt: skip
+            given = (settings or {}).get(job.attack, {})
+            found = attack(observed, model, job.attack, beliefs=beliefs, settings=given, seed=seed, progress=clock)
         except BadInput as error:
             row |= {"status": DECLINED, "why": printable(error, 400)}
         except (KeyboardInterrupt, TimeoutError) as stop:
@@ -210,19 +148,67 @@ def audit(
                 raise
             row |= {"status": LATE, "why": "the budget of time was spent before it had a result"}
         else:
-            if posterior.interrupted and not clock.fired:
+            if found.interrupted and not clock.fired:
                 raise KeyboardInterrupt
-            reasons = tuple(SPENT if r.startswith("interrupted") else r for r in posterior.reasons)
-            posterior = posterior.with_(
-                reasons=reasons, attrs={**posterior.attrs, "labels_are": row["labels"], "assumed": row["assumed"]}
+            reasons = tuple(SPENT if r.startswith("interrupted") else r for r in found.reasons)
+            posterior = found.with_(
+                reasons=reasons, attrs={**found.attrs, "labels_are": row["labels"], "assumed": row["assumed"]}
             )
-            posterior.save(place(out, item.name, name))
             row |= {"status": CUT if clock.fired else DONE, **scores(posterior, guessed)}
         row["seconds"] = round(time.perf_counter() - begin, 3)
-        spent += row["seconds"]
-        rows[item.name, name] = row
-        table.add([row])
-    return [r for r in table.read() if r["name"] in names]
+        return row, posterior
+
+    return one
+
+
+def plan(out: Path, found: Sequence[Item], attacks: Sequence[str], budget: float) -> Plan:
+    """What is to be done in a folder; what stands there already counts, with the time that it took.
+
+    Args:
+        attacks: inferences by name, the cheap ones first; `auto` chooses the posterior's. budget: seconds for all.
+    """
+    table, names = Rows(out / TABLE, COLUMNS, ("name", "attack")), {i.name for i in found}
+    rows = [r for r in table.read() if r["status"] not in (LATE, KILLED) and r["name"] in names]
+    jobs = {(i.name, a): (i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) for i in found}
+    return Plan(budget, jobs, {table.about(r): r["seconds"] for r in rows})
+
+
+def audit(
+    planned: Plan,
+    results: Iterable[Answer],
+    out: Path,
+    *,
+    load: Callable[[Path], Observation],
+    labels: Labels = "auto",
+    model: str = MODEL,
+    beliefs: Mapping[str, Any] | None = None,
+    progress: ProgressBar = silent,
+) -> None:
+    """Keep the row of every attack in `out` as it comes, and its posterior where there is one.
+
+    Args:
+        results: what becomes of the jobs of the plan, as they are taken. load, …: as `attacker` takes them.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the rows that are there stay.
+        WorkerLost: workers were killed over some attacks; the others are done.
+    """
+    table = Rows(out / TABLE, COLUMNS, ("name", "attack"))
+    for item, name, _ in planned.missing():  # what no sampler takes wants no share of the time
+        if name == AUTO and (why := _unsampled(item, load, labels, model, beliefs)):
+            row = _empty(item.name, AUTO) | {"status": DECLINED, "why": why, "seconds": 0.0}
+            planned.ended(row)
+            table.add([row])
+    try:
+        for _, (row, posterior) in zip(progress("attacks", len(planned.missing())), results, strict=False):
+            if posterior is not None:
+                posterior.save(place(out, row["name"], row["attack"]))
+            planned.ended(row)
+            table.add([row])
+    except runs.WorkerLost as error:
+        table.add([_empty(*key) | {"status": KILLED, "why": printable(error, 400), "seconds": 0.0}
+                   for key in planned.running])  # fmt: skip
+        raise
 
 
 def _empty(name: str, attack: str) -> Row:
