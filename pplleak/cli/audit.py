@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,10 +31,11 @@ from pplleak.settings import Named, with_defaults
 
 if TYPE_CHECKING:
     from pplleak.federation.observation import Observation
-    from pplleak.studies.audit.audit import Answer, Labels
+    from pplleak.studies.audit.audit import Answer
+    from pplleak.studies.audit.knowledge import Labels
     from pplleak.studies.audit.plan import Job
 else:
-    Labels = signatures.kind(sources.module("pplleak.studies.audit.audit"), "Labels")
+    Labels = signatures.kind(sources.module("pplleak.studies.audit.knowledge"), "Labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Audit(where.Where):
     """Public images of the kind of the private ones, for the prior."""
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
+    defences: tuple[str, ...] = ()
+    """What would protect: share the private batches anew behind each NAME:SETTING=VALUE,…, attack that by all attacks
+    but auto, and draw what each leaves to see against what it costs. Needs --truth."""
     seed: int = 0
     """Of the attacks."""
     out: Path = Path("audit-report")
@@ -65,7 +70,13 @@ class Audit(where.Where):
 
 
 def run(argv: Sequence[str]) -> int:
+    from pplleak.federation.protection import Protection
+
     args, names = _parsed(argv)
+    if args.defences and args.truth is None:
+        raise BadInput("--defences shares the private batches anew: name their folder, --truth")
+    for text in args.defences:
+        Protection.parse(text)
     if not args.budget > 0:
         raise BadInput(f"--budget is a positive number of minutes, not {args.budget}")
     with where.claim(args) as out:
@@ -88,15 +99,20 @@ def _parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
 
 def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int:
     """The attacks that are missing in a folder, and its report; the exit code."""
+    from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.studies.audit import audit, report
+    from pplleak.studies.audit import audit, curves, report
     from pplleak.studies.audit import plan as plans
 
     found = plans.items(args.observations, args.truth)
     said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found]}
-    settled = runs.settings(said, leaving=("out", "budget", *where.LEAVING))
+    settled = runs.settings(said, leaving=("out", "budget", "defences", *where.LEAVING))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
-    plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget)
+    plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget, args.defences)
+    if args.truth is not None and not (out / curves.FILE).exists():
+        public = data.public(args.data, args.data_root)
+        if any(opener(args)(i.path).client.input_shape == public.x.shape[1:] for i in found[:1]):
+            runs.json(out / curves.FILE, dataclasses.asdict(curves.guess(public)))
     stopped: BaseException | None = None
     try:
         with where.spread(args, argv, maker, plan.take) as results:
@@ -142,4 +158,5 @@ def maker(argv: Sequence[str]) -> Callable[[Job], Answer]:
         opener(args), public=data.public(args.data, args.data_root), labels=args.labels, model=args.model,
         beliefs=arguments.beliefs(args), seed=args.seed,
         settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
+        command=shlex.join(["pplleak", "audit", *argv]),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from pplleak import data
 from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.posterior import Posterior
-from pplleak.studies.audit import audit, report, words
+from pplleak.studies.audit import audit, knowledge, report, words
 from pplleak.studies.audit import plan as plans
 from pplleak.studies.audit.clock import Clock, OutOfTime, share
 
@@ -85,6 +85,24 @@ def test_an_audit_of_several_processes_and_of_shards_comes_to_the_same(recorded:
     assert command(recorded, tmp_path / "x", "--shard", "3/2") == 2
 
 
+def test_private_batches_are_shared_anew_behind_protections_and_the_page_says_what_they_hide(
+    recorded: Path, tmp_path: Path, capsys: Any
+) -> None:
+    argv = ["--attacks", "quotient", "--defences", "gaussian:sigma=0.3", "topk:rate=0.5"]
+    assert command(recorded, tmp_path, *argv) == 0
+    rows = cells(tmp_path / "protections.csv")
+    assert [(r["behind"], r["name"]) for r in rows] == [(d, f"round-1-client-{k}") for d in argv[3:] for k in (0, 1)]
+    noise, top = rows[0], rows[2]
+    assert float(noise["cosine"]) < float(top["cosine"]) < 1
+    page = (tmp_path / "report.html").read_text()
+    assert "shared anew behind" in page and page.count("<svg") == 2
+    before = (tmp_path / "protections.csv").read_bytes()
+    assert command(recorded, tmp_path, *argv) == 0 and (tmp_path / "protections.csv").read_bytes() == before
+    assert run("audit", recorded, "--out", tmp_path / "x", "--defences", "sign") == 2
+    assert "name their folder, --truth" in capsys.readouterr().err
+    assert command(recorded, tmp_path / "x", "--defences", "nothing") == 2
+
+
 def test_every_worker_has_the_whole_budget_and_nothing_goes_on_after_its_end(tmp_path: Path) -> None:
     found = [plans.Item(str(k), tmp_path, None) for k in range(4)]
     plan = audit.plan(tmp_path, found, ["quotient", "map"], 60.0)
@@ -128,7 +146,7 @@ def test_a_private_batch_of_another_client_is_refused(recorded: Path, tmp_path: 
     private.write(tmp_path / "round-1-client-0.safetensors", torch.rand(2, 1, 8, 8), torch.zeros(2).long(), [[0, 1]])
     (item, *_) = plans.items([recorded], tmp_path)
     with pytest.raises(BadInput, match="it is of another one"):
-        audit.prepared(item, pl.load(item.path), "known")
+        knowledge.prepared(item, pl.load(item.path), "known")
 
 
 def test_files_stand_in_the_order_that_people_count_in(tmp_path: Path) -> None:

@@ -12,16 +12,20 @@ from typing import Any
 from pplleak.errors import BadInput, printable
 from pplleak.studies.audit.clock import share
 
-Key = tuple[Any, ...]  # an observation's name, an attack
+Key = tuple[Any, ...]  # an observation's name, what it is shared behind anew, an attack
 
 
 @dataclass(frozen=True)
 class Item:
-    """An observation file, the name it is called by, and the private batch behind it where the auditor has it."""
+    """An observation file, the name it is called by, and the private batch behind it where the auditor has it.
+
+    behind: the protection that the private batch is shared behind anew, in place of what the file holds.
+    """
 
     name: str
     path: Path
     truth: Path | None
+    behind: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Plan:
     use goes to the next ones. Of several workers each has the whole budget, but nothing goes on after its end.
 
     budget   seconds, on the clock on the wall
-    jobs     of a name and an attack: the observation, the attack, its cost
+    jobs     by their keys: the observation, the attack, its cost
     spent    seconds that the finished ones took, or none
     running  seconds that were given to those under way
     """
@@ -95,11 +99,11 @@ class Plan:
             coming = sum(c for _, _, c in self.missing())
             left = workers * self.budget - sum(self.spent.values()) - sum(self.running.values())
             seconds = min(share(left, cost, coming), max(0.0, end - time.monotonic()))
-            self.running[item.name, name] = seconds
+            self.running[item.name, item.behind, name] = seconds
             yield Job(item, name, seconds)
 
     def ended(self, row: Mapping[str, Any]) -> None:
         """A job has a row."""
-        key = row["name"], row["attack"]
+        key = row["name"], row.get("behind", ""), row["attack"]
         self.running.pop(key, None)
         self.spent[key] = row["seconds"]
