@@ -88,8 +88,8 @@ def test_the_frontier_is_what_no_other_beats_and_its_sentence_names_what_hides_m
     assert "None brings" in " ".join(frontier.sentences([POINTS[0], POINTS[3]]))
     little = frontier.Point(frontier.RECORDED, 0.8, 1.0, 1.0, 4, 0)
     assert "cannot tell what protects" in frontier.sentences([little, *POINTS[1:]])[1]
-    rows = [{"name": n, "attack": a, "gain": g} for n, a, g in (("a", "map", 3.0), ("a", "auto", 9.0), ("b", "map", 5.0),
-                                                               ("c", "map", 20.0))]  # fmt: skip
+    said = (("a", "map", 3.0), ("a", "auto", 9.0), ("b", "map", 5.0), ("c", "map", 20.0))
+    rows = [{"name": n, "attack": a, "gain": g} for n, a, g in said]
     anew = [{"name": n, "attack": "map", "gain": g, "cosine": c, "behind": "sign"} for n, g, c in
             (("a", 1.0, 0.5), ("b", None, 0.7))]  # fmt: skip
     plain, sign = frontier.points(rows, anew)

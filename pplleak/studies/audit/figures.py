@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 INK, SOFT, LINE = "#010203", "#010204", "#010205"  # stand for colours that the page gives
 BLUE, RED, GREY = "#010206", "#010207", "#010208"
-COLOURS = {INK: "currentColor", SOFT: "var(--soft)", LINE: "var(--line)", BLUE: "var(--link)", RED: "var(--away)",
-           GREY: "var(--open)"}  # fmt: skip
+COLOURS = {SOFT: "soft", LINE: "line", BLUE: "link", RED: "away", GREY: "open"}  # of the page's style sheet
 PANELS = 3  # groups that are drawn
 
 
@@ -145,6 +144,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     drawn = re.sub(r'\bid="', f'id="{name}-', drawn)
     drawn = re.sub(r'(url\(|href=")#', rf"\1#{name}-", drawn)
     drawn = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", drawn)
+    drawn = drawn.replace(INK, "currentColor")
     for stands, colour in COLOURS.items():
-        drawn = drawn.replace(stands, colour)
+        drawn = drawn.replace(stands, f"var(--{colour})")
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" class="drawn" ', 1)

@@ -98,7 +98,9 @@ class Plan:
         for item, name, cost in self.missing():
             coming = sum(c for _, _, c in self.missing())
             left = workers * self.budget - sum(self.spent.values()) - sum(self.running.values())
-            seconds = min(share(left, cost, coming), max(0.0, end - time.monotonic()))
+            seconds = share(left, cost, coming)
+            if workers > 1:  # what one had left over is no time on the clock for another
+                seconds = min(seconds, max(0.0, end - time.monotonic()))
             self.running[item.name, item.behind, name] = seconds
             yield Job(item, name, seconds)
 
