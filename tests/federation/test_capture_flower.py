@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,12 +35,12 @@ def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be
     source = APP.read_text()
     assert source.count(STEP) == 1
     assert source.count(STRATEGY) == 1
-    app.write_text(
-        source.replace(STEP, TWICE).replace(STRATEGY, SEEN.format(seen=tmp_path / "seen"))
-    )  # client 3: two forward passes a step, which no observation can say
+    told = source.replace(STRATEGY, SEEN.format(seen=tmp_path / "seen"))
+    app.write_text(told.replace(STEP, TWICE))  # client 3: two forward passes a step, which no observation can say
     done = subprocess.run(
-        [sys.executable, str(app), str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=400
-    )
+        [sys.executable, str(app), str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "PYTHONPATH": str(APP.parents[2])},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Received 4 results") == 3  # the client that could not be recorded went on
     names = {p.stem for p in folder.glob("*.safetensors")}

@@ -1,4 +1,4 @@
-"""A client of the job: two steps over its four digits, in each round. One line records what it shares, and its batch."""
+"""A client of the job: two steps over its four digits, in each round, recorded by one line."""
 
 import sys
 

@@ -67,8 +67,8 @@ class Recorder(DXOFilter):
         build = networks.load(named.name)
         self._known = Known(
             build(tuple(input_shape), num_classes, **named.settings), tuple(input_shape), num_classes,
-            LocalTraining(lr, epochs=epochs, batch_size=batch_size, optimizer=Named.parse(optimizer)), examples, network, loss,
-            tuple(normalise), protection,
+            LocalTraining(lr, epochs=epochs, batch_size=batch_size, optimizer=Named.parse(optimizer)), examples,
+            network, loss, tuple(normalise), protection,
         )  # fmt: skip
 
     def process_dxo(self, dxo: Any, shareable: Any, fl_ctx: Any) -> None:

@@ -10,6 +10,7 @@ guesses among the images of that class: κ is then that of the class that is gue
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     return made
 
 
+@functools.cache
 def noise_of(protection: str) -> float | None:
     """z, where the protection is DP-SGD and nothing else."""
     try:

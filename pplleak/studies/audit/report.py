@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ FILE, TEMPLATE = "report.html", "report.html"
 NC, ATTACK = "posterior.nc", "attack"  # of a folder that `pplleak attack` wrote
 Row = dict[str, Any]
 YES, NO, OPEN = "yes", "no", "not known"
+NOTHING = "no protection"
 
 
 def write(folder: Path) -> list[str]:
@@ -150,20 +152,26 @@ def _chosen(finding: words.Finding, rows: Sequence[Row], posteriors: Mapping[str
 
 
 def _protected(row: Row) -> str:
-    name = str(row["protection"])
+    name = _in_words(str(row["protection"]))
+    return f"{name}, ε = {row['epsilon']:.3g}" if row["epsilon"] is not None and name != NOTHING else name
+
+
+@functools.cache
+def _in_words(name: str) -> str:
+    """A protection as the page names it."""
     if not name or name.startswith(("none", "gaussian:sigma=infer")):
-        return "no protection"
+        return NOTHING
     if name.startswith("gaussian:sigma=") and _tiny(name.removeprefix("gaussian:sigma=")):
-        return "no protection"  # σ of the rounding of numbers
+        return NOTHING  # σ of the rounding of numbers
     try:
         parts = Protection.parse(name)
     except BadInput:
         return name  # of another version, or of no name at all
     channel = parts.channel
-    if channel is not None and channel.name == "dpsgd" and parts.defence is None:
-        z, clip = (channel.settings.get(n, "?") for n in ("noise_multiplier", "clip"))
-        name = f"DP-SGD (noise {z}, clip {clip})"
-    return f"{name}, ε = {row['epsilon']:.3g}" if row["epsilon"] is not None else name
+    if channel is None or channel.name != "dpsgd" or parts.defence is not None:
+        return name
+    z, clip = (channel.settings.get(n, "?") for n in ("noise_multiplier", "clip"))
+    return f"DP-SGD (noise {z}, clip {clip})"
 
 
 def _tiny(text: str) -> bool:
