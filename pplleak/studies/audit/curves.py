@@ -169,7 +169,10 @@ def sentences(found: Sequence[Group], guessed: Guess | None) -> list[str]:
         if guessed is not None:
             value, upper = guessed.at(group.known)[DELTAS.index(NEAR)]
             line += f" The best guess without the update comes as near to {value:.0%} of such, at most {upper:.0%}."
-            if (limit := group.limit(upper)) is not None:
+            limit = group.limit(upper)
+            if limit is not None and limit > 0.99:
+                line += " The noise is too little to rule out that an attack brings back every one."
+            elif limit is not None:
                 line += (f" No attack whatever on one such step comes as near to more than {limit:.0%}."
                          if low <= limit else
                          f" That is more than the {limit:.0%} that the noise allows any attack: the noise is not what "

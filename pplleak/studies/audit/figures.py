@@ -28,7 +28,7 @@ def risk(found: Sequence[Group], guessed: Guess | None) -> str:
     shown = list(found)[:PANELS]
     if not shown:
         return ""
-    figure = _figure(3.3 * len(shown) + 0.4, 3.1)
+    figure = _figure(max(5.0, 3.3 * len(shown) + 0.4), 3.1)
     for axes, group in zip(np.atleast_1d(figure.subplots(1, len(shown), sharey=True)), shown, strict=True):
         at = np.array([group.realised(d) for d in DELTAS])
         axes.fill_between(DELTAS, at[:, 1], at[:, 2], color=BLUE, alpha=0.18, lw=0)

@@ -153,7 +153,11 @@ def _chosen(finding: words.Finding, rows: Sequence[Row], posteriors: Mapping[str
 
 def _protected(row: Row) -> str:
     name = _in_words(str(row["protection"]))
-    return f"{name}, ε = {row['epsilon']:.3g}" if row["epsilon"] is not None and name != NOTHING else name
+    return f"{name}, ε = {_round(row['epsilon'])}" if row["epsilon"] is not None and name != NOTHING else name
+
+
+def _round(epsilon: float) -> str:
+    return f"{epsilon:.3g}" if epsilon < 100 else f"{epsilon:,.0f}"
 
 
 @functools.cache

@@ -123,7 +123,7 @@ def _gives(sections: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
-    trusted = Counter(s["trusted"] for s in sections)
+    trusted = Counter(s["trusted"] for s in sections if s["trusted"] or not s["measured"])
     measured = sum(s["measured"] for s in sections)
     lines = []
     if measured:
