@@ -42,32 +42,31 @@ class _Processes:
 
     def _look_after(self) -> None:
         """What one process does, and its successors, until there is no more."""
-        process, line = None, None
+        worker: tuple[SpawnProcess, Connection] | None = None
         while (job := self._waiting.get()) is not None:
             future, packed = job
             if not self._open or not future.set_running_or_notify_cancel():
                 continue
             for _ in range(TRIES):
-                if process is None or not process.is_alive():
-                    process, line = self._start()
-                assert line is not None
                 try:
-                    line.send_bytes(packed)
-                    good, answer = pickle.loads(line.recv_bytes())
-                except (EOFError, OSError):  # it was killed
-                    process.join()
+                    if worker is None or not worker[0].is_alive():
+                        _ended(worker)
+                        worker = self._start()
+                    worker[1].send_bytes(packed)
+                    good, answer = pickle.loads(worker[1].recv_bytes())
+                except (EOFError, ConnectionError):  # it was killed
+                    _ended(worker)
+                    worker = None
                     if not self._open:
                         break
                     continue
-                except Exception as error:  # an answer that cannot be unpacked here
+                except Exception as error:  # no process can be had, or its answer cannot be unpacked here
                     good, answer = False, error
                 (future.set_result if good else future.set_exception)(answer)
                 break
             else:
                 future.set_exception(WorkerLost())
-        if process is not None and line is not None:
-            line.close()
-            process.join()
+        _ended(worker)
 
     def close(self) -> None:
         """Nothing begins any more, and nobody waits for what has begun."""
@@ -76,6 +75,13 @@ class _Processes:
             self._waiting.put(None)
         for thread in self._threads:
             thread.join()
+
+
+def _ended(worker: tuple[SpawnProcess, Connection] | None) -> None:
+    """What is left of a process that has ended, or ends when its line does, put away."""
+    if worker is not None:
+        worker[1].close()
+        worker[0].join()
 
 
 @contextlib.contextmanager

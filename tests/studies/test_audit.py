@@ -244,6 +244,7 @@ def test_the_report_of_an_attack_has_its_pictures_and_what_is_assumed(tmp_path: 
     out = tmp_path / "attack"
     settings = ["--inference.steps", "5", "--inference.chains", "2", "--inference.draws", "8"]
     assert run("attack", "--inference", "laplace", *settings, "--out", out) == 0
+    assert "pplleak attack --inference laplace" in (out / "report.html").read_text()  # how it was made
     assert run("report", out) == 0
     page = (out / "report.html").read_text()
     tags = Seen(page).tags

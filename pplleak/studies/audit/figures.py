@@ -147,4 +147,6 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     drawn = drawn.replace(INK, "currentColor")
     for stands, colour in COLOURS.items():
         drawn = drawn.replace(stands, f"var(--{colour})")
-    return drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" class="drawn" ', 1)
+    least = round(0.7 * 96 * figure.get_figwidth())  # px: what can still be read; narrower screens scroll
+    said = f'role="img" aria-label="{label}" class="drawn" style="min-width: {least}px"'
+    return drawn.replace("<svg ", f"<svg {said} ", 1)
