@@ -149,6 +149,25 @@ def test_a_private_batch_of_another_client_is_refused(recorded: Path, tmp_path: 
         knowledge.prepared(item, pl.load(item.path), "known")
 
 
+@pytest.mark.parametrize("shuffles", [True, False])
+def test_an_order_that_the_server_cannot_know_is_unknown_to_the_attack(shuffles: bool, tmp_path: Path) -> None:
+    x, y = data.private("digits").batch(0, 4)
+    network = networks.get("mlp")((1, 8, 8), 10, widths=(4,))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pl.record(network, tmp_path / "a.safetensors", source="mlp:widths=(4,)"):
+        for order in ([0, 1, 2, 3], [2, 0, 3, 1] if shuffles else [0, 1, 2, 3]):
+            for part in (order[:2], order[2:]):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(network(x[part]), y[part]).backward()
+                optimizer.step()
+    for truth in (None, tmp_path / "private"):
+        (item,) = plans.items([tmp_path], truth)
+        observed, _, assumed = knowledge.prepared(item, pl.load(item.path), "unknown")
+        assert observed.client.local is not None and observed.protection.infers_sigma
+        unknown = shuffles or truth is None  # who has the private batch sees that the order is one
+        assert observed.client.local.shuffle == unknown and ("which the server does not know" in assumed) == unknown
+
+
 def test_files_stand_in_the_order_that_people_count_in(tmp_path: Path) -> None:
     for k in (10, 2, 1):
         (tmp_path / f"round-{k}.safetensors").write_bytes(b"")

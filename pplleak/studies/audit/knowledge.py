@@ -40,10 +40,9 @@ def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observa
                            f"{observed.batch_size} of {observed.client.input_shape}: it is of another one")  # fmt: skip
         true = check_labels(kept.y, observed.client.num_classes, observed.batch_size).to(observed.g.device)
         observed = replace(observed, truth=kept.x.to(observed.client.device, observed.client.dtype))
-        if not kept.in_order and not item.behind:
-            assumed.append("every epoch takes the examples in one order (the real client shuffled them)")
+        shuffled = not kept.in_order
     else:
-        true = None
+        true, shuffled = None, True  # as far as anybody knows
     if observed.labels is None or labels in ("unknown", "recovered"):
         observed, how, said = _labels(observed, true, labels)
         assumed += said
@@ -54,7 +53,13 @@ def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observa
         assumed.append("the client as it is modelled shared it anew, and the server knows the protection")
     elif local is not None and local.batch_size is not None and observed.protection.is_channel("gaussian"):
         observed = replace(observed, protection=observed.protection.with_sigma(channels.INFER))
-        assumed.append("what the client's order of examples changes is like noise, of a σ that is inferred")
+        if shuffled and local.epochs is not None and local.batch_size < observed.batch_size:
+            client = replace(observed.client, local=replace(local, shuffle=True))
+            observed = replace(observed, client=client)
+            assumed.append("the client draws the order of its examples anew in every epoch, which the server does not "
+                           "know; what an attack has wrong of it is like noise, of a σ that is inferred")  # fmt: skip
+        else:
+            assumed.append("what the client's order of examples changes is like noise, of a σ that is inferred")
     return observed, how, "; ".join(assumed)
 
 
