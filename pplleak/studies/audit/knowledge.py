@@ -19,6 +19,9 @@ from pplleak.studies.audit.plan import Item
 
 Labels = Literal["auto", "known", "unknown", "recovered"]
 MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
+MOST_PLACES = (
+    32  # of an order, over all epochs, that is looked for: each look is up to 500 local trainings, uninterrupted
+)
 
 
 def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observation, str, str]:
@@ -53,7 +56,8 @@ def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observa
         assumed.append("the client as it is modelled shared it anew, and the server knows the protection")
     elif local is not None and local.batch_size is not None and observed.protection.is_channel("gaussian"):
         observed = replace(observed, protection=observed.protection.with_sigma(channels.INFER))
-        if shuffled and local.epochs is not None and local.batch_size < observed.batch_size:
+        places = 0 if local.epochs is None else local.epochs * observed.batch_size
+        if shuffled and local.batch_size < observed.batch_size and 0 < places <= MOST_PLACES:
             client = replace(observed.client, local=replace(local, shuffle=True))
             observed = replace(observed, client=client)
             assumed.append("the client draws the order of its examples anew in every epoch, which the server does not "
