@@ -19,9 +19,7 @@ from pplleak.studies.audit.plan import Item
 
 Labels = Literal["auto", "known", "unknown", "recovered"]
 MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
-MOST_PLACES = (
-    32  # of an order, over all epochs, that is looked for: each look is up to 500 local trainings, uninterrupted
-)
+MOST_PLACES = 32  # of an order that is looked for, over all epochs: a look is up to 500 local trainings at a stretch
 
 
 def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observation, str, str]:
