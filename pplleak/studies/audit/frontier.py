@@ -16,14 +16,15 @@ import numpy as np
 
 Row = Mapping[str, Any]
 RECORDED = "as recorded"
+MOST = 30.0  # dB above a guess: as good as exact, and more is counted as this
 HALF = 3.01  # dB: half of a guess's squared error
 
 
 @dataclass(frozen=True)
 class Point:
-    """One protection: how much nearer than a guess the nearest example of an update comes, dB, on average with its
-    standard error (None for one update); the average cosine, None where the server gets other entries; of how many
-    updates, and how many could not be shared so or attacked in the time."""
+    """One protection: how much nearer than a guess the nearest example of an update comes, dB, up to `MOST`, on average
+    with its standard error (None for one update); the average cosine, None where the server gets other entries; of how
+    many updates, and how many could not be shared so or attacked in the time."""
 
     name: str
     gain: float | None
@@ -45,7 +46,7 @@ def points(recorded: Sequence[Row], anew: Sequence[Row]) -> list[Point]:
 def _point(name: str, rows: Sequence[Row], updates: int) -> Point:
     of = dict.fromkeys(r["name"] for r in rows)
     best = [max((r["gain"] for r in rows if r["name"] == n and r["gain"] is not None), default=None) for n in of]
-    gains = [g for g in best if g is not None]
+    gains = [min(g, MOST) for g in best if g is not None]
     cosines = [c for n in of if (c := next((r["cosine"] for r in rows if r["name"] == n and r["cosine"] is not None),
                                            None)) is not None]  # fmt: skip
     error = float(np.std(gains, ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else None
