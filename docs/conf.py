@@ -17,6 +17,7 @@ release = version = installed("pplleak")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "examples"]
 suppress_warnings = ["ref.python"]  # a builtin in an annotation (`type`) may also be the name of two fields
+autodoc_mock_imports = ["nvflare"]  # an extra that the documentation is built without
 default_role = "code"  # our docstrings write `name`, not ``name``
 
 html_theme = "furo"

@@ -105,6 +105,56 @@ def test_leaving_the_block_ends_the_processes_in_the_middle_of_their_work_and_a_
     assert told.startswith("a worker process was killed") and not alive(int(pid)) and done.stderr == ""
 
 
+KILLED_ONCE = (  # by a task that does not find its mark; the mark says who did what
+    "(os := __import__('os')) and (open('{0}', 'a').write(f'{{os.getpid()}} ') and 0) or "
+    "(os.kill(os.getpid(), 9) if len(open('{0}').read().split()) == 1 else {1})"
+)
+
+
+def test_what_a_killed_worker_had_begun_is_done_by_another_once_and_the_others_do_not_notice(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    slow = "__import__('time').sleep(1) or __import__('os').getpid()"
+    with runs.workers(2) as executor:
+        tasks = [slow, KILLED_ONCE.format(mark, "'again'"), "1 + 1", "2 + 1"]
+        done = list(runs.spread(eval, tasks, executor))
+    assert len(done) == 4 and {"again", 2, 3} < set(done)
+    assert len(mark.read_text().split()) == 2  # begun twice, and its result came once
+
+
+def test_a_task_that_kills_every_worker_is_told_when_the_others_have_ended() -> None:
+    seen: list[int] = []
+    with runs.workers(2) as executor, pytest.raises(BadInput, match="a worker process was killed"):
+        for result in runs.spread(eval, ["__import__('os')._exit(9)", *map(str, range(5))], executor):
+            seen.append(result)
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
+def test_what_cannot_travel_is_told_where_its_result_would_be(two: runs.Executor) -> None:
+    with pytest.raises((AttributeError, TypeError), match=r"pickle|local object"):
+        list(runs.spread(lambda task: task, [1], two))
+    with pytest.raises(Exception, match=r"pickle|local object"):
+        list(runs.spread(eval, ["lambda: 1"], two))
+    assert list(runs.spread(abs, [-1], two)) == [1]
+
+
+def test_tasks_may_be_taken_when_a_worker_is_free_and_not_before() -> None:
+    taken: list[int] = []
+    with ThreadPoolExecutor(2) as threads:
+        results = runs.spread(abs, (taken.append(k) or -k for k in range(9)), threads, ahead=2)
+        next(results)
+        assert len(taken) == 2
+        assert len(list(results)) == 8
+
+
+def test_shards_are_parts_of_the_work() -> None:
+    parts = [runs.shard(range(10), f"{i}/3") for i in (1, 2, 3)]
+    assert parts[0] == [0, 3, 6, 9] and sorted(k for part in parts for k in part) == list(range(10))
+    assert runs.shard(range(10), "") == list(range(10))
+    for wrong in ("0/3", "4/3", "1", "a/b", "-1/3", "1/3/4"):
+        with pytest.raises(BadInput, match="a shard is i/n"):
+            runs.shard([], wrong)
+
+
 def alive(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ class Attack(Victim):
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""
     out: Path = Path("attack")
-    """Folder for posterior.nc, attack.png and summary.json."""
+    """Folder for report.html, posterior.nc, attack.png and summary.json."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -115,7 +116,11 @@ def run(argv: Sequence[str]) -> int:
             explain=args.explain,
             progress=bar,
         )
+        from pplleak.studies.audit import report as page  # for people, of what was found
+
+        result = result.with_(attrs={**result.attrs, "command": shlex.join(["pplleak", "attack", *argv])})
         summary = report.write(result, out, terminal())
+        page.write(out)
     if result.interrupted:
         return 130
     return 3 if args.strict and not summary["trusted"] else 0

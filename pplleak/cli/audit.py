@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pplleak import runs, signatures, sources
+from pplleak.cli import _where as where
 from pplleak.cli._options import (
     DataName,
     NetworkName,
@@ -28,13 +30,16 @@ from pplleak.progress import bar, terminal
 from pplleak.settings import Named, with_defaults
 
 if TYPE_CHECKING:
-    from pplleak.studies.audit.audit import Labels
+    from pplleak.federation.observation import Observation
+    from pplleak.studies.audit.audit import Answer
+    from pplleak.studies.audit.knowledge import Labels
+    from pplleak.studies.audit.plan import Job
 else:
-    Labels = signatures.kind(sources.module("pplleak.studies.audit.audit"), "Labels")
+    Labels = signatures.kind(sources.module("pplleak.studies.audit.knowledge"), "Labels")
 
 
 @dataclasses.dataclass(frozen=True)
-class Audit:
+class Audit(where.Where):
     observations: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Observation files (`pl.record`, `pplleak observe`), or folders of them."""
     truth: Path | None = None
@@ -55,6 +60,9 @@ class Audit:
     """Public images of the kind of the private ones, for the prior."""
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
+    defences: tuple[str, ...] = ()
+    """What would protect: share the private batches anew behind each NAME:SETTING=VALUE,…, attack that by all attacks
+    but auto, and draw what each leaves to see against what it costs. Needs --truth."""
     seed: int = 0
     """Of the attacks."""
     out: Path = Path("audit-report")
@@ -62,6 +70,21 @@ class Audit:
 
 
 def run(argv: Sequence[str]) -> int:
+    from pplleak.federation.protection import Protection
+
+    args, names = _parsed(argv)
+    if args.defences and args.truth is None:
+        raise BadInput("--defences shares the private batches anew: name their folder, --truth")
+    for text in args.defences:
+        Protection.parse(text)
+    if not args.budget > 0:
+        raise BadInput(f"--budget is a positive number of minutes, not {args.budget}")
+    with where.claim(args) as out:
+        return work(args, names, argv, out)
+
+
+def _parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command line, and the attacks that it names."""
     names = [n for n in given(argv, "--attacks", Audit.attacks).split(",") if n]
     if not names or len({Path(n).stem for n in names}) < len(names):
         raise BadInput(f"--attacks names inferences, each once: {Audit.attacks} for example")
@@ -71,44 +94,69 @@ def run(argv: Sequence[str]) -> int:
         parts["network"] = settings_of("Network", with_defaults(network_settings(argv, network), {}, network))
     parts |= {Path(n).stem: settings_of(Path(n).stem.title(), inference_settings(argv, n, model))
               for n in names if n != AUTO}  # fmt: skip
-    args = parse(Audit, "audit", argv, parts)
-    if not args.budget > 0:
-        raise BadInput(f"--budget is a positive number of minutes, not {args.budget}")
-    with runs.claim(args.out) as out:
-        return work(args, names, out)
+    return parse(Audit, "audit", argv, parts), names
 
 
-def work(args: Any, names: Sequence[str], out: Path) -> int:
+def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int:
     """The attacks that are missing in a folder, and its report; the exit code."""
     from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.federation.observation import Observation
-    from pplleak.federation.scenario import load
-    from pplleak.studies.audit import audit, report
+    from pplleak.studies.audit import audit, curves, report
+    from pplleak.studies.audit import plan as plans
 
-    found = audit.items(args.observations, args.truth)
+    found = plans.items(args.observations, args.truth)
     said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found]}
-    settled = runs.settings(said, leaving=("out", "budget"))
+    settled = runs.settings(said, leaving=("out", "budget", "defences", *where.LEAVING))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
-    public = data.public(args.data, args.data_root)
-    named = Named(args.network, options(args, "network")) if args.network else None
-
-    def opened(path: Path) -> Observation:
-        return arguments.spare_threads(load(path, network=named, public=public.x, seed=args.seed))
-
-    stopped = False
+    plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget, args.defences)
+    if args.truth is not None and not (out / curves.FILE).exists():
+        public = data.public(args.data, args.data_root)
+        if any(opener(args)(i.path).client.input_shape == public.x.shape[1:] for i in found[:1]):
+            runs.json(out / curves.FILE, dataclasses.asdict(curves.guess(public)))
+    stopped: BaseException | None = None
     try:
-        audit.audit(
-            found, opened, names, out, budget=60 * args.budget, public=public, labels=args.labels, model=args.model,
-            beliefs=arguments.beliefs(args), seed=args.seed, progress=bar,
-            settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        stopped = True
+        with where.spread(args, argv, maker, plan.take) as results:
+            audit.audit(plan, results, out, load=opener(args), labels=args.labels, model=args.model,
+                        beliefs=arguments.beliefs(args), progress=bar)  # fmt: skip
+    except (KeyboardInterrupt, runs.WorkerLost) as stop:
+        stopped = stop
     if stopped and not (out / audit.TABLE).exists():
-        raise KeyboardInterrupt
+        raise stopped
     for line in report.write(out):
         terminal().print(line, highlight=False, soft_wrap=True)
-    kept = "interrupted: what was finished is kept, the same command goes on; " if stopped else ""
+    kept = ""
+    if stopped:
+        why = "interrupted" if isinstance(stopped, KeyboardInterrupt) else str(stopped)
+        kept = f"{why}: what was finished is kept, the same command goes on; "
     terminal().print(f"{kept}written to {out}/: report.html, audit.csv", highlight=False, soft_wrap=True)
-    return 130 if stopped else 0
+    return 0 if stopped is None else 130 if isinstance(stopped, KeyboardInterrupt) else 2
+
+
+def opener(args: Any) -> Callable[[Path], Observation]:
+    """What reads an observation, with the network and the public images of the command line."""
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.federation.scenario import load
+
+    public = data.public(args.data, args.data_root)
+    network = Named(args.network, options(args, "network")) if args.network else None
+
+    def opened(path: Path) -> Observation:
+        return arguments.spare_threads(load(path, network=network, public=public.x, seed=args.seed))
+
+    return opened
+
+
+def maker(argv: Sequence[str]) -> Callable[[Job], Answer]:
+    """What makes one attack."""
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.studies.audit import audit
+
+    args, names = _parsed(argv)
+    return audit.attacker(
+        opener(args), public=data.public(args.data, args.data_root), labels=args.labels, model=args.model,
+        beliefs=arguments.beliefs(args), seed=args.seed,
+        settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
+        command=shlex.join(["pplleak", "audit", *argv]),
+    )  # fmt: skip

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pplleak import runs
+from pplleak.cli import _where as where
 from pplleak.cli._options import PriorName, Victim, given, groups, options, parse, program_settings, settings_of
 from pplleak.errors import BadInput, require_positive
 from pplleak.programs import MODEL
@@ -21,7 +21,7 @@ FEWEST = 3  # draws that a standard error can be made of
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrate(Victim):
+class Calibrate(Victim, where.Where):
     model: str = MODEL
     """What the truths are drawn from, and the adversary believes: a name or ./FILE.py; its beliefs are --model.NAME.
     --adversary.NAME lets the adversary believe something else."""
@@ -30,8 +30,6 @@ class Calibrate(Victim):
     """A name (`pplleak ls`) or ./FILE.py; its settings are --inference.NAME."""
     draws: int = 100
     """Truths, each attacked once."""
-    workers: int = 1
-    """Processes, of one thread each."""
     out: Path = Path("calibration")
     """Folder for calibration.png, calibration.json and draws/; a run with the same settings goes on there."""
 
@@ -43,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput(f"--draws must be at least {FEWEST}, not {args.draws}")
     if args.labels == "recovered":
         raise BadInput("--labels recovered: a calibration takes labels as known or unknown")
-    with runs.claim(args.out):
+    with where.claim(args):
         return work(args, argv)
 
 
@@ -53,9 +51,10 @@ def work(args: Any, argv: Sequence[str]) -> int:
     from pplleak.studies.calibration.draws import Draw
 
     folder = runs.prepare(args.out / "draws")
-    settled = runs.settings(args, leaving=("index", "draws", "workers", "out"))
+    settled = runs.settings(args, leaving=("index", "draws", "out", *where.LEAVING))
     runs.settle(args.out / calibration_report.SUMMARY, settled, under="settings")
-    complete = make(argv, [k for k in range(args.draws) if not _file(folder, k).exists()], args.workers, folder)
+    mine = runs.shard(range(args.draws), args.shard)
+    complete = make(args, argv, [k for k in mine if not _file(folder, k).exists()], folder)
     draws = [Draw.load(_file(folder, k)) for k in range(args.draws) if _file(folder, k).exists()]
     if not draws:
         raise KeyboardInterrupt
@@ -78,33 +77,23 @@ def _parsed(argv: Sequence[str]) -> Any:
     return parse(Calibrate, "calibrate", argv, {**parts, "adversary": settings_of("Adversary", known, told)})
 
 
-def make(argv: Sequence[str], missing: Sequence[int], workers: int, folder: Path) -> bool:
+def make(args: Any, argv: Sequence[str], missing: Sequence[int], folder: Path) -> bool:
     """Make the missing draws and keep each as it comes; False where Ctrl-C ended it early."""
-    one = maker(_parsed(argv)) if workers == 1 else functools.partial(_elsewhere, tuple(argv))
     try:
-        with runs.workers(workers) as executor:
-            for _, (k, draw) in zip(bar("truths", len(missing)), runs.spread(one, missing, executor), strict=False):
+        with where.spread(args, argv, maker, missing) as results:
+            for _, (k, draw) in zip(bar("truths", len(missing)), results, strict=False):
                 draw.save(_file(folder, k))
     except KeyboardInterrupt:
         return False
     return True
 
 
-def _elsewhere(argv: tuple[str, ...], k: int) -> tuple[int, Draw]:
-    """Draw k, in a process of its own: the command line travels, and each process reads it once."""
-    return _maker(argv)(k)
-
-
-@functools.lru_cache(maxsize=1)
-def _maker(argv: tuple[str, ...]) -> Callable[[int], tuple[int, Draw]]:
-    return maker(_parsed(argv))
-
-
-def maker(args: Any) -> Callable[[int], tuple[int, Draw]]:
+def maker(argv: Sequence[str]) -> Callable[[int], tuple[int, Draw]]:
     """What makes draw k of a run, and says which it is."""
     from pplleak.cli import _arguments as arguments
     from pplleak.studies.calibration import draws as calibration_draws
 
+    args = _parsed(argv)
     base = arguments.spare_threads(arguments.observed(args, 0))
     own = {n: v for n, v in options(args, "adversary").items() if v is not None}
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pplleak import runs
+from pplleak.cli import _where as where
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
 from pplleak.progress import bar, terminal
 
 if TYPE_CHECKING:
     from pplleak.federation.observation import Observation
+    from pplleak.studies.compare.compare import Job
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(Victim):
+class Compare(Victim, where.Where):
     model: str = MODEL
     """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
     prior: PriorName = ""
@@ -31,54 +32,59 @@ class Compare(Victim):
 
 
 def run(argv: Sequence[str]) -> int:
-    args, names, settings = several(Compare, "compare", argv)
-    with runs.claim(args.out) as out:
-        return work(args, names, settings, out)
+    args, names, _ = several(Compare, "compare", argv)
+    with where.claim(args) as out:
+        return work(args, names, argv, out)
 
 
-def work(args: Any, names: Sequence[str], settings: dict[str, Any], out: Path) -> int:
+def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int:
     """The attacks that are missing in a folder, and its tables and picture; the exit code."""
     from pplleak import data
-    from pplleak.cli import _arguments as arguments
-    from pplleak.studies.compare import compare
+    from pplleak.studies.compare import compare, report
 
     indices = range(args.index, args.index + args.count)
     for index in indices:
         data.private(args.data, args.data_root).batch(index, args.batch_size)  # say so before the work, not after
-
-    def observed(index: int) -> Observation:  # with noise of its own: differences are over images and noise
-        return arguments.spare_threads(arguments.observed(args, index, args.seed + index))
-
     table = compare.attacked(out)
-    settled = runs.settings(args, leaving=("index", "count", "out"))
+    settled = runs.settings(args, leaving=("index", "count", "out", *where.LEAVING))
     runs.settle(out / "run.json", settled, rows=table.path)
 
     def asked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:  # another run may have left rows of more images
         return [r for r in rows if r["index"] in indices]
 
-    every = compare.compare(
-        [(i, functools.cache(functools.partial(observed, i))) for i in indices],
-        args.model,
-        names,
-        beliefs=arguments.beliefs(args),
-        settings=settings,
-        seed=args.seed,
-        progress=bar,
-        known=table.read(),
-        keep=lambda rows: compare.write(asked(table.add(rows)), names, out),
-    )
-    rows = asked(every)
+    known = table.read()
+    done = {table.about(r) for r in known}
+    mine = runs.shard([(i, n) for i in indices for n in names], args.shard)
+    jobs = [job for job in mine if job not in done]
+    with where.spread(args, argv, maker, jobs) as results:
+        compare.gathered(results, len(jobs), progress=bar, known=known,
+                         keep=lambda rows: report.write(asked(table.add(rows)), names, out))  # fmt: skip
+    rows = asked(table.read())
     if not rows:
         raise KeyboardInterrupt
-    compare.write(rows, names, out)
+    report.write(rows, names, out)
     console = terminal()
     console.print(compare.table(rows, names, per_image=True))
     console.print(compare.table(rows, names))
     console.print(compare.paired_table(rows, names))
     written = f"written to {out}/: compare.csv, compare.json, compare.png"
-    complete = len(rows) == len(names) * len(indices)
+    complete = {table.about(r) for r in rows} >= set(mine)
     console.print(
         written if complete else f"interrupted: {len(rows)} attacks kept, the same command goes on; {written}",
         highlight=False,
     )
     return 0 if complete else 130
+
+
+def maker(argv: Sequence[str]) -> Callable[[Job], list[dict[str, Any]]]:
+    """What makes the row of one attack."""
+    from pplleak.cli import _arguments as arguments
+    from pplleak.studies.compare import compare
+
+    args, _, settings = several(Compare, "compare", argv)
+
+    def observed(index: int) -> Observation:  # with noise of its own: differences are over images and noise
+        return arguments.spare_threads(arguments.observed(args, index, args.seed + index))
+
+    attack = compare.attacker(observed, args.model, beliefs=arguments.beliefs(args), settings=settings, seed=args.seed)
+    return lambda job: [compare.row(job, attack(job))]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pplleak import programs, runs, signatures
+from pplleak.cli import _where as where
 from pplleak.cli._local import UNSAID, LocalFlags
 from pplleak.cli._options import (
     NetworkName,
@@ -36,7 +37,7 @@ QUICK = {"defences": ("none", "gaussian:sigma=0.01", "dpsgd:noise_multiplier=0.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Defend:
+class Defend(where.Where):
     data: TrainingData = "digits"
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
@@ -71,8 +72,6 @@ class Defend:
     """An image counts as recovered within this root-mean-square error of a pixel."""
     seed: int = 0
     """Of the weights, the training, the noise and the attacks."""
-    workers: int = 1
-    """Processes that share the work, of one thread each."""
     quick: bool = False
     """Three defences, two steps, two images (`--quick True`), where they are not named: minutes."""
     out: Path = Path("defend")
@@ -92,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
     if args.quick:  # what is said beside it holds
         args = dataclasses.replace(args, **{n: v for n, v in QUICK.items() if not said(argv, f"--{n}")})
     protections, sweep = _checked(args)
-    with runs.claim(args.out) as out:
+    with where.claim(args) as out:
         return work(args, protections, sweep, out)
 
 
@@ -103,25 +102,25 @@ def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path) 
 
     table = defend.images(out / "defences_images.csv")
     runs.settle(out / "defend.json", sweep.settings_in_common, "a sweep")
-    rows, whole = table.read(), True
-    done = {table.about(r) for r in rows}
-    jobs = defend.jobs(
-        protections, args.steps, range(args.index, args.index + args.count * args.batch_size, args.batch_size)
-    )
+    whole = True
+    done = {table.about(r) for r in table.read()}
+    indices = range(args.index, args.index + args.count * args.batch_size, args.batch_size)
+    jobs = defend.jobs(protections, args.steps, indices)
+    mine = runs.shard(protections, args.shard)  # each is trained by one shard
     try:
         train = functools.partial(defend.train, sweep, steps=args.steps)
-        with runs.workers(args.workers) as executor:
-            for trained in _shown("trainings", runs.spread(train, protections, executor), len(protections)):
+        with runs.workers(args.workers, args.ray) as executor:
+            for trained in _shown("trainings", runs.spread(train, mine, executor), len(mine)):
                 if not trained:
                     raise KeyboardInterrupt
-            left = [j for j in jobs if not defend.keys(sweep, j) <= done]
+            left = [j for j in jobs if j.protection in mine and not defend.keys(sweep, j) <= done]
             attacks = runs.spread(functools.partial(defend.run, sweep), left, executor)
             for found in _shown("gradients", attacks, len(left)):
-                rows = table.add(found)
+                table.add(found)
     except KeyboardInterrupt:
         whole = False
     asked = {key: n for n, j in enumerate(jobs) for key in defend.keys(sweep, j)}  # processes end in any order
-    rows = sorted((r for r in rows if table.about(r) in asked), key=lambda r: asked[table.about(r)])
+    rows = sorted((r for r in table.read() if table.about(r) in asked), key=lambda r: asked[table.about(r)])
     cells = defend.cells(sweep, rows, args.delta)
     console = terminal()
     if cells:

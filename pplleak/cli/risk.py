@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pplleak import runs, signatures, sources
+from pplleak.cli import _where as where
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
 from pplleak.progress import bar, terminal
 
 if TYPE_CHECKING:
     from pplleak.federation.observation import Observation
+    from pplleak.studies.compare.compare import Job
     from pplleak.studies.risk.risk import Name
 else:
     Name = signatures.kind(sources.module("pplleak.studies.risk.risk"), "Name")
 
 
 @dataclasses.dataclass(frozen=True)
-class Risk(Victim):
+class Risk(Victim, where.Where):
     model: str = MODEL
     """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
     prior: PriorName = ""
@@ -43,16 +44,16 @@ class Risk(Victim):
 
 
 def run(argv: Sequence[str]) -> int:
-    args, names, settings = several(Risk, "risk", argv)
-    with runs.claim(args.out) as out:
-        return work(args, names, settings, out)
+    args, names, _ = several(Risk, "risk", argv)
+    with where.claim(args) as out:
+        return work(args, names, argv, out)
 
 
-def work(args: Any, names: Sequence[str], settings: dict[str, Any], out: Path) -> int:
+def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int:
     """The attacks that are missing in a folder, and its tables and picture; the exit code."""
     from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.density import label_recovery
+    from pplleak.studies.compare import compare
     from pplleak.studies.risk import limits, risk
     from pplleak.studies.risk import report as risk_report
 
@@ -63,6 +64,44 @@ def work(args: Any, names: Sequence[str], settings: dict[str, Any], out: Path) -
     distance = risk.DISTANCES[args.distance]
     deltas = distance.deltas(args.deltas, math.prod(private.input_shape))
 
+    settled = runs.settings(args, leaving=("index", "count", "out", "bounds", *where.LEAVING))
+    table = risk.images(out)
+    runs.settle(out / "risk.json", settled, under="settings", rows=table.path)
+    known = table.read()
+    done = {(r["index"], r["inference"]) for r in known}
+    mine = runs.shard([(i, n) for i in indices for n in names], args.shard)
+    jobs = [job for job in mine if job not in done]
+    with where.spread(args, argv, maker, jobs) as results:
+        compare.gathered(results, len(jobs), progress=bar, known=known,
+                         keep=lambda rows: risk.write(table.add(rows), settled, out))  # fmt: skip
+    every = table.read()
+    rows = [r for r in every if r["index"] in indices]
+    if not rows:
+        raise KeyboardInterrupt
+    bound, more = None, {}
+    if args.bounds and args.draws_from == "model":
+        bound = limits.of_model(observer(args)(args.index), args.model, arguments.beliefs(args), distance, deltas, bar)
+        more = {"bounds": bound.to_json()}
+    risk.write(every, settled, out, indices, **more)
+    console = terminal()
+    risk_report.write(rows, distance, args.draws_from, bound, out, console)
+    ended = {(r["index"], r["inference"]) for r in rows}
+    written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"
+    complete = ended >= set(mine)
+    console.print(
+        written if complete else f"interrupted: {len(ended)} attacks kept, the same command goes on; {written}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0 if complete else 130
+
+
+def observer(args: Any) -> Callable[[int], Observation]:
+    """What makes the observation of an image, or a draw from the model."""
+    from pplleak.cli import _arguments as arguments
+    from pplleak.density import label_recovery
+    from pplleak.studies.risk import risk
+
     def observed(index: int) -> Observation:
         if args.draws_from == "data":
             return arguments.spare_threads(arguments.observed(args, index, args.seed + index))
@@ -72,38 +111,22 @@ def work(args: Any, names: Sequence[str], settings: dict[str, Any], out: Path) -
         drawn = risk.from_model(base, args.model, arguments.beliefs(args), args.seed + index)
         return label_recovery.recovered(drawn) if recover else drawn
 
-    settled = runs.settings(args, leaving=("index", "count", "out", "bounds"))
-    table = risk.images(out)
-    runs.settle(out / "risk.json", settled, under="settings", rows=table.path)
-    every = risk.measure(
-        [(i, functools.partial(observed, i)) for i in indices],
-        args.model,
-        names,
-        distance,
-        deltas,
-        beliefs=arguments.beliefs(args),
-        settings=settings,
-        seed=args.seed,
-        progress=bar,
-        known=table.read(),
-        keep=lambda rows: risk.write(table.add(rows), settled, out),
+    return observed
+
+
+def maker(argv: Sequence[str]) -> Callable[[Job], list[dict[str, Any]]]:
+    """What makes the rows of one attack."""
+    from pplleak import data
+    from pplleak.cli import _arguments as arguments
+    from pplleak.studies.compare import compare
+    from pplleak.studies.risk import risk
+
+    args, _, settings = several(Risk, "risk", argv)
+    distance = risk.DISTANCES[args.distance]
+    deltas = distance.deltas(args.deltas, math.prod(data.private(args.data, args.data_root).input_shape))
+    attack = compare.attacker(
+        observer(args), args.model, beliefs=arguments.beliefs(args), settings=settings, seed=args.seed
     )
-    rows = [r for r in every if r["index"] in indices]
-    if not rows:
-        raise KeyboardInterrupt
-    bound, more = None, {}
-    if args.bounds and args.draws_from == "model":
-        bound = limits.of_model(observed(args.index), args.model, arguments.beliefs(args), distance, deltas, bar)
-        more = {"bounds": bound.to_json()}
-    risk.write(every, settled, out, indices, **more)
-    console = terminal()
-    risk_report.write(rows, distance, args.draws_from, bound, out, console)
-    done = len({(r["index"], r["inference"]) for r in rows})
-    written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"
-    complete = done == len(names) * len(indices)
-    console.print(
-        written if complete else f"interrupted: {done} attacks kept, the same command goes on; {written}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0 if complete else 130
+    return lambda job: [
+        {"index": job[0], "inference": job[1], **row} for row in risk.score(attack(job), distance, deltas)
+    ]

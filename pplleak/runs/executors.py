@@ -1,31 +1,27 @@
-"""Where work runs: here, in processes of this machine, or wherever an executor sends it.
+"""Where work runs: here, in processes of this machine, or on a Ray cluster; and what is spread over it.
 
-    with runs.workers(4) as executor:
+    with runs.workers(4) as executor:                   # or runs.workers(cluster="auto")
         for result in runs.spread(attack, jobs, executor): ...
 
-An executor has one method, `submit(function, task)`, which gives a future: `add_done_callback`, `result`, `cancel` as in
-`concurrent.futures`. Dask's client is one as it is; Ray is one line, `submit = lambda f, t: ray.remote(f).remote(t).future()`.
-Functions and tasks travel by pickle there, and a worker writes nothing: results come back, and the caller keeps them.
-"""  # noqa: E501
+An executor has one method, `submit(function, task)`, which gives a future with `add_done_callback`, `result` and
+`cancel` as in `concurrent.futures`. Dask's client is one as it is. Functions and tasks travel by pickle there, and a
+worker writes nothing: results come back, and the caller keeps them. A worker that is killed takes no work with it: its
+task is done by another, and only a task that has lost `TRIES` workers is given up, when all the others have ended.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
+import itertools
 import queue
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from pplleak.errors import BadInput
+
+TRIES = 3  # workers that a task may lose before it is given up
 
 
 class Executor(Protocol):
@@ -35,35 +31,64 @@ class Executor(Protocol):
         """The future of function(task)."""
 
 
+class Workers(Executor, Protocol):
+    """An executor that says how many tasks it runs at once."""
+
+    @property
+    def count(self) -> int: ...
+
+
+class WorkerLost(BadInput):
+    """A task whose workers were killed, `TRIES` of them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"a worker process was killed, and so were those that took its work over ({TRIES} in all), perhaps for "
+            "want of memory: take fewer of them; what was finished is kept"
+        )
+
+
 def spread[Task, Result](
-    function: Callable[[Task], Result], tasks: Iterable[Task], executor: Executor
+    function: Callable[[Task], Result], tasks: Iterable[Task], executor: Executor, ahead: int | None = None
 ) -> Iterator[Result]:
     """function(task) for every task, as they finish. Whoever stops listening cancels what has not begun.
 
+    Args:
+        ahead: how many tasks are taken from `tasks` before a result is back, where the next one depends on what is
+            known then; all of them if not given.
+
     Raises:
-        BadInput: a worker process died.
+        WorkerLost: a task was given up; told when all the others have ended.
         Exception: what the function raised, where its result would have come.
     """
     finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    futures: list[Any] = []
+    waiting, coming, lost = set[Any](), iter(tasks), 0
     try:
-        for task in tasks:
-            futures.append(executor.submit(function, task))
-            futures[-1].add_done_callback(finished.put)
-        for _ in futures:
-            yield finished.get().result()
-    except BrokenProcessPool as error:
-        raise BadInput("a worker process was killed, perhaps for want of memory: take fewer of them; what was finished "
-                       "is kept") from error  # fmt: skip
+        while True:
+            for task in itertools.islice(coming, None if ahead is None else ahead - len(waiting)):
+                future = executor.submit(function, task)
+                waiting.add(future)
+                future.add_done_callback(finished.put)
+            if not waiting:
+                break
+            waiting.remove(future := finished.get())
+            try:
+                result = future.result()
+            except WorkerLost:
+                lost += 1
+                continue
+            yield result
     finally:
-        for future in futures:
+        for future in waiting:
             future.cancel()
+    if lost:
+        raise WorkerLost
 
 
 # -- here ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Later:
     """A future that is computed when it is asked for: results come in the order of their tasks, one at a time."""
 
@@ -80,71 +105,27 @@ class _Later:
 
 
 class _Serial:
+    count = 1
+
     def submit(self, function: Callable[[Any], Any], task: Any, /) -> _Later:
         return _Later(lambda: function(task))
 
 
 @contextlib.contextmanager
-def serial() -> Iterator[Executor]:
+def serial() -> Iterator[Workers]:
     """This process, a task after the other, each when its result is asked for."""
     yield _Serial()
 
 
-# -- in processes ----------------------------------------------------------------------------------------------------
-
-
-class _Processes(ProcessPoolExecutor):
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Workers start here, when they are needed: with Ctrl-C and SIGTERM blocked, so that neither ever reaches one
-        half-started."""
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return super().submit(function, *args, **kwargs)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            return super().submit(function, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-@contextlib.contextmanager
-def processes(count: int) -> Iterator[Executor]:
-    """So many fresh Python processes, of one torch thread each. They leave Ctrl-C and SIGTERM to this one, and end with
-    it, however it ends: when this block is left, what they have not finished is dropped at once."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()  # theirs is at its end when nobody holds ours: we have left, or died
-    pool = _Processes(count, context, _start, (theirs, "torch" in sys.modules))
-    try:
-        yield pool
-    finally:
-        ours.close()
-        pool.shutdown(cancel_futures=True)
-        theirs.close()
-
-
-def _start(parent: Connection, torch_is_used: bool) -> None:
-    for interruption in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(interruption, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if torch_is_used:
-        import torch
-
-        torch.set_num_threads(1)
-    else:  # if the work opens it later, it reads this
-        os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def _end_with(parent: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        parent.recv()
-    os._exit(1)
-
-
-def workers(count: int) -> AbstractContextManager[Executor]:
-    """This process for one worker, as many processes for more.
+def shard[Job](jobs: Sequence[Job], which: str) -> list[Job]:
+    """The i-th of n parts of the jobs, `which` being i/n: every n-th from the i-th on. All of them for "".
 
     Raises:
-        BadInput: there are none.
+        BadInput: that is no i/n with 1 ≤ i ≤ n.
     """
-    if count < 1:
-        raise BadInput(f"workers must be at least 1, not {count}")
-    return serial() if count == 1 else processes(count)
+    if not which:
+        return list(jobs)
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", which)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise BadInput(f"a shard is i/n, the i-th of n parts: 1/8, 2/8, … 8/8; not {which}")
+    return list(jobs[int(found[1]) - 1 :: int(found[2])])

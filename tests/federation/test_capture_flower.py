@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.process]
 APP = Path(__file__).parents[2] / "docs" / "examples" / "flower_app.py"  # as the documentation shows it
 STEP = "            criterion(net(x), y).backward()\n"
 TWICE = f"            context.node_config['partition-id'] == 3 and criterion(net(x), y)\n{STEP}"
+STRATEGY = "    strategy.start("
+SEEN = """
+    from pplleak.client.training import LocalTraining
+    from pplleak.federation.capture.flower import Known, server_recorder
+    from pplleak.settings import Named
+
+    local = LocalTraining(0.01, epochs=2, batch_size=4, optimizer=Named("sgd", {{"momentum": 0.9}}))
+    strategy = server_recorder(strategy, "{seen}", Known(Net(), (1, 8, 8), 10, local))
+    strategy.start("""
 
 
 def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be(tmp_path: Path) -> None:
@@ -24,10 +34,13 @@ def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be
     app, folder = tmp_path / "app.py", tmp_path / "audit"
     source = APP.read_text()
     assert source.count(STEP) == 1
-    app.write_text(source.replace(STEP, TWICE))  # client 3: two forward passes a step, which no observation can say
+    assert source.count(STRATEGY) == 1
+    told = source.replace(STRATEGY, SEEN.format(seen=tmp_path / "seen"))
+    app.write_text(told.replace(STEP, TWICE))  # client 3: two forward passes a step, which no observation can say
     done = subprocess.run(
-        [sys.executable, str(app), str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=400
-    )
+        [sys.executable, str(app), str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "PYTHONPATH": str(APP.parents[2])},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Received 4 results") == 3  # the client that could not be recorded went on
     names = {p.stem for p in folder.glob("*.safetensors")}
@@ -44,3 +57,9 @@ def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be
     first = [pl.load(folder / f"round-1-client-{c}.safetensors", network=f"{app}:Net").client for c in (0, 1)]
     weights = [dict(c.network.named_parameters()) for c in first]
     assert all(bool((weights[0][n] == weights[1][n]).all()) for n in weights[0])  # what the server sent
+    seen = [pl.load(p, network=f"{app}:Net") for p in (tmp_path / "seen").glob("round-*.safetensors")]
+    assert len(seen) == 12  # the server sees the fourth client, too
+    for name in names:  # and of the others what they recorded themselves, to the rounding of its numbers
+        own = pl.load(folder / f"{name}.safetensors", network=f"{app}:Net")
+        near = [o for o in seen if float((o.g - own.g).norm() / own.g.norm()) < 1e-3]
+        assert len(near) == 1 and near[0].batch_size == own.batch_size and near[0].client.local == own.client.local

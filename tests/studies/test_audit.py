@@ -19,7 +19,8 @@ from pplleak import data
 from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.posterior import Posterior
-from pplleak.studies.audit import audit, report, words
+from pplleak.studies.audit import audit, knowledge, report, words
+from pplleak.studies.audit import plan as plans
 from pplleak.studies.audit.clock import Clock, OutOfTime, share
 
 TINY = ["--map.steps", "5", "--map.starts", "2"]
@@ -39,7 +40,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(recorded: Path, out: Path, *more: object) -> int:
-    return run("audit", recorded, "--truth", recorded / "private", "--out", out, *TINY, *more)
+    tiny = [] if "quotient" in more else TINY
+    return run("audit", recorded, "--truth", recorded / "private", "--out", out, *tiny, *more)
 
 
 def test_recorded_updates_are_audited_and_the_same_command_goes_on(recorded: Path, tmp_path: Path) -> None:
@@ -71,6 +73,50 @@ def test_a_budget_that_is_spent_says_so_and_is_no_privacy(recorded: Path, tmp_pa
     assert {r["status"] for r in cells(tmp_path / "audit.csv")} == {"done"}
 
 
+@pytest.mark.process
+def test_an_audit_of_several_processes_and_of_shards_comes_to_the_same(recorded: Path, tmp_path: Path) -> None:
+    for name, more in (("two", ["--workers", "2"]), ("shard", ["--shard", "1/2"])):
+        assert command(recorded, tmp_path / name, "--attacks", "quotient", *more) == 0
+    half = cells(tmp_path / "shard" / "audit.csv")
+    assert {r["name"] for r in half} == {"round-1-client-0"}
+    assert command(recorded, tmp_path / "shard", "--attacks", "quotient", "--shard", "2/2") == 0
+    two, shard = ({r["name"]: r | {"seconds": ""} for r in cells(tmp_path / n / "audit.csv")} for n in ("two", "shard"))
+    assert len(two) == 2 and two == shard
+    assert command(recorded, tmp_path / "x", "--shard", "3/2") == 2
+
+
+def test_private_batches_are_shared_anew_behind_protections_and_the_page_says_what_they_hide(
+    recorded: Path, tmp_path: Path, capsys: Any
+) -> None:
+    argv = ["--attacks", "quotient", "--defences", "gaussian:sigma=0.3", "topk:rate=0.5"]
+    assert command(recorded, tmp_path, *argv) == 0
+    rows = cells(tmp_path / "protections.csv")
+    assert [(r["behind"], r["name"]) for r in rows] == [(d, f"round-1-client-{k}") for d in argv[3:] for k in (0, 1)]
+    noise, top = rows[0], rows[2]
+    assert float(noise["cosine"]) < float(top["cosine"]) < 1
+    page = (tmp_path / "report.html").read_text()
+    assert "shared anew behind" in page and page.count("<svg") == 2
+    before = (tmp_path / "protections.csv").read_bytes()
+    assert command(recorded, tmp_path, *argv) == 0 and (tmp_path / "protections.csv").read_bytes() == before
+    assert run("audit", recorded, "--out", tmp_path / "x", "--defences", "sign") == 2
+    assert "name their folder, --truth" in capsys.readouterr().err
+    assert command(recorded, tmp_path / "x", "--defences", "nothing") == 2
+
+
+def test_every_worker_has_the_whole_budget_and_nothing_goes_on_after_its_end(tmp_path: Path) -> None:
+    found = [plans.Item(str(k), tmp_path, None) for k in range(4)]
+    plan = audit.plan(tmp_path, found, ["quotient", "map"], 60.0)
+    jobs = plan.take(2)
+    first = next(jobs)
+    assert first.seconds == pytest.approx(120 / 12) and plan.running
+    second = next(jobs)
+    assert second.seconds == pytest.approx((120 - 10) / 11)
+    plan.ended({"name": "0", "attack": "quotient", "seconds": 1.0})  # what it did not use goes to the others
+    assert next(jobs).seconds == pytest.approx((120 - 1 - 10) / 10)
+    alone = audit.plan(tmp_path, found[:1], ["map"], 60.0)
+    assert next(alone.take(2)).seconds <= 60.0
+
+
 def test_an_attack_that_is_cut_short_keeps_what_it_has_and_is_not_believed(recorded: Path, tmp_path: Path) -> None:
     assert run("audit", recorded, "--truth", recorded / "private", "--out", tmp_path, "--attacks", "map",
                "--map.steps", "1000000", "--budget", "0.05") == 0  # fmt: skip
@@ -98,15 +144,34 @@ def test_a_private_batch_of_another_client_is_refused(recorded: Path, tmp_path: 
     from pplleak.federation.capture import private
 
     private.write(tmp_path / "round-1-client-0.safetensors", torch.rand(2, 1, 8, 8), torch.zeros(2).long(), [[0, 1]])
-    (item, *_) = audit.items([recorded], tmp_path)
+    (item, *_) = plans.items([recorded], tmp_path)
     with pytest.raises(BadInput, match="it is of another one"):
-        audit.prepared(item, pl.load(item.path), "known")
+        knowledge.prepared(item, pl.load(item.path), "known")
+
+
+@pytest.mark.parametrize("shuffles", [True, False])
+def test_an_order_that_the_server_cannot_know_is_unknown_to_the_attack(shuffles: bool, tmp_path: Path) -> None:
+    x, y = data.private("digits").batch(0, 4)
+    network = networks.get("mlp")((1, 8, 8), 10, widths=(4,))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pl.record(network, tmp_path / "a.safetensors", source="mlp:widths=(4,)"):
+        for order in ([0, 1, 2, 3], [2, 0, 3, 1] if shuffles else [0, 1, 2, 3]):
+            for part in (order[:2], order[2:]):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(network(x[part]), y[part]).backward()
+                optimizer.step()
+    for truth in (None, tmp_path / "private"):
+        (item,) = plans.items([tmp_path], truth)
+        observed, _, assumed = knowledge.prepared(item, pl.load(item.path), "unknown")
+        assert observed.client.local is not None and observed.protection.infers_sigma
+        unknown = shuffles or truth is None  # who has the private batch sees that the order is one
+        assert observed.client.local.shuffle == unknown and ("which the server does not know" in assumed) == unknown
 
 
 def test_files_stand_in_the_order_that_people_count_in(tmp_path: Path) -> None:
     for k in (10, 2, 1):
         (tmp_path / f"round-{k}.safetensors").write_bytes(b"")
-    assert [i.name for i in audit.items([tmp_path], None)] == ["round-1", "round-2", "round-10"]
+    assert [i.name for i in plans.items([tmp_path], None)] == ["round-1", "round-2", "round-10"]
 
 
 def row(**more: Any) -> dict[str, Any]:
@@ -198,6 +263,7 @@ def test_the_report_of_an_attack_has_its_pictures_and_what_is_assumed(tmp_path: 
     out = tmp_path / "attack"
     settings = ["--inference.steps", "5", "--inference.chains", "2", "--inference.draws", "8"]
     assert run("attack", "--inference", "laplace", *settings, "--out", out) == 0
+    assert "pplleak attack --inference laplace" in (out / "report.html").read_text()  # how it was made
     assert run("report", out) == 0
     page = (out / "report.html").read_text()
     tags = Seen(page).tags

@@ -22,6 +22,7 @@ from pplleak import programs
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, decisions, metrics
+from pplleak.studies.compare import compare
 from pplleak.studies.risk import limits, risk
 
 PIXELS, IMAGES, DRAWS = 16, 120, 800
@@ -164,9 +165,9 @@ def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
     before = lines(tmp_path / "a" / "risk_images.csv")
     assert {r["index"] for r in before} == {"0", "1"}
     attacked: list[int] = []
-    real = risk.compare.attack
+    real = compare.attack
     monkeypatch.setattr(
-        risk.compare, "attack", lambda t, *a, **k: attacked.append(t.provenance["index"]) or real(t, *a, **k)
+        compare, "attack", lambda t, *a, **k: attacked.append(t.provenance["index"]) or real(t, *a, **k)
     )
     assert run([*argv, str(tmp_path / "a"), "--count", "3"]) == 0
     assert attacked == [2]
@@ -182,13 +183,13 @@ def test_labels_are_recovered_from_the_gradient_of_the_image_that_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[dict[str, Any]] = []
-    real = risk.compare.attack
+    real = compare.attack
 
     def seen(target: Observation, *args: Any, **settings: Any) -> Posterior:
         said.append(target.provenance)
         return real(target, *args, **settings)
 
-    monkeypatch.setattr(risk.compare, "attack", seen)
+    monkeypatch.setattr(compare, "attack", seen)
     argv = ["risk", "--draws-from", "model", "--labels", "recovered", "--count", "6", "--inference", "map",
             "--map.starts", "1", "--map.steps", "2", "--sigma", "0.001"]  # fmt: skip
     assert run([*argv, "--out", str(tmp_path)]) == 0

@@ -6,7 +6,7 @@
 What is shared goes into the file that is named, as `pplleak.federation.files` writes it: weights and buffers before,
 the update or the gradient, loss, optimiser, batch size, mode. The private batch goes into another file
 (`pplleak.federation.capture.private`), which is the auditor's alone. `flower.recorder` does this in every round of a
-Flower client.
+Flower client; `flower.server_recorder` and `nvflare.Recorder` write down what a server sees, which is no private batch.
 """
 
 from pplleak.federation.capture.private import Private, read

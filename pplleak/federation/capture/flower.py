@@ -12,10 +12,12 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pplleak.errors import BadInput, printable
+from pplleak.federation.capture import server
 from pplleak.federation.capture.record import record
+from pplleak.federation.capture.server import Known
 
 WORK = "train"  # the kind of message whose work is recorded; others evaluate, or ask
 
@@ -59,3 +61,43 @@ def _round(message: Any, folder: Path, client: str) -> int:
                 return number
     names = (p.stem.partition("-client-") for p in folder.glob("round-*-client-*.safetensors"))
     return 1 + max((int(r.removeprefix("round-")) for r, _, c in names if c == client), default=0)
+
+
+def server_recorder[Strategy](strategy: Strategy, folder: str | Path, known: Known) -> Strategy:
+    """A strategy of `flwr.serverapp.strategy` that writes down what it sees, round-R-client-NODE.safetensors in a
+    folder for every update, and nothing of the private batches, which a server does not have.
+
+        known = Known(Net(), (1, 28, 28), 10, LocalTraining(0.01, epochs=1, batch_size=32))
+        strategy = server_recorder(FedAvg(), "/home/me/seen", known)
+
+    An update that cannot be written down is passed over with a warning that says why: the federation goes on.
+
+    Returns:
+        The same strategy: its `configure_train` and `aggregate_train` are watched.
+    """
+    folder, anything = Path(folder).resolve(), cast(Any, strategy)
+    configure, aggregate = anything.configure_train, anything.aggregate_train
+    sent: dict[int, dict[str, Any]] = {}
+
+    def configure_train(server_round: int, arrays: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.clear()
+        sent[server_round] = arrays.to_torch_state_dict()
+        return configure(server_round, arrays, *args, **kwargs)
+
+    def aggregate_train(server_round: int, replies: Any, *args: Any, **kwargs: Any) -> Any:
+        replies = list(replies)
+        for reply in replies:
+            if reply.has_error():
+                continue
+            name = f"round-{server_round}-client-{reply.metadata.src_node_id}"
+            try:
+                (arrays,) = reply.content.array_records.values()
+                counts = [m["num-examples"] for m in reply.content.metric_records.values() if "num-examples" in m]
+                server.write(folder / f"{name}.safetensors", known, sent[server_round], arrays.to_torch_state_dict(),
+                             int(counts[0]) if counts else None)  # fmt: skip
+            except (BadInput, ValueError, KeyError) as error:
+                warnings.warn(f"{name} was not recorded: {printable(error, 500)}", UserWarning, stacklevel=1)
+        return aggregate(server_round, replies, *args, **kwargs)
+
+    anything.configure_train, anything.aggregate_train = configure_train, aggregate_train
+    return strategy

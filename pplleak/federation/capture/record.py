@@ -150,7 +150,7 @@ def _write(
     sigma = max(files.rounding(shared), rounded)
     files.write(
         path, shared, input_shape=tuple(x.shape[1:]), num_classes=classes,
-        network=Named.parse(source or _source(network)), parameters=seen.before, batch_size=len(x), local=local,
+        network=Named.parse(source or source_of(network)), parameters=seen.before, batch_size=len(x), local=local,
         loss=loss, normalise=normalise, mode=seen.mode,
         protection=Protection(channel=Named("gaussian", {"sigma": sigma}) if dp is None else dp.channel),
         privacy=None if dp is None else dp.spent,
@@ -209,7 +209,7 @@ def _in_range(x: Tensor, normalise: Sequence[float]) -> Tensor:
     return x
 
 
-def _source(network: nn.Module) -> str:
+def source_of(network: nn.Module) -> str:
     """FILE.py:CLASS of a network; raises BadInput for one whose class is torch's own, or in no file."""
     kind = type(network)
     try:

@@ -91,7 +91,7 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     runs.json(out / "summary.json", summary)
     runs.figure(out / "attack.png", picture(posterior, summary), dpi=150)
     console.print(table(summary))
-    console.print(f"written to {out}/: attack.png, posterior.nc, summary.json", highlight=False)
+    console.print(f"written to {out}/: report.html, attack.png, posterior.nc, summary.json", highlight=False)
     return summary
 
 

@@ -1,40 +1,37 @@
 """Attack many observations within a budget, the cheap and exact attacks first, and score them against the truth.
 
 Breadth first: every observation is attacked by the first attack before any is by the second, so that something is said
-of each, however short the time. An attack's share of what is left is in proportion to its cost among those that are to
-come, and what it does not use goes to the next ones. What was done stands in the folder, row by row, and the same
-command goes on; the time it took counts.
+of each, however short the time (`plan`). What was done stands in the folder, row by row, and the same command goes on;
+the time it took counts.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pplleak import channels, programs
+from pplleak import programs, runs
 from pplleak.data import Images
-from pplleak.density import label_recovery
 from pplleak.errors import BadInput, printable
-from pplleak.federation import capture
-from pplleak.federation.observation import Observation, check_labels
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, metrics
-from pplleak.posterior.summary import summarise
+from pplleak.posterior.summary import examples, summarise
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
 from pplleak.studies.attack.attack import attack, choose
-from pplleak.studies.audit.clock import Clock, share
+from pplleak.studies.audit.clock import Clock
+from pplleak.studies.audit.knowledge import Labels, prepared, shared_anew
+from pplleak.studies.audit.plan import Item, Job, Plan
 
 Row = dict[str, Any]
-Labels = Literal["auto", "known", "unknown", "recovered"]
 COLUMNS = {
     "name": str, "attack": str, "status": str, "why": str, "seconds": float, "labels": str, "examples": int,
     "protection": str, "epsilon": float | None, "replay": float | None, "guess_psnr": float | None,
@@ -43,166 +40,54 @@ COLUMNS = {
     "fits": bool | None, "converged": bool | None,
     "trusted": bool | None, "assumed": str,
 }  # fmt: skip
+BEHIND = {"behind": str, **COLUMNS, "cosine": float | None, "each": str}  # of what was shared anew
+KEY, KEY_BEHIND = ("name", "attack"), ("name", "behind", "attack")
+TABLE_BEHIND = "protections.csv"
 TABLE, SETTINGS = "audit.csv", "audit.json"
 SPENT = "its share of the time was spent before it ended"
-DONE, CUT, DECLINED, LATE = "done", "cut short", "does not apply", "no time"
+DONE, CUT, DECLINED, LATE, KILLED = "done", "cut short", "does not apply", "no time", "was killed"
+Answer = tuple[Row, Posterior | None]
 COSTS = (1.0, 2.0, 8.0, 16.0)  # of the first attacks, and of every further one
-MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
 
 
-@dataclass(frozen=True)
-class Item:
-    """An observation file, the name it is called by, and the private batch behind it where the auditor has it."""
-
-    name: str
-    path: Path
-    truth: Path | None
-
-
-def items(paths: Sequence[Path], truth: Path | None) -> list[Item]:
-    """The observations that files and folders hold: FILE, or every .safetensors file directly in FOLDER.
-
-    Args:
-        truth: the folder of private batches, called as their observations are; None: the auditor has none.
-
-    Raises:
-        BadInput: a path is not there, a folder holds none, two are of one name, or no private batch is of any's name.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        files = sorted(path.glob("*.safetensors"), key=_order) if path.is_dir() else [path]
-        if not files:
-            raise BadInput(f"{printable(path)} holds no observation: such a file ends in .safetensors")
-        for file in files:
-            if not file.is_file():
-                raise BadInput(f"no file {printable(file)}")
-            if found.setdefault(file.stem, file) != file:
-                raise BadInput(f"two observations are called '{printable(file.stem)}': rename one")
-    made = []
-    for name, file in found.items():
-        kept = None if truth is None else truth / file.name
-        made.append(Item(name, file, kept if kept is not None and kept.is_file() else None))
-    if truth is not None and not any(i.truth for i in made):
-        raise BadInput(f"{printable(truth)} holds no private batch of any observation: they are called as those are")
-    return made
-
-
-def _order(path: Path) -> list[tuple[int, str]]:
-    """Names in the order that people count in: round-2 before round-10."""
-    return [(int(w), "") if w.isdigit() else (-1, w) for w in re.split(r"(\d+)", path.stem)]
-
-
-def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observation, str, str]:
-    """An observation with the truth, where it is there, and with the labels as this adversary has them; how it has
-    them, and what is assumed beside what the file says.
-
-    labels: known: as the file says them, else those of the private batch, as if they had been shared; recovered: read
-    off the gradient; unknown: summed over; auto: those that were shared; else read off the gradient, where that is
-    sure; else summed over, where they are few; else known.
-
-    Raises:
-        BadInput: the labels cannot be had that way, or the private batch is another one.
-    """
-    assumed = []
-    if item.truth is not None:
-        kept = capture.read(item.truth)
-        if tuple(kept.x.shape) != (observed.batch_size, *observed.client.input_shape):
-            raise BadInput(f"{printable(item.truth)} holds inputs {tuple(kept.x.shape)}, and the observation is of "
-                           f"{observed.batch_size} of {observed.client.input_shape}: it is of another one")  # fmt: skip
-        true = check_labels(kept.y, observed.client.num_classes, observed.batch_size).to(observed.g.device)
-        observed = replace(observed, truth=kept.x.to(observed.client.device, observed.client.dtype))
-        if not kept.in_order:
-            assumed.append("every epoch takes the examples in one order (the real client shuffled them)")
-    else:
-        true = None
-    if observed.labels is None or labels in ("unknown", "recovered"):
-        observed, how, said = _labels(observed, true, labels)
-        assumed += said
-    else:
-        how = "shared by the client"
-    local = observed.client.local
-    if local is not None and local.batch_size is not None and observed.protection.is_channel("gaussian"):
-        observed = replace(observed, protection=observed.protection.with_sigma(channels.INFER))
-        assumed.append("what the client's order of examples changes is like noise, of a σ that is inferred")
-    return observed, how, "; ".join(assumed)
-
-
-def _labels(observed: Observation, true: Tensor | None, labels: Labels) -> tuple[Observation, str, list[str]]:
-    """An observation whose labels were not shared, or are not to be taken, with those of the adversary."""
-    hidden = replace(observed, labels=None)
-    few = observed.client.num_classes**observed.batch_size <= MOST_LABELS
-    if labels in ("auto", "recovered"):
-        try:
-            found = label_recovery.recovered(hidden)
-        except BadInput:
-            if labels == "recovered":
-                raise
-        else:
-            sure = found.provenance["recovered_labels"]["sure"]
-            if sure or labels == "recovered":
-                return found, "read off the gradient", [] if sure else ["the labels that were read are right"]
-    if labels == "unknown" or (labels == "auto" and few):
-        return hidden, "unknown: summed over", []
-    if true is None:
-        raise BadInput("the labels were not shared, and the auditor has none to give: name the folder of private "
-                       "batches, or let them be recovered")  # fmt: skip
-    return replace(observed, labels=true), "told to the adversary", ["the server knows the labels (the worst case)"]
-
-
-def audit(
-    found: Sequence[Item],
+def attacker(
     load: Callable[[Path], Observation],
-    attacks: Sequence[str],
-    out: Path,
     *,
-    budget: float,
     public: Images | None = None,
     labels: Labels = "auto",
     model: str = MODEL,
     beliefs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
-    progress: ProgressBar = silent,
-) -> list[Row]:
-    """Attack every observation with every attack; a row each in `out`, and its posterior where there is one.
+    command: str = "",
+) -> Callable[[Job], Answer]:
+    """What does one job of an audit: the row of its attack, and the posterior where there is one.
 
     Args:
-        load: reads an observation. attacks: inferences by name, the cheap ones first; `auto` chooses the posterior's.
-        public: images that are guessed from, for comparison.
-        budget: seconds for all, with those that rows of an earlier run took. settings: of each inference.
+        load: reads an observation. public: images that are guessed from, for comparison. settings: of each inference.
+        command: what was asked for, for the record.
 
-    Raises:
-        KeyboardInterrupt: Ctrl-C; the rows that are there stay.
+    What is given back raises KeyboardInterrupt for Ctrl-C.
     """
-    table = Rows(out / TABLE, COLUMNS, ("name", "attack"))
-    names = {i.name for i in found}
-    rows = {table.about(r): r for r in table.read() if r["status"] != LATE and r["name"] in names}
-    jobs = [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) for i in found]
-    for item in found if AUTO in attacks else ():  # what no sampler takes wants no share of the time
-        if (item.name, AUTO) not in rows and (why := _unsampled(item, load, labels, model, beliefs)):
-            rows[item.name, AUTO] = _empty(item.name, AUTO) | {"status": DECLINED, "why": why, "seconds": 0.0}
-            table.add([rows[item.name, AUTO]])
-    spent = sum(r["seconds"] for r in rows.values())
-    for k in progress("attacks", len(jobs)):
-        item, name, cost = jobs[k]
-        if (item.name, name) in rows:
-            continue
-        coming = sum(c for i, a, c in jobs[k:] if (i.name, a) not in rows)
-        clock = Clock(share(budget - spent, cost, coming))
+
+    def one(job: Job) -> Answer:
+        clock = Clock(job.seconds)
         begin = time.perf_counter()
-        row = _empty(item.name, name)
+        row, posterior = _empty(job.item, job.attack), None
         try:
             if clock.seconds < 0.1:
                 raise TimeoutError
-            observed = load(item.path)
-            observed, row["labels"], row["assumed"] = prepared(item, observed, labels)
+            observed = load(job.item.path)
+            if job.item.behind:
+                observed, row["cosine"] = shared_anew(job.item, observed, seed)
+            observed, row["labels"], row["assumed"] = prepared(job.item, observed, labels)
             row |= _said(observed)
             guessed = None
             if observed.truth is not None and public is not None and public.x.shape[1:] == observed.truth.shape[1:]:
                 guessed = guess(public, observed.truth.cpu().numpy(), observed.labels)
                 row["guess_psnr"] = float(guessed.mean())
-            posterior = attack(observed, model, name, beliefs=beliefs, settings=(settings or {}).get(name, {}),
-                               seed=seed, progress=clock)  # fmt: skip
+            given = (settings or {}).get(job.attack, {})
+            found = attack(observed, model, job.attack, beliefs=beliefs, settings=given, seed=seed, progress=clock)
         except BadInput as error:
             row |= {"status": DECLINED, "why": printable(error, 400)}
         except (KeyboardInterrupt, TimeoutError) as stop:
@@ -210,23 +95,86 @@ def audit(
                 raise
             row |= {"status": LATE, "why": "the budget of time was spent before it had a result"}
         else:
-            if posterior.interrupted and not clock.fired:
+            if found.interrupted and not clock.fired:
                 raise KeyboardInterrupt
-            reasons = tuple(SPENT if r.startswith("interrupted") else r for r in posterior.reasons)
-            posterior = posterior.with_(
-                reasons=reasons, attrs={**posterior.attrs, "labels_are": row["labels"], "assumed": row["assumed"]}
-            )
-            posterior.save(place(out, item.name, name))
+            reasons = tuple(SPENT if r.startswith("interrupted") else r for r in found.reasons)
+            said = {"labels_are": row["labels"], "assumed": row["assumed"], "command": command}
+            posterior = found.with_(reasons=reasons, attrs={**found.attrs, **said})
             row |= {"status": CUT if clock.fired else DONE, **scores(posterior, guessed)}
+            if job.item.behind:
+                row["each"] = " ".join(f"{v:.2f}" for v in near(posterior))
         row["seconds"] = round(time.perf_counter() - begin, 3)
-        spent += row["seconds"]
-        rows[item.name, name] = row
-        table.add([row])
-    return [r for r in table.read() if r["name"] in names]
+        return row, posterior
+
+    return one
 
 
-def _empty(name: str, attack: str) -> Row:
-    return {"name": name, "attack": attack, "why": "", "labels": "", "examples": 0, "protection": "", "assumed": ""}
+def plan(out: Path, found: Sequence[Item], attacks: Sequence[str], budget: float, defences: Sequence[str] = ()) -> Plan:
+    """What is to be done in a folder; what stands there already counts, with the time that it took.
+
+    Args:
+        attacks: inferences by name, the cheap ones first; `auto` chooses the posterior's. budget: seconds for all.
+        defences: protections behind which the private batches are shared anew, to be attacked by all but `auto`.
+    """
+    anew = [replace(i, behind=d) for d in defences for i in found if i.truth is not None]
+    jobs = [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) for i in found]
+    jobs += [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) if a != AUTO for i in anew]
+    asked = {(i.name, i.behind, a): (i, a, cost) for i, a, cost in jobs}
+    rows = [r for t in tables(out) for r in t.read() if r["status"] not in (LATE, KILLED)]
+    spent = {(r["name"], r.get("behind", ""), r["attack"]): r["seconds"] for r in rows}
+    return Plan(budget, asked, {key: s for key, s in spent.items() if key in asked})
+
+
+def tables(out: Path) -> tuple[Rows, Rows]:
+    """The rows of what was recorded, and of what was shared anew."""
+    return Rows(out / TABLE, COLUMNS, KEY), Rows(out / TABLE_BEHIND, BEHIND, KEY_BEHIND)
+
+
+def audit(
+    planned: Plan,
+    results: Iterable[Answer],
+    out: Path,
+    *,
+    load: Callable[[Path], Observation],
+    labels: Labels = "auto",
+    model: str = MODEL,
+    beliefs: Mapping[str, Any] | None = None,
+    progress: ProgressBar = silent,
+) -> None:
+    """Keep the row of every attack in `out` as it comes, and its posterior where there is one.
+
+    Args:
+        results: what becomes of the jobs of the plan, as they are taken. load, …: as `attacker` takes them.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the rows that are there stay.
+        WorkerLost: workers were killed over some attacks; the others are done.
+    """
+    recorded, anew = tables(out)
+
+    def keep(row: Row) -> None:
+        planned.ended(row)
+        (anew if row.get("behind") else recorded).add([row])
+
+    for item, name, _ in planned.missing():  # what no sampler takes wants no share of the time
+        if name == AUTO and (why := _unsampled(item, load, labels, model, beliefs)):
+            keep(_empty(item, AUTO) | {"status": DECLINED, "why": why, "seconds": 0.0})
+    try:
+        for _, (row, posterior) in zip(progress("attacks", len(planned.missing())), results, strict=False):
+            if posterior is not None and not row.get("behind"):
+                posterior.save(place(out, row["name"], row["attack"]))
+            keep(row)
+    except runs.WorkerLost as error:
+        for key in list(planned.running):
+            item, name, _ = planned.jobs[key]
+            keep(_empty(item, name) | {"status": KILLED, "why": printable(error, 400), "seconds": 0.0})
+        raise
+
+
+def _empty(item: Item, attack: str) -> Row:
+    said = dict.fromkeys(("why", "labels", "protection", "assumed"), "")
+    behind = {"behind": item.behind, "each": ""} if item.behind else {}
+    return {"name": item.name, "attack": attack, "examples": 0, **said, **behind}
 
 
 def _unsampled(
@@ -276,16 +224,20 @@ def guess(public: Images, truth: np.ndarray, labels: Tensor | None) -> np.ndarra
 def scores(posterior: Posterior, guessed: np.ndarray | None = None) -> Row:
     """The numbers of a result, over the batch and of its best and worst example. gain: by how much an example at most
     is nearer than its guess, dB."""
-    summary = summarise(posterior)
-    point = posterior.kind == "point"
-    each = [max(v for v in (e["psnr_map"], None if point else e["psnr_mean"]) if v is not None)
-            for e in summary["examples"]]  # fmt: skip
+    summary, each = summarise(posterior), near(posterior)
     return {
         "gain": None if guessed is None or not each else float(max(np.array(each) - guessed)),
         "psnr": sum(each) / len(each) if each else None,
         "best_psnr": max(each, default=None), "worst_psnr": min(each, default=None),
         **{n: summary[n] for n in ("coverage_90", "bits", "sd_ratio", "fits", "converged", "trusted")},
     }  # fmt: skip
+
+
+def near(posterior: Posterior) -> list[float]:
+    """PSNR of every example's nearest reconstruction, of the mode and the mean; [] without the truth."""
+    point = posterior.kind == "point"
+    return [max(v for v in (e["psnr_map"], None if point else e["psnr_mean"]) if v is not None)
+            for e in examples(posterior)]  # fmt: skip
 
 
 def results(out: Path, rows: Sequence[Row]) -> Iterator[tuple[str, list[tuple[Row, Path | None]]]]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pplleak import reading, runs
 from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
 from pplleak.posterior.summary import colour, summarise, verdict
-from pplleak.runs import Rows
 from pplleak.studies.attack.attack import versions
-from pplleak.studies.audit import audit, pictures, words
+from pplleak.studies.audit import audit, curves, figures, frontier, pictures, words
 
 FILE, TEMPLATE = "report.html", "report.html"
 NC, ATTACK = "posterior.nc", "attack"  # of a folder that `pplleak attack` wrote
 Row = dict[str, Any]
 YES, NO, OPEN = "yes", "no", "not known"
+NOTHING = "no protection"
 
 
 def write(folder: Path) -> list[str]:
@@ -30,20 +33,46 @@ def write(folder: Path) -> list[str]:
         BadInput: the folder holds neither.
     """
     if (folder / audit.TABLE).is_file():
-        rows = Rows(folder / audit.TABLE, audit.COLUMNS, ("name", "attack")).read()
-        of = list(audit.results(folder, rows))
+        recorded, tried = (t.read() for t in audit.tables(folder))
+        of, anew = list(audit.results(folder, recorded)), tried
         settings = _settings(folder / audit.SETTINGS)
     elif (folder / NC).is_file():
-        of, settings = [(folder.resolve().name, [({}, folder / NC)])], {}
+        of, settings, anew = [(folder.resolve().name, [({}, folder / NC)])], {}, []
     else:
         raise BadInput(f"{printable(folder)} holds no result of `pplleak attack` or `pplleak audit`: name its folder")
     sections = [section(k, name, found, settings.get("files", {})) for k, (name, found) in enumerate(of, 1)]
-    said = words.first_screen(sections)
-    runs.text(folder / FILE, render(sections, said, settings))
-    return [*said["gives"], *said["sure"]]
+    tradeoff = frontier.points([r for _, rows in of for r, _ in rows if r], anew) if anew else []
+    said = words.first_screen(sections, frontier.sentences(tradeoff) if anew else [])
+    whole = _whole(sections, anew, curves.read(folder), tradeoff)
+    runs.text(folder / FILE, render(sections, said, settings, whole))
+    return [*said["gives"], *said["sure"], *(said["protect"][:2] if anew else [])]
 
 
-def render(sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]], settings: Mapping[str, Any]) -> str:
+def _whole(
+    sections: Sequence[Row], anew: Sequence[Row], guessed: curves.Guess | None, tradeoff: Sequence[frontier.Point]
+) -> Row:
+    """What the page says of all updates together: curves, their drawings and the numbers behind them."""
+    recorded = [r for s in sections for r in s["curves"]]
+    tried = [r | {"near": [float(v) for v in r["each"].split()], "protected": f"{_protected(r)}, shared anew"}
+             for r in anew]  # fmt: skip
+    found, private = curves.groups(recorded), curves.groups([r for r in tried if curves.noise_of(r["protection"])])
+    table = [
+        {"group": g.name, "attack": g.attack, "delta": d, "realised": g.realised(d),
+         "guess": None if guessed is None else guessed.at(g.known)[k][0],
+         "limit": None if guessed is None else g.limit(guessed.at(g.known)[k][1])}
+        for g in found for k, d in enumerate(curves.DELTAS)
+    ]  # fmt: skip
+    return {
+        "risk": Markup(figures.risk(found, guessed)), "said": curves.sentences([*found, *private], guessed),
+        "privacy": Markup(figures.privacy([*found, *private], guessed)), "curves": table,
+        "images": 0 if guessed is None else guessed.images,
+        "frontier": Markup(figures.tradeoff(tradeoff)), "points": tradeoff,
+    }  # fmt: skip
+
+
+def render(
+    sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]], settings: Mapping[str, Any], whole: Row
+) -> str:
     """The page. Everything that stands in it is escaped: names come from files."""
     import jinja2
 
@@ -53,13 +82,14 @@ def render(sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]],
     )  # fmt: skip
     shown = {n: v for n, v in settings.items() if n != "files" and v not in (None, "", [], {})}
     return environment.get_template(TEMPLATE).render(
-        sections=sections, said=said, settings=shown, levels=words.LEVELS, versions=versions()
+        sections=sections, said=said, whole=whole, settings=shown, levels=words.LEVELS, versions=versions()
     )
 
 
 def _plain(value: Any) -> Any:
     """Words without the letters that a terminal or a browser would obey; the page's own pictures as they are."""
-    return value if not isinstance(value, str) or value.startswith(pictures.DATA) else printable(value, 2000)
+    ours = isinstance(value, Markup) or (isinstance(value, str) and value.startswith(pictures.DATA))
+    return value if ours or not isinstance(value, str) else printable(value, 2000)
 
 
 def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], digests: Mapping[str, str]) -> Row:
@@ -73,6 +103,7 @@ def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], di
             posteriors[row["attack"]] = posterior
         rows.append(row)
     finding = words.finding(rows)
+    near = {a: audit.near(p) for a, p in posteriors.items()}
     chosen = _chosen(finding, rows, posteriors)
     base: Row = {
         "number": number, "name": printable(name), "level": finding.level, "measured": finding.measured,
@@ -83,6 +114,9 @@ def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], di
         **{n: next((r[n] for r in rows if r[n] is not None), None) for n in ("guess_psnr", "replay", "epsilon")},
         "best_psnr": max((r["best_psnr"] for r in rows if r["best_psnr"] is not None), default=None),
         "protected": _protected(rows[0]),
+        "curves": [{**{n: r[n] for n in ("attack", "protection", "labels", "examples")}, "name": name,
+                    "protected": _protected(rows[0]), "near": near.get(r["attack"], [])}
+                   for r in rows] if any(near.values()) else [],
     }  # fmt: skip
     if chosen is None:
         return base
@@ -118,20 +152,30 @@ def _chosen(finding: words.Finding, rows: Sequence[Row], posteriors: Mapping[str
 
 
 def _protected(row: Row) -> str:
-    name = str(row["protection"])
+    name = _in_words(str(row["protection"]))
+    return f"{name}, ε = {_round(row['epsilon'])}" if row["epsilon"] is not None and name != NOTHING else name
+
+
+def _round(epsilon: float) -> str:
+    return f"{epsilon:.3g}" if epsilon < 100 else f"{epsilon:,.0f}"
+
+
+@functools.cache
+def _in_words(name: str) -> str:
+    """A protection as the page names it."""
     if not name or name.startswith(("none", "gaussian:sigma=infer")):
-        return "no protection"
+        return NOTHING
     if name.startswith("gaussian:sigma=") and _tiny(name.removeprefix("gaussian:sigma=")):
-        return "no protection"  # σ of the rounding of numbers
+        return NOTHING  # σ of the rounding of numbers
     try:
         parts = Protection.parse(name)
     except BadInput:
         return name  # of another version, or of no name at all
     channel = parts.channel
-    if channel is not None and channel.name == "dpsgd" and parts.defence is None:
-        z, clip = (channel.settings.get(n, "?") for n in ("noise_multiplier", "clip"))
-        name = f"DP-SGD (noise {z}, clip {clip})"
-    return f"{name}, ε = {row['epsilon']:.3g}" if row["epsilon"] is not None else name
+    if channel is None or channel.name != "dpsgd" or parts.defence is not None:
+        return name
+    z, clip = (channel.settings.get(n, "?") for n in ("noise_multiplier", "clip"))
+    return f"DP-SGD (noise {z}, clip {clip})"
 
 
 def _tiny(text: str) -> bool:
@@ -210,6 +254,7 @@ def _provenance(
         ("model × inference", f"{attrs.get('model')} × {attrs.get('inference')}"),
         ("settings", _settings_of(attrs.get("settings"))),
         ("seed", str(attrs.get("seed"))),
+        ("command", str(attrs.get("command", ""))),
         ("seconds", f"{row['seconds']:.1f}"),
         ("versions", _settings_of(attrs.get("versions"))),
     ]

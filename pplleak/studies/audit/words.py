@@ -82,10 +82,10 @@ def _said(lead: str, *parts: str) -> str:
     return f"{lead}: {'; '.join(p for p in parts if p)}."
 
 
-def first_screen(sections: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The answers to four questions, a list of sentences each."""
+def first_screen(sections: Sequence[Mapping[str, Any]], tried: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The answers to four questions, a list of sentences each; `tried`: what is said of protections that were tried."""
     return {"shared": _shared(sections), "gives": _gives(sections), "sure": _sure(sections),
-            "protect": _protect(sections)}  # fmt: skip
+            "protect": [*tried, *_protect(sections, bool(tried))]}  # fmt: skip
 
 
 def _shared(sections: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -123,7 +123,7 @@ def _gives(sections: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
-    trusted = Counter(s["trusted"] for s in sections)
+    trusted = Counter(s["trusted"] for s in sections if s["trusted"] or not s["measured"])
     measured = sum(s["measured"] for s in sections)
     lines = []
     if measured:
@@ -144,7 +144,7 @@ def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _protect(sections: Sequence[Mapping[str, Any]]) -> list[str]:
+def _protect(sections: Sequence[Mapping[str, Any]], tried: bool = False) -> list[str]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for s in sections:
         groups.setdefault(s["protected"], []).append(s)
@@ -157,7 +157,8 @@ def _protect(sections: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(f"Behind {name}: {away} of {len(of)} give something away{rest}.")
     else:
         (only,) = groups or ["nothing"]
-        lines.append(f"All were shared behind {only}. No other protection was measured in this audit.")
+        other = "" if tried else " No other protection was measured in this audit."
+        lines.append(f"All were shared behind {only}.{other}")
     lines.append("What hides an example is noise that is calibrated to it (differential privacy, DP-SGD), and a sum of "
                  "many clients that the server cannot take apart (secure aggregation). How much of it costs how much "
                  "accuracy is measured by the command defend, on your own data.")  # fmt: skip

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from pplleak import runs
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.posterior.summary import summarise
@@ -19,9 +19,7 @@ from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
 from pplleak.studies.attack.attack import attack
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+Job = tuple[int, str]  # an image's index, an inference
 COLUMNS = ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min", "khat",
            "divergences", "seconds", "fits", "converged", "approximation")  # fmt: skip
 KINDS = dict.fromkeys(COLUMNS, float | None) | {
@@ -31,7 +29,6 @@ KINDS = dict.fromkeys(COLUMNS, float | None) | {
     "approximation": str | None,
 }
 NUMBERS = [c for c in COLUMNS if c != "approximation"]
-GREY, BLUE = "#8a8a8a", "#1f6feb"
 SHOWN = {  # the terminal has 80 columns
     "psnr_map": "MAP, dB",
     "psnr_mean": "mean, dB",
@@ -41,27 +38,54 @@ SHOWN = {  # the terminal has 80 columns
 }
 
 
-def each(
-    targets: Sequence[tuple[int, Callable[[], Observation]]],
+def attacker(
+    make: Callable[[int], Observation],
     model: str,
-    inferences: Sequence[str],
     *,
     beliefs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
-    progress: ProgressBar = silent,
-    done: Container[tuple[int, str]] = (),
-) -> Iterator[tuple[int, str, Posterior]]:
-    """Attack every target with every inference, except what is `done`: (index, inference, what was found).
+) -> Callable[[Job], Posterior]:
+    """What attacks one image with one inference.
 
-    Raises:
-        KeyboardInterrupt: an attack was ended early: half a posterior is not compared with whole ones.
+    Args:
+        make: the observation of an image, by its index. settings: for each inference, its keyword arguments.
+
+    What is given back raises KeyboardInterrupt where an attack was ended early: half a posterior is not compared with
+    whole ones.
     """
-    jobs = [(index, make, name) for index, make in targets for name in inferences if (index, name) not in done]
-    for k in progress("attacks", len(jobs)):
-        index, make, name = jobs[k]
+    made = functools.lru_cache(maxsize=1)(make)  # the inferences of an image follow each other
+
+    def one(job: Job) -> Posterior:
+        index, name = job
         given = (settings or {}).get(name, {})
-        yield index, name, attack(make(), model, name, beliefs=beliefs, settings=given, seed=seed).whole()
+        return attack(made(index), model, name, beliefs=beliefs, settings=given, seed=seed).whole()
+
+    return one
+
+
+def gathered(
+    results: Iterable[list[dict[str, Any]]],
+    total: int,
+    *,
+    progress: ProgressBar = silent,
+    known: Sequence[dict[str, Any]] = (),
+    keep: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
+) -> list[dict[str, Any]]:
+    """The rows of `total` attacks as they come, behind those that are known. Ctrl-C keeps the rows that are complete.
+
+    Args:
+        results: the rows of one attack each. known: rows of an earlier run. keep: called with the rows of each attack.
+    """
+    rows = list(known)
+    try:
+        for _, fresh in zip(progress("attacks", total), results, strict=False):
+            keep(fresh)
+            rows += fresh
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    return rows
 
 
 def compare(
@@ -76,29 +100,25 @@ def compare(
     known: Sequence[dict[str, Any]] = (),
     keep: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
 ) -> list[dict[str, Any]]:
-    """Attack every target with every inference; one row an attack. Ctrl-C keeps the rows that are complete.
+    """Attack every target with every inference, in this process; one row an attack, as `gathered` keeps them.
 
     Args:
         targets: pairs of an image's index and a function that makes its observation.
         settings: for each inference, its keyword arguments. known: rows of an earlier run, whose attacks are not run
-            again. keep: called with the row of each attack.
+            again.
     """
-    rows = list(known)
-    done = {(r["index"], r["inference"]) for r in rows}
-    attacks = each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed,
-                   progress=progress, done=done)  # fmt: skip
-    try:
-        for index, name, found in attacks:
-            summary = summarise(found)
-            fitted = "a fitted family" if found.kind == "approximation" else None
-            row = {**summary, "approximation": summary["approximation"] or fitted}
-            fresh = {"index": index, "inference": name, **{c: row[c] for c in COLUMNS}}
-            keep([fresh])
-            rows.append(fresh)
-    except KeyboardInterrupt:
-        if not rows:
-            raise
-    return rows
+    makers, done = dict(targets), {(r["index"], r["inference"]) for r in known}
+    jobs = [(index, name) for index in makers for name in inferences if (index, name) not in done]
+    one = attacker(lambda index: makers[index](), model, beliefs=beliefs, settings=settings, seed=seed)
+    return gathered(([row(job, one(job))] for job in jobs), len(jobs), progress=progress, known=known, keep=keep)
+
+
+def row(job: Job, found: Posterior) -> dict[str, Any]:
+    """One attack's row."""
+    summary = summarise(found)
+    fitted = "a fitted family" if found.kind == "approximation" else None
+    said = {**summary, "approximation": summary["approximation"] or fitted}
+    return {"index": job[0], "inference": job[1], **{c: said[c] for c in COLUMNS}}
 
 
 def average(rows: Sequence[Mapping[str, Any]], inference: str, column: str) -> tuple[float, float, int] | None:
@@ -220,85 +240,3 @@ def _number(value: float | None, column: str, short: bool = False) -> str:
 def attacked(out: Path) -> Rows:
     """compare.csv, one row an attack: what a run goes on from."""
     return Rows(out / "compare.csv", {"index": int, "inference": str, **KINDS}, ("index", "inference"))
-
-
-def write(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str], out: Path) -> None:
-    """compare.json (means, standard errors, paired differences) and compare.png."""
-    means: dict[str, dict[str, Any]] = {}
-    paired_all = against(rows, inferences)
-    for name in inferences:
-        means[name] = {}
-        for column in NUMBERS:
-            found = average(rows, name, column)
-            means[name][column] = None if found is None else {
-                "mean": found[0], "se": None if math.isnan(found[1]) else found[1], "count": found[2]
-            }  # fmt: skip
-        means[name]["paired"] = paired_all[name]
-    runs.json(out / "compare.json", means)
-    runs.figure(out / "compare.png", picture(rows, inferences), dpi=150)
-
-
-def picture(rows: Sequence[Mapping[str, Any]], inferences: Sequence[str]) -> Figure:
-    """Quality, honesty and cost: a dot an image, a bar the mean ± standard error."""
-    from matplotlib.figure import Figure
-
-    panels = (
-        (
-            "quality: PSNR of the reconstruction (dB)",
-            (("psnr_map", "MAP", GREY), ("psnr_mean", "posterior mean", BLUE)),
-            None,
-        ),
-        ("honesty: true pixels inside their 90 % interval", (("coverage_90", "", BLUE),), 0.9),
-        ("cost: seconds an image", (("seconds", "", BLUE),), None),
-    )
-    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
-    count = len({r["index"] for r in rows})
-    figure.suptitle(
-        f"MAP against the full posterior, {count} image{'s' * (count > 1)}",
-        fontsize=11,
-        weight="bold",
-        x=0.01,
-        ha="left",
-    )
-    for axes, (title, series, line) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.set_title(title, fontsize=9, loc="left")
-        for s, (column, label, colour) in enumerate(series):
-            for k, name in enumerate(inferences):
-                place = k + (s - (len(series) - 1) / 2) * 0.28
-                values = [r[column] for r in rows if r["inference"] == name and r[column] is not None]
-                found = average(rows, name, column)
-                if found is None:
-                    axes.text(place, 0.5, "none: a point\nhas no interval", ha="center", va="center", fontsize=7,
-                              color=GREY, transform=axes.get_xaxis_transform())  # fmt: skip
-                    continue
-                axes.plot(
-                    np.full(len(values), place) + np.linspace(-0.05, 0.05, len(values)),
-                    values,
-                    "o",
-                    ms=4,
-                    alpha=0.45,
-                    color=colour,
-                )
-                axes.errorbar(place, found[0], yerr=None if math.isnan(found[1]) else found[1], fmt="_", ms=18, mew=2.2,
-                              capsize=4, color=colour, label=label if label and k == 0 else None)  # fmt: skip
-        if line is not None:
-            axes.axhline(line, color="#1a7f37", lw=1, ls="--")
-            axes.text(
-                0.01,
-                line,
-                " should be 90 %",
-                ha="left",
-                va="bottom",
-                fontsize=7.5,
-                color="#1a7f37",
-                transform=axes.get_yaxis_transform(),
-            )
-            axes.set_ylim(0, 1.05)
-        if title.startswith("cost"):
-            axes.set_ylim(bottom=0)
-        if len(series) > 1:
-            axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.07))
-        axes.set_xticks(range(len(inferences)), inferences)
-        axes.set_xlim(-0.6, len(inferences) - 0.4)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure

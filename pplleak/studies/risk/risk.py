@@ -25,10 +25,8 @@ from pplleak import programs, runs
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, decisions, metrics
-from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
 from pplleak.studies.attack.attack import believe
-from pplleak.studies.compare import compare
 
 Name = Literal["rms", "l2", "psnr", "ssim"]
 Row = dict[str, Any]
@@ -167,41 +165,6 @@ def _thinned(draws: np.ndarray, most: int) -> np.ndarray:
 def _aligned(draws: np.ndarray, mode: np.ndarray) -> np.ndarray:
     """Every draw with its examples in the order of the mode's: a gradient does not say which is which."""
     return draws if len(mode) == 1 else np.stack([d[metrics.match(d, mode)] for d in draws])
-
-
-def measure(
-    targets: Sequence[tuple[int, Callable[[], Observation]]],
-    model: str,
-    inferences: Sequence[str],
-    distance: Distance,
-    deltas: Sequence[float],
-    *,
-    beliefs: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    progress: ProgressBar = silent,
-    known: Sequence[Row] = (),
-    keep: Callable[[list[Row]], object] = lambda rows: None,
-) -> list[Row]:
-    """Attack every target with every inference and score the decisions. Ctrl-C keeps the attacks that are complete.
-
-    Args:
-        targets: pairs of an image's index and a function that makes its observation.
-        known: rows of an earlier run, whose attacks are not run again. keep: called with the rows of each attack.
-    """
-    rows = list(known)
-    done = {(r["index"], r["inference"]) for r in rows}
-    attacks = compare.each(targets, model, inferences, beliefs=beliefs, settings=settings, seed=seed,
-                           progress=progress, done=done)  # fmt: skip
-    try:
-        for index, inference, posterior in attacks:
-            fresh = [{"index": index, "inference": inference, **row} for row in score(posterior, distance, deltas)]
-            keep(fresh)
-            rows += fresh
-    except KeyboardInterrupt:
-        if not rows:
-            raise
-    return rows
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:

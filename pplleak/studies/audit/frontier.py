@@ -1,0 +1,90 @@
+"""What would protect: the same private batches shared anew behind each protection, what attacks then see of them, and
+what the protection costs.
+
+Where no training run says the accuracy behind a protection, its cost is what it takes from the update itself: the
+cosine between what the server gets and what the client computed, 1 for an update that arrives as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+RECORDED = "as recorded"
+MOST = 30.0  # dB above a guess: as good as exact, and more is counted as this
+HALF = 3.01  # dB: half of a guess's squared error
+
+
+@dataclass(frozen=True)
+class Point:
+    """One protection: how much nearer than a guess the nearest example of an update comes, dB, up to `MOST`, on average
+    with its standard error (None for one update); the average cosine, None where the server gets other entries; of how
+    many updates, and how many could not be shared so or attacked in the time."""
+
+    name: str
+    gain: float | None
+    error: float | None
+    cosine: float | None
+    updates: int
+    missing: int
+
+
+def points(recorded: Sequence[Row], anew: Sequence[Row]) -> list[Point]:
+    """What was recorded, and each protection, over the updates that were shared anew and by the same attacks."""
+    names, attacks = {r["name"] for r in anew}, {r["attack"] for r in anew}
+    plain = [{**r, "cosine": 1.0} for r in recorded if r["name"] in names and r["attack"] in attacks]
+    made = [_point(RECORDED, plain, len(names))] if plain else []
+    behind = dict.fromkeys(r["behind"] for r in anew)
+    return made + [_point(b, [r for r in anew if r["behind"] == b], len(names)) for b in behind]
+
+
+def _point(name: str, rows: Sequence[Row], updates: int) -> Point:
+    of = dict.fromkeys(r["name"] for r in rows)
+    best = [max((r["gain"] for r in rows if r["name"] == n and r["gain"] is not None), default=None) for n in of]
+    gains = [min(g, MOST) for g in best if g is not None]
+    cosines = [c for n in of if (c := next((r["cosine"] for r in rows if r["name"] == n and r["cosine"] is not None),
+                                           None)) is not None]  # fmt: skip
+    error = float(np.std(gains, ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else None
+    return Point(name, float(np.mean(gains)) if gains else None, error, float(np.mean(cosines)) if cosines else None,
+                 len(gains), updates - len(gains))  # fmt: skip
+
+
+def best(found: Sequence[Point]) -> list[Point]:
+    """Those that no other beats in both: less to see, and more of the update left."""
+    drawn = [p for p in found if p.gain is not None and p.cosine is not None]
+    return sorted((p for p in drawn if not any(_beats(q, p) for q in drawn)), key=lambda p: p.cosine or 0.0)
+
+
+def _beats(q: Point, p: Point) -> bool:
+    assert p.gain is not None and q.gain is not None and p.cosine is not None and q.cosine is not None
+    return q.gain <= p.gain and q.cosine >= p.cosine and (q.gain, q.cosine) != (p.gain, p.cosine)
+
+
+def sentences(found: Sequence[Point]) -> list[str]:
+    """What is said first: which of those that were tried hides most for least."""
+    tried = [p for p in found if p.name != RECORDED and p.gain is not None]
+    if not tried:
+        return ["Other protections were to be measured, and no attack on them had a result in its time."]
+    before = next((p for p in found if p.name == RECORDED and p.gain is not None), None)
+    silent = sum(p.name != RECORDED and p.gain is None for p in found)
+    rest = f" On {silent} more, no attack had a result in its time." if silent else ""
+    others = f"{len(tried)} other protection{'s' * (len(tried) > 1)}"
+    lead = f"The same private batches were shared anew behind {others}.{rest}"
+    if before is not None and before.gain is not None and before.gain < HALF:
+        return [lead, f"As the updates were recorded, these attacks come {before.gain:.1f} dB nearer than a guess on "
+                "average: where they see so little, they cannot tell what protects."]  # fmt: skip
+    hide = [p for p in tried if p.gain is not None and p.gain < HALF and p.cosine is not None]
+    if not hide:
+        least = min(tried, key=lambda p: p.gain or 0.0)
+        return [lead, f"None brings the attacks down to {HALF:.0f} dB above a guess; the nearest to that is "
+                f"{least.name}, with {least.gain:.1f} dB."]  # fmt: skip
+    first = max(hide, key=lambda p: p.cosine or 0.0)
+    was = "" if before is None else f" (as recorded: {before.gain:.1f} dB)"
+    return [lead, f"Of those behind which the attacks come less than {HALF:.0f} dB nearer than a guess, {first.name} "
+            f"leaves most of the update: {first.gain:.1f} dB{was}, and a cosine of {first.cosine:.2f} to what the "
+            "client computed (1: unharmed). A better attack may see more."]  # fmt: skip

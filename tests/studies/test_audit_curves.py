@@ -1,0 +1,118 @@
+"""What the report draws: curves with bounds that hold, a frontier, and drawings that stand in the page safely."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from pplleak.data import Images
+from pplleak.studies.audit import curves, figures, frontier, words
+from pplleak.studies.audit.curves import DELTAS, Group, Guess
+
+HOSTILE = "<script>alert(1)</script>$\\alpha$"
+
+
+def test_a_guess_s_mass_is_that_of_images_whose_law_is_known() -> None:
+    generator = np.random.default_rng(0)
+    x = 0.5 + 0.1 * torch.tensor(generator.standard_normal((1200, 1, 2, 2)), dtype=torch.float32)
+    made = curves.guess(Images(x, torch.tensor(generator.integers(0, 2, 1200)), ("a", "b")))
+    for delta, (value, upper) in zip(DELTAS, made.any, strict=True):
+        exact = float(stats.chi2.cdf(4 * (delta / 0.1) ** 2, 4))  # within δ, RMS of 4 pixels, of the mean
+        se = math.sqrt(exact * (1 - exact) / 300) + 1e-3
+        assert value < exact + 4 * se and upper > exact - 2 * se, delta
+        assert value > exact - 5 * se - 0.05  # a ball that is nearly the best
+    assert all(k[1] >= a[0] for k, a in zip(made.known, made.any, strict=True))
+
+
+def test_epsilon_of_one_step_is_that_of_the_analytic_gaussian_mechanism() -> None:
+    for z in (0.5, 1.0, 4.0):
+        eps = curves.epsilon(z)
+        grid = np.linspace(-60, 60, 400_001)  # ∫ max(0, μ − e^ε ν) = δ, the definition itself
+        mu, nu = stats.norm.pdf(grid, 1, z), stats.norm.pdf(grid, 0, z)
+        assert np.trapezoid(np.maximum(mu - np.exp(eps) * nu, 0), grid) == pytest.approx(curves.DELTA, rel=1e-3)
+        assert curves.noise(eps) == pytest.approx(z, rel=1e-6)
+    assert curves.epsilon(0.5) > curves.epsilon(1.0) > curves.epsilon(4.0) > 0
+
+
+def row(name: str, attack: str, near: list[float], protection: str = "none", **more: Any) -> dict[str, Any]:
+    said = {"protected": "no protection", "labels": "read off the gradient", "examples": 2}
+    return {"name": name, "attack": attack, "near": near, "protection": protection, **said, **more}
+
+
+def test_a_curve_is_of_one_attack_and_what_it_had_no_result_for_counts_as_no_success() -> None:
+    rows = [row("a", "map", [30.0, 10.0]), row("b", "map", [5.0, 5.0]), row("a", "quotient", [60.0, 60.0]),
+            row("b", "quotient", [])]  # fmt: skip
+    (group,) = curves.groups(rows)
+    assert group.attack == "quotient" and len(group.errors) == 4  # 2 of 4 everywhere, against 1 of 4
+    assert group.realised(DELTAS[0])[0] == 0.5 and group.realised(DELTAS[-1])[0] == 0.5
+    share, low, high = group.realised(0.1)
+    assert low < share < high and low == pytest.approx(float(stats.beta.ppf(0.025, 2, 3)))
+    assert curves.groups([row("a", "map", [])]) == []
+    assert curves.noise_of("dpsgd:noise_multiplier=2") == 2 and curves.noise_of("gaussian:sigma=1") is None
+    assert curves.noise_of("nothing:known=1") is None and curves.noise_of("soteria+dpsgd") is None
+
+
+def test_realised_success_under_dp_sgd_stays_below_its_limit_and_a_wrong_noise_is_told() -> None:
+    generator, kappa, z, n = np.random.default_rng(1), 0.05, 1.0, 4000
+    hits = generator.uniform(size=n) < stats.norm.cdf(stats.norm.ppf(kappa) + 1 / z)  # the best adversary there can be
+    errors = np.where(hits, 0.05, 1.0)
+    guessed = Guess(100, [(kappa, kappa)] * len(DELTAS), [])
+    right, wrong = (Group("dp", "map", errors, noise, True) for noise in (z, 3.0))
+    assert right.realised(0.1)[1] <= (right.limit(kappa) or 0)
+    assert "No attack whatever" in curves.sentences([right], guessed)[0]
+    assert "not what the file says" in curves.sentences([wrong], guessed)[0]
+    assert Group("x", "map", errors, None, True).limit(kappa) is None
+
+
+POINTS = [
+    frontier.Point(frontier.RECORDED, 8.0, 1.0, 1.0, 4, 0),
+    frontier.Point("gaussian:sigma=1", 1.0, 0.5, 0.2, 4, 0),
+    frontier.Point("topk:rate=0.9", 2.0, None, 0.7, 4, 0),
+    frontier.Point("sign", 6.0, None, 0.6, 4, 0),  # topk beats it in both
+    frontier.Point("dpsgd", None, None, None, 0, 4),
+]
+
+
+def test_the_frontier_is_what_no_other_beats_and_its_sentence_names_what_hides_most_for_least() -> None:
+    assert [p.name for p in frontier.best(POINTS)] == ["gaussian:sigma=1", "topk:rate=0.9", "as recorded"]
+    said = " ".join(frontier.sentences(POINTS))
+    assert "topk:rate=0.9 leaves most" in said and "(as recorded: 8.0 dB)" in said and "A better attack" in said
+    assert "On 1 more, no attack had a result" in said
+    assert "None brings" in " ".join(frontier.sentences([POINTS[0], POINTS[3]]))
+    little = frontier.Point(frontier.RECORDED, 0.8, 1.0, 1.0, 4, 0)
+    assert "cannot tell what protects" in frontier.sentences([little, *POINTS[1:]])[1]
+    said = (("a", "map", 3.0), ("a", "auto", 9.0), ("b", "map", 5.0), ("c", "map", 20.0))
+    rows = [{"name": n, "attack": a, "gain": g} for n, a, g in said]
+    anew = [{"name": n, "attack": "map", "gain": g, "cosine": c, "behind": "sign"} for n, g, c in
+            (("a", 1.0, 0.5), ("b", None, 0.7))]  # fmt: skip
+    plain, sign = frontier.points(rows, anew)
+    assert (plain.gain, plain.updates, plain.cosine) == (4.0, 2, 1.0)  # by map, of a and b
+    assert (sign.gain, sign.cosine, sign.updates, sign.missing) == (1.0, pytest.approx(0.6), 1, 1)
+    assert words.first_screen([], ["tried"])["protect"][0] == "tried"
+
+
+def test_drawings_are_safe_and_wear_the_page_s_colours() -> None:
+    guessed = Guess(100, [(0.05, 0.1)] * len(DELTAS), [])
+    found = [Group(HOSTILE, HOSTILE, np.array([0.05, 0.5]), 2.0, False)]
+    points = [*POINTS, frontier.Point(HOSTILE, 1.0, 0.1, 0.5, 2, 0)]
+    ids: list[str] = []
+    for drawn in (figures.risk(found, guessed), figures.privacy(found, guessed), figures.tradeoff(points)):
+        tree = ElementTree.fromstring(drawn)
+        tags = {e.tag.rpartition("}")[2] for e in tree.iter()}
+        assert (
+            tags <= {"svg", "g", "defs", "style", "path", "text", "tspan", "use", "clipPath", "rect"} and "path" in tags
+        )
+        assert "var(--link)" in drawn and not re.search("#01020", drawn) and 'role="img"' in drawn
+        own = [e.attrib["id"] for e in tree.iter() if "id" in e.attrib]
+        used = re.findall(r'(?:url\(|href=")#([^)"]+)', drawn)
+        assert set(used) <= set(own)
+        ids += own
+    assert len(ids) == len(set(ids))  # three drawings stand in one page
+    assert figures.risk([], guessed) == figures.privacy(found, None) == figures.tradeoff(POINTS[:1]) == ""
