@@ -121,7 +121,8 @@ def main(args: Settings) -> None:
     for row in table.read():
         kind = "trained" if row["trained"] else "initial"
         print(f"batch {row['batch']}, width {row['width']}, {kind} weights, sigma {row['sigma']:g}: "
-              f"{row['exact_rate']:.0%} exact, {row['psnr']:.1f} dB, {row['seconds']:.1f} s, {row['draws']} draws")  # fmt: skip
+              f"{row['exact_rate']:.0%} exact, {row['psnr']:.1f} dB, {row['seconds']:.1f} s, "
+              f"{row['draws']} draws")  # fmt: skip
 
 
 if __name__ == "__main__":

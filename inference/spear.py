@@ -29,7 +29,7 @@ from torch import Tensor
 from pplleak.client import Client
 from pplleak.client.loss import require_cross_entropy
 from pplleak.density import Model
-from pplleak.density.first_layer import first_layer, fully_connected
+from pplleak.density.first_layer import first_layer, fully_connected, whose
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, read_off
@@ -91,7 +91,8 @@ def run(
     reasons = [f"{missing} of {size} examples could not be told apart (more rounds?)"] if missing else []
     rows = _rows(found, right)
     x = _images(rows)
-    order, labels = _labels(client, x.clamp(0, 1), (found @ u.mT) * rows[:, -1:], names[1], observed.labels)
+    deltas = (found @ u.mT) * rows[:, -1:]
+    order, labels = whose(client, x.clamp(0, 1), deltas, names[1], observed.labels, size)
     return read_off(client, observed, x[order], labels, "the sparse columns of the first layer's gradient", reasons)
 
 
@@ -165,26 +166,6 @@ def _repaired(q: Tensor, u: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
             if torch.linalg.svdvals(repaired)[-1] > 1e-5:  # not two images that became one
                 q = repaired
     return q, agree
-
-
-def _labels(client: Client, x: Tensor, deltas: Tensor, bias: str, shared: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Whose label is whose: the one with which the network's own δ points along the column that was found. An order of
-    the images (B,), and their labels in it: that of the labels, where they were shared.
-
-    Args:
-        x: (B, pixels). deltas: (B, units), the columns. bias: the name of b. shared: (B,), or None.
-    """
-    from scipy.optimize import linear_sum_assignment  # where it is used: slow to import
-
-    size, classes = len(x), client.num_classes
-    y = torch.arange(classes, device=x.device).expand(size, -1)
-    images = x.to(client.dtype).reshape(size, 1, 1, *client.input_shape).expand(-1, classes, -1, *client.input_shape)
-    own = client.update(images, y[..., None]).part(client.slices[bias]).double()
-    alike = torch.cosine_similarity(own, deltas[:, None], dim=-1)
-    if shared is None:
-        return torch.arange(size, device=x.device), alike.argmax(1)
-    places = linear_sum_assignment(-alike[:, shared].cpu().numpy())[1]  # of each image among the labels
-    return torch.as_tensor(places, device=x.device).argsort(), shared
 
 
 if __name__ == "__main__":
