@@ -4,7 +4,7 @@
 
 Real MNIST batches behind a perceptron of `width` units with an imprinted first layer (Robbing the Fed), float32, noise
 of 1e-9 on the gradient. exact_rate: the share of images above 60 dB, over `draws` batches of other images;
-expected: (1 − 1/k)^(B − 1). Then the check, on initial weights of torchvision's networks, ours trained, and the crafted.
+expected: (1 − 1/k)^(B − 1). Then the check, on initial weights of torchvision's networks, ours trained, and crafted.
 A row that a CSV holds is not made again.
 """
 
@@ -24,13 +24,13 @@ import tyro
 
 from pplleak import data, runs
 from pplleak.client import weights
-from pplleak.federation import malicious
 from pplleak.federation.protection import Protection
 from pplleak.federation.scenario import Scenario, client_of, observe
 from pplleak.inference import imprint
 from pplleak.posterior import metrics
 from pplleak.progress import bar
 from pplleak.settings import Named
+from pplleak.studies.crafted import crafted
 
 COLUMNS = {"batch": int, "width": int, "draws": int, "exact_rate": float, "se": float, "expected": float,
            "seconds": float}  # fmt: skip
@@ -67,11 +67,11 @@ def main(args: Settings) -> None:
     torch.set_num_threads(1)
     named = Named("mlp", {"widths": (args.width,), "activation": "relu"})
     client = client_of(Scenario("mnist", args.data_root, network=named))
-    crafted = malicious.imprinted(client, data.public("mnist", args.data_root).x)
+    made = crafted.imprinted(client, data.public("mnist", args.data_root).x)
     table = runs.Rows(args.csv, COLUMNS, ("batch", "width"))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "crafted.safetensors"
-        safetensors.torch.save_file(crafted, checkpoint)
+        safetensors.torch.save_file(made, checkpoint)
         for batch in [b for b in args.batches if (b, args.width) not in {table.about(r) for r in table.read()}]:
             rates, seconds = [], []
             for k in bar(f"batches of {batch}", args.draws):
@@ -95,13 +95,13 @@ def main(args: Settings) -> None:
     kinds: dict[str, Callable[[str], dict[str, torch.Tensor]]] = {
         "initial": lambda name: torchvision.models.get_model(name).state_dict(),
         "trained": lambda name: trained(args, name),
-        "crafted": lambda name: crafted,
+        "crafted": lambda name: made,
     }
     looked = [*((n, "initial") for n in INITIAL), *((n, "trained") for n in TRAINED), ("mlp", "crafted")]
     for name, kind in [n for n in looked if n not in {checks.about(r) for r in checks.read()}]:
         tensors = kinds[kind](name)
         count = sum(t.dim() > 1 for t in tensors.values())
-        checks.add([{"network": name, "weights": kind, "suspicious_layers": len(malicious.suspicions(tensors)),
+        checks.add([{"network": name, "weights": kind, "suspicious_layers": len(crafted.suspicions(tensors)),
                      "layers": count}])  # fmt: skip
     for row in table.read():
         print(f"batch {row['batch']}: {row['exact_rate']:.1%} ± {row['se']:.1%} exact, {row['expected']:.1%} expected, "

@@ -57,19 +57,17 @@ def run(
     kept = strength.where(inside & real, 0.0).argsort(descending=True)
     kept = kept[: min(size, int((inside & real).sum()))]
     if not len(kept):
-        raise BadInput("no difference of two rows of the first layer's gradient is an image: its weights are no imprint, "
-                       "every bin holds several examples, or there is noise; take inference map")  # fmt: skip
+        raise BadInput("no difference of two rows of the first layer's gradient is an image: its weights are no "
+                       "imprint, every bin holds several examples, or there is noise; take inference map")  # fmt: skip
     missing = size - len(kept)
-    reasons = (
-        [f"{missing} of {size} images share a bin with another: what is left, a mean, for them"] if missing else []
-    )
+    said = f"{missing} of {size} images share a bin with another: the mean of what is left for them"
     x = images[kept].clamp(0, 1)
     deltas = bins[kept, -1:] * (x @ weight.mT + bias > 0)
     places, labels = whose(client, x, deltas[:, order.argsort()], names[1], observed.labels, size)
     left = rows[0] - bins[kept].sum(0)  # of all examples, without those
     mean = (left[:-1] / left[-1]).nan_to_num(0.0, 0.0, 0.0)
     x = torch.cat([x, mean.expand(missing, -1)])[places]
-    return read_off(client, observed, x, labels, "the differences of adjacent bins' gradients", reasons)
+    return read_off(client, observed, x, labels, "the differences of adjacent bins' gradients", [said] * (missing > 0))
 
 
 if __name__ == "__main__":

@@ -23,16 +23,16 @@ def run(argv: Sequence[str]) -> int:
     """Exit code 3 where a file looks crafted."""
     args = parse(Check, "check", argv)
     from pplleak import tensors
-    from pplleak.federation import malicious
+    from pplleak.studies.crafted import crafted
 
-    crafted = False
+    alarm = False
     for path in args.weights:
-        found = malicious.suspicions(tensors.read(path)[0])
-        crafted |= bool(found)
+        found = crafted.suspicions(tensors.read(path)[0])
+        alarm |= bool(found)
         for s in found:
-            print(f"{path}: {s.rows} of the {s.of} rows of '{printable(s.layer)}' point the same way: they sort the "
-                  "examples of a batch into bins, and their gradients are the examples. Do not train on it.")  # fmt: skip
+            print(f"{path}: {s.rows} of the {s.of} rows of '{printable(s.layer)}' point the same way. They sort a "
+                  "batch into bins, and the gradient of a bin is an example: do not train on it")  # fmt: skip
         if not found:
-            print(f"{path}: no layer measures one thing over and over. Weights may be malicious in other ways: attack an "
-                  "update of your own with `pplleak audit`")  # fmt: skip
-    return 3 if crafted else 0
+            print(f"{path}: no layer measures one thing over and over. Weights may be malicious in other ways: attack "
+                  "an update of your own with `pplleak audit`")  # fmt: skip
+    return 3 if alarm else 0

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pplleak.cli._options import DataName, NetworkName, groups, options, parse
+from pplleak.cli._options import DataName, NetworkName, given, groups, helps, options, parse, said
 from pplleak.settings import Named
 
 
@@ -26,18 +26,18 @@ class Craft:
 
 
 def run(argv: Sequence[str]) -> int:
-    if not any(a.startswith("--network") for a in argv) and not {"-h", "--help"} & set(argv):
+    if given(argv, "--network", "mlp") == "mlp" and not said(argv, "--network.activation") and not helps(argv):
         argv = [*argv, "--network.activation", "relu"]  # the default network, where it can be crafted
     args = parse(Craft, "craft", argv, groups(Craft, argv, "network"))
     from safetensors.torch import save_file
 
     from pplleak import data, runs
-    from pplleak.federation import malicious
     from pplleak.federation.scenario import Scenario, client_of
+    from pplleak.studies.crafted import crafted
 
     named = Named(args.network, options(args, "network"))
     client = client_of(Scenario(args.data, args.data_root, network=named, checkpoint=args.checkpoint, seed=args.seed))
-    made = malicious.imprinted(client, data.public(args.data, args.data_root).x, args.seed)
+    made = crafted.imprinted(client, data.public(args.data, args.data_root).x, args.seed)
     runs.write(args.out, lambda part: save_file(made, part))
     units = client.layers[next(iter(client.layers))][0]
     print(f"written to {args.out}: {units} bins of brightness; an example of a batch of 8 is alone in its bin with "

@@ -1,7 +1,7 @@
 """The gradient of a fully connected first layer: Σ_b δ_b [x_b, 1]ᵀ, which holds the images in closed form.
 
-Source: Phong et al. 2017; Balunović et al. 2022, section 5. `inference/quotient.py`, `spear.py` and `imprint.py` read the
-images off it.
+Source: Phong et al. 2017; Balunović et al. 2022, section 5. `inference/quotient.py`, `spear.py` and `imprint.py` read
+the images off it.
 """
 
 from __future__ import annotations

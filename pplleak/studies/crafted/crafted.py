@@ -46,8 +46,8 @@ def imprinted(client: Client, public: Tensor, seed: int = 0) -> dict[str, Tensor
     linear = [m for m in client.network.modules() if isinstance(m, nn.Linear)]
     between = [(a, b) for a, b in pairwise(linear) if a.weight is client.parameters[first]]
     if "relu" not in client.kinks or not between or between[0][1].in_features != between[0][0].out_features:
-        raise BadInput("an imprint takes two fully connected layers first, with ReLU between them: the network mlp with "
-                       "its activation relu, for example")  # fmt: skip
+        raise BadInput("an imprint takes two fully connected layers first, with ReLU between them: the network mlp "
+                       "with its activation relu, for example")  # fmt: skip
     if tuple(public.shape[1:]) != tuple(client.input_shape):
         raise BadInput(f"the public images have shape {tuple(public.shape[1:])}, the client's {client.input_shape}")
     layer, following = between[0]
