@@ -11,7 +11,7 @@ mixture of several, and left out; one that it would may be one, too. Of a single
 are multiples of [x, 1].
 
 Source: Fowl, Geiping, Czaja, Goldblum and Goldstein, Robbing the Fed: Directly Obtaining Private Data in Federated
-Learning with Modified Models, ICLR 2022, eq. 5 (the difference of adjacent bins).
+Learning with Modified Models, ICLR 2022 (the imprint module, and the difference of adjacent bins).
 """
 
 from __future__ import annotations

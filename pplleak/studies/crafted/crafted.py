@@ -1,6 +1,6 @@
 """Weights that a malicious server hands out so that a layer separates examples, and how a client may notice them.
 
-`imprinted` makes the first layer of a perceptron count brightness (Robbing the Fed: Fowl et al. 2022, section 4):
+`imprinted` makes the first layer of a perceptron count brightness (Robbing the Fed: Fowl et al. 2022):
 
     W_i x + b_i = h(x) − c_i,   h(x) = mean of the pixels,   c_0 < … < c_{k−1} the quantiles of h on public images
 
