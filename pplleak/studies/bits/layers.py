@@ -39,12 +39,14 @@ APART = ("gaussian", "laplace")  # channels that treat every entry by itself
 
 
 def parts(client: Client) -> dict[str, tuple[str, ...]]:
-    """The parameters of all layers together, and of each: a layer is a module with its weight and its bias."""
-    made: dict[str, tuple[str, ...]] = {ALL: tuple(client.layers)}
+    """The parameters of all layers together, and of each: a layer is a module with its weight and its bias, by its name
+    and the shape of the first of them."""
+    modules: dict[str, tuple[str, ...]] = {}
     for name in client.layers:
-        layer = name.rpartition(".")[0] or name
-        made[layer] = (*made.get(layer, ()), name)
-    return made
+        module = name.rpartition(".")[0] or name
+        modules[module] = (*modules.get(module, ()), name)
+    shapes = {m: "×".join(map(str, client.layers[names[0]])) for m, names in modules.items()}
+    return {ALL: tuple(client.layers), **{f"{m} ({shapes[m]})": names for m, names in modules.items()}}
 
 
 def alone(observed: Observation, names: Sequence[str]) -> Observation:
