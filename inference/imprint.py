@@ -23,13 +23,12 @@ from pplleak.client import Client
 from pplleak.client.loss import require_cross_entropy
 from pplleak.density import Model
 from pplleak.density.first_layer import first_layer, fully_connected, whose
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, read_off
 from pplleak.progress import ProgressBar, silent
 
 WEAK = 1e-6  # of the strongest bin: what rounding leaves of an empty one
-ROUNDING = 1e-3  # by which a pixel may lie outside of [0, 1], and a brightness of its bin, in bins
 
 
 def run(
@@ -39,8 +38,14 @@ def run(
     *,
     seed: int = 0,
     progress: ProgressBar = silent,
+    rounding: float = 1e-3,
 ) -> Posterior:
-    """The images of a batch as a posterior of one draw; the model is not looked at."""
+    """The images of a batch as a posterior of one draw; the model is not looked at.
+
+    Args:
+        rounding: by which a pixel may lie outside of [0, 1], and the brightness of an image outside of its bin, in bins.
+    """
+    require_positive(rounding=rounding)
     require_cross_entropy(client.loss, "imprint reads labels off")
     pyro.set_rng_seed(seed)
     rows, size, names = first_layer(client, observed.g), observed.batch_size, fully_connected(client)
@@ -51,9 +56,9 @@ def run(
     strength = bins[:, -1].abs()
     images, above = bins[:, :-1] / bins[:, -1:], torch.cat([bias[1:], bias[-1:] - 1])
     before = (weight * images).sum(1)  # what unit i measures of the image of bin i
-    inside = (before + bias > -ROUNDING * (bias - above)) & (before + above < ROUNDING * (bias - above))
+    inside = (before + bias > -rounding * (bias - above)) & (before + above < rounding * (bias - above))
     inside |= size == 1
-    real = (images.amin(1) > -ROUNDING) & (images.amax(1) < 1 + ROUNDING) & (strength > WEAK * strength.max())
+    real = (images.amin(1) > -rounding) & (images.amax(1) < 1 + rounding) & (strength > WEAK * strength.max())
     kept = strength.where(inside & real, 0.0).argsort(descending=True)
     kept = kept[: min(size, int((inside & real).sum()))]
     if not len(kept):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def inferences() -> str:
     return _table(("inference", "what it does", "source"), found)
 
 
-def _table(columns: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+def _table(columns: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
     def line(cells: tuple[str, ...]) -> str:
         return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 

@@ -23,6 +23,7 @@ from pplleak.client.last_layer import last_layer
 from pplleak.client.loss import get
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation, with_targets
+from pplleak.settings import Named
 
 INSTEAD = "leave the targets unknown, which infers them with the image (optimal)"
 OFF = 1e-2  # by which the entries found may miss the simplex: more is noise, or not one example
@@ -49,10 +50,11 @@ def of_one(client: Client, observed: Observation) -> Tensor:
     delta = parts[layer.bias].double()
     features = (delta @ parts[layer.weight].double()) / delta.square().sum().clamp(min=1e-300)
     logits = layer.module.weight.double() @ features + layer.module.bias.double()
-    q = logits.softmax(0) - delta
+    smoothing = float(Named.parse(client.loss).settings.get("label_smoothing", 0.0))  # the loss's own, on top of q
+    q = (logits.softmax(0) - delta - smoothing / len(delta)) / max(1 - smoothing, 1e-300)
     if not (q.isfinite().all() and (q > -OFF).all() and abs(float(q.sum()) - 1) < OFF):
-        raise BadInput("what the last layer's gradient says of the targets is no probabilities: there is noise, a label "
-                       f"smoothing on top, or more than one example: {INSTEAD}")  # fmt: skip
+        raise BadInput("what the last layer's gradient says of the targets is no probabilities: there is noise, or "
+                       f"more than one example: {INSTEAD}")  # fmt: skip
     q = q.clamp(min=0.0)
     return q / q.sum()
 

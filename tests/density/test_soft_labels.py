@@ -18,13 +18,13 @@ LOSS = "cross_entropy:targets=probabilities"
 SMOOTHED, MIXED = [0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3], [0.3, 0.7, 0.0]
 
 
-def client() -> Client:
+def client(loss: str = LOSS) -> Client:
     made = tiny().network.requires_grad_()
-    return Client(made, (1, 2, 2), 3, loss=LOSS)
+    return Client(made, (1, 2, 2), 3, loss=loss)
 
 
-def shared(q: list[float], size: int = 1) -> Observation:
-    base = client()
+def shared(q: list[float], size: int = 1, loss: str = LOSS) -> Observation:
+    base = client(loss)
     told, labels = with_targets(base, [q] * size, size)
     assert labels is not None
     x = torch.rand(size, 1, 2, 2, dtype=torch.float64)
@@ -32,9 +32,10 @@ def shared(q: list[float], size: int = 1) -> Observation:
     return Observation(g, size, None, base, truth=x)
 
 
+@pytest.mark.parametrize("loss", [LOSS, f"{LOSS},label_smoothing=0.2"])
 @pytest.mark.parametrize("q", [SMOOTHED, MIXED, [1.0, 0.0, 0.0]], ids=["smoothed", "mixed", "hard"])
-def test_probabilities_are_exact(q: list[float]) -> None:
-    found = label_recovery.recovered(shared(q))
+def test_probabilities_are_exact(q: list[float], loss: str) -> None:
+    found = label_recovery.recovered(shared(q, loss=loss))
     assert found.labels is not None and found.client.targets is not None
     assert torch.allclose(found.client.targets[found.labels[0]], torch.tensor(q, dtype=torch.float64), atol=1e-9)
 
