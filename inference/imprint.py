@@ -43,7 +43,7 @@ def run(
     """The images of a batch as a posterior of one draw; the model is not looked at.
 
     Args:
-        rounding: by which a pixel may lie outside of [0, 1], and the brightness of an image outside of its bin, in bins.
+        rounding: by which a pixel may lie outside of [0, 1], and an image's brightness outside of its bin, in bins.
     """
     require_positive(rounding=rounding)
     require_cross_entropy(client.loss, "imprint reads labels off")

@@ -124,6 +124,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 def table(rows: Sequence[Row], pixels: int) -> Table:
     """A line a layer: what it tells alone."""
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(title="what is known of the inputs from one layer alone", title_justify="left")
     for column in ("layer", "bits", "a pixel", "of all layers'", "converged"):
@@ -133,7 +134,7 @@ def table(rows: Sequence[Row], pixels: int) -> Table:
         share = "–" if r["share"] is None else f"{r['share']:.0%}"
         colour = "green" if r["converged"] == r["draws"] else "bold red"
         made.add_row(r["layer"], f"{r['bits']:.1f}{error}", f"{r['bits'] / pixels:.2f}", share,
-                     f"[{colour}]{r['converged']} of {r['draws']}[/]")  # fmt: skip
+                     Text(f"{r['converged']} of {r['draws']}", colour))  # fmt: skip
     return made
 
 
