@@ -30,6 +30,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     signal_to_noise, prior_sd, sd_ratio, cause, cause_nats: `pplleak.posterior.fit.Fit`. converged. doubts: why not,
     those of the fit (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
     approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
+    searches: 2 where the first ended beside what the model explains, and another one found it.
     recovered_labels: the labels that were recovered, by which rule, how sure. sigma: of the noise as it was told, or
     its posterior median where it was inferred, with its 90 % interval (sigma_interval). path: how the client's update
     was computed (`Client.path`).
@@ -71,6 +72,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "inference": posterior.attrs.get("inference"),
         "settings": posterior.attrs.get("settings"),
         "chosen": posterior.attrs.get("chosen"),
+        "searches": posterior.attrs.get("searches", 1),
         "recovered_labels": posterior.attrs.get("recovered_labels"),
         **{
             n: posterior.attrs.get(n)
