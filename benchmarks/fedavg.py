@@ -42,7 +42,7 @@ ADVERSARIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    clients: int = 5
+    clients: int = 3
     examples: int = 10
     epochs: int = 5
     batch: int = 2

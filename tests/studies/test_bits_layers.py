@@ -57,6 +57,12 @@ def test_a_part_is_the_part_of_the_update_that_is_its_own() -> None:
         assert torch.allclose(own, seen.g, atol=1e-7)
 
 
+def test_layers_are_compared_on_the_draws_that_are_complete() -> None:
+    rows = [{"draw": d, "layer": n, "bits": b, "converged": True}
+            for d, n, b in ((0, layers.ALL, 4.0), (0, "a", 2.0), (1, layers.ALL, 40.0))]  # fmt: skip
+    assert [(r["bits"], r["share"]) for r in layers.summarise(rows)] == [(4.0, 1.0), (2.0, 0.5)]
+
+
 def test_what_mixes_entries_is_refused() -> None:
     target = from_data(channel="dpsgd", channel_settings={"clip": 1.0}, sigma=None)
     with pytest.raises(BadInput, match="every entry by itself"):

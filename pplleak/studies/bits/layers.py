@@ -11,6 +11,7 @@ up: two layers may tell the same. All parts are of the same draws, so that their
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,10 @@ def measure(
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """bits and their se of every layer, its share of what all layers tell, and how many attacks converged."""
+    """bits and their se of every layer, its share of what all layers tell, and how many attacks converged: over the
+    draws that are complete, where there is one, so that layers are compared on the same."""
+    per_draw = Counter(r["draw"] for r in rows)
+    rows = [r for r in rows if per_draw[r["draw"]] == max(per_draw.values())]
     made = []
     for layer in dict.fromkeys(r["layer"] for r in rows):
         own = [r for r in rows if r["layer"] == layer]
