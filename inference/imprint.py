@@ -57,8 +57,9 @@ def run(
     images, above = bins[:, :-1] / bins[:, -1:], torch.cat([bias[1:], bias[-1:] - 1])
     before = (weight * images).sum(1)  # what unit i measures of the image of bin i
     inside = (before + bias > -rounding * (bias - above)) & (before + above < rounding * (bias - above))
-    inside |= size == 1
     real = (images.amin(1) > -rounding) & (images.amax(1) < 1 + rounding) & (strength > WEAK * strength.max())
+    if size == 1:  # every difference is of that one example
+        inside, real = strength > 0, strength > 0
     kept = strength.where(inside & real, 0.0).argsort(descending=True)
     kept = kept[: min(size, int((inside & real).sum()))]
     if not len(kept):
