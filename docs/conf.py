@@ -80,7 +80,10 @@ def write_model_table() -> None:
 
     text = (
         "# Adversaries\n\nWhat each file of `models/` believes, read off its docstring. The same table: "
-        f"`uv run pplleak ls --form markdown`.\n\n{_model_table.markdown()}\n"
+        f"`uv run pplleak ls --form markdown`.\n\n{_model_table.markdown()}\n\n"
+        "## Inferences that are attacks\n\nPublished attacks that are a way to compute, or exact: they work "
+        "whatever the model. What was measured is said in "
+        f"[published attacks](../published-attacks.md).\n\n{_model_table.inferences()}\n"
     )
     (HERE / "api" / "adversaries.md").write_text(text, encoding="utf-8")
 

@@ -11,8 +11,10 @@ half of the entries, while a combination of two is 0 in a quarter. So they are t
 
 Each is found by iteratively re-weighted least squares (the eigenvector of the least eigenvalue of Uᵀ diag(w) U), from
 hundreds of rows of U at once, and made exact as the null vector of the rows that are 0. With Q = (q_1 … q_B), the rows
-of Q⁻¹ S Vᵀ are multiples of [x_b, 1]. No prior and nothing of the network behind the layer is needed; labels follow
-from δ_b, unless they were shared.
+of Q⁻¹ S Vᵀ are multiples of [x_b, 1]. An image x_b says by W x_b + b < 0 on which units its own column is 0: such rows
+have one null vector, which repairs columns that were mixtures; the search ends when every image agrees with its column,
+and what does not is reported. No prior and nothing of the network behind the layer is needed; labels follow from δ_b,
+unless they were shared.
 
 Source: Dimitrov, Baader, Müller and Vechev, SPEAR: Exact Gradient Inversion of Batches in Federated Learning, NeurIPS
 2024, section 4 (low rank, sparsity, scales); its search samples submatrices, this one descends.
@@ -27,18 +29,20 @@ from torch import Tensor
 from pplleak.client import Client
 from pplleak.client.loss import require_cross_entropy
 from pplleak.density import Model
-from pplleak.density.first_layer import first_layer, fully_connected
+from pplleak.density.first_layer import first_layer, fully_connected, whose
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, read_off
 from pplleak.progress import ProgressBar, silent
 
-SPARSE = 0.35  # share of zeros of a column: half for one example, a quarter for two
+SPARSE = 0.1  # share of zeros of a column: about half for one example, a quarter for two, none without ReLU
 ZERO = 1e-3  # of a column's largest entry
-TRIM = 0.3  # share of rows whose null vector makes a column exact
-REPAIRS = 4
-NULL = 1e-5  # of the largest singular value: rows that have a null vector
+TRIM = 0.15  # share of rows whose null vector makes a column exact
+REPAIRS = 8
+NULL, SECOND = 0.1, 1e-3  # the least singular value of the next one, and that of the first: rows with one null vector
 APART = 0.05  # sine of the angle between a column and the span of those before it
+ALIKE = 0.999  # cosine of a column and the one that its image asks for
+SURE = 0.7  # share of the inactive units, the most inactive ones, that a repair trusts
 
 
 def run(
@@ -49,7 +53,7 @@ def run(
     seed: int = 0,
     progress: ProgressBar = silent,
     starts: int = 256,
-    rounds: int = 8,
+    rounds: int = 16,
 ) -> Posterior:
     """The images of a batch as a posterior of one draw; the model is not looked at.
 
@@ -68,24 +72,27 @@ def run(
     u, right = u[:, :size], s[:size, None] * vh[:size]
     names = fully_connected(client)
     weight, bias = (client.parameters[n].double() for n in names)
-    apart = found = torch.eye(size).to(u)[: size == 1]  # one example needs no search
+    found = torch.eye(size).to(u)
+    pool, own = found[:0], torch.full((size,), size == 1).to(u.device)  # one example needs no search
     for _ in progress("columns", rounds if size > 1 else 0):
-        apart = found = _independent(torch.cat([apart, _sparsest(u, starts)]), u)
-        if len(found) and len(found) < size:
-            found = torch.cat([found, torch.linalg.svd(found)[2][len(found) :]])  # the rest of the span
-        for _ in range(REPAIRS if len(found) else 0):
-            found = _repaired(found, u, _images(_rows(found, right)) @ weight.mT + bias)
-        apart = _independent(found, u)
-        if len(apart) == size:
+        pool = torch.cat([pool, _sparsest(u, starts)])
+        found = _independent(pool, u)
+        for _ in range(REPAIRS):
+            before, (found, own) = own, _repaired(found, u, _images(_rows(found, right)) @ weight.mT + bias)
+            if (before & own).all():
+                break
+        pool = torch.cat([pool, found])
+        if own.all():
             break
-    if not len(apart):
+    if not own.any():
         raise BadInput("no column of the first layer's gradient is sparse: without ReLU behind that layer, or with so "
                        "much noise, the examples cannot be told apart; take inference map")  # fmt: skip
-    missing = size - len(apart)
+    missing = int((~own).sum())
     reasons = [f"{missing} of {size} examples could not be told apart (more rounds?)"] if missing else []
     rows = _rows(found, right)
     x = _images(rows)
-    order, labels = _labels(client, x.clamp(0, 1), (found @ u.mT) * rows[:, -1:], names[1], observed.labels)
+    deltas = (found @ u.mT) * rows[:, -1:]
+    order, labels = whose(client, x.clamp(0, 1), deltas, names[1], observed.labels, size)
     return read_off(client, observed, x[order], labels, "the sparse columns of the first layer's gradient", reasons)
 
 
@@ -110,7 +117,7 @@ def _sparsest(u: Tensor, starts: int) -> Tensor:
 
 
 def _independent(q: Tensor, u: Tensor) -> Tensor:
-    """The sparsest of the candidates that do not lie in each other's span, at most B; those that are sparse at all."""
+    """A basis (B, B): the sparsest candidates that do not lie in each other's span, and the rest of the space."""
     values = (q @ u.mT).abs()
     zeros = (values < ZERO * values.amax(1, keepdim=True)).double().mean(1)
     order = zeros.argsort(descending=True)
@@ -124,7 +131,8 @@ def _independent(q: Tensor, u: Tensor) -> Tensor:
         basis = torch.cat([basis, (rest / rest.norm())[None]])
         if len(chosen) == q.shape[1]:
             break
-    return torch.stack(chosen) if chosen else q[:0]
+    made = torch.stack(chosen) if chosen else q[:0]
+    return torch.cat([made, torch.linalg.svd(basis)[2][len(made) :]])
 
 
 def _rows(q: Tensor, right: Tensor) -> Tensor:
@@ -136,43 +144,28 @@ def _images(rows: Tensor) -> Tensor:
     return rows[:, :-1] / rows[:, -1:]
 
 
-def _repaired(q: Tensor, u: Tensor, inputs: Tensor) -> Tensor:
+def _repaired(q: Tensor, u: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The columns, where an image that they give says by its own inactive units which column is really its own: a
-    mixture of two in q leaves one of them right and the other one wrong.
+    mixture of two in q leaves one of them right and the other one wrong. And which were their images' own before.
 
     Args:
         inputs: W x_b + b of the images that q gives, (B, units).
     """
-    repaired = []
-    for own, before in zip(q, inputs, strict=True):
-        inactive = u[before < 0]
-        if len(inactive) <= u.shape[1]:
-            repaired.append(own)
-            continue
-        _, values, directions = torch.linalg.svd(inactive, full_matrices=False)
-        repaired.append(directions[-1] if values[-1] < NULL * values[0] else own)
-    made = torch.stack(repaired)
-    return made if torch.linalg.svdvals(made)[-1] > NULL else q  # two images that became one
-
-
-def _labels(client: Client, x: Tensor, deltas: Tensor, bias: str, shared: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Whose label is whose: the one with which the network's own δ points along the column that was found. An order of
-    the images (B,), and their labels in it: that of the labels, where they were shared.
-
-    Args:
-        x: (B, pixels). deltas: (B, units), the columns. bias: the name of b. shared: (B,), or None.
-    """
-    from scipy.optimize import linear_sum_assignment  # where it is used: slow to import
-
-    size, classes = len(x), client.num_classes
-    y = torch.arange(classes, device=x.device).expand(size, -1)
-    images = x.to(client.dtype).reshape(size, 1, 1, *client.input_shape).expand(-1, classes, -1, *client.input_shape)
-    own = client.update(images, y[..., None]).part(client.slices[bias]).double()
-    alike = torch.cosine_similarity(own, deltas[:, None], dim=-1)
-    if shared is None:
-        return torch.arange(size, device=x.device), alike.argmax(1)
-    places = linear_sum_assignment(-alike[:, shared].cpu().numpy())[1]  # of each image among the labels
-    return torch.as_tensor(places, device=x.device).argsort(), shared
+    size, agree = u.shape[1], torch.zeros(len(q), dtype=torch.bool, device=q.device)
+    for k, before in enumerate(inputs):
+        inactive = before.argsort()[: int((before < 0).sum())]  # the most inactive ones first
+        least, own = NULL, None
+        for rows in (inactive, inactive[: int(SURE * len(inactive))]):
+            if len(rows) > size:
+                _, values, directions = torch.linalg.svd(u[rows], full_matrices=False)
+                if values[-2] > SECOND * values[0] and values[-1] < least * values[-2]:
+                    least, own = float(values[-1] / values[-2]), directions[-1]
+        if own is not None:
+            agree[k] = (own @ q[k]).abs() > ALIKE * q[k].norm()
+            repaired = torch.cat([q[:k], own[None], q[k + 1 :]])
+            if torch.linalg.svdvals(repaired)[-1] > 1e-5:  # not two images that became one
+                q = repaired
+    return q, agree
 
 
 if __name__ == "__main__":

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 else:
     Precision = signatures.kind(sources.module("pplleak.federation.scenario"), "Precision")
 
-FLAGS = ("--strict", "--clean", "--shared-only", "--local-drop-last", "--local-shuffle")  # said without a value
+FLAGS = (
+    "--strict",
+    "--clean",
+    "--shared-only",
+    "--local-drop-last",
+    "--local-shuffle",
+    "--by-layer",
+)  # said without a value
 NONE = "none"  # neither a channel nor a defence
 BELIEFS = {
     **{s.name: "the true defence's" for d in named.defences() for s in named.defence_settings(d)},

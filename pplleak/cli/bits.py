@@ -22,10 +22,12 @@ class Bits(Victim):
     prior: PriorName = ""
     inference: str = "laplace"
     """What finds the evidence p(g) (laplace, svi, smc or hmc); its settings are --inference.NAME."""
+    by_layer: bool = False
+    """What each layer tells alone, beside all of them together: an attack for each layer of each draw."""
     count: int = 50
     """Inputs and gradients that are drawn from the model; --index is not used."""
     out: Path = Path("bits")
-    """Folder for bits.csv and bits.json; a run with the same settings goes on there."""
+    """Folder for bits.csv and bits.json, or layers.csv, .json and .png; a run with the same settings goes on there."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,10 +41,11 @@ def run(argv: Sequence[str]) -> int:
 def work(args: Any, out: Path) -> int:
     """The draws that are missing in a folder, and their table; the exit code."""
     from pplleak.cli import _arguments as arguments
-    from pplleak.studies.bits import bits
+    from pplleak.studies.bits import bits, layers
 
     base = arguments.spare_threads(arguments.observed(args, 0))
-    rows = bits.measure(
+    pixels = math.prod(base.client.input_shape) * args.batch_size
+    rows = (layers if args.by_layer else bits).measure(
         base,
         args.model,
         args.inference,
@@ -55,8 +58,15 @@ def work(args: Any, out: Path) -> int:
         progress=bar,
     )
     console = terminal()
-    console.print(bits.table(rows, args.model, args.inference, math.prod(base.client.input_shape) * args.batch_size))
-    complete = len(rows) == args.count
-    kept = "" if complete else f"interrupted: {len(rows)} draws kept, the same command goes on; "
-    console.print(f"{kept}written to {out}/: bits.csv, bits.json", highlight=False, soft_wrap=True)
+    if args.by_layer:
+        console.print(layers.table(rows, pixels))
+        complete, files = (
+            len(rows) == args.count * len(layers.parts(base.client)),
+            "layers.csv, layers.json, layers.png",
+        )
+    else:
+        console.print(bits.table(rows, args.model, args.inference, pixels))
+        complete, files = len(rows) == args.count, "bits.csv, bits.json"
+    kept = "" if complete else f"interrupted: {len(rows)} attacks kept, the same command goes on; "
+    console.print(f"{kept}written to {out}/: {files}", highlight=False, soft_wrap=True)
     return 0 if complete else 130

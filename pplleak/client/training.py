@@ -181,6 +181,22 @@ def gradients(
     return torch.cat(parts)
 
 
+def gradients_at(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor,
+    *,
+    loss: str,
+    looped: bool = False,
+) -> Tensor:
+    """As `gradients`, every row at weights (rows, *shape) of its own, in which the result is differentiable, too."""
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights.values()))
+    own = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
+    return _flat(_gradient(network, own, x, y, shares, loss=loss, looped=looped, differentiable=differentiable))
+
+
 def movement(
     network: nn.Module,
     parameters: Mapping[str, Tensor],

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.client.last_layer import ELSE, inputs, last_layer
-from pplleak.client.loss import require_cross_entropy
+from pplleak.client.loss import get, require_cross_entropy
+from pplleak.density import soft_labels
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 
@@ -288,6 +289,8 @@ def recovered(observed: Observation) -> Observation:
     after all, whether they are right.
     """
     channel = observed.protection.channel
+    if get(observed.client.loss).targets == "probabilities":
+        return soft_labels.recovered(observed)
     if observed.protection.infers_sigma:
         raise BadInput("labels are read off a gradient whose noise is told: give its sigma, or leave the labels "
                        "unknown, which sums over them")  # fmt: skip

@@ -44,6 +44,13 @@ def test_a_file_without_a_column_is_named(lost: str, tmp_path: Path) -> None:
         model_table.row(mine)
 
 
+def test_attacks_that_are_inferences_are_listed_with_their_papers() -> None:
+    lines = model_table.inferences().splitlines()
+    assert all(line.replace("\\|", "").count("|") == 4 for line in lines)
+    papers = {"spear": "NeurIPS 2024", "imprint": "ICLR 2022", "quotient": "Phong"}
+    assert all(any(f"`{name}`" in line and paper in line for line in lines) for name, paper in papers.items())
+
+
 def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["ls", "--form", "markdown"])

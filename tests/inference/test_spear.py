@@ -47,8 +47,18 @@ def test_without_the_masks_that_its_images_have_mixtures_are_taken_for_examples(
     target: Observation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin: the sparsest vectors that a search finds are not all examples of their own."""
-    monkeypatch.setattr(spear, "REPAIRS", 0)
+    monkeypatch.setattr(spear, "_repaired", lambda q, u, inputs: (q, torch.ones(len(q), dtype=torch.bool)))
     assert psnr(target, spear.run(None, target, target.client)).min() < 60
+
+
+def test_what_could_not_be_told_apart_is_said(target: Observation) -> None:
+    """Sixteen examples on 24 units, of which no image can have enough to itself."""
+    crowded = from_data(batch_size=16, settings={"widths": (24,), "activation": "relu"}, sigma=1e-9, index=3)
+    try:
+        found = spear.run(None, crowded, crowded.client, starts=32, rounds=1)
+    except BadInput:
+        return
+    assert psnr(crowded, found).min() < 60 and "could not be told apart" in found.reasons[0]
 
 
 def test_float32_and_the_rounding_of_its_gradient_are_no_hindrance() -> None:

@@ -36,8 +36,9 @@ def believe(
     """The model with its beliefs bound.
 
     What is not set falls to what is known of the observation: `channel` to its channel, `sigma` and any other setting
-    (`rate`, `clip`, `policy`, …) to that of its channel or defence, `reference` to the public images, `masks` to
-    whether the network's own dropout is on: who holds the network knows; of a defence, only who is told.
+    (`rate`, `clip`, `policy`, …) to that of its channel or defence, `reference` to the public images, `seen` to what
+    was shared, `masks` to whether the network's own dropout is on: who holds the network knows; of a defence, only who
+    is told.
     """
     parameters = inspect.signature(model).parameters
     bound = {n: v for n, v in (beliefs or {}).items() if v is not None}
@@ -46,7 +47,7 @@ def believe(
         raise BadInput(f"the model has no belief '{sorted(unknown)[0]}'")
     if isinstance(bound.get("sigma"), (int, float)):
         require_positive(sigma=bound["sigma"])
-    known = {**observed.protection.settings, "reference": observed.public}
+    known = {**observed.protection.settings, "reference": observed.public, "seen": observed.g}
     if observed.client.noise_shape is not None and observed.protection.defence is None:
         known["masks"] = True
     if "channel" in parameters:

@@ -81,6 +81,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 def table(rows: Sequence[Row], model: str, inference: str, pixels: int) -> Table:
     """What the gradient gives away, and how far to trust the number."""
     from rich.table import Table
+    from rich.text import Text
 
     summary = summarise(rows)
     error = "" if summary["se"] is None else f" ± {summary['se']:.1f}"
@@ -90,7 +91,7 @@ def table(rows: Sequence[Row], model: str, inference: str, pixels: int) -> Table
     made.add_row("information about the inputs", f"{summary['mutual_information']:.1f}{error} bits")
     made.add_row("a pixel", f"{summary['mutual_information'] / pixels:.2f} bits")
     colour = "green" if summary["converged"] == len(rows) else "bold red"
-    made.add_row("attacks that converged", f"[{colour}]{summary['converged']} of {len(rows)}[/]")
+    made.add_row("attacks that converged", Text(f"{summary['converged']} of {len(rows)}", colour))
     return made
 
 
