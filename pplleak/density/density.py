@@ -65,7 +65,7 @@ class Density:
 
     @property
     def dim(self) -> int:
-        return self.sites[-1].where.stop
+        return self.sites[-1].where.stop if self.sites else 0
 
     @property
     def bounded(self) -> bool:
@@ -123,6 +123,8 @@ class Density:
         is multiplied onto: a place to start from, not the prior."""
         given = {"g": self.observed.g} if count * self.client.update_size > ROOM else {}
         with torch.no_grad(), pyro.validation_enabled(False):
+            if not self.sites:  # all that is open is discrete
+                return torch.zeros(count, 0, dtype=self.client.dtype, device=self.client.device)
             traced = poutine.trace(self._plated(count, given)).get_trace()
             return self.unconstrain({s.name: traced.nodes[s.name]["value"] for s in self.sites})
 
@@ -264,8 +266,8 @@ def build(model: Model, client: Client, observed: Observation, *, moves: bool = 
         size = math.prod(free)
         sites.append(Site(name, shape, free, transform, slice(start, start + size)))
         start += size
-    if not sites:
-        raise BadInput("the model has no continuous latent site: there is nothing to infer")
+    if not sites and not (moves and (moved or discrete)):
+        raise BadInput("the model has no continuous latent site: there is nothing to infer along slopes")
     built = Density(model, client, observed, tuple(sites), discrete, moved=moved)
     if interchangeable(observed):
         built = replace(built, exchangeable=exchangeable(built))
@@ -304,6 +306,7 @@ def exchangeable(density: Density) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         values, _ = free.constrain(free.sample_prior(1))
+        values |= {n: law.sample(torch.Size([1])) for n, law in free.moved.items() if n != "y"}
     values["y"] = base.to(density.client.device)[None] % density.client.labels
     moved = {
         n: v[0][orders] if v.dim() > 1 and v.shape[1] == size else v.expand(3, *v.shape[1:]) for n, v in values.items()
@@ -311,7 +314,7 @@ def exchangeable(density: Density) -> bool:
     joint = sum(free._terms(moved, 3))
     assert isinstance(joint, Tensor)
     joint = joint.reshape(-1, 3)
-    if "order" in free.discrete:  # other ones for other orders of the examples, and the same sum
+    if set(free.discrete) - {"y"}:  # other values for other orders of the examples, and the same sum
         joint = joint.logsumexp(0, keepdim=True)
     if not joint.isfinite().all():
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -40,18 +41,54 @@ class Forest:
 
     def log_prob(self, codes: Tensor) -> Tensor:
         """log p of codes (…, F), (…,)."""
-        above = codes[..., self.parents.clamp(min=0)] * (self.parents >= 0)
-        return self.tables[self.starts + above * self.sizes + codes].sum(-1)
+        return self.log_prob_of(codes, slice(None))
+
+    def log_prob_of(self, codes: Tensor, columns: Sequence[int] | slice) -> Tensor:
+        """Σ over some columns of log p(c_f | c_parent), (…,)."""
+        parents = self.parents[columns]
+        above = codes[..., parents.clamp(min=0)] * (parents >= 0)
+        return self.tables[self.starts[columns] + above * self.sizes[columns] + codes[..., columns]].sum(-1)
 
     def sample(self, shape: torch.Size) -> Tensor:
         """codes (*shape, F), by torch's generator."""
-        codes = torch.zeros(*shape, len(self.sizes), dtype=torch.long, device=self.tables.device)
-        for f in self.order:
-            size, start, parent = int(self.sizes[f]), int(self.starts[f]), int(self.parents[f])
-            rows = self.tables[start:][: size * (1 if parent < 0 else int(self.sizes[parent]))].reshape(-1, size)
-            given = rows[codes[..., parent] if parent >= 0 else torch.zeros_like(codes[..., 0])]
-            codes[..., f] = torch.distributions.Categorical(logits=given).sample()
+        return self.sample_below(
+            torch.zeros(*shape, len(self.sizes), dtype=torch.long, device=self.tables.device), self.order
+        )
+
+    def sample_below(self, codes: Tensor, columns: Sequence[int]) -> Tensor:
+        """codes (…, F) with some columns redrawn one after the other, each given the column that it depends on."""
+        codes = codes.clone()
+        for f in columns:
+            codes[..., f] = drawn(self._table(f).exp().cumsum(1)[self._above(codes, f)])
         return codes
+
+    def sample_pair(self, codes: Tensor, f: int) -> Tensor:
+        """codes (…, F) with column f and the one it depends on redrawn: that one from p(c_p | all that it depends on
+        and that depends on it but f), and f from p(c_f | c_p)."""
+        parent = int(self.parents[f])
+        rest = self._table(parent)[self._above(codes, parent)]
+        for child in (self.parents == parent).nonzero().flatten().tolist():
+            if child != f:
+                rest = rest + self._table(child).mT[codes[..., child]]
+        codes = codes.clone()
+        codes[..., parent] = drawn(rest.softmax(-1).cumsum(-1))
+        return self.sample_below(codes, [f])
+
+    def _above(self, codes: Tensor, f: int) -> Tensor:
+        """The row of each of codes (…, F) in the table of a column."""
+        return codes[..., self.parents[f]] if self.parents[f] >= 0 else torch.zeros_like(codes[..., 0])
+
+    def _table(self, f: int) -> Tensor:
+        """log p(c_f = k | c_parent = m), (states of the parent, or 1, states of f), float64."""
+        parent, size, start = int(self.parents[f]), int(self.sizes[f]), int(self.starts[f])
+        rows = self.tables[start:][: size * (1 if parent < 0 else int(self.sizes[parent]))].reshape(-1, size)
+        return rows.double()
+
+
+def drawn(cumulative: Tensor) -> Tensor:
+    """A state of each law, from its cumulative probabilities (…, states), by torch's generator."""
+    u = torch.rand(cumulative.shape[:-1], dtype=cumulative.dtype, device=cumulative.device)
+    return (cumulative < u[..., None] * cumulative[..., -1:]).sum(-1)
 
 
 class States(TorchDistribution):

@@ -44,13 +44,16 @@ class Records:
     input_shape: tuple[int, ...]
 
     def sample(self, batch_size: int = 1) -> Tensor:
-        """Sites `codes` and `scores`, those that a table has, and x (*chains, batch_size, *input_shape)."""
+        """Sites `codes` and `scores`, those that a table has, and x (*chains, batch_size, *input_shape).
+
+        They carry this law (`infer["records"]`), for an inference that moves from cell to cell.
+        """
         codes = torch.zeros(batch_size, 0, dtype=torch.long, device=self.mean.device)
         scores = self.mean.new_zeros(batch_size, 0)
         if self.forest is not None:
-            codes = pyro.sample("codes", States(self.forest, batch_size))
+            codes = pyro.sample("codes", States(self.forest, batch_size), infer={"records": self})
         if len(self.mean):
-            scores = pyro.sample("scores", self.given(codes))
+            scores = pyro.sample("scores", self.given(codes), infer={"records": self})
         x: Tensor = pyro.deterministic("x", self.decode(codes, scores))
         return x
 
@@ -70,7 +73,7 @@ class Records:
         """s (…, R) -> the numbers, standardised, (…, R)."""
         if not scores.shape[-1]:
             return scores
-        right = torch.bucketize(scores.detach(), self.knots).clamp(1, len(self.knots) - 1)
+        right = torch.bucketize(scores.detach().contiguous(), self.knots).clamp(1, len(self.knots) - 1)
         column = torch.arange(scores.shape[-1], device=scores.device)
         low, high = self.quantiles[column, right - 1], self.quantiles[column, right]
         begin, end = self.knots[right - 1], self.knots[right]
