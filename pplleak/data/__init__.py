@@ -68,15 +68,10 @@ def _folder_is_one(spec: str) -> bool:
     return folder.one(Path(spec))
 
 
-def is_table(spec: str) -> bool:
-    """Whether a name is the file of a table."""
-    return Path(spec).suffix.lower() in TABLES
-
-
 def _table(named: Named) -> tuple[Images, Images]:
     from pplleak.data import table  # where it is used
 
-    require(programs.settings(table.halves, positional=True, reserved={"path"}), named.settings, "", "a table")
+    require(programs.settings(table.halves), named.settings, "", "a table")
     return table.halves(Path(named.name), **named.settings)
 
 
@@ -88,7 +83,7 @@ def _load(spec: str, root: str, half: str) -> Images:
         images: Images = read(Path(root))
         return images
     named = Named.parse(spec)
-    if is_table(named.name):
+    if Path(named.name).suffix.lower() in TABLES:
         return _table(named)[half == "public"]
     if not os.path.isdir(spec):  # False for what is no path, too
         raise unknown("data", spec, known, "Or give a folder of images, or FILE.csv.")

@@ -11,6 +11,7 @@ from pplleak.data import table
 from pplleak.data.images import Images
 from pplleak.errors import BadInput
 
+TABLE = True  # rows, not images
 NAMES = (
     "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship", "race",
     "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country", "income",

@@ -38,11 +38,12 @@ EMPTY = ["", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4}|\d{4}/\d{1,2}/\d{1,2}")
 
 
-def halves(path: Path, target: str = "", drop: Sequence[str] = ()) -> tuple[Images, Images]:
+def halves(path: Path, *, target: str = "", drop: tuple[str, ...] = ()) -> tuple[Images, Images]:
     """The private and the public rows of a file.
 
     Args:
-        target: the column that is the label; "" is the last one. drop: columns to leave out.
+        target: the column that is the label; "" is the last one.
+        drop: columns to leave out.
 
     Raises:
         BadInput: it is no table of columns that can be told apart as above.
