@@ -46,6 +46,7 @@ from pplleak.progress import ProgressBar, silent
 Record = tuple[Tensor, Tensor, Tensor]  # codes (C, F), scores (C, R) and x (C, width) of one record of every chain
 KNOWN = {"codes", "scores"}
 DECADES = 6.0  # over which τ is drawn, from the prior's own sd down
+SHORT = (8, 8, 4, 4, 2, 2)  # moves on a surrogate between two looks at the likelihood, after all moves were made
 KEEP = 0.5  # effective share of the chains that a step in temperature leaves
 
 
@@ -91,9 +92,9 @@ class Sweep:
     """One visit to every record, which leaves p(records) p(g | records)^β as it is.
 
     Of a client whose update is a sum over records, behind Gaussian noise, the moves are made on a quadratic surrogate
-    of the likelihood, `inner` rounds of them in an order drawn anew, and the end is accepted or refused by the true one
-    (Liu 2001, section 9.4.3; the surrogate transition method: each move is reversible, and an order is as likely as its
-    reverse). Otherwise every candidate is compared by the true likelihood.
+    of the likelihood, `inner` rounds of them in an order drawn anew, then a few at a time, and each end is accepted or
+    refused by the true one (Liu 2001, section 9.4.3; the surrogate transition method: each move is reversible, and an
+    order is as likely as its reverse). Otherwise every candidate is compared by the true likelihood.
     """
 
     def __init__(self, records: Any, fit: Likelihood, most: int, inner: int) -> None:
@@ -127,7 +128,7 @@ class Sweep:
             if self.surrogates:
                 new, fit = self._proposed(beside, batch, b, beta, old)
             else:
-                new = self._moved(self.fit, beside, batch, b, beta, old)
+                new = self._moved(self.fit, beside, batch, b, beta, old, self._order())
             batch = batch.with_record(b, *new)
             if b < last:
                 beside = self.fit.after(beside, batch, b)
@@ -135,9 +136,11 @@ class Sweep:
             fit = self.fit.at(beside, batch, last, Tried.one(*new))[:, 0]
         return Chains(batch, self.prior(batch.codes, batch.scores).sum(1), fit, beta)
 
-    def _moved(self, fit: Likelihood, beside: Tensor, batch: Batch, b: int, beta: float, record: Record) -> Record:
-        """All moves once, in an order drawn anew."""
-        for k in torch.randperm(len(self.moves)).tolist():
+    def _moved(
+        self, fit: Likelihood, beside: Tensor, batch: Batch, b: int, beta: float, record: Record, order: list[int]
+    ) -> Record:
+        """Some of the moves, one after the other."""
+        for k in order:
             tried = self.moves[k](*record)
             logits = tried.weight if beta == 0 else tried.weight + beta * fit.at(beside, batch, b, tried)
             pick = (logits - torch.empty_like(logits).exponential_().log()).argmax(1)  # Gumbel
@@ -145,18 +148,26 @@ class Sweep:
             record = (tried.codes[at, pick], tried.scores[at, pick], tried.x[at, pick])
         return record
 
+    def _order(self) -> list[int]:
+        order: list[int] = torch.randperm(len(self.moves)).tolist()
+        return order
+
     def _proposed(self, beside: Tensor, batch: Batch, b: int, beta: float, old: Record) -> tuple[Record, Tensor]:
-        """What the moves on the surrogate lead to, where it is accepted, and its true fit."""
-        surrogate, new = self.surrogates[b].told(beside, b), old
-        for _ in range(self.inner):
-            new = self._moved(surrogate, beside, batch, b, beta, new)
-        codes, scores, x = (torch.stack([o, n], 1) for o, n in zip(old, new, strict=True))
-        true = self.fit.at(beside, batch, b, replace(Tried.one(*old), codes=codes, scores=scores, x=x))
-        gain = true[:, 1] - true[:, 0] - surrogate.height(new[2]) + surrogate.height(old[2])
-        accept = torch.rand_like(gain).log() < beta * gain
-        self.accepted.append(float(accept.double().mean()))
-        kept = [torch.where(accept.reshape(-1, 1), n, o) for o, n in zip(old, new, strict=True)]
-        return (kept[0], kept[1], kept[2]), torch.where(accept, true[:, 1], true[:, 0])
+        """What the moves on the surrogate lead to, where it is accepted, and its true fit: first all of them, then a
+        few at a time, which are accepted where all are not."""
+        surrogate, true = self.surrogates[b].told(beside, b), self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
+        orders = [[k for _ in range(self.inner) for k in self._order()]]
+        orders += [torch.randint(len(self.moves), (n,)).tolist() for n in SHORT]
+        height = surrogate.height(old[2])
+        for order in orders:
+            new = self._moved(surrogate, beside, batch, b, beta, old, order)
+            fit, form = self.fit.at(beside, batch, b, Tried.one(*new))[:, 0], surrogate.height(new[2])
+            accept = torch.rand_like(fit).log() < beta * (fit - true - form + height)
+            self.accepted.append(float(accept.double().mean()))
+            kept = [torch.where(accept.reshape(-1, 1), n, o) for o, n in zip(old, new, strict=True)]
+            old = (kept[0], kept[1], kept[2])
+            true, height = torch.where(accept, fit, true), torch.where(accept, form, height)
+        return old, true
 
     def prior(self, codes: Tensor, scores: Tensor) -> Tensor:
         """log p of records codes (…, F) and scores (…, R) up to a constant, (…,), float64."""
@@ -205,8 +216,8 @@ class Sweep:
     def _tried(
         self, codes: Tensor, scores: Tensor, x: Tensor, tried: Tensor, moved: list[int], weight: Tensor
     ) -> Tried:
-        """Candidates (C, K, F) that differ from codes (C, F) in the columns `moved`, encoded; what their scores weigh is
-        added."""
+        """Candidates (C, K, F) that differ from codes (C, F) in the columns `moved`, encoded, with the weight of their
+        scores added."""
         columns, rows = self.records.columns, self.records.columns.rows.to(x)
         each = scores[:, None].expand(-1, tried.shape[1], -1)
         if any(columns.finite[f].kind == "number" for f in moved):  # one that comes or goes brings its number
@@ -234,7 +245,6 @@ class Sweep:
         tried, encoded = codes[:, None].expand(-1, self.most, -1), x[:, None].repeat(1, self.most, 1)
         encoded[:, :, columns.places[r]] = self.records.numbers(each)[..., r] * columns.present(tried)[..., r]
         return Tried(tried, each, encoded, x, columns.places[r : r + 1].to(x.device), self._scores(tried, each))
-
 
     def _presence(self, r: int, codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
         """Whether a number is there, and its score, together: the code by the throw of a coin, the score from its prior
@@ -302,9 +312,10 @@ def run(
     *,
     seed: int = 0,
     progress: ProgressBar = silent,
-    chains: int = 32,
+    chains: int = 8,
     islands: int = 4,
-    draws: int = 100,
+    particles: int = 32,
+    draws: int = 300,
     moves: int = 2,
     settle: int = 15,
     most: int = 32,
@@ -315,7 +326,8 @@ def run(
 
     Args:
         chains: all advanced in one batch; a multiple of the islands.
-        islands: groups of chains that are independent of each other.
+        islands: groups of particles that are independent of each other.
+        particles: of all islands, during the warm-up; each island's chains are the first of its particles at the end.
         draws: draws a chain, after warm-up.
         moves: sweeps at each temperature of the warm-up.
         settle: sweeps at the end of it.
@@ -323,20 +335,23 @@ def run(
         inner: rounds of moves on the surrogate between two looks at the likelihood; 0: every candidate is looked at.
         thin: sweeps a draw.
     """
-    require_positive(chains=chains, islands=islands, draws=draws, moves=moves, most=most, thin=thin)
-    if chains % islands or chains // islands < 2:
-        raise BadInput(f"{chains} chains do not divide into {islands} islands of two or more: give a multiple")
+    require_positive(
+        chains=chains, islands=islands, particles=particles, draws=draws, moves=moves, most=most, thin=thin
+    )
+    if chains % islands or particles % islands or not islands <= chains <= particles:
+        raise BadInput(f"{chains} chains of {particles} particles do not divide into {islands} islands: give multiples "
+                       "of the islands, and as many particles as chains at least")  # fmt: skip
     if most < 2 or inner < 0 or settle < 0:
         raise BadInput("most must be at least 2 (the old state and another), inner and settle at least 0")
     if why := declines(model, observed, client):
         raise BadInput(why)
     pyro.set_rng_seed(seed)
     density, records = opened(model, client, observed)
-    state = _begun(density, records, chains)
+    state = _begun(density, records, particles)
     sweep = Sweep(records, likelihood(density, state.batch), most, inner)
     one = Tried.one(state.batch.codes[:, 0], state.batch.scores[:, 0], state.batch.x[:, 0])
     state = replace(state, fit=sweep.fit.at(sweep.fit.beside(state.batch, 0), state.batch, 0, one)[:, 0])
-    state, temperatures = _warm(state, sweep, islands, moves, settle, progress)
+    state, temperatures = _warm(state, sweep, islands, moves, settle, chains, progress)
     best = _Best()
 
     def chain(state: Chains) -> Iterator[dict[str, Tensor]]:
@@ -358,9 +373,9 @@ def run(
 
 
 def _warm(
-    state: Chains, sweep: Sweep, islands: int, moves: int, settle: int, progress: ProgressBar
+    state: Chains, sweep: Sweep, islands: int, moves: int, settle: int, chains: int, progress: ProgressBar
 ) -> tuple[Chains, list[float]]:
-    """From the prior to the posterior; the surrogates stay as they are in the end."""
+    """From the prior to the posterior, where so many chains go on; the surrogates stay as they are in the end."""
     temperatures, done = [0.0], 0
     ticks = iter(progress("warm-up", 100))
     while state.beta < 1:
@@ -373,6 +388,9 @@ def _warm(
         for _ in range(done, reached):
             next(ticks, None)
         done = max(done, reached)
+    left = torch.arange(len(state.fit)).unflatten(0, (islands, -1))[:, : chains // islands].flatten()
+    state = Chains(state.batch.picked(left), state.prior[left], state.fit[left], 1.0)
+    sweep.refreshed(state)
     for k in range(settle):
         if 3 * k < 2 * settle:
             sweep.refreshed(state)

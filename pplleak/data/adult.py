@@ -1,4 +1,4 @@
-"""UCI Adult, ROOT/adult/adult.data and adult.test: census records, the income is the label; the test rows are private."""
+"""UCI Adult, ROOT/adult/adult.data and adult.test: a census with the income as label; the test rows are private."""
 
 from __future__ import annotations
 

@@ -149,8 +149,8 @@ def split(frame: pd.DataFrame, target: str, private: np.ndarray, what: str) -> t
     found = [_column(n, values, ~private, what) for n, values in cells.items()]
     columns = Columns(tuple(column for column, _ in found))
     if not columns.varying:
-        raise BadInput(f"every column of {printable(what)} but '{printable(target, 40)}' is the same in all rows: there "
-                       "is nothing to infer")  # fmt: skip
+        raise BadInput(f"every column of {printable(what)} but '{printable(target, 40)}' is the same in all rows: "
+                       "there is nothing to infer")  # fmt: skip
     memory.require(8 * len(frame) * columns.width, f"{printable(what)}, encoded,", "take fewer rows or columns")
     codes = [_codes(c, values) for c, values in found if c.states]
     numbers = [(np.nan_to_num(values, nan=c.mean) - c.mean) / c.sd for c, values in found if c.kind == "number"]
@@ -168,7 +168,7 @@ def _labels(cells: Any, name: str, what: str) -> tuple[torch.Tensor, tuple[str, 
         raise BadInput(f"{said} is missing in {int(cells.isna().sum())} rows: fill them in, or leave them out")
     classes = sorted(set(cells), key=lambda c: (0, float(c), c) if _is_number(c) else (1, 0.0, c))
     if not 2 <= len(classes) <= CLASSES:
-        raise BadInput(f"{said} has {len(classes)} values, and a label 2 to {CLASSES}: name another column as the target")
+        raise BadInput(f"{said} has {len(classes)} values, and a label 2 to {CLASSES}: name another column as target")
     places = {c: k for k, c in enumerate(classes)}
     return torch.tensor([places[c] for c in cells]), tuple(classes)
 

@@ -5,8 +5,8 @@ all candidates, Gaussian noise needs an inner product and a norm of one record's
 
     log p(g | …) = −(‖r‖² − 2 w_b ⟨r, u_b⟩ + w_b² ‖u_b‖²) / 2σ² + constant
 
-so that a candidate costs one record's update, and not a batch's (`Residual`). `Whole` is the slow, obvious form, for any
-client and channel: every candidate's batch in full. `Quadratic` is an approximation that costs next to nothing, and
+so that a candidate costs one record's update, and not a batch's (`Residual`). `Whole` is the slow, obvious form, for
+any client and channel: every candidate's batch in full. `Quadratic` is an approximation that costs next to nothing, and
 from which a sampler may take its proposals.
 """
 

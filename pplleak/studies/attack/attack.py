@@ -27,7 +27,6 @@ from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
 from pplleak.studies.attack import causes
 
-
 RECORDS, CELLS = "records", "gibbs"  # the prior of a table's records, and the inference that moves through their cells
 
 

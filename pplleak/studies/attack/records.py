@@ -32,6 +32,12 @@ ROWS = {
 }
 
 
+def _short(value: object, most: int) -> str:
+    """Words from a file, on one line, at most so long."""
+    said = printable(value)
+    return said if len(said) <= most else f"{said[: most - 1]}…"
+
+
 def kinds(columns: Columns) -> Table:
     """The columns of a table, what kind each was taken for, and what a cell may hold."""
     shown = Table(title="columns, as they were read", title_justify="left")
@@ -39,13 +45,13 @@ def kinds(columns: Columns) -> Table:
         shown.add_column(name)
     for c in columns.columns:
         if c.kind == "categorical":
-            few = ", ".join(printable(v, 20) for v in c.values[:3])
+            few = ", ".join(_short(v, 20) for v in c.values[:3])
             holds = f"{len(c.values)} categories: {few}{', …' if len(c.values) > 3 else ''}"
         elif c.kind == "constant":
-            holds = f"always {printable(c.values[0], LETTERS) if c.values else MISSING}: nothing to learn"
+            holds = f"always {_short(c.values[0], LETTERS) if c.values else MISSING}: nothing to learn"
         else:
             holds = f"{c.words(c.low)} to {c.words(c.high)}" + (f", {len(c.values)} values" if c.kind == "grid" else "")
-        shown.add_row(Text(printable(c.name, LETTERS)), c.kind, Text(holds), "some" if c.missing else "")
+        shown.add_row(Text(_short(c.name, LETTERS)), c.kind, Text(holds), "some" if c.missing else "")
     return shown
 
 
@@ -63,9 +69,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
         style = {True: "green", False: "bold red", None: ""}[row["right"]]
         said = "–" if row["probability"] is None else f"{row['probability']:.0%}"
         shown.add_row(
-            Text(printable(row["column"], LETTERS)),
-            *((Text(printable(row["truth"], LETTERS)),) if has_truth else ()),
-            Text(printable(row["estimate"], LETTERS), style), said, Text(row["interval"]),
+            Text(_short(row["column"], LETTERS)),
+            *((Text(_short(row["truth"], LETTERS)),) if has_truth else ()),
+            Text(_short(row["estimate"], LETTERS), style), said, Text(row["interval"]),
             end_section=row["column"] == rows[-1]["column"],
         )  # fmt: skip
     return shown
@@ -113,7 +119,7 @@ def picture(posterior: Posterior, summary: dict[str, Any], columns: Columns, hea
             colour = {True: GOOD, False: BAD, None: INK}[row["right"]]
             at = j + 0.6
             for name, ink in (("column", INK), ("truth", INK), ("estimate", colour), ("interval", INK)):
-                text = printable("" if row[name] is None else row[name], 24)
+                text = _short("" if row[name] is None else row[name], 24)
                 axes.text(places[name], at, text, fontsize=8.5, color=ink, va="center", parse_math=False)
             if row["probability"] is not None:
                 axes.barh(at, 0.13, 0.5, places["bar"], color=PALE)

@@ -88,7 +88,11 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     and what each cell is taken for."""
     posterior.save(out / "posterior.nc")
     columns = cells.columns_of(posterior)
-    for earlier in ("summary.json", "attack.png", "cells.csv"):  # they are not this posterior's, should this be interrupted here
+    for earlier in (
+        "summary.json",
+        "attack.png",
+        "cells.csv",
+    ):  # not this posterior's, should this be interrupted here
         (out / earlier).unlink(missing_ok=True)
     summary = summarise(posterior)
     runs.json(out / "summary.json", summary)
@@ -107,8 +111,8 @@ def plot(posterior: Posterior) -> Figure:
 
 
 def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Figure:
-    """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it. Of records,
-    their cells (`records.picture`)."""
+    """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it. Of
+    records, their cells (`records.picture`)."""
     from matplotlib.figure import Figure
 
     columns = cells.columns_of(posterior)
