@@ -46,7 +46,7 @@ EACH = {
 ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tableak": ("tableak", "ensemble", {}),
     "map": ("optimal:prior=gaussian", "map", {"starts": 4, "steps": 500}),
-    "posterior": ("optimal:prior=records", "gibbs", {"particles": 16, "draws": 80, "settle": 8, "moves": 1}),
+    "posterior": ("optimal:prior=records", "gibbs", {"particles": 16, "draws": 60, "settle": 5, "moves": 1}),
 }
 
 

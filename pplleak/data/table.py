@@ -226,7 +226,7 @@ def _codes(column: Column, values: np.ndarray) -> np.ndarray:
     if column.kind == "number":
         return np.isnan(values).astype(np.int64)
     if column.kind == "grid":
-        codes = np.searchsorted(np.array(column.values), np.nan_to_num(values, nan=column.values[0]))
+        codes = np.searchsorted(np.array(column.values), np.nan_to_num(values, nan=float(column.values[0])))
         return np.where(np.isnan(values), len(column.values), codes).astype(np.int64)
     places = {c: k for k, c in enumerate(column.values)}
     return np.array([places.get(v, len(places)) for v in values], dtype=np.int64)

@@ -145,8 +145,8 @@ def fit_records(
     made = Records(columns, forest, knots, quantiles, numbers.new_zeros(0), numbers.new_zeros(0), numbers, shape)
     scores = torch.where(columns.present(codes), made.scores(numbers), 0.0)
     mean, shifts, scale = _regressed(scores, codes + columns.offsets, columns.rows, tree, floor)
-    parts = [t.to(place, dtype) for t in (knots, quantiles, mean, shifts, scale)]
-    return Records(columns, forest, *parts, shape)
+    knots, quantiles, mean, shifts, scale = (t.to(place, dtype) for t in (knots, quantiles, mean, shifts, scale))
+    return Records(columns, forest, knots, quantiles, mean, shifts, scale, shape)
 
 
 def _quantiles(numbers: Tensor, there: Tensor, floor: float) -> tuple[Tensor, Tensor]:

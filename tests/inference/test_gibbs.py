@@ -15,14 +15,16 @@ from conftest import misfit
 from tables import columns_of, shared, written
 from torch import Tensor
 
-from pplleak.density import cells
+from pplleak.density import cell_starts, cells
+from pplleak.density.cell_moves import Sweep
 from pplleak.errors import BadInput
 from pplleak.inference import gibbs
 from pplleak.models import optimal
 
 SCORES = torch.linspace(-5, 5, 401, dtype=torch.float64)
 QUICK: dict[str, Any] = {"chains": 8, "particles": 8, "draws": 30, "settle": 3}
-FEW: dict[str, Any] = {"chains": 16, "particles": 16, "draws": 150, "settle": 6, "moves": 1, "most": 8}
+FEW: dict[str, Any] = {"chains": 16, "particles": 16, "draws": 150, "settle": 3, "moves": 1, "most": 8, "starts": 2,
+                       "steps": 30}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +93,10 @@ def test_a_record_beside_its_residual_fits_as_the_batch_does(file: Path) -> None
     """Up to a constant of each chain, and for the quadratic form at the record that it was made about."""
     observed, model = shared(file, batch=3, labels=[0, 1, 1])
     density, records = gibbs.opened(model, observed.client, observed)
-    batch = gibbs._begun(density, records, 4).batch
+    batch = cell_starts.drawn(density, records, 4)
     fast, slow = cells.likelihood(density, batch), cells.Whole(density)
     assert isinstance(fast, cells.Residual)
-    sweep = gibbs.Sweep(records, fast, 8, 0)
+    sweep = Sweep(records, fast, 8, 0)
     beside = fast.beside(batch, 0)
     for b in range(3):
         for move in sweep.moves:
@@ -147,7 +149,7 @@ def test_other_models_and_open_labels_are_declined_in_one_line(file: Path) -> No
     with pytest.raises(BadInput, match="known labels"):
         gibbs.run(model, replace(observed, labels=None), observed.client)
     with pytest.raises(BadInput, match="do not divide"):
-        gibbs.run(model, observed, observed.client, chains=10, islands=4)
+        gibbs.run(model, observed, observed.client, particles=10, islands=4)
 
 
 def test_one_seed_is_one_result(file: Path) -> None:

@@ -115,9 +115,9 @@ def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Fi
     records, their cells (`records.picture`)."""
     from matplotlib.figure import Figure
 
-    columns = cells.columns_of(posterior)
-    if columns is not None:
-        return records.picture(posterior, summary, columns, heading(posterior), verdict(summary))
+    of_table = cells.columns_of(posterior)
+    if of_table is not None:
+        return records.picture(posterior, summary, of_table, heading(posterior), verdict(summary))
 
     shown = min(len(posterior.mode), 4)
     order = np.arange(len(posterior.mode))
