@@ -114,7 +114,7 @@ def run(
         raise BadInput(f"{particles} particles do not divide into {islands} islands of two or more: give a multiple")
     if most < 2 or min(inner, settle, starts, steps) < 0:
         raise BadInput(
-            "most must be at least 2 (the old state and another); inner, settle, starts and steps at least 0"
+            "most must be at least 2 (the old state and another), inner, settle, starts and steps at least 0"
         )
     if why := declines(model, observed, client):
         raise BadInput(why)

@@ -41,10 +41,16 @@ def written(path: Path, text: str = "") -> Path:
 
 
 def shared(
-    path: Path, batch: int = 1, sigma: float = 0.1, index: int = 0, labels: list[int] | None = None, **network: Any
+    path: Path,
+    batch: int = 1,
+    sigma: float = 0.1,
+    index: int = 0,
+    labels: list[int] | None = None,
+    drop: tuple[str, ...] = (),
+    **network: Any,
 ) -> tuple[Observation, Callable[..., Any]]:
     """What a small client of a table's private rows shares through Gaussian noise, and the model that fits it."""
-    private, public = table.halves(path)
+    private, public = table.halves(path, drop=drop)
     assert private.columns is not None
     settings = {"widths": (5,), **network}
     client = build_client(
@@ -52,6 +58,7 @@ def shared(
     )
     x, y = private.batch(index, batch)
     x, y = private.columns.encode(*private.columns.decode(x.double())), y if labels is None else torch.tensor(labels)
+    torch.manual_seed(0)
     g = channels.Gaussian(client.update(x, y), sigma).sample()
     said = Protection(channel=Named("gaussian", {"sigma": sigma})).filled()
     observed = Observation(g, batch, y, client, said, public.x, x)

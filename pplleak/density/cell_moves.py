@@ -185,7 +185,7 @@ class Sweep:
             for f in moved:
                 start = columns.offsets[f]
                 encoded = encoded + (rows[start + tried[..., f]] - rows[start + codes[:, f]][:, None])
-        entries = torch.cat([self._entries(columns.finite[f]) for f in moved])
+        entries = torch.cat([self._entries(columns.finite[f]) for f in moved]).sort().values
         return Tried(tried, each, encoded, x, entries.to(x.device), weight + self._scores(tried, each))
 
     def _entries(self, column: Column) -> Tensor:

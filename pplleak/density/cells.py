@@ -49,8 +49,8 @@ class Batch:
 @dataclass(frozen=True, eq=False)
 class Tried:
     """Candidates for one record of every chain: codes (C, K, F), scores (C, K, R), encoded as x (C, K, width), which
-    differ from what the chains hold, `old` (C, width), in `entries` alone; weight (C, K): what of log p(records) they
-    were not drawn by."""
+    differ from what the chains hold, `old` (C, width), in `entries` alone, in growing order; weight (C, K): what of
+    log p(records) they were not drawn by."""
 
     codes: Tensor
     scores: Tensor
