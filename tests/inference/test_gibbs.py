@@ -72,18 +72,20 @@ def frequencies(observed: Any, model: Any) -> Tensor:
     return weights @ indicators(observed, states)
 
 
-@pytest.mark.parametrize(("inner", "activation"), [(0, "relu"), (2, "relu"), (2, "gelu")])
+@pytest.mark.parametrize(
+    ("inner", "activation"), [(0, "relu"), (2, "relu"), pytest.param(2, "gelu", marks=pytest.mark.slow)]
+)
 def test_the_cells_probabilities_are_those_of_enumeration(file: Path, inner: int, activation: str) -> None:
     """Of categories, a grid, and a number that may be missing; with every candidate looked at, and by the surrogate."""
     observed, model = shared(file, sigma=0.2, index=1, activation=activation)
-    draws = sampled(observed, model, inner=inner)
+    draws = sampled(observed, model, inner=inner, draws=100 if inner else 60)
     assert agrees(draws, frequencies(observed, model)) < 5
     assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.3))) > 5
 
 
 def test_the_records_of_a_batch_are_told_apart_as_enumeration_tells_them(file: Path) -> None:
     observed, model = shared(file, batch=2, sigma=0.2, index=3, labels=[0, 1], drop=("price",))
-    draws = sampled(observed, model)
+    draws = sampled(observed, model, inner=1, draws=25)
     assert agrees(draws, frequencies(observed, model)) < 5
     assert agrees(draws, frequencies(replace(observed, labels=torch.tensor([1, 0])), model)) > 5
 
@@ -152,7 +154,7 @@ def test_other_models_and_open_labels_are_declined_in_one_line(file: Path) -> No
 
 
 def test_one_seed_is_one_result(file: Path) -> None:
-    observed, model = shared(file)
+    observed, model = shared(file, sigma=1.0)
     a, b = (
         gibbs.run(model, observed, observed.client, seed=3, chains=4, particles=8, draws=3, settle=1) for _ in range(2)
     )
