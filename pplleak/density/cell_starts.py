@@ -72,7 +72,7 @@ def warmed(sweep: Sweep, batch: Batch, islands: int, moves: int, progress: Progr
 
 def climbed(fit: Residual, records: Any, starts: int, steps: int, progress: ProgressBar) -> Batch:
     """The records nearest to the ends of a climb of −‖g − u(x)‖² / 2σ² + log Normal(x; mean, cov) by Adam."""
-    client, observed = fit.density.client, fit.density.observed
+    client, observed, y = fit.density.client, fit.density.observed, fit.labels
     codes = torch.zeros(DRAWN, 1, 0, dtype=torch.long, device=client.device)
     codes = codes if records.forest is None else records.forest.sample(torch.Size([DRAWN, 1]))
     scores = records.given(codes).sample() if len(records.mean) else records.mean.new_zeros(DRAWN, 1, 0)
@@ -88,7 +88,7 @@ def climbed(fit: Residual, records: Any, starts: int, steps: int, progress: Prog
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
         for _ in progress("climb", steps):
             adam.zero_grad()
-            u = client.update(mean.to(w) + w @ factor.mT, observed.labels)
+            u = client.update(mean.to(w) + w @ factor.mT, y)
             cost = u.sqdist(observed.g) / (2 * fit.sigma**2) + 0.5 * w.double().square().sum((1, 2))
             better = cost.detach() < best
             best[better], best_w[better] = cost.detach()[better], w.detach()[better]

@@ -101,19 +101,19 @@ class Residual:
 
     def weight(self, b: int) -> float:
         """w_b: the share of record b in the batch's update, in units of its own."""
-        y = self._labels
+        y = self.labels
         shares = get(self.density.client.loss).shares
         return float(shares(y)[b] / shares(y[b : b + 1])[0])
 
     @property
-    def _labels(self) -> Tensor:
+    def labels(self) -> Tensor:
         labels = self.density.observed.labels
         assert labels is not None
         return labels
 
     def update(self, x: Tensor, b: int) -> Update:
         """u_b of records x (N, width)."""
-        y = self._labels[b : b + 1].expand(len(x), 1)
+        y = self.labels[b : b + 1].expand(len(x), 1)
         return self.density.client.update(x[:, None], y)
 
     def _shared(self, batch: Batch, b: int) -> Tensor:

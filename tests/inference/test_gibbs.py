@@ -64,7 +64,7 @@ def agrees(draws: np.ndarray, expected: Tensor) -> float:
     """The farthest of the frequencies from their probabilities, in standard errors; of those that are not rare."""
     seen = (expected > 0.02) & (expected < 0.98)
     assert int(seen.sum()) > 3, "nothing is open: there is nothing to compare"
-    return misfit(draws[..., seen.numpy()], expected[seen])
+    return misfit(draws[..., seen.numpy()], expected[seen], floor=80)
 
 
 def frequencies(observed: Any, model: Any) -> Tensor:
@@ -80,7 +80,7 @@ def test_the_cells_probabilities_are_those_of_enumeration(file: Path, inner: int
     observed, model = shared(file, sigma=0.2, index=1, activation=activation)
     draws = sampled(observed, model, inner=inner, draws=100 if inner else 60)
     assert agrees(draws, frequencies(observed, model)) < 5
-    assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.3))) > 5
+    assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
 
 
 def test_the_records_of_a_batch_are_told_apart_as_enumeration_tells_them(file: Path) -> None:
