@@ -25,6 +25,7 @@ from pplleak.density import Density, Model, build, marginal
 from pplleak.density.decrement import settled
 from pplleak.density.hamiltonian import init, step
 from pplleak.density.recording.tape import Plain
+from pplleak.density.refusals import require_possible
 from pplleak.density.resampling import resample
 from pplleak.density.search import maximise
 from pplleak.density.step_size import trajectory_steps
@@ -125,6 +126,7 @@ def run(
         with torch.no_grad():
             terms = [density.terms(part) for part in z.split(512)]
         prior, likelihood = (torch.cat([t[k] for t in terms], -1) for k in (0, 1))
+        require_possible(prior + likelihood)
         beta, log_w = next_temperature(prior, likelihood, beta, islands, keep)
         log_evidence += log_w.logsumexp(1) - math.log(particles)
         ancestors = resample(log_w) + particles * torch.arange(islands, device=z.device)[:, None]

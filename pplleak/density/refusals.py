@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyro
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.errors import BadInput
@@ -41,3 +42,10 @@ def require_program(trace: poutine.Trace, client: Client, batch_size: int) -> No
         if math.isnan(density) or density == math.inf:
             raise BadInput(f"the model's log-density at its own draw is {density}, of the site '{name}': no inference "
                            "can follow it")  # fmt: skip
+
+
+def require_possible(log_density: Tensor) -> None:
+    """Raise BadInput where log p(z, g) (n,) is above -inf at none of the points that were tried."""
+    if not bool((log_density > -math.inf).any()):
+        raise BadInput("the model's log-density is -inf, or no number, wherever it was tried: it gives this "
+                       "observation, or its own draws, no probability")  # fmt: skip

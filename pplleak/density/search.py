@@ -17,6 +17,7 @@ from torch import Tensor
 from pplleak.density import Density
 from pplleak.density.box import Box, lbfgsb
 from pplleak.density.decrement import ENOUGH, Decrement, decrement, settled
+from pplleak.density.refusals import require_possible
 from pplleak.progress import ProgressBar, silent
 
 Optimizer = Literal["adam", "signed_adam", "lbfgs"]
@@ -68,6 +69,9 @@ def maximise(
     A climb whose rate follows a schedule takes all its steps, as does one in a box; any other ends before where no
     start has gained in the last LOOK steps and the best has less than ENOUGH nats left.
 
+    Raises:
+        BadInput: nowhere on the way of any start was the log-density a number above -inf.
+
     Args:
         decay: of the learning rate of Adam, see `rates`. box: where z is clamped to after every step.
         consensus: c of a pull −c ‖z − z̄‖² of every start towards the mean of all; no part of the log-density.
@@ -112,6 +116,8 @@ def maximise(
             schedule.step()
             if box is not None:
                 box.clamp_(z.detach())
+            if t == LOOK and float(best.max()) == -math.inf:
+                break  # is refused below
             if steady and t % LOOK == LOOK - 1:
                 risen, reached = float((best - reached).max()), best.clone()
                 if risen < ENOUGH and decrement(log_density, best_z[int(best.argmax())]).nats < ENOUGH:
@@ -121,6 +127,8 @@ def maximise(
         if not curve:
             raise
         interrupted = True
+    if not interrupted:
+        require_possible(best)
     order = best.argsort(descending=True)
     return Maximum(best_z[order], best[order], torch.stack(curve)[:, order], order, interrupted)
 

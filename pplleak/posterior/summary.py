@@ -32,6 +32,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     Of records (`pplleak.posterior.cells`) there are, in place of PSNR, SSIM, sd and coverage of pixels: cell_accuracy,
     exact_match, guess_accuracy, guess_exact, cell_probability, calibration_error, chance_exact, expected_right, cells.
     approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
+    searches: 2 where the first ended beside what the model explains, and another one found it.
     recovered_labels: the labels that were recovered, by which rule, how sure. sigma: of the noise as it was told, or
     its posterior median where it was inferred, with its 90 % interval (sigma_interval). path: how the client's update
     was computed (`Client.path`).
@@ -83,6 +84,7 @@ def _of_the_attack(posterior: Posterior) -> dict[str, Any]:
         "inference": posterior.attrs.get("inference"),
         "settings": posterior.attrs.get("settings"),
         "chosen": posterior.attrs.get("chosen"),
+        "searches": posterior.attrs.get("searches", 1),
         "recovered_labels": posterior.attrs.get("recovered_labels"),
         **{
             n: posterior.attrs.get(n)

@@ -155,3 +155,9 @@ def epochs_of(count: int, batch: int, epochs: int, most: int) -> tuple[int, int]
     """Steps an epoch and epochs, for `count` images in batches, within `most` steps; at least one epoch."""
     steps = -(-count // batch)
     return steps, max(1, min(epochs, most // steps))
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    """The rate that rises to lr over a tenth of the steps and falls to 0; a fit of under ten ends on its way down."""
+    total = max(steps + 1, 11)  # of ten, a tenth is no way up: torch divides by its length
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=0.1)

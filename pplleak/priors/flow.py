@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive, unknown
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on
+from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on, one_cycle
 from pplleak.priors._splines import Flow, coupling_spline
 from pplleak.priors._store import trained
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
@@ -220,7 +220,7 @@ def fit(
         flow = _spline(rank, hidden, torch.float32)
         each, epochs = epochs_of(len(z), batch, epochs, steps)
         adam = torch.optim.AdamW(flow.parameters(), lr=lr, weight_decay=decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(adam, lr, total_steps=each * epochs + 1, pct_start=0.1)
+        schedule = one_cycle(adam, lr, each * epochs)
         done, keep = going_on(kept, "flow", epochs, Training(flow, adam, schedule))
         try:
             for _ in progress("flow", epochs - done):

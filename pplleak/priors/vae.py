@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on
+from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on, one_cycle
 from pplleak.priors._store import trained
 from pplleak.progress import ProgressBar, silent
 
@@ -184,7 +184,7 @@ def fit(
         loss = TraceMeanField_ELBO().differentiable_loss
         # Pyro's own optimisers keep one Adam a parameter, at several times the cost of a step this small
         adam = torch.optim.Adam(networks.parameters(), lr=lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(adam, lr, total_steps=each * epochs + 1, pct_start=0.1)
+        schedule = one_cycle(adam, lr, each * epochs)
 
         def fitted() -> VAE:
             return VAE(encoder.eval(), decoder.eval(), (floor + excess.exp()).detach(), tuple(images.shape[1:]))

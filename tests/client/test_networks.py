@@ -32,6 +32,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {},
     "resnet20": {"width": 2},
     "vit": {"width": 8, "heads": 2},
+    "torchvision": {"arch": "shufflenet_v2_x0_5"},
+    "timm": {"arch": "test_resnet"},
 }
 
 
@@ -54,6 +56,16 @@ def test_its_update_is_lazy_and_the_gradient(name: str) -> None:
     assert client.lazy
     x, y = batch_of(client, (2,), 2)
     assert_quantities(client.update(x, y), reference(client, x, y), some_g(client))
+
+
+@pytest.mark.parametrize("collection", ["torchvision", "timm"])
+def test_networks_of_a_collection_are_looked_up_by_their_names(collection: str) -> None:
+    """Never fetched: a name that timm would download is none."""
+    for arch in ("resnet19", "hf-hub:timm/resnet18.a1_in1k", "retinanet_resnet50_fpn"):
+        with pytest.raises(BadInput, match=f"unknown network of {collection} '{arch}'"):
+            build_client(collection, {"arch": arch}, SHAPE, 3)
+    client = build_client(collection, {**SMALL[collection], "mode": "train"}, SHAPE, 3)
+    assert client.mixes_batch and not client.lazy  # BatchNorm by the client's own batch
 
 
 def test_resnet18_is_lazy_while_its_normalisation_is_in_eval_mode() -> None:

@@ -12,7 +12,7 @@ import torch
 from conftest import observe, tiny
 from torch import Tensor
 
-from pplleak import channels, density
+from pplleak import channels, density, programs
 from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.models import dlg
@@ -81,3 +81,18 @@ def test_an_observation_that_does_not_fit_is_refused(spoil: Callable[[Tensor], T
     observed = observe(client, SIGMA)
     with pytest.raises(BadInput, match=said):
         density.build(dlg.model, client, replace(observed, g=spoil(observed.g)))
+
+
+@pytest.mark.parametrize("inference", ["map", "hmc", "langevin", "laplace", "nuts", "smc", "svi"])
+def test_a_model_without_any_probability_is_refused_by_every_inference(inference: str) -> None:
+    client = tiny()
+
+    def model(client: Client, size: int = 1) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).expand([size, 1, 2, 2]).to_event(4))
+        pyro.factor("never", torch.full(x.shape[:-4], -torch.inf, dtype=torch.float64))
+        y = pyro.sample("y", client.label_prior(size))
+        pyro.sample("g", channels.Gaussian(client.update(x, y), SIGMA))
+
+    run = programs.load("inference", inference)
+    with pytest.raises(BadInput, match="no probability"):
+        run(model, observe(client, SIGMA), client)

@@ -111,6 +111,25 @@ def test_a_right_client_has_no_cause_but_the_search() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+FAILING = """from pplleak.inference import map
+
+
+def run(model, observed, client, *, seed=0, progress=None, failures=(0,)):
+    return map.run(model, observed, client, seed=seed, starts=2, steps=1 if seed in failures else 200)
+"""
+
+
+@pytest.mark.parametrize(("failures", "searches"), [((), 1), ((0,), 2), ((0, 1), 1)])
+def test_a_search_that_fails_is_tried_once_more(failures: tuple[int, ...], searches: int, tmp_path: Path) -> None:
+    """And what was found first is kept, and doubted, where the second fails, too."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    found = pl.attack(scene(), inference=str(tmp_path / "failing.py"), settings={"failures": failures}, explain=True)
+    assert found.summary["searches"] == searches
+    assert found.summary["fits"] is (len(failures) < 2)
+    assert found.summary["cause"] == ("search" if len(failures) == 2 else None)
+    assert found.attrs["seed"] == 0
+
+
 def test_the_command_line_says_the_cause_first(tmp_path: Path) -> None:
     file, out = tmp_path / "o.safetensors", tmp_path / "attack"
     observed = scene(loss="mse")

@@ -20,7 +20,7 @@ from pplleak import data, programs
 from pplleak.cli import prior as prior_command
 from pplleak.errors import BadInput
 from pplleak.priors import _store as store
-from pplleak.priors._fitting import Interrupted
+from pplleak.priors._fitting import Interrupted, one_cycle
 from pplleak.priors._store import trained
 
 SHAPE = (1, 2, 2)
@@ -82,6 +82,17 @@ def test_a_flow_on_a_vae_comes_back_from_its_file_and_is_attacked_with(workshop:
     mixed = {**tensors(), **{f"vae.{n}": t for n, t in other.tensors().items()}}
     with pytest.raises(BadInput, match="describes 2 latents, its VAE has 3"):
         store.Stored("flow", SHAPE, mixed).prior()
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 30])
+def test_a_fit_of_few_steps_has_a_rate_at_each_of_them(steps: int) -> None:
+    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    schedule, rates = one_cycle(adam, 0.1, steps), []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        adam.step()
+        schedule.step()
+    assert all(0 < r <= 0.1 for r in rates) and (steps < 9 or max(rates) > 0.09)
 
 
 @pytest.mark.parametrize("kind", store.kinds())

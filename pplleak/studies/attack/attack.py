@@ -28,6 +28,7 @@ from pplleak.settings import Named
 from pplleak.studies.attack import causes
 
 RECORDS, CELLS = "records", "gibbs"  # the prior of a table's records, and the inference that moves through their cells
+MORE = {"starts": 4, "steps": 2}  # of a search that is made once more, in those of the first
 
 
 def believe(
@@ -125,7 +126,8 @@ def attack(
             labels that were not shared off g (`pplleak.density.label_rules`).
         seed: of the inference; one seed, one result.
         explain: where the model does not explain the gradient, try other clients (`causes`): about a dozen short
-            searches more.
+            searches more; and where it is the search that failed, the inference once more, as far as it can with
+            `MORE` starts and steps. What that finds is taken if it fits, and `searches` is 2 in the attributes.
     """
     provenance = dict(observed.provenance)
     beliefs = {**(beliefs or {}), **({} if prior is None else {"prior": prior})}
@@ -140,11 +142,27 @@ def attack(
     bound = believe(programs.load("models", model), observed, beliefs)
     sizes.require_draws(observed.client, observed.batch_size, settings)
     start = time.perf_counter()
-    with _blaming(programs.locate("models", model)):
-        posterior: Posterior = run(bound, observed, observed.client, seed=seed, progress=progress, **settings)
-    if not isinstance(posterior, Posterior):
-        raise BadInput(f"the inference {inference} returned a {type(posterior).__name__}, not a Posterior: end its run "
-                       "with pplleak.posterior.collect")  # fmt: skip
+
+    def infer(seed: int, **more: Any) -> Posterior:
+        given = {**settings, **more}
+        with _blaming(programs.locate("models", model)):
+            found: Posterior = run(bound, observed, observed.client, seed=seed, progress=progress, **given)
+        if not isinstance(found, Posterior):
+            raise BadInput(f"the inference {inference} returned a {type(found).__name__}, not a Posterior: end its run "
+                           "with pplleak.posterior.collect")  # fmt: skip
+        return found
+
+    posterior = infer(seed)
+    looked = _fit(bound, observed, posterior, progress if explain else None)
+    if looked is not None and looked.cause == causes.SEARCH:
+        with suppress(KeyboardInterrupt):  # what was found stays
+            presets = {n: p.default for n, p in inspect.signature(run).parameters.items()} | settings
+            wider = {n: times * presets[n] for n, times in MORE.items() if isinstance(presets.get(n), int)}
+            again = infer(seed + 1, **wider)
+            second = _fit(bound, observed, again, None)
+            if second is not None and second.fits:
+                posterior, looked = again, second
+                provenance["searches"] = 2
     leaked: dict[str, Any] = {}
     if observed.truth is not None:
         with suppress(BadInput):  # not every inference knows p(g), nor every model p(g | x)
@@ -152,7 +170,7 @@ def attack(
             leaked = {"bits": gained.value, "bits_se": gained.se}
     attrs = {
         **leaked,
-        "fit": _fit(bound, observed, posterior, progress if explain else None),
+        "fit": looked and looked.plain(),
         "model": model,
         "inference": inference,
         "beliefs": _plain(bound.keywords),
@@ -212,7 +230,7 @@ def _read(observed: Observation, model: str) -> dict[str, Any]:
 
 def _fit(
     bound: functools.partial[Any], observed: Observation, posterior: Posterior, explaining: ProgressBar | None
-) -> dict[str, Any] | None:
+) -> fit.Fit | None:
     """How well the model explains the observation; None where that cannot be computed, which fails no attack.
 
     explaining: shows the search for a cause where it does not; None looks for none.
@@ -227,7 +245,7 @@ def _fit(
         with suppress(KeyboardInterrupt):  # what was found stays
             cause = causes.explain(bound, observed, explaining, misfit=found.p is None or found.p < fit_words.P)
             found = found if cause is None else found.explained(cause.name, cause.words, cause.nats)
-    return found.plain()
+    return found
 
 
 @contextmanager

@@ -45,6 +45,7 @@ SCREENED, STARTS, STEPS, POLISH = 64, 4, 100, 5  # draws of the prior; of them, 
 WIDEST = 1024  # latents up to which an evidence is worth its Hessian; beyond, the highest densities are compared
 LARGEST = 2_000_000  # entries of an update up to which other clients cost little to try
 MOST_LABELS = 100  # combinations of labels that are summed over
+SEARCH = "search"  # the cause that is no other client: what was found is not where the model explains the gradient
 CLEARLY = 5.0  # nats by which an alternative must be better
 
 
@@ -123,7 +124,7 @@ def explain(
             return None
         if p_own >= P and misfit:
             words = "the same client explains it at another image: the search for that one has not ended"
-            return Cause("search", words, 0.0, p_own)
+            return Cause(SEARCH, words, 0.0, p_own)
         for k in progress("other clients", len(tried)):
             torch.manual_seed(k)
             try:
