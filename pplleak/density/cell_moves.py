@@ -19,6 +19,7 @@ from pplleak.density.cells import Batch, Likelihood, Quadratic, Residual, Tried
 
 Record = tuple[Tensor, Tensor, Tensor]  # codes (C, F), scores (C, R) and x (C, width) of one record of every chain
 DECADES = 6.0  # over which the width of a number's candidates is drawn, from the prior's own sd down
+TRUE = 4  # moves by the true likelihood after those on a surrogate
 SHORT = (8, 8, 4, 4, 2, 2)  # moves on a surrogate between two looks at the likelihood, after all moves were made
 
 
@@ -119,7 +120,9 @@ class Sweep:
             kept = [torch.where(accept.reshape(-1, 1), n, o) for o, n in zip(old, new, strict=True)]
             old = (kept[0], kept[1], kept[2])
             true, height = torch.where(accept, fit, true), torch.where(accept, form, height)
-        return old, true
+        few = torch.randint(len(self.moves), (TRUE,)).tolist()  # where the surrogate is far off, it refuses for long
+        old = self._moved(self.fit, beside, batch, b, beta, old, few)
+        return old, self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
 
     def begun(self, batch: Batch, beta: float = 0.0) -> Chains:
         """Chains that hold a batch each."""
