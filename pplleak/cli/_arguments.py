@@ -54,10 +54,16 @@ def protection(args: Any) -> Protection:
     return Protection(defence, channel)
 
 
+def data_of(args: Any) -> str:
+    """What `pplleak.data` reads: the data that are named, with the settings of a table's file."""
+    said = {n: v for n, v in options(args, "data").items() if v}
+    return str(Named(args.data, said)) if said else str(args.data)
+
+
 def scenario(args: Any, index: int | None = None, noise_seed: int | None = None) -> Scenario:
     """What the command line attacks: an image of the data, or another one, with noise of its own."""
     return Scenario(
-        args.data,
+        data_of(args),
         args.data_root,
         index=args.index if index is None else index,
         batch_size=args.batch_size,
@@ -125,6 +131,7 @@ def attacked(args: Any, network: str) -> Observation:
         if (args.loss != DEFAULT and built_in_loss(args.loss)) or args.normalise:
             raise BadInput("an observation says the loss of its client, and what its inputs were normalised by: leave "
                            "--loss and --normalise to `pplleak observe`")  # fmt: skip
+        public = data.public(data_of(args), args.data_root)
         with said_shared():
             made = load(
                 args.observed,
@@ -133,10 +140,12 @@ def attacked(args: Any, network: str) -> Observation:
                 seed=args.seed,
                 dtype=args.dtype,
                 device=args.device,
-                public=data.public(args.data, args.data_root).x,
+                public=public.x,
                 shared_only=args.shared_only,
                 loss=None if args.loss == DEFAULT else args.loss,
             )
+        if public.columns is not None and made.client.input_shape == public.input_shape:
+            made = replace(made, client=replace(made.client, columns=public.columns))
         if args.sigma is not None:
             made = replace(made, protection=made.protection.with_sigma(args.sigma))
         made = label_recovery.recovered(made) if args.labels == "recovered" else made

@@ -127,7 +127,22 @@ def fit_settings(name: str) -> list[Setting]:
 
 def data() -> str:
     """The data that can be named, as a help text lists them."""
-    return f"{listed(folders.names(DATA, 'private'))}, or a folder of images"
+    return f"{listed(folders.names(DATA, 'private'))}, a folder of images, or the file of a table (FILE.csv)"
+
+
+def is_table(name: str) -> bool:
+    """Whether data are rows of a table: the file of one, or named data whose file in data/ says so (TABLE)."""
+    return is_table_file(name) or name in folders.names(DATA, "TABLE")
+
+
+def is_table_file(name: str) -> bool:
+    endings = signatures.value(DATA / "__init__.py", "TABLES")
+    return Path(name).suffix.lower() in endings
+
+
+def table_settings() -> list[Setting]:
+    """What the reading of a table's file can be set to."""
+    return signatures.read(DATA / "table.py", "halves", RESERVED) or []
 
 
 def written(known: Mapping[str, Iterable[Setting]]) -> str:

@@ -38,6 +38,7 @@ FLAGS = (
     "--local-shuffle",
     "--by-layer",
 )  # said without a value
+RECORDS = "records"  # the prior of a table, unless another is named
 NONE = "none"  # neither a channel nor a defence
 BELIEFS = {
     **{s.name: "the true defence's" for d in named.defences() for s in named.defence_settings(d)},
@@ -152,6 +153,11 @@ def groups(base: type, argv: Sequence[str], *parts: str) -> dict[str, type]:
     defaults = {f.name: f.default for f in dataclasses.fields(base)}
     chosen = {part: given(argv, f"--{part}", str(defaults[part])) for part in parts}
     made = {}
+    data = given(argv, "--data", str(defaults.get("data", "")))
+    if named.is_table(data) and not getattr(base, "tables", False):
+        raise BadInput(f"{data} is a table, and this command takes images so far: attack a table by `pplleak attack`")
+    if named.is_table_file(data):
+        made["data"] = settings_of("Data", named.table_settings())
     for part, name in chosen.items():
         if part == "network":
             made[part] = settings_of("Network", network_settings(argv, name))
@@ -163,6 +169,10 @@ def groups(base: type, argv: Sequence[str], *parts: str) -> dict[str, type]:
             known = program_settings(argv, "models", name)
             made[part] = settings_of("Model", known, BELIEFS)
             preset = next((str(s.default) for s in known if s.name == "prior"), "")
+            if preset and named.is_table(data):
+                preset = RECORDS
+                known = with_defaults(known, {"prior": RECORDS}, name)
+                made[part] = settings_of("Model", known, BELIEFS)
             if preset:
                 prior = given(argv, "--prior", "") or given(argv, "--model.prior", preset)
                 made["prior"] = settings_of("Prior", named.prior_settings(Named.parse(prior).name))

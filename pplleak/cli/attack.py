@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from pplleak import runs
 from pplleak.cli._local import Unknown
@@ -32,6 +33,7 @@ SHOWN = "hmc"  # the settings that a help text shows where the inference is chos
 
 @dataclasses.dataclass(frozen=True)
 class Attack(Victim):
+    tables: ClassVar[bool] = True
     model: str = MODEL
     """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
     prior: PriorName = ""
@@ -53,7 +55,7 @@ class Attack(Victim):
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""
     out: Path = Path("attack")
-    """Folder for report.html, posterior.nc, attack.png and summary.json."""
+    """Folder for report.html, posterior.nc, attack.png and summary.json, and for the cells.csv of a table."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -79,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
     from dataclasses import replace
 
     from pplleak.cli import _arguments as arguments
-    from pplleak.studies.attack import report
+    from pplleak.studies.attack import records, report
     from pplleak.studies.attack.attack import attack, choose
 
     begun = time.time()
@@ -90,6 +92,8 @@ def run(argv: Sequence[str]) -> int:
 
     with runs.claim(args.out, kept=kept) as out:
         shared = arguments.attacked(args, network)
+        if shared.client.columns is not None:
+            terminal().print(records.kinds(shared.client.columns))
         if args.local_unknown:
             from pplleak import programs
             from pplleak.studies.attack import training

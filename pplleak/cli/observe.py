@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pplleak.cli._options import Victim, groups, options, parse
 from pplleak.errors import BadInput
@@ -14,6 +14,7 @@ from pplleak.settings import Named
 
 @dataclasses.dataclass(frozen=True)
 class Observe(Victim):
+    tables: ClassVar[bool] = True
     gradient: Path | None = None
     """Wrap this safetensors file of named gradients (yours) instead of computing one from the data."""
     input_shape: tuple[int, ...] | None = None

@@ -34,6 +34,7 @@ from pplleak.client.orders import Orders
 from pplleak.client.targets import every_binary
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
+from pplleak.data.columns import Columns
 from pplleak.errors import BadInput
 from pplleak.priors.labels import Labels
 
@@ -61,6 +62,7 @@ class Client:
     mixes_batch  True where an example's output depends on the rest of its batch (BatchNorm in train mode)
     kinks        the operations with a jump in their derivative (`relu`, `max_pool2d`, …); () for a smooth network
     noise_shape  of the noise ε that the network draws for one example, or None: it draws none
+    columns      of the table whose records the client encodes as x (`pplleak.data.columns`); None: x is no record
 
     Raises:
         BadInput: the network does not take `input_shape`, does not give `num_classes` logits, holds NaN, has no
@@ -75,6 +77,7 @@ class Client:
     loss: str = DEFAULT
     withheld: tuple[str, ...] = ()
     targets: Tensor | None = None
+    columns: Columns | None = None
     layers: dict[str, torch.Size] = field(default_factory=dict)
     path: Path = "vmap"
     mixes_batch: bool = False

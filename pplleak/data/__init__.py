@@ -1,9 +1,10 @@
-"""Real images to attack, and public ones to learn a prior from. One dataset a file.
+"""Real images or rows of a table to attack, and public ones to learn a prior from. One dataset a file.
 
 ``NAME.py`` has the functions `private(root)` and `public(root)`, which return `Images`: nothing else need be written
 for a new one. The *private* half holds the images that are attacked, the *public* one what an adversary could have
 collected beforehand; they never meet. A path instead of a name is a folder of images (`pplleak.data.folder`), whose
-halves may be one: then the attacked images are left out of the public ones.
+halves may be one: then the attacked images are left out of the public ones; or the file of a table
+(`pplleak.data.table`), with settings or without: FILE.csv:target=COLUMN.
 
 The data root is the folder that the datasets' own folders lie in: $PPLLEAK_DATA_ROOT, or ./data, where none is given.
 """
@@ -17,11 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pplleak import folders
+from pplleak import folders, programs
+from pplleak.data.columns import Columns as Columns
 from pplleak.data.images import Images as Images
 from pplleak.errors import BadInput, unknown
+from pplleak.settings import Named, require
 
 FOLDER = Path(__file__).parent
+TABLES = (".csv", ".tsv", ".data", ".parquet")
 
 
 def names() -> dict[str, str]:
@@ -37,7 +41,7 @@ def private(spec: str, root: str | Path | None = None) -> Images:
 def public(spec: str, root: str | Path | None = None, without: range | None = None) -> Images:
     """The images an adversary may learn from; `without` leaves out the attacked ones where the halves are one."""
     images = _load(spec, str(root or _default_root()), "public")
-    if without is None or spec in names() or not _folder_is_one(spec):
+    if without is None or images.columns is not None or spec in names() or not _folder_is_one(spec):
         return images
     keep = torch.ones(len(images), dtype=torch.bool)
     keep[without.start : without.stop] = False
@@ -64,6 +68,13 @@ def _folder_is_one(spec: str) -> bool:
     return folder.one(Path(spec))
 
 
+def _table(named: Named) -> tuple[Images, Images]:
+    from pplleak.data import table  # where it is used
+
+    require(programs.settings(table.halves), named.settings, "", "a table")
+    return table.halves(Path(named.name), **named.settings)
+
+
 @lru_cache(maxsize=8)
 def _load(spec: str, root: str, half: str) -> Images:
     known = names()
@@ -71,8 +82,11 @@ def _load(spec: str, root: str, half: str) -> Images:
         read = getattr(folders.load(__name__, "data", spec, "private"), half)
         images: Images = read(Path(root))
         return images
+    named = Named.parse(spec)
+    if Path(named.name).suffix.lower() in TABLES:
+        return _table(named)[half == "public"]
     if not os.path.isdir(spec):  # False for what is no path, too
-        raise unknown("data", spec, known, "Or give a folder of images.")
+        raise unknown("data", spec, known, "Or give a folder of images, or FILE.csv.")
     from pplleak.data import folder
 
     return folder.attacked(Path(spec)) if half == "private" else folder.known(Path(spec))

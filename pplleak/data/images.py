@@ -1,4 +1,4 @@
-"""Images with their labels: what a reader returns."""
+"""Images with their labels, or the rows of a table: what a reader returns."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pplleak.data.columns import Columns
 from pplleak.errors import BadInput
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """x (N, channels, rows, cols) in [0, 1], float32; y (N,); classes: their names."""
+    """x (N, channels, rows, cols) in [0, 1], float32; y (N,); classes: their names.
+
+    Of a table, x (N, width) is the encoding of its records, and `columns` says what it encodes.
+    """
 
     x: Tensor
     y: Tensor
     classes: tuple[str, ...]
+    columns: Columns | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -27,6 +32,7 @@ class Images:
     def batch(self, index: int, size: int = 1) -> tuple[Tensor, Tensor]:
         """Images index … index + size − 1 and their labels; raises BadInput where there are not so many."""
         if not 0 <= index <= len(self) - size:
-            raise BadInput(f"index {index} is out of range: the data hold images 0 to {len(self) - 1}"
+            what = "data hold images" if self.columns is None else "private part of the table holds rows"
+            raise BadInput(f"index {index} is out of range: the {what} 0 to {len(self) - 1}"
                            + (f", and the batch takes {size}" if size > 1 else ""))  # fmt: skip
         return self.x[index : index + size], self.y[index : index + size]

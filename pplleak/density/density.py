@@ -66,7 +66,7 @@ class Density:
 
     @property
     def dim(self) -> int:
-        return self.sites[-1].where.stop
+        return self.sites[-1].where.stop if self.sites else 0
 
     @property
     def bounded(self) -> bool:
@@ -124,6 +124,8 @@ class Density:
         is multiplied onto: a place to start from, not the prior."""
         given = {"g": self.observed.g} if count * self.client.update_size > ROOM else {}
         with torch.no_grad(), pyro.validation_enabled(False):
+            if not self.sites:  # all that is open is discrete
+                return torch.zeros(count, 0, dtype=self.client.dtype, device=self.client.device)
             traced = poutine.trace(self._plated(count, given)).get_trace()
             return self.unconstrain({s.name: traced.nodes[s.name]["value"] for s in self.sites})
 
@@ -265,8 +267,8 @@ def build(model: Model, client: Client, observed: Observation, *, moves: bool = 
         size = math.prod(free)
         sites.append(Site(name, shape, free, transform, slice(start, start + size)))
         start += size
-    if not sites:
-        raise BadInput("the model has no continuous latent site: there is nothing to infer")
+    if not sites and not (moves and (moved or discrete)):
+        raise BadInput("the model has no continuous latent site: there is nothing to infer along slopes")
     built = Density(model, client, observed, tuple(sites), discrete, moved=moved)
     if interchangeable(observed):
         built = replace(built, exchangeable=exchangeable(built))

@@ -36,6 +36,7 @@ def exchangeable(density: Density) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         values, _ = free.constrain(free.sample_prior(1))
+        values |= {n: law.sample(torch.Size([1])) for n, law in free.moved.items() if n != "y"}
     values["y"] = base.to(density.client.device)[None] % density.client.labels
     moved = {
         n: v[0][orders] if v.dim() > 1 and v.shape[1] == size else v.expand(3, *v.shape[1:]) for n, v in values.items()
@@ -43,7 +44,7 @@ def exchangeable(density: Density) -> bool:
     joint = sum(free._terms(moved, 3))
     assert isinstance(joint, Tensor)
     joint = joint.reshape(-1, 3)
-    if "order" in free.discrete:  # other ones for other orders of the examples, and the same sum
+    if set(free.discrete) - {"y"}:  # other values for other orders of the examples, and the same sum
         joint = joint.logsumexp(0, keepdim=True)
     if not joint.isfinite().all():
         return False

@@ -29,7 +29,8 @@ Precision = Literal["float32", "float64"]
 class Scenario:
     """Data, network, client, protection and seed: what makes an observation.
 
-    data        which images (`pplleak.data`): a name, or a folder; root: the folder that holds named data
+    data        which images or table (`pplleak.data`): a name, a folder, or FILE.csv; root: the folder that holds named
+                data
     index       the first private image; batch_size: how many from there on
     label       instead of the image's own (for a folder without classes)
     labels      known: the client shares them; unknown: it does not
@@ -87,6 +88,7 @@ def build_client(
     defence: Named | None = None,
     mode: str = "",
     shared: Mapping[str, Tensor] | None = None,
+    columns: data.Columns | None = None,
 ) -> Client:
     """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
 
@@ -97,6 +99,7 @@ def build_client(
         defence: one of `pplleak.federation.defences`, which may change the network.
         mode: train or eval; "" leaves the network as it is built.
         shared: the tensors that were shared, where parameters that are not among them were not; None: all were.
+        columns: of the table whose encoded records the client takes.
     """
     named = Named.parse(network)
     constructor = networks.load(named.name)
@@ -129,7 +132,7 @@ def build_client(
     made = made.train(mode == "train") if mode else made
     withheld = () if shared is None else sharing.withheld(made, sharing.by_owner(made, shared, where))
     made = networks.normalised(made, normalise, input_shape)
-    return Client(made, input_shape, num_classes, local=local, loss=loss, withheld=withheld)
+    return Client(made, input_shape, num_classes, local=local, loss=loss, withheld=withheld, columns=columns)
 
 
 def torch_device(name: str) -> torch.device:
@@ -152,14 +155,19 @@ def torch_device(name: str) -> torch.device:
 def client_of(scenario: Scenario) -> Client:
     """The client of a scenario, before it sees any image."""
     images = data.private(scenario.data, scenario.root)
-    outputs = max(10, len(images.classes))
+    outputs = _classes(images)
     if get(scenario.loss).targets == "input":
         outputs = math.prod(images.input_shape)
     return build_client(
         scenario.network, images.input_shape, outputs, seed=scenario.seed, dtype=scenario.dtype,
         device=scenario.device, checkpoint=scenario.checkpoint, local=scenario.local, loss=scenario.loss,
-        normalise=scenario.normalise, defence=scenario.protection.filled().defence,
+        normalise=scenario.normalise, defence=scenario.protection.filled().defence, columns=images.columns,
     )  # fmt: skip
+
+
+def _classes(images: data.Images) -> int:
+    """Outputs of the network: those of a table, and at least ten of images."""
+    return len(images.classes) if images.columns is not None else max(10, len(images.classes))
 
 
 def observe(scenario: Scenario) -> Observation:
@@ -168,7 +176,7 @@ def observe(scenario: Scenario) -> Observation:
     images = data.private(scenario.data, scenario.root)
     x, y = images.batch(scenario.index, scenario.batch_size)
     if scenario.label is not None:
-        y = check_labels([scenario.label] * scenario.batch_size, max(10, len(images.classes)), scenario.batch_size)
+        y = check_labels([scenario.label] * scenario.batch_size, _classes(images), scenario.batch_size)
     client = client_of(scenario)
     sizes.require_batch(client, scenario.batch_size)
     x, y = x.to(client.device, client.dtype), y.to(client.device)

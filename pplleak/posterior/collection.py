@@ -30,6 +30,8 @@ def collect(
     approximation: str = "",
     reasons: Sequence[str] = (),
     attrs: dict[str, Any] | None = None,
+    given: dict[str, Tensor] | None = None,
+    best_given: dict[str, Tensor] | None = None,
 ) -> Posterior:
     """What an inference found, in flat coordinates, as a `Posterior` of images.
 
@@ -39,6 +41,8 @@ def collect(
 
     Args:
         z: (chain, draw, dim). mode: (dim,). The rest as in `Posterior`, as tensors.
+        given: the values of the sites in `Density.moved` at every draw, (chain, draw, *event_shape), of an inference
+            that moves through them; best_given: at the mode, (1, *event_shape).
     """
 
     def array(t: Tensor) -> np.ndarray:
@@ -50,9 +54,13 @@ def collect(
             log_weights = ratio if log_weights is None else ratio + log_weights
         kind = "approximate sampler" if kind == "sampler" else kind
         approximation = "; ".join(filter(None, (density.client.approximation, approximation)))
-    parts = [density.images(part) for part in z.flatten(0, 1).split(256)]
+    beside = {n: v.flatten(0, 1).split(256) for n, v in (given or {}).items()}
+    parts = [
+        (density.fixed({n: v[k] for n, v in beside.items()}) if beside else density).images(part)
+        for k, part in enumerate(z.flatten(0, 1).split(256))
+    ]
     x, y = (array(torch.cat([p[k] for p in parts]).unflatten(0, z.shape[:2])) for k in (0, 1))
-    best = array(density.images(mode[None])[0][0])
+    best = array((density.fixed(best_given) if best_given else density).images(mode[None])[0][0])
     if density.exchangeable:
         labels = density.observed.labels
         x, y = diagnostics.relabelled(x, y, best, None if labels is None else array(labels))

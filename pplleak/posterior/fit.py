@@ -193,7 +193,7 @@ def _channel(density: Density, x: Tensor, y: Tensor | None, scalars: dict[str, T
     given = {**values, "y": y.expand(chains, -1)} if density.observed.labels is None else values
     law = density.trace(given, chains).nodes["g"]["fn"]
     a, b = law.log_prob(density.observed.g).double().expand(chains)
-    if not torch.allclose(a, b, rtol=1e-9, atol=1e-6, equal_nan=True):
+    if not torch.allclose(a, b, rtol=10 * torch.finfo(client.dtype).eps, atol=1e-6, equal_nan=True):
         raise BadInput("the gradient depends on latents beside the images: how well they fit is not known from images")
     if not isinstance(law, channels.Channel):
         raise BadInput("the model's gradient comes from no channel of pplleak")
@@ -222,7 +222,8 @@ def _spread(density: Density, observed: Observation, posterior: Posterior, sigma
     mean = float(prior.mean())
     centre = torch.as_tensor(posterior.mode if posterior.kind == "point" else posterior.mean).double()
     beyond = (centre - centre.clamp(0, 1)).abs() / prior.clamp(min=1e-3)
-    found = {"prior_sd": mean, "outside": float(beyond.max()), **_last_scale(nodes["g"]["fn"], observed, sigma)}
+    outside = {} if density.client.columns is not None else {"outside": float(beyond.max())}  # records have no box
+    found = {"prior_sd": mean, **outside, **_last_scale(nodes["g"]["fn"], observed, sigma)}
     return (
         found if posterior.kind == "point" or not mean > 0 else {**found, "sd_ratio": float(posterior.sd.mean()) / mean}
     )

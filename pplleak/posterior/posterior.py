@@ -86,8 +86,14 @@ class Posterior:
 
     @cached_property
     def convergence(self) -> Convergence:
-        """R-hat and effective sample sizes of every pixel and scalar latent, and of the log-density, which is last."""
+        """R-hat and effective sample sizes of every pixel and scalar latent, and of the log-density, which is last.
+
+        Of records, those of the entries that are not the same in all draws: a category that all chains are sure of has
+        nothing to disagree about.
+        """
         flat = self.x.reshape(*self.x.shape[:2], -1)
+        if self.attrs.get("columns"):
+            flat = flat[..., (flat != flat[:1, :1]).any((0, 1))]
         scalars = [v[..., None] for v in (*self.latents.values(), *([self.stats["lp"]] if "lp" in self.stats else []))]
         return convergence.measure(flat, *scalars)
 

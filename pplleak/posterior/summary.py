@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pplleak.posterior import metrics
+from pplleak.posterior import cells, metrics
 from pplleak.posterior.diagnostics import CHAINS
 
 Posterior = Any  # a `pplleak.posterior.Posterior`, whose own file asks this one for its verdict
@@ -29,12 +29,17 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     point estimate has no uncertainty). fits, chi2_per_entry, chi2_sd, scale, scale_se, prior_stretch, outside,
     signal_to_noise, prior_sd, sd_ratio, cause, cause_nats: `pplleak.posterior.fit.Fit`. converged. doubts: why not,
     those of the fit (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
+    Of records (`pplleak.posterior.cells`) there are, in place of PSNR, SSIM, sd and coverage of pixels: cell_accuracy,
+    exact_match, guess_accuracy, guess_exact, cell_probability, calibration_error, chance_exact, expected_right, cells.
     approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
     searches: 2 where the first ended beside what the model explains, and another one found it.
     recovered_labels: the labels that were recovered, by which rule, how sure. sigma: of the noise as it was told, or
     its posterior median where it was inferred, with its 90 % interval (sigma_interval). path: how the client's update
     was computed (`Client.path`).
     """
+    columns = cells.columns_of(posterior)
+    if columns is not None:
+        return {**cells.scores(posterior, columns), **_of_the_attack(posterior)}
     point = posterior.kind == "point"
     scores: dict[str, float | None] = dict.fromkeys(
         ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90")
@@ -54,6 +59,15 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     scored = examples(posterior)
     return {
         **scores,
+        **_of_the_attack(posterior),
+        "examples": scored,
+        "worst_psnr": min((r["psnr_map"] for r in scored if r["psnr_map"] is not None), default=None),
+    }
+
+
+def _of_the_attack(posterior: Posterior) -> dict[str, Any]:
+    """What is said of images and of records alike."""
+    return {
         "bits": posterior.attrs.get("bits"),
         "bits_se": posterior.attrs.get("bits_se"),
         "rhat_max": None if posterior.rhat_max == math.inf else posterior.rhat_max,  # JSON knows no infinity
@@ -64,8 +78,6 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
         "seconds": posterior.attrs.get("seconds"),
         "nats_left": posterior.attrs.get("nats_left"),
         **_fit(posterior, posterior.attrs.get("fit") or {}),
-        "examples": scored,
-        "worst_psnr": min((r["psnr_map"] for r in scored if r["psnr_map"] is not None), default=None),
         "kind": posterior.kind,
         "approximation": posterior.approximation or None,
         "model": posterior.attrs.get("model"),
@@ -118,13 +130,14 @@ def verdict(summary: dict[str, Any]) -> str:
     whether the gradient says anything, in this order; the sentence that matters comes first."""
     if summary["approximation"]:
         return f"approximate, by {summary['approximation']}: {verdict({**summary, 'approximation': None})}"
+    thing = "record" if "cell_accuracy" in summary else "image"
     wrong = summary["doubts_of_fit"]
     ended = [d for d in summary["doubts"] if d not in wrong]
     if wrong or not summary["converged"]:
         stopped = [] if summary["converged"] else ["did not converge: " + "; ".join(ended)]
         return "Not to be believed: " + "; ".join([*wrong, *stopped])
     if summary["kind"] == "point":
-        return f"A point estimate: one image, no uncertainty; {_fitting(summary)}"
+        return f"A point estimate: one {thing}, no uncertainty; {_fitting(summary)}"
     how = f"{_fitting(summary)}; {_converging(summary)}"
     ratio = summary["sd_ratio"]
     if ratio is None:
@@ -133,8 +146,8 @@ def verdict(summary: dict[str, Any]) -> str:
     if ratio >= LITTLE:
         return f"This gradient says little: what you see is the prior's guess ({left}); {how}"
     if ratio >= MUCH:
-        return f"This gradient narrows the image down ({left}); {how}"
-    return f"This gradient gives the image away ({left}); {how}"
+        return f"This gradient narrows the {thing} down ({left}); {how}"
+    return f"This gradient gives the {thing} away ({left}); {how}"
 
 
 def colour(summary: dict[str, Any]) -> str:

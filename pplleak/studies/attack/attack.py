@@ -21,12 +21,13 @@ from pplleak.client import sizes
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, fit, fit_words, information
+from pplleak.posterior import Posterior, cells, fit, fit_words, information
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
 from pplleak.studies.attack import causes
 
+RECORDS, CELLS = "records", "gibbs"  # the prior of a table's records, and the inference that moves through their cells
 MORE = {"starts": 4, "steps": 2}  # of a search that is made once more, in those of the first
 
 
@@ -38,9 +39,11 @@ def believe(
     What is not set falls to what is known of the observation: `channel` to its channel, `sigma` and any other setting
     (`rate`, `clip`, `policy`, …) to that of its channel or defence, `reference` to the public images, `seen` to what
     was shared, `masks` to whether the network's own dropout is on: who holds the network knows; of a defence, only who
-    is told.
+    is told. The prior of records is `records`, unless another is named.
     """
     parameters = inspect.signature(model).parameters
+    if observed.client.columns is not None and "prior" in parameters:
+        beliefs = {"prior": RECORDS, **{n: v for n, v in (beliefs or {}).items() if v is not None}}
     bound = {n: v for n, v in (beliefs or {}).items() if v is not None}
     unknown = set(bound) - set(parameters)
     if unknown:
@@ -80,15 +83,20 @@ def choose(observed: Observation, model: str = MODEL, beliefs: Mapping[str, Any]
     with a function `declines(model, observed, client)` that returns "", and not a reason. If there is none, hmc, which
     then warns.
     """
-    kinks = observed.client.kinks
+    kinks, columns = observed.client.kinks, observed.client.columns
+    if columns is not None and (kinks or columns.finite):
+        bound = believe(programs.load("models", model), observed, beliefs)
+        declines = programs.inference(CELLS).declines
+        if declines is not None and not declines(bound, observed, observed.client):
+            return CELLS, "records have cells that are discrete, and this sampler moves from cell to cell"
     if not kinks:
         return "hmc", "the network is smooth"
     has = f"the network has kinks ({', '.join(kinks)})"
     bound = believe(programs.load("models", model), observed, beliefs)
     reasons = []
-    for name, declines in programs.declining().items():
+    for name, refuses in programs.declining().items():
         with _blaming(programs.locate("models", model)):
-            reason = declines(bound, observed, observed.client)
+            reason = refuses(bound, observed, observed.client)
         if not reason:
             return name, f"{has}, and this sampler crosses them exactly"
         reasons.append(reason)
@@ -172,12 +180,22 @@ def attack(
         "path": observed.client.path,
         **_inferred(posterior),
         "protection": str(observed.protection),
+        **_table(observed),
         "seconds": time.perf_counter() - start,
         "versions": versions(),
         **provenance,
     }
     truth = None if observed.truth is None else observed.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
+
+
+def _table(observed: Observation) -> dict[str, Any]:
+    """Of records: their columns, and what one would guess without the gradient."""
+    columns = observed.client.columns
+    if columns is None:
+        return {}
+    guess = [] if observed.public is None else cells.guess(columns, observed.public).tolist()
+    return {"columns": columns.to_json(), "guess": guess}
 
 
 def _inferred(posterior: Posterior) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from pplleak import runs
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, metrics
+from pplleak.posterior import Posterior, cells, metrics
 from pplleak.posterior.summary import colour, summarise, verdict
+from pplleak.studies.attack import records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,8 +58,8 @@ def table(summary: dict[str, Any]) -> Table:
     """The summary as a terminal table."""
     said = f"{summary['model']} × {summary['inference']}{', approximate' if summary['approximation'] else ''}"
     shown = Table(title=said, title_justify="left", show_header=False)
-    for key, (label, form) in ROWS.items():
-        if summary[key] is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
+    for key, (label, form) in {**records.ROWS, **ROWS}.items():
+        if summary.get(key) is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
             shown.add_row(_named(label, summary), form.format(summary[key]))
     if summary["bits"] is not None:
         error = "" if summary["bits_se"] is None else f" ± {summary['bits_se']:.1g}"
@@ -83,15 +84,20 @@ def _recovered(found: dict[str, Any]) -> Text:
 
 
 def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
-    """posterior.nc, attack.png and summary.json into `out`, and the table onto the terminal."""
+    """posterior.nc, attack.png and summary.json into `out`, and the table onto the terminal; of records cells.csv, too,
+    and what each cell is taken for."""
     posterior.save(out / "posterior.nc")
-    for earlier in ("summary.json", "attack.png"):  # they are not this posterior's, should this be interrupted here
+    columns = cells.columns_of(posterior)
+    for earlier in ("summary.json", "attack.png", "cells.csv"):  # not this posterior's, should this be interrupted here
         (out / earlier).unlink(missing_ok=True)
     summary = summarise(posterior)
     runs.json(out / "summary.json", summary)
     runs.figure(out / "attack.png", picture(posterior, summary), dpi=150)
+    if columns is not None:
+        console.print(records.table(records.write(posterior, columns, out)))
     console.print(table(summary))
-    console.print(f"written to {out}/: report.html, attack.png, posterior.nc, summary.json", highlight=False)
+    beside = "" if columns is None else "cells.csv, "
+    console.print(f"written to {out}/: report.html, attack.png, {beside}posterior.nc, summary.json", highlight=False)
     return summary
 
 
@@ -101,8 +107,13 @@ def plot(posterior: Posterior) -> Figure:
 
 
 def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Figure:
-    """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it."""
+    """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it. Of
+    records, their cells (`records.picture`)."""
     from matplotlib.figure import Figure
+
+    of_table = cells.columns_of(posterior)
+    if of_table is not None:
+        return records.picture(posterior, summary, of_table, heading(posterior), verdict(summary))
 
     shown = min(len(posterior.mode), 4)
     order = np.arange(len(posterior.mode))

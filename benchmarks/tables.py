@@ -1,0 +1,151 @@
+"""What does a gradient of a table's records reveal, to TabLeak, to a MAP and to the posterior?
+
+    uv run benchmarks/tables.py --data-root ../shared/data
+
+UCI Adult behind the network of TabLeak (Vero et al. 2023), 100 and 100 ReLU units with random weights, labels known.
+The same batches of held-out rows for every attack:
+
+    guess      each column's most frequent category, and the number that most public rows are near: no gradient
+    tableak    their relaxation, 30 starts pooled by the median
+    map        of a Gaussian on the encoded rows, rounded to the nearest record
+    posterior  the sampler `gibbs`, each cell by the decision for its 0-1 loss
+
+cell_accuracy: a category exactly, a number within 10 % of its range; se: its standard error over the batches;
+exact_match: records that are right in every cell; ece: expected calibration error of the posterior's cells; seconds: of
+an attack, the mean. A batch that the CSV of batches holds is not run again; `minutes` ends a piece of the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from pplleak import runs
+from pplleak.federation.observation import Observation
+from pplleak.federation.protection import Protection
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.posterior import cells
+from pplleak.settings import Named
+from pplleak.studies.attack.attack import attack
+
+COLUMNS = {
+    "data": str, "batch": int, "sigma": float, "attack": str, "batches": int, "cell_accuracy": float,
+    "se": float | None, "exact_match": float, "ece": float | None, "seconds": float,
+}  # fmt: skip
+EACH = {
+    "data": str, "batch": int, "sigma": float, "attack": str, "index": int, "cell_accuracy": float,
+    "exact_match": float, "claims": str, "right": str, "rhat": float | None, "seconds": float,
+}  # fmt: skip
+ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "tableak": ("tableak", "ensemble", {}),
+    "map": ("optimal:prior=gaussian", "map", {"starts": 4, "steps": 500}),
+    "posterior": ("optimal:prior=records", "gibbs", {"particles": 16, "draws": 60, "settle": 5, "moves": 1}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    data: str = "adult"
+    data_root: Path = Path("data")
+    """Where adult/ lies."""
+    batches: tuple[int, ...] = (1, 8)
+    """Records behind a gradient."""
+    sigmas: tuple[float, ...] = (1e-6, 0.01, 0.1)
+    """Noise on each entry; 1e-6 is what a clean gradient is given."""
+    count: tuple[int, ...] = (10, 4)
+    """Batches of each size."""
+    minutes: float = 7.0
+    """Begin nothing after so long."""
+    csv: Path = Path("benchmarks/results/tables.csv")
+
+
+def batch_of(args: Settings, size: int, sigma: float, k: int) -> Observation:
+    return observe(
+        Scenario(
+            args.data, args.data_root, index=size * k, batch_size=size, seed=k, dtype="float64",
+            network=Named("mlp", {"widths": (100, 100), "activation": "relu"}),
+            protection=Protection(channel=Named("gaussian", {"sigma": sigma})),
+        )
+    )  # fmt: skip
+
+
+def measure(args: Settings, size: int, sigma: float, name: str, k: int) -> dict[str, Any]:
+    observed = batch_of(args, size, sigma, k)
+    columns, begun = observed.client.columns, time.perf_counter()
+    assert columns is not None and observed.truth is not None and observed.public is not None
+    about = {"data": args.data, "batch": size, "sigma": sigma, "attack": name, "index": k}
+    if name == "guess":
+        truth = columns.record(observed.truth).numpy()
+        right = cells.agrees(columns, cells.guess(columns, observed.public)[None], truth)
+        claims, rhat = np.array([]), None
+    else:
+        model, inference, settings = ATTACKS[name]
+        found = attack(observed, model, inference, settings=settings, seed=k)
+        made = cells.cells(found, columns)
+        assert made.right is not None
+        right, rhat = made.right, found.rhat_max
+        claims = np.array([]) if found.kind == "point" else made.probability.ravel()
+    return {
+        **about, "cell_accuracy": float(right.mean()), "exact_match": float(right.all(1).mean()),
+        "claims": " ".join(f"{c:.4f}" for c in claims), "right": "".join(str(int(r)) for r in right.ravel()),
+        "rhat": None if rhat is None or not math.isfinite(rhat) else rhat, "seconds": time.perf_counter() - begun,
+    }  # fmt: skip
+
+
+def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Batches of one size, noise and attack in one row."""
+    accuracy = np.array([r["cell_accuracy"] for r in rows])
+    claims = np.array([float(c) for r in rows for c in r["claims"].split()])
+    right = np.array([int(c) for r in rows for c in r["right"]])
+    return {
+        **{n: rows[0][n] for n in ("data", "batch", "sigma", "attack")}, "batches": len(rows),
+        "cell_accuracy": float(accuracy.mean()),
+        "se": float(accuracy.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None,
+        "exact_match": float(np.mean([r["exact_match"] for r in rows])),
+        "ece": cells.calibration_error(claims, right) if len(claims) else None,
+        "seconds": float(np.mean([r["seconds"] for r in rows])),
+    }  # fmt: skip
+
+
+def main(args: Settings) -> None:
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    each = args.csv.with_name(f"{args.csv.stem}_batches.csv")
+    kept = runs.Rows(each, EACH, ("data", "batch", "sigma", "attack", "index"))
+    done = {kept.about(r) for r in kept.read()}
+    jobs = [
+        (size, sigma, name, k)
+        for size, count in zip(args.batches, args.count, strict=True)
+        for k in range(count)
+        for sigma in args.sigmas
+        for name in ("guess", *ATTACKS)
+        if (args.data, size, sigma, name, k) not in done
+    ]
+    left = len(jobs)
+    for job in jobs:
+        if time.monotonic() - begun > 60 * args.minutes:
+            break
+        kept.add([measure(args, *job)])
+        left -= 1
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in kept.read():
+        groups.setdefault((row["batch"], row["sigma"], row["attack"]), []).append(row)
+    rows = [pooled(g) for g in groups.values()]
+    runs.table(args.csv, rows, list(COLUMNS))
+    for r in rows:
+        error = "" if r["se"] is None else f" ± {r['se']:.1%}"
+        ece = "" if r["ece"] is None else f", ECE {r['ece']:.3f}"
+        print(f"batch {r['batch']}, σ {r['sigma']:g}, {r['attack']}: {r['cell_accuracy']:.1%}{error} of the cells, "
+              f"{r['exact_match']:.0%} of the records{ece}; {r['batches']} batches, {r['seconds']:.0f} s")  # fmt: skip
+    print(f"{left} attacks are left: run it again" if left else "complete")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

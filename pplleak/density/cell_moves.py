@@ -1,0 +1,238 @@
+"""Moves from cell to cell of records, each of which leaves p(records) p(g | records)^β as it is.
+
+`pplleak.inference.gibbs` says which there are, and why they are exact. A move takes a record of every chain and offers
+candidates with the weight of what they were not drawn by (`Tried`); `Sweep` compares them and takes one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplleak.data.columns import Column
+from pplleak.density.cells import Batch, Likelihood, Quadratic, Residual, Tried
+
+Record = tuple[Tensor, Tensor, Tensor]  # codes (C, F), scores (C, R) and x (C, width) of one record of every chain
+DECADES = 6.0  # over which the width of a number's candidates is drawn, from the prior's own sd down
+TRUE = 4  # moves by the true likelihood after those on a surrogate
+SHORT = (8, 8, 4, 4, 2, 2)  # moves on a surrogate between two looks at the likelihood, after all moves were made
+
+
+@dataclass(frozen=True, eq=False)
+class Chains:
+    """All chains: their records, log p(records), log p(g | records) up to a constant, (C,), and a common β."""
+
+    batch: Batch
+    prior: Tensor
+    fit: Tensor
+    beta: float
+
+    @property
+    def height(self) -> Tensor:
+        """log p(records, g) up to a constant, (C,)."""
+        return self.prior + self.fit
+
+    def picked(self, chains: Tensor, beta: float) -> Chains:
+        return Chains(self.batch.picked(chains), self.prior[chains], self.fit[chains], beta)
+
+
+class Sweep:
+    """One visit to every record, which leaves p(records) p(g | records)^β as it is.
+
+    Of a client whose update is a sum over records, behind Gaussian noise, the moves are made on a quadratic surrogate
+    of the likelihood, `inner` rounds of them in an order drawn anew, then a few at a time, and each end is accepted or
+    refused by the true one (Liu 2001, section 9.4.3; the surrogate transition method: each move is reversible, and an
+    order is as likely as its reverse). Otherwise every candidate is compared by the true likelihood.
+    """
+
+    def __init__(self, records: Any, fit: Likelihood, most: int, inner: int) -> None:
+        self.records, self.fit, self.most, self.inner = records, fit, most, inner
+        self.surrogates: list[Quadratic] = []
+        self.accepted: list[float] = []
+        forest = records.forest
+        parents = [] if forest is None else forest.parents.tolist()
+        self.below = [[k for k, p in enumerate(parents) if p == f] for f in range(len(parents))]
+        self.moves: list[Callable[..., Tried]] = [functools.partial(self._column, f) for f in range(len(parents))]
+        self.moves += [functools.partial(self._pair, f) for f, parent in enumerate(parents) if parent >= 0]
+        self.moves += [functools.partial(self._number, r) for r in range(len(records.columns.real))]
+        self.moves += [functools.partial(self._presence, r) for r, c in enumerate(records.columns.real) if c.missing]
+        if trees := _subtrees(self.below):
+            self.moves.append(lambda *record: self._subtree(trees[int(torch.randint(len(trees), ()))], *record))
+        self.inverse = torch.linalg.inv(records.scale) if len(records.mean) else records.scale
+
+    def refreshed(self, chains: Chains) -> None:
+        """Make the surrogates about what the chains hold now: before the draws that are kept."""
+        if isinstance(self.fit, Residual) and self.inner:
+            batch = chains.batch
+            self.surrogates = [Quadratic.about(self.fit, batch, b) for b in range(batch.x.shape[1])]
+
+    def __call__(self, chains: Chains) -> Chains:
+        batch, beta = chains.batch, chains.beta
+        last = batch.x.shape[1] - 1
+        beside = self.fit.beside(batch, 0)
+        fit = chains.fit
+        for b in range(last + 1):
+            old = (batch.codes[:, b], batch.scores[:, b], batch.x[:, b])
+            if self.surrogates:
+                new, fit = self._proposed(beside, batch, b, beta, old)
+            else:
+                new = self._moved(self.fit, beside, batch, b, beta, old, self._order())
+            batch = batch.with_record(b, *new)
+            if b < last:
+                beside = self.fit.after(beside, batch, b)
+        if not self.surrogates:
+            fit = self.fit.at(beside, batch, last, Tried.one(*new))[:, 0]
+        return Chains(batch, self.prior(batch.codes, batch.scores).sum(1), fit, beta)
+
+    def _moved(
+        self, fit: Likelihood, beside: Tensor, batch: Batch, b: int, beta: float, record: Record, order: list[int]
+    ) -> Record:
+        """Some of the moves, one after the other."""
+        for k in order:
+            tried = self.moves[k](*record)
+            logits = tried.weight if beta == 0 else tried.weight + beta * fit.at(beside, batch, b, tried)
+            pick = (logits - torch.empty_like(logits).exponential_().log()).argmax(1)  # Gumbel
+            at = torch.arange(len(pick), device=pick.device)
+            record = (tried.codes[at, pick], tried.scores[at, pick], tried.x[at, pick])
+        return record
+
+    def _order(self) -> list[int]:
+        order: list[int] = torch.randperm(len(self.moves)).tolist()
+        return order
+
+    def _proposed(self, beside: Tensor, batch: Batch, b: int, beta: float, old: Record) -> tuple[Record, Tensor]:
+        """What the moves on the surrogate lead to, where it is accepted, and its true fit: first all of them, then a
+        few at a time, which are accepted where all are not."""
+        surrogate, true = self.surrogates[b].told(beside, b), self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
+        orders = [[k for _ in range(self.inner) for k in self._order()]]
+        orders += [torch.randint(len(self.moves), (n,)).tolist() for n in SHORT]
+        height = surrogate.height(old[2])
+        for order in orders:
+            new = self._moved(surrogate, beside, batch, b, beta, old, order)
+            fit, form = self.fit.at(beside, batch, b, Tried.one(*new))[:, 0], surrogate.height(new[2])
+            accept = torch.rand_like(fit).log() < beta * (fit - true - form + height)
+            self.accepted.append(float(accept.double().mean()))
+            kept = [torch.where(accept.reshape(-1, 1), n, o) for o, n in zip(old, new, strict=True)]
+            old = (kept[0], kept[1], kept[2])
+            true, height = torch.where(accept, fit, true), torch.where(accept, form, height)
+        few = torch.randint(len(self.moves), (TRUE,)).tolist()  # where the surrogate is far off, it refuses for long
+        old = self._moved(self.fit, beside, batch, b, beta, old, few)
+        return old, self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
+
+    def begun(self, batch: Batch, beta: float = 0.0) -> Chains:
+        """Chains that hold a batch each."""
+        one = Tried.one(batch.codes[:, 0], batch.scores[:, 0], batch.x[:, 0])
+        fit = self.fit.at(self.fit.beside(batch, 0), batch, 0, one)[:, 0]
+        return Chains(batch, self.prior(batch.codes, batch.scores).sum(1), fit, beta)
+
+    def prior(self, codes: Tensor, scores: Tensor) -> Tensor:
+        """log p of records codes (…, F) and scores (…, R) up to a constant, (…,), float64."""
+        total = torch.zeros(codes.shape[:-1], dtype=torch.float64, device=codes.device)
+        if self.records.forest is not None:
+            total = total + self.records.forest.log_prob(codes).double()
+        return total + self._scores(codes, scores)
+
+    def _scores(self, codes: Tensor, scores: Tensor) -> Tensor:
+        if not scores.shape[-1]:
+            return torch.zeros(codes.shape[:-1], dtype=torch.float64, device=codes.device)
+        columns = self.records.columns
+        mean = self.records.mean
+        if columns.finite:
+            mean = mean + self.records.shifts[codes + columns.offsets.to(codes.device)].sum(-2)
+        return -0.5 * ((scores - mean) @ self.inverse.mT).double().square().sum(-1)
+
+    def _column(self, f: int, codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
+        """All states of a column, or the old one and a random choice of others."""
+        size, old = self.records.columns.sizes[f], codes[:, f]
+        if size <= self.most:
+            states = torch.arange(size, device=codes.device).expand(len(codes), size)
+        else:
+            others = torch.rand(len(codes), size - 1, device=codes.device).topk(self.most - 1, 1).indices
+            states = torch.cat([old[:, None], others + (others >= old[:, None])], 1)
+        tried = codes[:, None].repeat(1, states.shape[1], 1)
+        tried[:, :, f] = states
+        weight = self.records.forest.log_prob_of(tried, [f, *self.below[f]]).double()
+        return self._tried(codes, scores, x, tried, [f], weight)
+
+    def _pair(self, f: int, codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
+        """Draws of a column and of the one it depends on from their prior, given all others but what depends on f, and
+        the old ones: states that go together are changed together."""
+        forest = self.records.forest
+        old = codes[:, None].expand(-1, self.most, -1)
+        tried = torch.cat([old[:, :1], forest.sample_pair(old[:, 1:], f)], 1)
+        weight = forest.log_prob_of(tried, self.below[f]).double()
+        return self._tried(codes, scores, x, tried, [f, int(forest.parents[f])], weight)
+
+    def _subtree(self, inside: list[int], codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
+        """Draws of a column and of all below it from their prior, given the rest, and the old ones."""
+        old = codes[:, None].expand(-1, self.most, -1)
+        tried = torch.cat([old[:, :1], self.records.forest.sample_below(old[:, 1:], inside)], 1)
+        return self._tried(codes, scores, x, tried, inside, scores.new_zeros(tried.shape[:2]).double())
+
+    def _tried(
+        self, codes: Tensor, scores: Tensor, x: Tensor, tried: Tensor, moved: list[int], weight: Tensor
+    ) -> Tried:
+        """Candidates (C, K, F) that differ from codes (C, F) in the columns `moved`, encoded, with the weight of their
+        scores added."""
+        columns, rows = self.records.columns, self.records.columns.rows.to(x)
+        each = scores[:, None].expand(-1, tried.shape[1], -1)
+        if any(columns.finite[f].kind == "number" for f in moved):  # one that comes or goes brings its number
+            encoded = self.records.decode(tried, each).flatten(2)
+        else:
+            encoded = x[:, None]
+            for f in moved:
+                start = columns.offsets[f]
+                encoded = encoded + (rows[start + tried[..., f]] - rows[start + codes[:, f]][:, None])
+        entries = torch.cat([self._entries(columns.finite[f]) for f in moved]).sort().values
+        return Tried(tried, each, encoded, x, entries.to(x.device), weight + self._scores(tried, each))
+
+    def _entries(self, column: Column) -> Tensor:
+        return torch.arange(column.width) + self.records.columns.starts[column.name]
+
+    def _number(self, r: int, codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
+        """Candidates for one score about a centre that is about it, and the old one."""
+        columns = self.records.columns
+        width = self.records.scale.norm(dim=1)[r] * 10 ** (0.5 - (DECADES + 0.5) * torch.rand(len(scores), 1).to(x))
+        old = scores[:, r : r + 1]
+        centre = old + width * torch.randn_like(old)
+        near = centre + width * torch.randn(len(scores), self.most - 1, dtype=x.dtype, device=x.device)
+        each = scores[:, None].repeat(1, self.most, 1)
+        each[:, :, r] = torch.cat([old, near], 1)
+        tried, encoded = codes[:, None].expand(-1, self.most, -1), x[:, None].repeat(1, self.most, 1)
+        encoded[:, :, columns.places[r]] = self.records.numbers(each)[..., r] * columns.present(tried)[..., r]
+        return Tried(tried, each, encoded, x, columns.places[r : r + 1].to(x.device), self._scores(tried, each))
+
+    def _presence(self, r: int, codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
+        """Whether a number is there, and its score, together: the code by the throw of a coin, the score from its prior
+        given the rest; and the old ones."""
+        columns, most = self.records.columns, self.most
+        f = [c.name for c in columns.finite].index(columns.real[r].name)
+        tried, each = codes[:, None].repeat(1, most, 1), scores[:, None].repeat(1, most, 1)
+        tried[:, 1:, f] = torch.randint(2, (len(codes), most - 1), device=codes.device)
+        mean = self.records.mean + self.records.shifts[tried + columns.offsets.to(codes.device)].sum(-2)
+        precision = self.inverse.mT @ self.inverse
+        away = (each - mean) @ precision[r] - (each - mean)[..., r] * precision[r, r]
+        centre, sd = mean[..., r] - away / precision[r, r], precision[r, r] ** -0.5
+        each[:, 1:, r] = (centre + sd * torch.randn_like(centre))[:, 1:]
+        drawn_by = -0.5 * ((each[..., r] - centre) / sd).square()
+        weight = self.records.forest.log_prob_of(tried, [f, *self.below[f]]).double() - drawn_by
+        encoded = self.records.decode(tried, each).flatten(2)
+        entries = self._entries(columns.finite[f]).to(x.device)
+        return Tried(tried, each, encoded, x, entries, weight + self._scores(tried, each))
+
+
+def _subtrees(below: list[list[int]]) -> list[list[int]]:
+    """Every column that others depend on, with all below it, parents first."""
+    made = []
+    for root in range(len(below)):
+        inside = [root]
+        for f in inside:
+            inside += below[f]
+        if len(inside) > 1:
+            made.append(inside)
+    return made

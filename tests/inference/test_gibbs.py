@@ -1,0 +1,161 @@
+"""Gibbs over the cells of records: the posterior that enumeration has exactly, and calibrated cells."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import misfit
+from tables import columns_of, shared, written
+from torch import Tensor
+
+from pplleak.density import cell_starts, cells
+from pplleak.density.cell_moves import Sweep
+from pplleak.errors import BadInput
+from pplleak.inference import gibbs
+from pplleak.models import optimal
+
+SCORES = torch.linspace(-5, 5, 201, dtype=torch.float64)
+QUICK: dict[str, Any] = {"chains": 8, "particles": 8, "draws": 30, "settle": 3}
+FEW: dict[str, Any] = {"chains": 64, "particles": 64, "draws": 60, "settle": 6, "moves": 1, "most": 8, "starts": 0}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("table") / "houses.csv")
+
+
+def exact(observed: Any, model: Any) -> tuple[Tensor, Tensor]:
+    """Every state of a batch's codes, (M, batch, F), and its posterior probability, a score integrated on a grid."""
+    density, _ = gibbs.opened(model, observed.client, observed)
+    sizes = columns_of(observed).sizes
+    each = list(itertools.product(*(range(n) for n in sizes)))
+    states = torch.tensor(list(itertools.product(each, repeat=observed.batch_size)))
+    z = SCORES[:, None] if density.dim else torch.zeros(1, 0, dtype=torch.float64)
+    totals = []
+    for codes in states:
+        prior, fit = density.fixed({"codes": codes.expand(len(z), *codes.shape)}).terms(z)
+        totals.append((prior + fit).logsumexp(0))
+    return states, torch.stack(totals).softmax(0)
+
+
+def indicators(observed: Any, codes: Tensor) -> Tensor:
+    """Which state each column of each record is in, as zeros and ones: (…, batch · Σ states)."""
+    sizes = columns_of(observed).sizes
+    each = [torch.nn.functional.one_hot(codes[..., f], n) for f, n in enumerate(sizes)]
+    return torch.cat(each, -1).flatten(-2).double()
+
+
+def sampled(observed: Any, model: Any, **settings: Any) -> np.ndarray:
+    """The indicators of the draws, (chain, draw, quantity)."""
+    found = gibbs.run(model, observed, observed.client, seed=0, **{**FEW, **settings})
+    assert found.kind == "sampler" and not found.interrupted
+    codes, _ = columns_of(observed).decode(torch.as_tensor(found.x))
+    return indicators(observed, codes).numpy()
+
+
+def agrees(draws: np.ndarray, expected: Tensor) -> float:
+    """The farthest of the frequencies from their probabilities, in standard errors; of those that are not rare."""
+    seen = (expected > 0.02) & (expected < 0.98)
+    assert int(seen.sum()) > 3, "nothing is open: there is nothing to compare"
+    return misfit(draws[..., seen.numpy()], expected[seen], floor=80)
+
+
+def frequencies(observed: Any, model: Any) -> Tensor:
+    states, weights = exact(observed, model)
+    return weights @ indicators(observed, states)
+
+
+@pytest.mark.parametrize(
+    ("inner", "activation"), [(0, "relu"), (2, "relu"), pytest.param(2, "gelu", marks=pytest.mark.slow)]
+)
+def test_the_cells_probabilities_are_those_of_enumeration(file: Path, inner: int, activation: str) -> None:
+    """Of categories, a grid, and a number that may be missing; with every candidate looked at, and by the surrogate."""
+    observed, model = shared(file, sigma=0.2, index=1, activation=activation)
+    draws = sampled(observed, model, inner=inner, draws=100 if inner else 60)
+    assert agrees(draws, frequencies(observed, model)) < 5
+    assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
+
+
+def test_the_records_of_a_batch_are_told_apart_as_enumeration_tells_them(file: Path) -> None:
+    observed, model = shared(file, batch=2, sigma=0.2, index=3, labels=[0, 1], drop=("price",))
+    draws = sampled(observed, model, inner=1, draws=25)
+    assert agrees(draws, frequencies(observed, model)) < 5
+    assert agrees(draws, frequencies(replace(observed, labels=torch.tensor([1, 0])), model)) > 5
+
+
+def test_a_record_beside_its_residual_fits_as_the_batch_does(file: Path) -> None:
+    """Up to a constant of each chain, and for the quadratic form at the record that it was made about."""
+    observed, model = shared(file, batch=3, labels=[0, 1, 1])
+    density, records = gibbs.opened(model, observed.client, observed)
+    batch = cell_starts.drawn(density, records, 4)
+    fast, slow = cells.likelihood(density, batch), cells.Whole(density)
+    assert isinstance(fast, cells.Residual)
+    sweep = Sweep(records, fast, 8, 0)
+    beside = fast.beside(batch, 0)
+    for b in range(3):
+        for move in sweep.moves:
+            tried = move(batch.codes[:, b], batch.scores[:, b], batch.x[:, b])
+            torch.testing.assert_close(tried.x, records.decode(tried.codes, tried.scores).flatten(2))
+            quick, whole = fast.at(beside, batch, b, tried), slow.at(beside, batch, b, tried)
+            torch.testing.assert_close(quick - quick[:, :1], whole - whole[:, :1], atol=1e-7, rtol=1e-7)
+        made = cells.Quadratic.about(fast, batch, b).told(beside, b)
+        here = cells.Tried.one(batch.codes[:, b], batch.scores[:, b], batch.x[:, b])
+        for entry in range(batch.x.shape[2]):  # a secant is exact where it ends
+            x = batch.x[:, b].clone()
+            x[:, entry] += made.steps[:, entry]
+            true = fast.at(beside, batch, b, replace(here, x=x[:, None])) - fast.at(beside, batch, b, here)
+            torch.testing.assert_close(made.height(x), true[:, 0], atol=1e-7, rtol=1e-6)
+        if b < 2:
+            beside = fast.after(beside, batch, b)
+            torch.testing.assert_close(beside, fast.beside(batch, b + 1))
+
+
+@pytest.mark.slow
+def test_cells_of_records_drawn_from_the_prior_are_calibrated(file: Path) -> None:
+    """Of the cells that are claimed with probability p, a share p is right; a posterior twice as sharp is refused."""
+    observed, model = shared(file)
+    columns, claims, right, wrong = columns_of(observed), [], [], []
+    for k in range(150):
+        torch.manual_seed(k)
+        drawn = optimal.priors.make(optimal.Named("records"), observed.client, observed.public)
+        x = drawn.sample(1)
+        y = torch.tensor([k % 2])
+        g = observed.client.update(x, y).materialise() + 0.2 * torch.randn(observed.client.update_size).double()
+        seen = replace(observed, g=g.detach(), labels=y, truth=x)
+        found = gibbs.run(functools.partial(model, sigma=0.2), seen, seen.client, seed=k, **{**FEW, **QUICK})
+        codes, _ = columns.decode(torch.as_tensor(found.draws))
+        share = indicators(observed, codes).mean(0)
+        claims.append(share)
+        right.append(indicators(observed, columns.decode(x)[0]))
+        sharp = torch.cat([(p**2) / (p**2).sum() for p in share.split(list(columns.sizes))])
+        wrong.append(sharp)
+    truth = torch.stack(right)
+    for claimed, fits in ((torch.stack(claims), True), (torch.stack(wrong), False)):
+        # E[p (1[right] − p)] is 0 where p is the probability of the cell
+        score = (claimed * (truth - claimed)).sum(1).numpy()[None, :, None]
+        assert (misfit(score.reshape(5, 30, 1), np.zeros(1), floor=50) < 5) is fits
+
+
+def test_other_models_and_open_labels_are_declined_in_one_line(file: Path) -> None:
+    observed, model = shared(file)
+    with pytest.raises(BadInput, match="prior is `records`"):
+        gibbs.run(functools.partial(optimal.model, sigma=0.1, reference=observed.public), observed, observed.client)
+    with pytest.raises(BadInput, match="known labels"):
+        gibbs.run(model, replace(observed, labels=None), observed.client)
+    with pytest.raises(BadInput, match="do not divide"):
+        gibbs.run(model, observed, observed.client, particles=10, islands=4)
+
+
+def test_one_seed_is_one_result(file: Path) -> None:
+    observed, model = shared(file, sigma=1.0)
+    a, b = (
+        gibbs.run(model, observed, observed.client, seed=3, chains=4, particles=8, draws=3, settle=1) for _ in range(2)
+    )
+    assert np.array_equal(a.x, b.x)
