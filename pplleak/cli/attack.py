@@ -55,7 +55,7 @@ class Attack(Victim):
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""
     out: Path = Path("attack")
-    """Folder for report.html, posterior.nc, attack.png and summary.json, and for the cells.csv of a table."""
+    """Folder for posterior.nc, attack.png, summary.json and report.html; of a table, cells.csv instead of the last."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -124,7 +124,8 @@ def run(argv: Sequence[str]) -> int:
 
         result = result.with_(attrs={**result.attrs, "command": shlex.join(["pplleak", "attack", *argv])})
         summary = report.write(result, out, terminal())
-        page.write(out)
+        if shared.client.columns is None:  # of a table, cells.csv and the picture say it
+            page.write(out)
     if result.interrupted:
         return 130
     return 3 if args.strict and not summary["trusted"] else 0

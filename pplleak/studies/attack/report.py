@@ -96,8 +96,8 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     if columns is not None:
         console.print(records.table(records.write(posterior, columns, out)))
     console.print(table(summary))
-    beside = "" if columns is None else "cells.csv, "
-    console.print(f"written to {out}/: report.html, attack.png, {beside}posterior.nc, summary.json", highlight=False)
+    beside = "report.html" if columns is None else "cells.csv"
+    console.print(f"written to {out}/: {beside}, attack.png, posterior.nc, summary.json", highlight=False)
     return summary
 
 

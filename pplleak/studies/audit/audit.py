@@ -78,6 +78,8 @@ def attacker(
             if clock.seconds < 0.1:
                 raise TimeoutError
             observed = load(job.item.path)
+            if observed.client.columns is not None:
+                raise BadInput("it is of a table, and audits are of images: attack it by itself")
             if job.item.behind:
                 observed, row["cosine"] = shared_anew(job.item, observed, seed)
             observed, row["labels"], row["assumed"] = prepared(job.item, observed, labels)

@@ -15,6 +15,7 @@ from pplleak import reading, runs
 from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
+from pplleak.posterior.cells import columns_of
 from pplleak.posterior.summary import colour, summarise, verdict
 from pplleak.studies.attack.attack import versions
 from pplleak.studies.audit import audit, curves, figures, frontier, pictures, words
@@ -30,7 +31,7 @@ def write(folder: Path) -> list[str]:
     """Write report.html into the folder of an attack or an audit, and give its first sentences.
 
     Raises:
-        BadInput: the folder holds neither.
+        BadInput: the folder holds neither, or what was attacked is a table.
     """
     if (folder / audit.TABLE).is_file():
         recorded, tried = (t.read() for t in audit.tables(folder))
@@ -98,6 +99,9 @@ def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], di
     rows = []
     for row, path in found:
         posterior = None if path is None else Posterior.load(path)
+        if posterior is not None and columns_of(posterior) is not None:
+            raise BadInput(f"{printable(path)} is of a table, whose page there is not yet: cells.csv and attack.png "
+                           "have its cells")  # fmt: skip
         row = row if row or posterior is None else _row(name, posterior)
         if posterior is not None:
             posteriors[row["attack"]] = posterior
