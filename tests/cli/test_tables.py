@@ -1,4 +1,4 @@
-"""A table from the command line: its cells on the terminal, in a file and in a picture; what knows no tables says so."""
+"""A table from the command line: its cells on the terminal, in a file and a picture; what knows no tables says so."""
 
 from __future__ import annotations
 

@@ -111,8 +111,9 @@ def picture(posterior: Posterior, summary: dict[str, Any], columns: Columns, hea
     for b in range(count):
         axes = figure.add_axes((0.02, 1 - 0.6 / height - (b + 1) * panel, 0.96, panel))
         axes.set_xlim(0, 1), axes.set_ylim(width + 0.6, -1), axes.axis("off")
-        titles = {"column": f"record {b + 1}", "truth": "truth" if truth else "", "estimate": "estimate",
-                  "bar": "how sure" if posterior.kind != "point" else "", "interval": "90 % interval" if posterior.kind != "point" else ""}  # fmt: skip
+        titles = {"column": f"record {b + 1}", "truth": "truth" if truth else "", "estimate": "estimate"}
+        if posterior.kind != "point":
+            titles |= {"bar": "how sure", "interval": "90 % interval"}
         for name, title in titles.items():
             axes.text(places[name], -0.3, title, fontsize=8, color="#666666", va="center", parse_math=False)
         for j, row in enumerate(rows[b * width : (b + 1) * width]):
