@@ -169,8 +169,8 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensor]:
         yield torch.rand(60, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
-def test_every_prior_of_images_can_be_named_and_set() -> None:
-    assert list(priors.names()) == sorted(SITES)
+def test_every_prior_can_be_named_and_set() -> None:
+    assert list(priors.names()) == sorted([*SITES, "records"])  # that of tables: tests/inference/test_gibbs.py
     for name, line in priors.names().items():
         assert line
         assert all(s.help for s in priors.settings(name))
