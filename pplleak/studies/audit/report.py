@@ -25,6 +25,7 @@ NC, ATTACK = "posterior.nc", "attack"  # of a folder that `pplleak attack` wrote
 Row = dict[str, Any]
 YES, NO, OPEN = "yes", "no", "not known"
 NOTHING = "no protection"
+FEWEST = 4  # private examples: a share of fewer says nothing
 
 
 def write(folder: Path) -> list[str]:
@@ -56,7 +57,8 @@ def _whole(
     recorded = [r for s in sections for r in s["curves"]]
     tried = [r | {"near": [float(v) for v in r["each"].split()], "protected": f"{_protected(r)}, shared anew"}
              for r in anew]  # fmt: skip
-    found, private = curves.groups(recorded), curves.groups([r for r in tried if curves.noise_of(r["protection"])])
+    noisy = [r for r in tried if curves.noise_of(r["protection"])]
+    found, private = ([g for g in curves.groups(rows) if len(g.errors) >= FEWEST] for rows in (recorded, noisy))
     table = [
         {"group": g.name, "attack": g.attack, "delta": d, "realised": g.realised(d),
          "guess": None if guessed is None else guessed.at(g.known)[k][0],
