@@ -1,4 +1,4 @@
-"""Crafted weights separate examples as often as their bins say, and the check of weights sees them and nothing else."""
+"""Crafted weights are written as the library makes them, and the check of weights sees them and nothing else."""
 
 from __future__ import annotations
 
@@ -33,38 +33,6 @@ def shared(checkpoint: Path | None, index: int, batch_size: int, **more: object)
     return from_data(batch_size=batch_size, settings=WIDE, checkpoint=checkpoint, index=index, sigma=1e-9, **more)  # type: ignore[arg-type]
 
 
-def exact(checkpoint: Path, index: int, batch_size: int) -> list[bool]:
-    target = shared(checkpoint, index, batch_size)
-    found = imprint.run(None, target, target.client)
-    assert target.truth is not None
-    truth = target.truth.numpy()
-    return (metrics.psnr(found.mode[metrics.match(found.mode, truth)], truth) > 60).tolist()
-
-
-def test_as_many_images_are_exact_as_are_alone_in_their_bin(checkpoint: Path) -> None:
-    """(1 − 1/k)^(B − 1) of them, within three standard errors; half as many bins would give less."""
-    found = torch.tensor([exact(checkpoint, 14 * k, 16) for k in range(16)]).double().mean(1)
-    expected, error = (1 - 1 / 64) ** 15, float(found.std()) / 16**0.5
-    assert abs(float(found.mean()) - expected) < 3 * error
-    assert abs(float(found.mean()) - (1 - 1 / 16) ** 15) > 3 * error
-
-
-def test_an_image_that_is_exact_has_its_label(checkpoint: Path) -> None:
-    target = shared(checkpoint, 4, 4, labels_shared=False)
-    found = imprint.run(None, target, target.client)
-    truth = target.truth.numpy()  # type: ignore[union-attr]
-    order = metrics.match(found.mode, truth)
-    good = metrics.psnr(found.mode[order], truth) > 60
-    assert good.sum() >= 3
-    assert found.y[0, 0][order][good].tolist() == data.private("digits").batch(4, 4)[1].numpy()[good].tolist()
-
-
-def test_weights_that_are_not_crafted_are_refused() -> None:
-    target = shared(None, 0, 8)
-    with pytest.raises(BadInput, match="weights are no imprint"):
-        imprint.run(None, target, target.client)
-
-
 def test_only_perceptrons_with_relu_are_crafted() -> None:
     with pytest.raises(BadInput, match="ReLU between them"):
         crafted.imprinted(from_data(settings={"widths": (8,)}).client, data.public("digits").x)
@@ -87,6 +55,7 @@ def test_initial_and_trained_weights_raise_no_alarm(network: str) -> None:
 def test_an_imprint_is_seen_in_part_with_noise_and_from_the_command_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    torch.manual_seed(0)
     sent = weights.read(checkpoint)[0]
     first = next(n for n, t in sent.items() if t.shape == (64, 64))
     assert crafted.suspicions(sent)[0].rows == 64
