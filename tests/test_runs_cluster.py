@@ -47,3 +47,13 @@ def test_a_cluster_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[s
     with pytest.raises(BadInput, match="the workers that it has"), runs.workers(2, "auto"):
         pass
     one_line(["compare", "--workers", "2", "--ray", "auto", "--out", str(tmp_path)], capsys, "the workers that it has")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("localhost:1", "no Ray cluster answers"), ("ray://nowhere.invalid:10001", "no Ray cluster answers"),
+     ("elsewhere", "HOST:PORT"), ("localhost:99999", "HOST:PORT"), ("localhost:", "HOST:PORT")],
+)  # fmt: skip
+def test_an_address_where_nobody_listens_is_told_at_once(address: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said), runs.workers(cluster=address):
+        pass

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -61,6 +62,19 @@ def _called(function: Callable[[Any], Any], task: Any) -> Any:
     return function(task)
 
 
+def _require_answer(address: str) -> None:
+    """Raise BadInput where nobody listens at HOST:PORT: Ray itself would try for minutes, and end the program."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) >= 2**16:
+        raise BadInput(f"a Ray cluster is {AUTO}, {LOCAL}, HOST:PORT or ray://HOST:PORT, not "
+                       f"'{printable(address, 80)}'")  # fmt: skip
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, UnicodeError) as error:
+        raise BadInput(f"no Ray cluster answers at '{printable(address, 80)}': {printable(error, 160)}; start one with "
+                       f"`ray start`, or name it {LOCAL}") from error  # fmt: skip
+
+
 @contextlib.contextmanager
 def ray(address: str, count: int = 1) -> Iterator[Workers]:
     """The workers of a Ray cluster; where this program is connected to one already, that.
@@ -73,6 +87,8 @@ def ray(address: str, count: int = 1) -> Iterator[Workers]:
     """
     if count > 1 and address != LOCAL:
         raise BadInput(f"a Ray cluster has the workers that it has: leave their number out, or name it {LOCAL}")
+    if address not in (AUTO, LOCAL):
+        _require_answer(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # it would pack this folder, and install it anew
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it, it warns
