@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import pictures, write
+from image_files import pictures, write
 from PIL import Image
 
 from pplleak import data

