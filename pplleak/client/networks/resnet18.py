@@ -6,14 +6,14 @@ import torchvision
 from torch import nn
 
 from pplleak.client.networks._activations import Activation, swap
-from pplleak.client.networks._residual import BatchNorm
+from pplleak.client.networks._mode import Mode
 
 
 def resnet18(
     input_shape: tuple[int, ...],
     num_classes: int,
     *,
-    batch_norm: BatchNorm = "eval",
+    batch_norm: Mode = "eval",
     activation: Activation = "relu",
 ) -> nn.Module:
     """ResNet-18 of torchvision with the stem for small images: a 3x3 convolution of stride 1, no max pooling.

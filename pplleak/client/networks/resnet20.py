@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from pplleak.client.networks._activations import Activation, swap
-from pplleak.client.networks._residual import BatchNorm
+from pplleak.client.networks._mode import Mode
 
 
 def resnet20(
@@ -15,7 +15,7 @@ def resnet20(
     num_classes: int,
     *,
     width: int = 16,
-    batch_norm: BatchNorm = "eval",
+    batch_norm: Mode = "eval",
     activation: Activation = "relu",
 ) -> nn.Module:
     """ResNet-20, the CIFAR-10 network of He et al. 2016: three stages of three blocks, shortcuts without parameters.

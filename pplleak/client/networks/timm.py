@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pplleak.client.networks._zoo import Mode
+from pplleak.client.networks._mode import Mode
 from pplleak.errors import BadInput, unknown
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torchvision import models
 
-from pplleak.client.networks._zoo import Mode, for_channels
+from pplleak.client.networks._mode import Mode
 from pplleak.errors import unknown
 
 PLAIN = {"init_weights": False, "aux_logits": False}  # torch's own initialisation, and one output
@@ -37,4 +37,17 @@ def torchvision(
     elif arch in ("googlenet", "inception_v3"):
         settings = PLAIN
     network = models.get_model(arch, num_classes=num_classes, **settings)
-    return for_channels(network, input_shape[0]).train(mode == "train")
+    return _for_channels(network, input_shape[0]).train(mode == "train")
+
+
+def _for_channels(network: nn.Module, channels: int) -> nn.Module:
+    """The network with its first convolution, which is made for colour images, for images of so many channels."""
+    name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    if first.in_channels != channels:
+        parent, _, last = name.rpartition(".")
+        other = nn.Conv2d(
+            channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
+            first.dilation, bias=first.bias is not None,  # type: ignore[arg-type]
+        )  # fmt: skip
+        setattr(network.get_submodule(parent), last, other)
+    return network
