@@ -36,6 +36,7 @@ from pplleak.density import Density, Model, build, cell_starts
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Residual, likelihood
 from pplleak.density.chains import keep
+from pplleak.density.density import PLATE
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -48,7 +49,7 @@ def declines(model: Model, observed: Observation, client: Client) -> str:
     """Why it does not take a model, "" where it does: it needs records, and known labels."""
     nodes = _nodes(model, client, observed)
     latents = {n for n, v in nodes.items() if v["type"] == "sample" and n not in ("x", "y", "g")}
-    latents = {n for n in latents if not isinstance(nodes[n]["fn"], poutine.subsample_messenger._Subsample)}
+    latents = {n for n in latents if not isinstance(nodes[n]["fn"], PLATE)}
     if not latents or latents - KNOWN or not all("records" in nodes[n]["infer"] for n in latents):
         return "gibbs moves through the cells of records: it takes a model whose prior is `records`, and a told sigma"
     if observed.labels is None:
@@ -120,7 +121,7 @@ def run(
         raise BadInput(why)
     pyro.set_rng_seed(seed)
     density, records = opened(model, client, observed)
-    batch = cell_starts.drawn(density, records, particles)
+    batch = cell_starts.drawn(records, particles, observed.batch_size)
     sweep = Sweep(records, likelihood(density, batch), most, inner)
     state, temperatures = cell_starts.warmed(sweep, batch, islands, moves, progress)
     more = None

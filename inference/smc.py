@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyro
 import torch
@@ -26,7 +26,7 @@ from pplleak.density.decrement import settled
 from pplleak.density.hamiltonian import init, step
 from pplleak.density.recording.tape import Plain
 from pplleak.density.refusals import require_possible
-from pplleak.density.resampling import resample
+from pplleak.density.resampling import next_temperature, resample
 from pplleak.density.search import maximise
 from pplleak.density.step_size import trajectory_steps
 from pplleak.density.whitening import Laplace, whitened
@@ -39,30 +39,14 @@ GRID = 1000  # the progress bar counts thousandths of the way in log β, from FI
 FIRST = 1e-6
 
 
-def next_temperature(prior: Tensor, likelihood: Tensor, beta: float, islands: int, keep: float) -> tuple[float, Tensor]:
-    """The largest β' whose weights keep `keep` of the particles on the worst island, and log w (islands, particles).
+def log_weights(prior: Tensor, likelihood: Tensor, beta: float, islands: int) -> Callable[[float], Tensor]:
+    """β' -> log w (islands, particles) of a step from beta to β'.
 
     Args:
         prior, likelihood: as `Density.terms` gives them, (…, islands · particles).
     """
     now = marginal(prior, likelihood, beta)
-
-    def weights(new: float) -> Tensor:
-        return (marginal(prior, likelihood, new) - now).unflatten(0, (islands, -1))
-
-    def kept(new: float) -> float:
-        w = weights(new).softmax(1)
-        return float((1 / w.square().sum(1) / w.shape[1]).min())
-
-    if kept(1.0) >= keep:
-        return 1.0, weights(1.0)
-    low, high = beta, 1.0
-    for _ in range(50):  # bisection; on a log scale while β is small
-        middle = math.sqrt(low * high) if low > 0 else high / 10
-        low, high = (middle, high) if kept(middle) >= keep else (low, middle)
-        if low > 0 and high / low < 1.001:
-            break
-    return low or high, weights(low or high)
+    return lambda new: (marginal(prior, likelihood, new) - now).unflatten(0, (islands, -1))
 
 
 def metric(z: Tensor) -> Laplace:
@@ -127,7 +111,7 @@ def run(
             terms = [density.terms(part) for part in z.split(512)]
         prior, likelihood = (torch.cat([t[k] for t in terms], -1) for k in (0, 1))
         require_possible(prior + likelihood)
-        beta, log_w = next_temperature(prior, likelihood, beta, islands, keep)
+        beta, log_w = next_temperature(log_weights(prior, likelihood, beta, islands), beta, keep)
         log_evidence += log_w.logsumexp(1) - math.log(particles)
         ancestors = resample(log_w) + particles * torch.arange(islands, device=z.device)[:, None]
         z, energy, size = move(density, z[ancestors.flatten()], beta, moves, size)

@@ -13,12 +13,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Batch, Residual
-from pplleak.density.density import Density
-from pplleak.density.resampling import resample
+from pplleak.density.resampling import next_temperature, resample
 from pplleak.progress import ProgressBar
 
 KEEP = 0.5  # effective share of the chains that a step in temperature leaves
@@ -29,28 +27,10 @@ DRAWN = 2000  # records of the prior that tell its mean and covariance
 def cooled(chains: Chains, islands: int) -> Chains:
     """The chains at the next β, resampled within their islands."""
     fits = chains.fit.unflatten(0, (islands, -1))
-
-    def weights(beta: float) -> Tensor:
-        return (beta - chains.beta) * fits
-
-    def kept(beta: float) -> float:
-        w = weights(beta).softmax(1)
-        return float((1 / w.square().sum(1) / w.shape[1]).min())
-
-    low, high = chains.beta, 1.0
-    if kept(1.0) >= KEEP:
-        low = 1.0
-    else:
-        for _ in range(60):  # bisection; on a log scale while β is small
-            middle = math.sqrt(low * high) if low > 0 else high / 10
-            low, high = (middle, high) if kept(middle) >= KEEP else (low, middle)
-            if low > 0 and high / low < 1.01:
-                break
-        low = low or high
-    log_w = weights(low)
+    beta, log_w = next_temperature(lambda new: (new - chains.beta) * fits, chains.beta, KEEP, close=1.01)
     size = log_w.shape[1]
     ancestors = (resample(log_w) + size * torch.arange(islands, device=log_w.device)[:, None]).flatten()
-    return chains.picked(ancestors, low)
+    return chains.picked(ancestors, beta)
 
 
 def warmed(sweep: Sweep, batch: Batch, islands: int, moves: int, progress: ProgressBar) -> tuple[Chains, list[float]]:
@@ -73,10 +53,7 @@ def warmed(sweep: Sweep, batch: Batch, islands: int, moves: int, progress: Progr
 def climbed(fit: Residual, records: Any, starts: int, steps: int, progress: ProgressBar) -> Batch:
     """The records nearest to the ends of a climb of −‖g − u(x)‖² / 2σ² + log Normal(x; mean, cov) by Adam."""
     client, observed, y = fit.density.client, fit.density.observed, fit.labels
-    codes = torch.zeros(DRAWN, 1, 0, dtype=torch.long, device=client.device)
-    codes = codes if records.forest is None else records.forest.sample(torch.Size([DRAWN, 1]))
-    scores = records.given(codes).sample() if len(records.mean) else records.mean.new_zeros(DRAWN, 1, 0)
-    x = records.decode(codes, scores).flatten(1).double()
+    x = drawn(records, DRAWN, 1).x.flatten(1).double()
     mean, rest = x.mean(0), x - x.mean(0)
     one = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
     factor = torch.linalg.cholesky(rest.mT @ rest / DRAWN + 1e-4 * one).to(client.dtype)
@@ -122,12 +99,10 @@ def begun(
     return state.picked(torch.tensor(picks), 1.0), len(groups), len(kept)
 
 
-def drawn(density: Density, records: Any, count: int) -> Batch:
-    """Batches of records from the prior."""
-    size, client = density.observed.batch_size, density.client
-    law = density.moved.get("codes")
-    codes = torch.zeros(count, size, 0, dtype=torch.long, device=client.device)
-    codes = codes if law is None else law.sample(torch.Size([count]))
-    scores = torch.zeros(count, size, 0, dtype=client.dtype, device=client.device)
+def drawn(records: Any, count: int, size: int) -> Batch:
+    """Batches of so many records from the prior."""
+    scores = records.mean.new_zeros(count, size, 0)
+    codes = torch.zeros(count, size, 0, dtype=torch.long, device=scores.device)
+    codes = codes if records.forest is None else records.forest.sample(torch.Size([count, size]))
     scores = records.given(codes).sample() if len(records.mean) else scores
     return Batch(codes, scores, records.decode(codes, scores).flatten(2))

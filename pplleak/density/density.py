@@ -169,7 +169,7 @@ class Density:
                 prior = prior + self.log_orders[name].reshape(-1, *(1,) * (k + 1))
         traced = self.trace({**values, **extra}, chains)
         for name, node in traced.nodes.items():
-            if node["type"] != "sample" or isinstance(node["fn"], _PLATE):
+            if node["type"] != "sample" or isinstance(node["fn"], PLATE):
                 continue
             lp = node["fn"].log_prob(node["value"])
             if node["mask"] is not None:
@@ -215,7 +215,7 @@ def marginal(prior: Tensor, likelihood: Tensor, temperature: float | Tensor = 1.
     return joint if joint.dim() == 1 else joint.flatten(0, -2).logsumexp(0)
 
 
-_PLATE = pyro.poutine.subsample_messenger._Subsample
+PLATE = pyro.poutine.subsample_messenger._Subsample
 
 
 def build(model: Model, client: Client, observed: Observation, *, moves: bool = False) -> Density:
@@ -248,7 +248,7 @@ def build(model: Model, client: Client, observed: Observation, *, moves: bool = 
     open_labels: Labels | None = None
     start = 0
     for name, node in nodes.items():
-        if node["type"] != "sample" or node["is_observed"] or name in given or isinstance(node["fn"], _PLATE):
+        if node["type"] != "sample" or node["is_observed"] or name in given or isinstance(node["fn"], PLATE):
             continue
         if name == "y" and isinstance(node["fn"], Labels) and observed.batch_size > 1:
             open_labels = node["fn"]

@@ -94,7 +94,7 @@ def test_a_record_beside_its_residual_fits_as_the_batch_does(file: Path) -> None
     """Up to a constant of each chain, and for the quadratic form at the record that it was made about."""
     observed, model = shared(file, batch=3, labels=[0, 1, 1])
     density, records = gibbs.opened(model, observed.client, observed)
-    batch = cell_starts.drawn(density, records, 4)
+    batch = cell_starts.drawn(records, 4, 3)
     fast, slow = cells.likelihood(density, batch), cells.Whole(density)
     assert isinstance(fast, cells.Residual)
     sweep = Sweep(records, fast, 8, 0)

@@ -11,7 +11,7 @@ import torch
 from pplleak import channels
 from pplleak.client import Client, networks, seeded
 from pplleak.density import marginal
-from pplleak.density.resampling import resample
+from pplleak.density.resampling import next_temperature, resample
 from pplleak.federation.observation import Observation
 from pplleak.inference import smc
 from pplleak.models import logistic
@@ -59,7 +59,7 @@ def test_a_step_in_temperature_keeps_the_effective_fraction_it_was_told(keep: fl
     generator = torch.Generator().manual_seed(0)
     prior = torch.randn(3, 200, generator=generator, dtype=torch.float64)
     likelihood = -1e4 * torch.rand(3, 200, generator=generator, dtype=torch.float64)  # 3 labels, 200 particles
-    beta, log_w = smc.next_temperature(prior, likelihood, 0.0, 2, keep)
+    beta, log_w = next_temperature(smc.log_weights(prior, likelihood, 0.0, 2), 0.0, keep)
     assert 0 < beta < 1
     torch.testing.assert_close(log_w.flatten(), marginal(prior, likelihood, beta) - marginal(prior, likelihood, 0.0))
     kept = (1 / log_w.softmax(1).square().sum(1) / 100).min()
@@ -68,4 +68,4 @@ def test_a_step_in_temperature_keeps_the_effective_fraction_it_was_told(keep: fl
 
 def test_a_step_that_can_reach_the_posterior_does() -> None:
     prior, likelihood = torch.zeros(8, dtype=torch.float64), torch.linspace(-0.1, 0.1, 8, dtype=torch.float64)
-    assert smc.next_temperature(prior, likelihood, 0.9, 2, 0.5)[0] == 1.0
+    assert next_temperature(smc.log_weights(prior, likelihood, 0.9, 2), 0.9, 0.5)[0] == 1.0
