@@ -43,10 +43,8 @@ def between(client: Client, x: Tensor, y: Tensor, a: Tensor, movement: Tensor) -
     lead = torch.broadcast_shapes(x.shape[:-event], y.shape[: y.dim() - 1 - len(own)], a.shape)
     x = x.to(client.dtype).expand(*lead, *x.shape[-event:]).reshape(-1, *x.shape[-event:])
     y = y.expand(*lead, *y.shape[y.dim() - 1 - len(own) :]).reshape(len(x), -1, *own)
-    rows = (a.to(client.dtype).expand(lead).reshape(-1, 1) * movement.to(client.dtype)).split(
-        [s.numel() for s in client.layers.values()], 1
-    )
-    at = {n: p.detach() + r.reshape(-1, *p.shape) for (n, p), r in zip(client.parameters.items(), rows, strict=True)}
+    moved = client.split(a.to(client.dtype).expand(lead).reshape(-1, 1) * movement.to(client.dtype))
+    at = {n: p.detach() + moved[n] for n, p in client.parameters.items()}
     v = training.gradients_at(client.network, at, x, y, get(client.loss).shares(y), loss=client.loss,
                               looped=client.path == "loop")  # fmt: skip
     sign = 1.0 if client.local is None else -math.copysign(1.0, client.local.factor)

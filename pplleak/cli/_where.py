@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pplleak import runs
+from pplleak.progress import bar
 
 LEAVING = ("workers", "ray", "shard")  # what says where rows are made, and not what is in them
+Keep = Callable[[list[dict[str, Any]]], object]
 Factory = Callable[[Sequence[str]], Callable[[Any], Any]]  # of a command line: what does one job of it
 
 
@@ -54,6 +56,27 @@ def spread(
             yield runs.spread(one, jobs(executor.count), executor, executor.count)
         else:
             yield runs.spread(one, jobs, executor)
+
+
+def attacks(
+    args: Any, argv: Sequence[str], factory: Factory, inferences: Sequence[str], table: runs.Rows, keep: Keep
+) -> set[tuple[int, str]]:
+    """Make the attacks on every image (--index, --count), with every inference, that a table lacks; what of all of them
+    is this shard's. Ctrl-C keeps the rows that are complete.
+
+    Args:
+        table: of rows with `index` and `inference`. keep: called with the new rows of each attack.
+    """
+    from pplleak.studies.compare import compare
+
+    known = table.read()
+    done = {(r["index"], r["inference"]) for r in known}
+    images = range(args.index, args.index + args.count)
+    mine = runs.shard([(i, n) for i in images for n in inferences], args.shard)
+    jobs = [job for job in mine if job not in done]
+    with spread(args, argv, factory, jobs) as results:
+        compare.gathered(results, len(jobs), progress=bar, known=known, keep=keep)
+    return set(mine)
 
 
 def _elsewhere(factory: Factory, argv: tuple[str, ...], job: Any) -> Any:

@@ -60,13 +60,11 @@ def work(args: Any, out: Path) -> int:
     console = terminal()
     if args.by_layer:
         console.print(layers.table(rows, pixels))
-        complete, files = (
-            len(rows) == args.count * len(layers.parts(base.client)),
-            "layers.csv, layers.json, layers.png",
-        )
+        each, files = len(layers.parts(base.client)), "layers.csv, layers.json, layers.png"
     else:
         console.print(bits.table(rows, args.model, args.inference, pixels))
-        complete, files = len(rows) == args.count, "bits.csv, bits.json"
+        each, files = 1, "bits.csv, bits.json"
+    complete = len(rows) == args.count * each
     kept = "" if complete else f"interrupted: {len(rows)} attacks kept, the same command goes on; "
     console.print(f"{kept}written to {out}/: {files}", highlight=False, soft_wrap=True)
     return 0 if complete else 130

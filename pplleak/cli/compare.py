@@ -11,7 +11,7 @@ from pplleak import runs
 from pplleak.cli import _where as where
 from pplleak.cli._options import PriorName, Victim, several
 from pplleak.programs import MODEL
-from pplleak.progress import bar, terminal
+from pplleak.progress import terminal
 
 if TYPE_CHECKING:
     from pplleak.federation.observation import Observation
@@ -52,13 +52,7 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     def asked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:  # another run may have left rows of more images
         return [r for r in rows if r["index"] in indices]
 
-    known = table.read()
-    done = {table.about(r) for r in known}
-    mine = runs.shard([(i, n) for i in indices for n in names], args.shard)
-    jobs = [job for job in mine if job not in done]
-    with where.spread(args, argv, maker, jobs) as results:
-        compare.gathered(results, len(jobs), progress=bar, known=known,
-                         keep=lambda rows: report.write(asked(table.add(rows)), names, out))  # fmt: skip
+    mine = where.attacks(args, argv, maker, names, table, lambda rows: report.write(asked(table.add(rows)), names, out))
     rows = asked(table.read())
     if not rows:
         raise KeyboardInterrupt
@@ -68,7 +62,7 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     console.print(compare.table(rows, names))
     console.print(compare.paired_table(rows, names))
     written = f"written to {out}/: compare.csv, compare.json, compare.png"
-    complete = {table.about(r) for r in rows} >= set(mine)
+    complete = {table.about(r) for r in rows} >= mine
     console.print(
         written if complete else f"interrupted: {len(rows)} attacks kept, the same command goes on; {written}",
         highlight=False,

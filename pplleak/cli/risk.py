@@ -53,7 +53,6 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     """The attacks that are missing in a folder, and its tables and picture; the exit code."""
     from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.studies.compare import compare
     from pplleak.studies.risk import limits, risk
     from pplleak.studies.risk import report as risk_report
 
@@ -67,13 +66,7 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     settled = runs.settings(args, leaving=("index", "count", "out", "bounds", *where.LEAVING))
     table = risk.images(out)
     runs.settle(out / "risk.json", settled, under="settings", rows=table.path)
-    known = table.read()
-    done = {(r["index"], r["inference"]) for r in known}
-    mine = runs.shard([(i, n) for i in indices for n in names], args.shard)
-    jobs = [job for job in mine if job not in done]
-    with where.spread(args, argv, maker, jobs) as results:
-        compare.gathered(results, len(jobs), progress=bar, known=known,
-                         keep=lambda rows: risk.write(table.add(rows), settled, out))  # fmt: skip
+    mine = where.attacks(args, argv, maker, names, table, lambda rows: risk.write(table.add(rows), settled, out))
     every = table.read()
     rows = [r for r in every if r["index"] in indices]
     if not rows:
@@ -87,7 +80,7 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     risk_report.write(rows, distance, args.draws_from, bound, out, console)
     ended = {(r["index"], r["inference"]) for r in rows}
     written = f"written to {out}/: risk.png, risk.csv, risk.json, risk_images.csv"
-    complete = ended >= set(mine)
+    complete = ended >= mine
     console.print(
         written if complete else f"interrupted: {len(ended)} attacks kept, the same command goes on; {written}",
         highlight=False,

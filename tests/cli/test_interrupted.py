@@ -65,10 +65,10 @@ def files(folder: str) -> dict[str, bytes]:
 def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(
     which: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pplleak.cli.compare.bar", sending(which, after=1))
+    monkeypatch.setattr("pplleak.cli._where.bar", sending(which, after=1))
     assert ends(COMPARE) == code
     assert "interrupted: 1 attacks kept, the same command goes on" in " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr("pplleak.cli.compare.bar", sending(which, after=9))
+    monkeypatch.setattr("pplleak.cli._where.bar", sending(which, after=9))
     assert ends(COMPARE) == 0
 
 

@@ -104,7 +104,7 @@ def test_compare_goes_on_where_it_was_left_and_overwrites_nothing_that_is_finish
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pplleak.cli.compare.bar", stops)
+        patch.setattr("pplleak.cli._where.bar", stops)
         assert run([*argv, "--count", "2"]) == 130
     assert "3 attacks kept, the same command goes on" in " ".join(capsys.readouterr().out.split())
     before = lines()

@@ -159,7 +159,7 @@ def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pplleak.cli.risk.bar", stops)
+        patch.setattr("pplleak.cli._where.bar", stops)
         assert run([*argv, str(tmp_path / "a"), "--count", "3"]) == 130
     assert "the same command goes on" in capsys.readouterr().out
     before = lines(tmp_path / "a" / "risk_images.csv")

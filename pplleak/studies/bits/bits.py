@@ -56,12 +56,8 @@ def measure(
             if draw in done:
                 continue
             drawn = from_model(base, model, beliefs, seed + draw)
-            posterior = attack(drawn, model, inference, beliefs=beliefs, settings=settings, seed=seed + draw).whole()
-            if "bits" not in posterior.attrs:  # `attack` does without; here it is an error, and this raises it
-                bound = believe(programs.load("models", model), drawn, beliefs)
-                information.gain(bound, drawn, drawn.client, posterior, drawn.truth)  # type: ignore[arg-type]
-            row = {"draw": draw, **{c: posterior.attrs[c] for c in ("bits", "bits_se")},
-                   "converged": posterior.converged, "seconds": round(posterior.attrs["seconds"], 2)}  # fmt: skip
+            told = gained(drawn, model, inference, beliefs=beliefs, settings=settings, seed=seed + draw)
+            row = {"draw": draw, **told}
             rows.append(row)
             write(kept.add([row]), made_with, out)
         write(kept.read(), made_with, out)  # a run that was killed may have left a row that the summary lacks
@@ -69,6 +65,28 @@ def measure(
         if not rows:
             raise
     return rows
+
+
+def gained(
+    observed: Observation,
+    model: str,
+    inference: str,
+    *,
+    beliefs: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
+    seed: int,
+) -> Row:
+    """What one attack gains: bits, bits_se, converged, seconds.
+
+    Raises:
+        BadInput: the inference gives no evidence p(g). KeyboardInterrupt: the attack was ended early.
+    """
+    posterior = attack(observed, model, inference, beliefs=beliefs, settings=settings, seed=seed).whole()
+    if "bits" not in posterior.attrs:  # `attack` does without; here it is an error, and this raises it
+        bound = believe(programs.load("models", model), observed, beliefs)
+        information.gain(bound, observed, observed.client, posterior, observed.truth)  # type: ignore[arg-type]
+    return {**{c: posterior.attrs[c] for c in ("bits", "bits_se")}, "converged": posterior.converged,
+            "seconds": round(posterior.attrs["seconds"], 2)}  # fmt: skip
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ up: two layers may tell the same. All parts are of the same draws, so that their
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior import information
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
-from pplleak.studies.attack.attack import attack
+from pplleak.studies.bits.bits import gained
 from pplleak.studies.risk.risk import from_model
 
 if TYPE_CHECKING:
@@ -93,13 +92,8 @@ def measure(
             if (draw, layer) in done:
                 continue
             seen = alone(from_model(base, model, beliefs, seed + draw), layers[layer])
-            start = time.perf_counter()
-            posterior = attack(seen, model, inference, beliefs=beliefs, settings=settings, seed=seed + draw).whole()
-            if "bits" not in posterior.attrs:
-                raise BadInput(f"{inference} gives no evidence p(g) here: take laplace, svi, smc or hmc, a model of "
-                               "which p(x) and p(g | x) are known, and its own client")  # fmt: skip
-            row = {"draw": draw, "layer": layer, "bits": posterior.attrs["bits"], "bits_se": posterior.attrs["bits_se"],
-                   "converged": posterior.converged, "seconds": round(time.perf_counter() - start, 2)}  # fmt: skip
+            told = gained(seen, model, inference, beliefs=beliefs, settings=settings, seed=seed + draw)
+            row = {"draw": draw, "layer": layer, **told}
             rows.append(row)
             kept.add([row])
     except KeyboardInterrupt:
