@@ -92,3 +92,23 @@ def build_client(
     """A client by its network's name and settings, and its defence's."""
     named = Named(defence, defence_settings or {}) if defence else None
     return scenario.build_client(Named(network, settings or {}), input_shape, num_classes, defence=named, **more)
+
+
+SEPARATING: dict[str, Any] = {"widths": (64,), "activation": "relu"}  # a perceptron whose first layer can be crafted
+
+
+def crafted_weights(folder: Path) -> Path:
+    """A checkpoint of it that a malicious server has crafted."""
+    from safetensors.torch import save_file
+
+    from pplleak import data
+    from pplleak.studies.crafted import crafted
+
+    path = folder / "weights.safetensors"
+    save_file(crafted.imprinted(from_data(settings=SEPARATING).client, data.public("digits").x), path)
+    return path
+
+
+def of_crafted(checkpoint: Path | None, index: int, batch_size: int, **more: Any) -> Observation:
+    """What its client shares, all but exactly."""
+    return from_data(batch_size=batch_size, settings=SEPARATING, checkpoint=checkpoint, index=index, sigma=1e-9, **more)

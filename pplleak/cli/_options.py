@@ -30,14 +30,9 @@ if TYPE_CHECKING:
 else:
     Precision = signatures.kind(sources.module("pplleak.federation.scenario"), "Precision")
 
-FLAGS = (
-    "--strict",
-    "--clean",
-    "--shared-only",
-    "--local-drop-last",
-    "--local-shuffle",
-    "--by-layer",
-)  # said without a value
+FLAGS = (  # said without a value
+    "--strict", "--clean", "--shared-only", "--local-drop-last", "--local-shuffle", "--by-layer",
+)  # fmt: skip
 RECORDS = "records"  # the prior of a table, unless another is named
 NONE = "none"  # neither a channel nor a defence
 BELIEFS = {

@@ -120,11 +120,11 @@ def run(argv: Sequence[str]) -> int:
             explain=args.explain,
             progress=bar,
         )
-        from pplleak.studies.audit import report as page  # for people, of what was found
-
         result = result.with_(attrs={**result.attrs, "command": shlex.join(["pplleak", "attack", *argv])})
         summary = report.write(result, out, terminal())
         if shared.client.columns is None:  # of a table, cells.csv and the picture say it
+            from pplleak.studies.audit import report as page  # for people, of what was found
+
             page.write(out)
     if result.interrupted:
         return 130

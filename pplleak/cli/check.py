@@ -28,11 +28,11 @@ def run(argv: Sequence[str]) -> int:
     alarm = False
     for path in args.weights:
         found = crafted.suspicions(tensors.read(path)[0])
-        alarm |= bool(found)
+        alarm, file = alarm or bool(found), printable(path)
         for s in found:
-            print(f"{path}: {s.rows} of the {s.of} rows of '{printable(s.layer)}' point the same way. They sort a "
+            print(f"{file}: {s.rows} of the {s.of} rows of '{printable(s.layer)}' point the same way. They sort a "
                   "batch into bins, and the gradient of a bin is an example: do not train on it")  # fmt: skip
         if not found:
-            print(f"{path}: no layer measures one thing over and over. Weights may be malicious in other ways: attack "
+            print(f"{file}: no layer measures one thing over and over. Weights may be malicious in other ways: attack "
                   "an update of your own with `pplleak audit`")  # fmt: skip
     return 3 if alarm else 0

@@ -207,10 +207,10 @@ def _numeric(name: str, values: np.ndarray, there: np.ndarray, public: np.ndarra
     whole = bool((distinct == distinct.round()).all())
     seen = values[there & public]
     seen = seen if len(seen) else distinct  # a column that is missing in all public rows
-    spread = float(seen.std())
+    spread, largest = float(seen.std()), max(1.0, float(np.abs(seen).max()))
     about: dict[str, Any] = {
         "missing": not bool(there.all()), "whole": whole, "mean": float(seen.mean()),
-        "sd": spread if spread > 1e-12 * max(1.0, float(np.abs(seen).max())) else max(1.0, float(np.abs(seen).max())),
+        "sd": spread if spread > 1e-12 * largest else largest,
         "low": float(seen.min()), "high": float(seen.max()),
     }  # fmt: skip
     if whole and distinct[-1] - distinct[0] < SPAN:

@@ -8,6 +8,7 @@ draws lie; its probability is their share. Records of no fixed order are matched
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +59,7 @@ def agrees(columns: Columns, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return near | (np.isnan(a) & np.isnan(b))
 
 
+@lru_cache(maxsize=1)  # summary, files and picture ask for those of one posterior
 def cells(posterior: Posterior, columns: Columns) -> Cells:
     """What a posterior says of every cell."""
     draws = columns.record(torch.as_tensor(posterior.draws)).numpy()

@@ -71,8 +71,12 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, UnicodeError) as error:
-        raise BadInput(f"no Ray cluster answers at '{printable(address, 80)}': {printable(error, 160)}; start one with "
-                       f"`ray start`, or name it {LOCAL}") from error  # fmt: skip
+        raise _silent(address, error) from error
+
+
+def _silent(address: str, error: Exception) -> BadInput:
+    return BadInput(f"no Ray cluster answers at '{printable(address, 80)}': {printable(error, 160)}; start one with "
+                    f"`ray start`, or name it {LOCAL}")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -103,8 +107,7 @@ def ray(address: str, count: int = 1) -> Iterator[Workers]:
             package.init(address=address, include_dashboard=False if how else None, log_to_driver=False,
                          logging_level=logging.ERROR, **how)  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise BadInput(f"no Ray cluster answers at '{printable(address, 80)}': {printable(error, 160)}; start one "
-                           f"with `ray start`, or name it {LOCAL}") from error  # fmt: skip
+            raise _silent(address, error) from error
     executor = _Ray(package)
     try:
         yield executor

@@ -6,33 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from scenes import from_data
+from scenes import crafted_weights, of_crafted
 
 from pplleak import data
 from pplleak.errors import BadInput
-from pplleak.federation.observation import Observation
 from pplleak.inference import imprint
 from pplleak.posterior import metrics
-from pplleak.studies.crafted import crafted
-
-WIDE = {"widths": (64,), "activation": "relu"}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("crafted") / "weights.safetensors"
-    client = from_data(settings=WIDE).client
-    save_file(crafted.imprinted(client, data.public("digits").x), path)
-    return path
-
-
-def shared(checkpoint: Path | None, index: int, batch_size: int, **more: object) -> Observation:
-    return from_data(batch_size=batch_size, settings=WIDE, checkpoint=checkpoint, index=index, sigma=1e-9, **more)  # type: ignore[arg-type]
+    return crafted_weights(tmp_path_factory.mktemp("crafted"))
 
 
 def exact(checkpoint: Path, index: int, batch_size: int) -> list[bool]:
-    target = shared(checkpoint, index, batch_size)
+    target = of_crafted(checkpoint, index, batch_size)
     found = imprint.run(None, target, target.client)
     assert target.truth is not None
     truth = target.truth.numpy()
@@ -48,7 +36,7 @@ def test_as_many_images_are_exact_as_are_alone_in_their_bin(checkpoint: Path) ->
 
 
 def test_an_image_that_is_exact_has_its_label(checkpoint: Path) -> None:
-    target = shared(checkpoint, 4, 4, labels_shared=False)
+    target = of_crafted(checkpoint, 4, 4, labels_shared=False)
     found = imprint.run(None, target, target.client)
     truth = target.truth.numpy()  # type: ignore[union-attr]
     order = metrics.match(found.mode, truth)
@@ -58,6 +46,6 @@ def test_an_image_that_is_exact_has_its_label(checkpoint: Path) -> None:
 
 
 def test_weights_that_are_not_crafted_are_refused() -> None:
-    target = shared(None, 0, 8)
+    target = of_crafted(None, 0, 8)
     with pytest.raises(BadInput, match="weights are no imprint"):
         imprint.run(None, target, target.client)

@@ -8,29 +8,19 @@ import pytest
 import torch
 from command_line import run
 from safetensors.torch import save_file
-from scenes import from_data
+from scenes import crafted_weights, from_data, of_crafted
 
 from pplleak import data
 from pplleak.client import networks, weights
 from pplleak.errors import BadInput
-from pplleak.federation.observation import Observation
 from pplleak.inference import imprint
 from pplleak.posterior import metrics
 from pplleak.studies.crafted import crafted
 
-WIDE = {"widths": (64,), "activation": "relu"}
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("crafted") / "weights.safetensors"
-    client = from_data(settings=WIDE).client
-    save_file(crafted.imprinted(client, data.public("digits").x), path)
-    return path
-
-
-def shared(checkpoint: Path | None, index: int, batch_size: int, **more: object) -> Observation:
-    return from_data(batch_size=batch_size, settings=WIDE, checkpoint=checkpoint, index=index, sigma=1e-9, **more)  # type: ignore[arg-type]
+    return crafted_weights(tmp_path_factory.mktemp("crafted"))
 
 
 def test_only_perceptrons_with_relu_are_crafted() -> None:
@@ -72,7 +62,7 @@ def test_an_imprint_is_seen_in_part_with_noise_and_from_the_command_line(
 def test_a_checkpoint_is_written_as_the_library_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["craft", "--network.widths", "64", "--out", "c.safetensors"]) == 0
-    target = shared(Path("c.safetensors"), 4, 4)
+    target = of_crafted(Path("c.safetensors"), 4, 4)
     found = imprint.run(None, target, target.client)
     truth = target.truth.numpy()  # type: ignore[union-attr]
     assert metrics.psnr(found.mode[metrics.match(found.mode, truth)], truth).max() > 60

@@ -15,10 +15,10 @@ from pplleak.errors import BadInput, printable
 from pplleak.federation import capture
 from pplleak.federation.observation import Observation, check_labels
 from pplleak.federation.protection import Protection
+from pplleak.priors import labels as label_priors
 from pplleak.studies.audit.plan import Item
 
 Labels = Literal["auto", "known", "unknown", "recovered"]
-MOST_LABELS = 10_000  # combinations that are summed over (`pplleak.priors.labels`)
 MOST_PLACES = 32  # of an order that is looked for, over all epochs: a look is up to 500 local trainings at a stretch
 
 
@@ -89,7 +89,7 @@ def shared_anew(item: Item, observed: Observation, seed: int) -> tuple[Observati
 def _labels(observed: Observation, true: Tensor | None, labels: Labels) -> tuple[Observation, str, list[str]]:
     """An observation whose labels were not shared, or are not to be taken, with those of the adversary."""
     hidden = replace(observed, labels=None)
-    few = observed.client.num_classes**observed.batch_size <= MOST_LABELS
+    few = observed.client.num_classes**observed.batch_size <= label_priors.Labels.MAX_ENUMERATED
     if labels in ("auto", "recovered"):
         try:
             found = label_recovery.recovered(hidden)
