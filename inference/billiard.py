@@ -17,26 +17,30 @@ volume; it is its own inverse under p → −p, which every drift that met a wal
 derivatives alone, and need not be V's own slope: any force that depends on (w, m) only keeps both properties. A
 Metropolis test on the exact U ends the trajectory: what the gates leave out costs acceptance, never exactness.
 
-ε is tuned on V: no smaller step brings back what U and V differ by, so acceptance may settle below the target.
+A draw costs as many forces as there are steps, and about as much again for every wall. The step size ε and the gates'
+sharpness β are those of a few that gave most effective draws for that in short trials: an acceptance that is aimed at
+has no answer where no smaller step brings back what U and V differ by. ΔV leaves out the layers before the first wall
+where their share is about constant (`Field.jump`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyro
 import torch
 from torch import Tensor
 
 from pplleak.client import Client
+from pplleak.client.client import extended
 from pplleak.density import Density, Model, build, marginal
 from pplleak.density.chains import keep
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.kinks.billiard import State, place, step
-from pplleak.density.kinks.gates import Gated, Idle, gated
-from pplleak.density.kinks.walls import Field
+from pplleak.density.kinks.gates import Gated, Idle, Late, gated
+from pplleak.density.kinks.walls import Field, beyond, next_wall, turned
 from pplleak.density.resampling import resample
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
 from pplleak.density.whitening import Laplace, locate, starting_points
@@ -45,8 +49,12 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
+SHARPNESS = (200.0, 100.0, 400.0, 800.0)  # β that are tried, the first one while the chains cool
+STEPS = (8, 12, 6, 16, 4, 24, 32)  # leapfrog steps of a trajectory that are tried
+WALL = 1.0  # what a wall costs, in forces
+VAGUE = 0.4  # nats by which a ΔV without the first layers may be off; an error of a trajectory adds up over some walls
 HOT = 5.0  # the noise that warm-up begins with, in units of σ
-LONGEST = 0.5  # step size, while dual averaging still guesses
+SHORTEST, LONGEST = 0.05, 0.5  # step size, while dual averaging still guesses
 COOLING_STEPS = 4  # leapfrog steps of a trajectory while the chains cool
 
 
@@ -54,6 +62,47 @@ def soften(density: Density, gates: Gated, laplace: Laplace) -> Field:
     """The target in the coordinates z = mode + L w of a Laplace fit."""
     return Field(density, replace(density, client=gates.client), replace(density, client=Idle.of(density.client)),
                  gates, laplace).with_images()  # fmt: skip
+
+
+def sharpened(field: Field, beta: float) -> Field:
+    """The same field with gates of another sharpness."""
+    gates = gated(field.exact.client, beta)
+    return replace(field, soft=replace(field.soft, client=gates.client), gates=gates, late=None)
+
+
+@torch.no_grad()
+def calibrated(field: Field, state: State, rounds: int = 12, span: float = 0.4) -> Field:
+    """The field with ΔV from the layers behind the first wall alone, the rest taken for its mean at every unit; or as
+    it is, where that rest is not about constant.
+
+    Walls are met as trajectories meet them: the first ones on random arcs from where the chains are.
+    """
+    full = replace(field, late=None)
+    if not field.gates.late:
+        return full
+    density = replace(field.soft, client=extended(Late, field.gates.client, late=field.gates.late))
+    rest = torch.zeros(state.h.shape[1], dtype=torch.float64, device=state.w.device)
+    cheap, units, gaps = replace(field, late=(density, rest)), [], []
+    for _ in range(rounds):
+        p, time = torch.randn_like(state.w), torch.full_like(state.w[:, 0], span)
+        h_end = field.walls(turned(state.w, p, time)[0])
+        hit = beyond(h_end, state.pattern).any(1)
+        if not bool(hit.any()):
+            continue
+        w, p, pattern = state.w[hit], p[hit], state.pattern[hit]
+        t, unit, _, failed = next_wall(field, w, p, time[hit], pattern, state.h[hit], h_end[hit])
+        w, sign = turned(w, p, t)[0], 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].double()
+        gap = sign * (full.jump(w, pattern, unit, 1.0) - cheap.jump(w, pattern, unit, 1.0))
+        units.append(unit[~failed])
+        gaps.append(gap[~failed])
+    if not units:
+        return full
+    unit, gap = torch.cat(units), torch.cat(gaps)
+    count, total = torch.zeros_like(rest).index_add(0, unit, torch.ones_like(gap)), rest.index_add(0, unit, gap)
+    others = (total[unit] - gap) / count[unit]  # a gap is judged by the mean of the others, drawn a little to zero
+    if not float((gap - others).square().mean().sqrt()) < VAGUE:
+        return full
+    return replace(cheap, late=(density, total / (count + 1)))
 
 
 def declines(model: Model, observed: Observation, client: Client) -> str:
@@ -67,8 +116,10 @@ def declines(model: Model, observed: Observation, client: Client) -> str:
     return "billiard leaves it to refractive, which is faster" if in_closed_form else ""
 
 
-def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = silent) -> tuple[Field, State, float]:
-    """Cool the chains onto the target, fit the Gaussian whose force is nearest to theirs, and find ε.
+def warm_up(
+    field: Field, w: Tensor, iterations: int, betas: tuple[float, ...] = SHARPNESS, progress: ProgressBar = silent
+) -> tuple[Field, State, int]:
+    """Cool the chains onto the target, fit the Gaussian whose force is nearest to theirs, find β and the steps.
 
     The search for the MAP ends in one cell of many, and leaves units on the wrong side of walls that are tens of nats
     high: so the first two fifths of the trajectories cool from HOT σ to σ, and the chains are resampled on the way by
@@ -78,8 +129,8 @@ def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = si
     heat = HOT if cool else 1.0
     state, tuner = place(field, w, heat**-2), DualAveraging.start(0.2)
     seen: list[State] = []
-    for t in progress("warm-up", iterations):
-        size = min(LONGEST, math.exp(tuner.log_step))
+    for t in progress("warm-up", tune):
+        size = max(SHORTEST, min(LONGEST, math.exp(tuner.log_step)))
         if t < cool:
             cooler = HOT ** (1 - (t + 1) / cool)
             with torch.no_grad():
@@ -89,14 +140,65 @@ def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = si
             heat = cooler
             state = place(field, state.w[picks], heat**-2)
         steps = min(trajectory_steps(size), COOLING_STEPS) if t < cool else trajectory_steps(size)
-        state, _, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), steps, heat**-2)
+        state, _, walk = step(field, state, jittered(size), steps, heat**-2)
         tuner = tuner.update(float(walk.soft_acceptance.mean()))
-        if cool <= t < tune:
+        if cool <= t:
             seen.append(state)
-        if t == tune and seen:
-            field, w = refit(field, seen, progress)
-            state, tuner = place(field, w), DualAveraging.start(0.3)
-    return field, state, min(TRAJECTORY, math.exp(tuner.log_average))
+    if seen:
+        field, w = refit(field, seen, progress)
+        state = place(field, w)
+    return trials(field, state, iterations - tune, betas, progress)
+
+
+def jittered(size: float) -> float:
+    return size * float(0.8 + 0.4 * torch.rand(()))
+
+
+@dataclass
+class Trial:
+    """A candidate, and what its trajectories gave: their number, Σ acceptance, Σ cost of a chain in forces."""
+
+    field: Field
+    steps: int
+    count: int = 0
+    accepted: float = 0.0
+    cost: float = 0.0
+
+    @property
+    def worth(self) -> float:
+        """Effective draws a force; a draw that is accepted is a new one, so a chain's autocorrelation is 1 − a."""
+        a = self.accepted / self.count
+        return a / (2 - a) * self.count / self.cost
+
+
+def trials(
+    field: Field, state: State, iterations: int, betas: tuple[float, ...], progress: ProgressBar
+) -> tuple[Field, State, int]:
+    """β, then the number of steps, by effective draws a force. Costs are counted, not timed: one seed, one result."""
+    sharp = [calibrated(sharpened(field, beta), state) for beta in betas]
+    first = iterations // 3 if len(sharp) > 1 else 0
+    best, state = contest([Trial(f, STEPS[0]) for f in sharp], place(sharp[0], state.w), first, progress)
+    best, state = contest([Trial(best.field, n) for n in STEPS], state, iterations - first, progress)
+    return best.field, state, best.steps
+
+
+def contest(rivals: list[Trial], state: State, iterations: int, progress: ProgressBar = silent) -> tuple[Trial, State]:
+    """The best of `rivals` and the state in its field, which begins in the first one's: rounds over all of them, of
+    which the better half goes on."""
+    live, queue, held = rivals, list(rivals), rivals[0].field
+    for _ in progress("tuning", iterations):
+        if not queue:
+            live = sorted(live, key=lambda trial: -trial.worth)[: math.ceil(len(live) / 2)]
+            queue = list(live)
+        trial = queue.pop(0)
+        if trial.field is not held:
+            held, state = trial.field, place(trial.field, state.w)
+        state, info, walk = step(held, state, jittered(TRAJECTORY / trial.steps), trial.steps)
+        trial.count += 1
+        trial.accepted += float(info.acceptance.mean())
+        trial.cost += trial.steps + WALL * float(walk.walls.double().mean())
+    best = max((trial for trial in live if trial.count), key=lambda trial: trial.worth, default=rivals[0])
+    return best, state if best.field is held else place(best.field, state.w)
 
 
 def refit(field: Field, seen: list[State], progress: ProgressBar = silent, patterns: int = 4) -> tuple[Field, Tensor]:
@@ -145,7 +247,7 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
-    beta: float = 200.0,
+    beta: float = 0.0,
 ) -> Posterior:
     """Draws from p(x, y | g), exact for clients with ReLU, leaky ReLU and max pooling. Ctrl-C keeps what was drawn.
 
@@ -155,22 +257,26 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
-        beta: sharpness of the gates, per unit of a pre-activation; sharper is closer, and needs smaller steps.
+        beta: sharpness of the gates, per unit of a pre-activation: sharper is closer, and needs smaller steps. 0: the
+            best of some, found in warm-up.
     """
-    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps, beta=beta)
+    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
+    if not (math.isfinite(beta) and beta >= 0):
+        raise BadInput(f"beta must be a positive number, or 0 for one that is found in warm-up, not {beta:g}")
     if not client.kinks:
         raise BadInput("inference billiard is for networks with kinks, and this one is smooth: use hmc")
     pyro.set_rng_seed(seed)
-    gates = gated(client, beta)
+    betas = (beta,) if beta else SHARPNESS
+    gates = gated(client, betas[0])
     density = build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
     field = soften(density, gates, found.base)
-    field, state, size = warm_up(field, starting_points(found, chains), warmup, progress)
-    leapfrogs = trajectory_steps(size)
+    field, state, leapfrogs = warm_up(field, starting_points(found, chains), warmup, betas, progress)
+    size = TRAJECTORY / leapfrogs
 
     def chain(state: State) -> Iterator[dict[str, Tensor]]:
         while True:
-            state, info, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), leapfrogs)
+            state, info, walk = step(field, state, jittered(size), leapfrogs)
             yield {"z": field.laplace.decode(state.w), "lp": -state.energy, **info.stats, "kinks": walk.walls}
 
     stats, reasons = keep(chain(state), draws, progress)
@@ -181,7 +287,12 @@ def run(
         kind="sampler",
         stats=stats,
         reasons=[*found.left.doubts, *reasons],
-        attrs={"step_size": size, "leapfrog_steps": leapfrogs, "nats_left": found.left.number, "beta": beta},
+        attrs={
+            "step_size": size,
+            "leapfrog_steps": leapfrogs,
+            "nats_left": found.left.number,
+            "beta": field.gates.beta,
+        },
     )
 
 

@@ -103,10 +103,17 @@ class Wall(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Gated:
-    """A client whose walls are held and whose gates are softened; taps: its walls' names, in forward order."""
+    """A client whose walls are held and whose gates are softened; taps: its walls' names, in forward order.
+
+    network: the true one, laid out for many evaluations. late: the parameters of the layers from the one before the
+    first wall on, whose gradients a switch changes most.
+    """
 
     client: Client
     taps: tuple[str, ...]
+    network: nn.Module
+    late: tuple[str, ...]
+    beta: float
 
     @property
     def walls(self) -> list[Wall]:
@@ -119,15 +126,15 @@ class Gated:
         for wall, part in zip(self.walls, pattern.split([batch * width for width in widths], 1), strict=True):
             wall.pattern = part.reshape(-1, wall.width)
 
-    def preactivations(self, network: nn.Module, x: Tensor) -> Tensor:
-        """The inputs of the walls in the true `network`, side by side: x (chains, batch, …) -> (chains, units)."""
+    def preactivations(self, x: Tensor) -> Tensor:
+        """The inputs of the walls in the true network, side by side: x (chains, batch, …) -> (chains, units)."""
         seen: list[Tensor] = []
         handles = [
-            network.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            self.network.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
             for tap in self.taps
         ]
         try:
-            network(x.flatten(0, 1))
+            self.network(x.flatten(0, 1))
         finally:
             for handle in handles:
                 handle.remove()
@@ -161,7 +168,18 @@ def gated(client: Client, beta: float) -> Gated:
             "inference billiard knows the kinks of nn.ReLU, nn.LeakyReLU and nn.MaxPool2d modules, but this network "
             f"has others ({', '.join(left)}): use a smooth activation"
         )
-    return Gated(replace(client, network=network), tuple(taps))
+    fast = copy.deepcopy(client.network).to(memory_format=torch.channels_last)
+    return Gated(replace(client, network=network), tuple(taps), fast, _late(client, names, taps), beta)
+
+
+def _late(client: Client, names: list[str], taps: list[str]) -> tuple[str, ...]:
+    """The parameters of the modules that are called from the layer before the first wall on; () where all are."""
+    if not taps or not client.lazy:
+        return ()
+    first = names.index(taps[0]) - 1
+    modules = set(names[first:])
+    late = tuple(name for name in client.parameters if name.rpartition(".")[0] in modules)
+    return late if modules.isdisjoint(names[:first]) and len(late) < len(client.parameters) else ()
 
 
 def _plain(pool: nn.MaxPool2d) -> bool:
@@ -195,3 +213,14 @@ class Idle(Client):
     def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
         lead = torch.broadcast_shapes(x.shape[: -len(self.input_shape) - 1], y.shape[:-1])
         return DenseUpdate(x.new_zeros(()).expand(*lead, 1, self.update_size))
+
+
+@dataclass(frozen=True, eq=False)
+class Late(Client):
+    """The same client, of whose update only the layers in `late` are computed: the others' factors are left out."""
+
+    late: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in super().parameters.items() if name in self.late}
