@@ -33,8 +33,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak.client import Client
-from pplleak.client.client import extended
+from pplleak.client import Client, extended
 from pplleak.density import Density, Model, build, marginal
 from pplleak.density.chains import keep
 from pplleak.density.kinks import perceptron_posterior

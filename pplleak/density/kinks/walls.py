@@ -196,8 +196,9 @@ class Brackets:
 
 
 def crossing(before: Tensor, after: Tensor, third: Tensor, at: Tensor) -> Tensor:
-    """Where h crosses zero between 0 and 1, guessed from h there (chains, units) and at a third place `at` (chains,), nan
-    where there is none: on the parabola t(h) through the three; on the chord where that leaves (0, 1)."""
+    """Where h crosses zero between 0 and 1, guessed from h (chains, units) there and at a third place `at` (chains,):
+    on the parabola t(h) through the three; on the chord where that leaves (0, 1), or where `at` is nan: there is none.
+    """
     chord = before / (before - after)
     bent = before * third / ((after - before) * (after - third))
     bent = bent + at[:, None] * before * after / ((third - before) * (third - after))
