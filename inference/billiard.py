@@ -33,12 +33,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplleak.client import Client, extended
+from pplleak.client import Client
 from pplleak.density import Density, Model, build, marginal
 from pplleak.density.chains import keep
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.kinks.billiard import State, place, step
-from pplleak.density.kinks.gates import Gated, Idle, Late, gated
+from pplleak.density.kinks.gates import Gated, Idle, gated
 from pplleak.density.kinks.walls import Field, beyond, next_wall, turned
 from pplleak.density.resampling import resample
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
@@ -77,9 +77,9 @@ def calibrated(field: Field, state: State, rounds: int = 12, span: float = 0.4) 
     Walls are met as trajectories meet them: the first ones on random arcs from where the chains are.
     """
     full = replace(field, late=None)
-    if not field.gates.late:
+    if field.gates.late is None:
         return full
-    density = replace(field.soft, client=extended(Late, field.gates.client, late=field.gates.late))
+    density = replace(field.soft, client=field.gates.late)
     rest = torch.zeros(state.h.shape[1], dtype=torch.float64, device=state.w.device)
     cheap, units, gaps = replace(field, late=(density, rest)), [], []
     for _ in range(rounds):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pplleak.client import Client, extended, networks, seeded
+from pplleak.client import Client, networks, seeded
 from pplleak.density import build
 from pplleak.density.kinks import billiard as kernel
 from pplleak.density.kinks import walls
-from pplleak.density.kinks.gates import Late, SoftMaxPool, gated
+from pplleak.density.kinks.gates import SoftMaxPool, gated
 from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
@@ -191,7 +191,8 @@ def on_walls(field: walls.Field, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def cheaply(field: walls.Field) -> walls.Field:
     """The same field with ΔV from the late layers, whatever that leaves out."""
-    density = replace(field.soft, client=extended(Late, field.gates.client, late=field.gates.late))
+    assert field.gates.late is not None
+    density = replace(field.soft, client=field.gates.late)
     units = field.walls(torch.zeros(1, DIM).double()).shape[1]
     return replace(field, late=(density, torch.zeros(units).double()))
 
@@ -202,7 +203,8 @@ def test_a_jump_of_the_late_layers_changes_its_sign_with_the_direction_and_is_ne
     monkeypatch.setattr(billiard, "VAGUE", 10.0)
     field = aimed(convolutional)
     names = {"4.weight", "4.bias", "6.weight", "6.bias"}
-    assert set(field.gates.late) == names and not aimed(NETWORKS["two dense"]).gates.late  # no layer is early there
+    assert field.gates.late is not None and set(field.gates.late.late) == names
+    assert aimed(NETWORKS["two dense"]).gates.late is None  # no layer is early there
     w, pattern, unit = on_walls(field, 200)
     fitted = billiard.calibrated(field, kernel.place(field, normal(64, DIM, seed=17)))
     assert fitted.late is not None and float(fitted.late[1].abs().max()) > 0
@@ -218,9 +220,12 @@ def test_a_jump_of_the_late_layers_changes_its_sign_with_the_direction_and_is_ne
 
 def test_a_late_update_is_the_whole_one_of_the_late_layers() -> None:
     client = attack(convolutional)[2]
-    late = extended(Late, client, late=gated(client, 1.0).late)
+    gates = gated(client, 20.0)
+    late = gates.late
+    assert late is not None
     x, y = normal(20, 1, *SHAPE, seed=4), torch.tensor([1])
-    found, whole = (c.update(x, y).materialise() for c in (late, client))
+    gates.hold(gates.preactivations(x) > 0)
+    found, whole = (c.update(x, y).materialise() for c in (late, gates.client))
     for name, where in client.slices.items():
         expected = whole[:, where] if name in late.late else torch.zeros_like(whole[:, where])
         torch.testing.assert_close(found[:, where], expected)

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplleak.client import Client
+from pplleak.client import Client, extended
+from pplleak.client.factors import Entries
 from pplleak.client.smoothness import probe
-from pplleak.client.update import DenseUpdate, Update
+from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
 
 
@@ -105,26 +106,30 @@ class Wall(nn.Module):
 class Gated:
     """A client whose walls are held and whose gates are softened; taps: its walls' names, in forward order.
 
-    network: the true one, laid out for many evaluations. late: the parameters of the layers from the one before the
-    first wall on, whose gradients a switch changes most.
+    network: the true one, laid out for forward passes. late: the same gated client, of whose update only the layers
+    from the one before the first wall on are computed, which a switch changes most; None where these are all.
     """
 
     client: Client
     taps: tuple[str, ...]
     network: nn.Module
-    late: tuple[str, ...]
+    late: Late | None
     beta: float
 
     @property
-    def walls(self) -> list[Wall]:
-        return [cast(Wall, self.client.network.get_submodule(tap)) for tap in self.taps]
+    def walls(self) -> list[tuple[Wall, ...]]:
+        """Each wall, in every network that holds one."""
+        networks = [c.network for c in (self.client, self.late) if c is not None]
+        return [tuple(cast(Wall, network.get_submodule(tap)) for network in networks) for tap in self.taps]
 
     def hold(self, pattern: Tensor) -> None:
         """Hold the walls at `pattern` (chains, units) bool, until the next call: what `preactivations` > 0 gives."""
-        widths = [wall.width for wall in self.walls]
+        every = self.walls
+        widths = [wall.width for wall, *_ in every]
         batch = pattern.shape[1] // max(1, sum(widths))
-        for wall, part in zip(self.walls, pattern.split([batch * width for width in widths], 1), strict=True):
-            wall.pattern = part.reshape(-1, wall.width)
+        for walls, part in zip(every, pattern.split([batch * width for width in widths], 1), strict=True):
+            for wall in walls:
+                wall.pattern = part.reshape(-1, wall.width)
 
     def preactivations(self, x: Tensor) -> Tensor:
         """The inputs of the walls in the true network, side by side: x (chains, batch, …) -> (chains, units)."""
@@ -168,8 +173,13 @@ def gated(client: Client, beta: float) -> Gated:
             "inference billiard knows the kinks of nn.ReLU, nn.LeakyReLU and nn.MaxPool2d modules, but this network "
             f"has others ({', '.join(left)}): use a smooth activation"
         )
-    fast = copy.deepcopy(client.network).to(memory_format=torch.channels_last)
-    return Gated(replace(client, network=network), tuple(taps), fast, _late(client, names, taps), beta)
+
+    def swift(network: nn.Module) -> nn.Module:  # forward passes are faster so, double backward ones slower
+        return copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+    late = _late(client, names, taps)
+    behind = extended(Late, replace(client, network=swift(network)), late=late) if late else None
+    return Gated(replace(client, network=network), tuple(taps), swift(client.network), behind, beta)
 
 
 def _late(client: Client, names: list[str], taps: list[str]) -> tuple[str, ...]:
@@ -217,10 +227,18 @@ class Idle(Client):
 
 @dataclass(frozen=True, eq=False)
 class Late(Client):
-    """The same client, of whose update only the layers in `late` are computed: the others' factors are left out."""
+    """The same client, of whose update only the layers in `late` are computed; the others share zeros."""
 
     late: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         return {name: p for name, p in super().parameters.items() if name in self.late}
+
+    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
+        found = super().update(x, y, noise)
+        assert isinstance(found, LazyUpdate)  # `_late` names no layers of a client that materialises
+        left = [where for name, where in self.slices.items() if name not in self.late]
+        zeros = [x.new_zeros(()).expand(*found.shape, 1, where.stop - where.start) for where in left]
+        entries = [Entries(zero, where) for zero, where in zip(zeros, left, strict=True)]
+        return LazyUpdate((*found.factors, *entries), found.size)
