@@ -49,7 +49,7 @@ from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
 SHARPNESS = (200.0, 100.0, 400.0, 800.0)  # β that are tried, the first one while the chains cool
-STEPS = (8, 12, 6, 16, 4, 24, 32)  # leapfrog steps of a trajectory that are tried
+STEPS = (8, 12, 6, 16, 4, 24)  # leapfrog steps of a trajectory that are tried
 WALL = 1.0  # what a wall costs, in forces
 VAGUE = 0.4  # nats by which a ΔV without the first layers may be off; an error of a trajectory adds up over some walls
 HOT = 5.0  # the noise that warm-up begins with, in units of σ

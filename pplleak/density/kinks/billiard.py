@@ -109,24 +109,25 @@ class Flights:
         w, p = turned(self.w[at], self.p[at], t)
         here, pattern = field.walls(w), self.pattern[at]
         hit = beyond(here, pattern).any(1)
-        ended, opened = looking & ~hit, looking & hit
+        ended, opened, met = looking & ~hit, looking & hit, ~looking
         rows = at[ended]
         self.w[rows], self.p[rows], self.h[rows], self.phase[rows] = w[ended], p[ended], here[ended], Phase.ARRIVED
         rows = at[opened]
-        self.search.open(rows, t[opened], self.h[rows], here[opened], pattern[opened])
+        self.search.open(rows, t[opened], self.h[rows], here[opened])
         self.phase[rows] = Phase.SEARCH
-        met = ~looking
         met[~looking] = self.search.narrow(at[~looking], here[~looking], pattern[~looking])
         rows = at[met]
-        unit, k = self.search.unit[rows], self.met[rows]
-        self.w[rows], self.p[rows], self.h[rows] = w[met], p[met], here[met].scatter(1, unit[:, None], 0.0)
-        self.log_w[rows, k], self.log_p[rows, k], self.log_pattern[rows, k] = w[met], p[met], pattern[met]
-        self.log_unit[rows, k] = unit
-        self.left[rows] -= t[met]
-        self.met[rows] += 1
-        self.phase[rows] = Phase.MEET
-        stuck = (self.phase[at] == Phase.SEARCH) & (self.search.looks[at] >= MAX_BRACKETS)
-        return at[stuck | (self.met[at] >= MAX_EVENTS)]
+        if len(rows):
+            unit, k = self.search.unit[rows], self.met[rows]
+            self.w[rows], self.p[rows], self.h[rows] = w[met], p[met], here[met].scatter(1, unit[:, None], 0.0)
+            self.log_w[rows, k], self.log_p[rows, k], self.log_pattern[rows, k] = w[met], p[met], pattern[met]
+            self.log_unit[rows, k] = unit
+            self.left[rows] -= t[met]
+            self.met[rows] += 1
+            self.phase[rows] = Phase.MEET
+        searching = ~ended & ~met
+        self.search.guess(at[searching], pattern[searching])
+        return at[searching & (self.search.looks[at] >= MAX_BRACKETS) | (self.met[at] >= MAX_EVENTS)]
 
     def bend(self, at: Tensor, field: Field, power: float, jumps: bool) -> None:
         """Cross the wall or be reflected by it."""

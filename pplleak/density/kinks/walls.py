@@ -158,11 +158,10 @@ class Brackets:
             unit=count.clone(), looks=count.clone(), h_low=h.clone(), h_high=h.clone(), h_gone=h.clone(),
         )  # fmt: skip
 
-    def open(self, at: Tensor, time: Tensor, h: Tensor, h_end: Tensor, pattern: Tensor) -> None:
+    def open(self, at: Tensor, time: Tensor, h: Tensor, h_end: Tensor) -> None:
         self.low[at], self.high[at], self.gone[at] = 0.0, time, math.nan
         self.h_low[at], self.h_high[at], self.h_gone[at] = h, h_end, h_end
         self.weight[at], self.side[at], self.looks[at] = 1.0, 0, 0
-        self._guess(at, pattern)
 
     def narrow(self, at: Tensor, here: Tensor, pattern: Tensor) -> Tensor:
         """Take in h = here (len(at), units) at `t`; True where that is the wall, (len(at),)."""
@@ -178,11 +177,9 @@ class Brackets:
         self.weight[at] = torch.where(side == moved, 0.5 * self.weight[at], 1.0)
         self.side[at] = moved
         self.looks[at] += 1
-        found = on & ~over
-        self._guess(at[~found], pattern[~found])
-        return found
+        return on & ~over
 
-    def _guess(self, at: Tensor, pattern: Tensor) -> None:
+    def guess(self, at: Tensor, pattern: Tensor) -> None:
         before, after, low, high = self.h_low[at], self.h_high[at], self.low[at], self.high[at]
         share = crossing(before, after, self.h_gone[at], (self.gone[at] - low) / (high - low))
         tilt = torch.where(self.side[at] < 0, 1 / self.weight[at], self.weight[at])[:, None]
@@ -211,8 +208,9 @@ def next_wall(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The earliest wall on the arcs: t, the unit, h there, and where the search failed. Arguments as for `Brackets`."""
     search, h_found, todo = Brackets.empty(h), h.clone(), torch.arange(len(w), device=w.device)
-    search.open(todo, time, h, h_end, pattern)
+    search.open(todo, time, h, h_end)
     for _ in range(MAX_BRACKETS):
+        search.guess(todo, pattern[todo])
         here = field.walls(turned(w[todo], p[todo], search.t[todo])[0])
         h_found[todo] = here
         todo = todo[~search.narrow(todo, here, pattern[todo])]
