@@ -185,6 +185,6 @@ def test_a_verdict_on_a_surrogates_chains_asks_for_both_r_hat_and_k_hat() -> Non
         "approximation": "", "doubts_of_fit": [], "doubts": [], "converged": True, "kind": "approximate sampler",
         "fits": None, "sd_ratio": None, "rhat_max": 1.004, "ess_min": 900.0,
     }  # fmt: skip
-    weighed, own = (report.verdict({**told, "khat": khat}) for khat in (0.41, None))
+    weighed, alone = (report.verdict({**told, "khat": khat}) for khat in (0.41, None))
     assert "R-hat 1.004" in weighed and "k-hat 0.41" in weighed and not weighed.startswith("converged")
-    assert "R-hat 1.004" in own and "k-hat" not in own
+    assert "R-hat 1.004" in alone and "k-hat" not in alone
