@@ -86,14 +86,17 @@ class Flights:
     def idle(rows: int, w: Tensor, h: Tensor) -> Flights:
         """`rows` of them, as wide as w (…, dim) and h (…, units)."""
 
-        def room(*shape: int, like: Tensor = w, dtype: torch.dtype | None = None) -> Tensor:
-            return like.new_zeros(rows, *shape, dtype=dtype)
+        def room(*shape: int, dtype: torch.dtype = w.dtype) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=dtype, device=w.device)
+
+        def log(*shape: int, dtype: torch.dtype = w.dtype) -> Tensor:  # read where it was written alone
+            return torch.empty(rows, MAX_EVENTS, *shape, dtype=dtype, device=w.device)
 
         dim, units = w.shape[1], h.shape[1]
         return Flights(
             room(dtype=torch.long) + Phase.IDLE, room(dim), room(dim), room(units), room(units, dtype=torch.bool),
-            room(), room(dtype=torch.long), Brackets.empty(room(units, like=h)), room(MAX_EVENTS, dim),
-            room(MAX_EVENTS, dim), room(MAX_EVENTS, dtype=torch.long), room(MAX_EVENTS, units, dtype=torch.bool),
+            room(), room(dtype=torch.long), Brackets.empty(room(units, dtype=h.dtype)),
+            log(dim), log(dim), log(dtype=torch.long), log(units, dtype=torch.bool),
         )  # fmt: skip
 
     def launch(self, at: Tensor, w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float) -> None:
