@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pplleak.client import Client, networks, seeded
 from pplleak.density import build
 from pplleak.density.kinks import billiard as kernel
-from pplleak.density.kinks import walls
+from pplleak.density.kinks import tuning, walls
 from pplleak.density.kinks.gates import SoftMaxPool, gated
 from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
@@ -200,13 +200,13 @@ def cheaply(field: walls.Field) -> walls.Field:
 def test_a_jump_of_the_late_layers_changes_its_sign_with_the_direction_and_is_near_the_whole_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(billiard, "VAGUE", 10.0)
+    monkeypatch.setattr(tuning, "VAGUE", 10.0)
     field = aimed(convolutional)
     names = {"4.weight", "4.bias", "6.weight", "6.bias"}
     assert field.gates.late is not None and set(field.gates.late.late) == names
     assert aimed(NETWORKS["two dense"]).gates.late is None  # no layer is early there
     w, pattern, unit = on_walls(field, 200)
-    fitted = billiard.calibrated(field, kernel.place(field, normal(64, DIM, seed=17)))
+    fitted = tuning.calibrated(field, kernel.place(field, normal(64, DIM, seed=17)))
     assert fitted.late is not None and float(fitted.late[1].abs().max()) > 0
     whole = field.jump(w, pattern, unit, 1.0)
     torch.testing.assert_close(whole, -field.jump(w, kernel.flipped(pattern, unit), unit, 1.0))
@@ -235,8 +235,8 @@ def test_a_late_update_is_the_whole_one_of_the_late_layers() -> None:
 def test_cheap_jumps_are_refused_where_the_layers_before_the_walls_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     field = aimed(convolutional)
     state = kernel.place(field, normal(64, DIM, seed=17))
-    monkeypatch.setattr(billiard, "VAGUE", 1e-6)
-    assert billiard.calibrated(field, state).late is None
+    monkeypatch.setattr(tuning, "VAGUE", 1e-6)
+    assert tuning.calibrated(field, state).late is None
 
 
 def test_a_chain_flies_as_it_flies_alone() -> None:
@@ -280,11 +280,11 @@ def test_the_best_candidate_wins_by_effective_draws_a_force(monkeypatch: pytest.
         acceptance = torch.full((4,), {4: 0.2, 8: 0.8, 16: 0.9}[steps])
         return state, SimpleNamespace(acceptance=acceptance), kernel.Walk(torch.full((4,), 5), acceptance)
 
-    monkeypatch.setattr(billiard, "step", trajectory)
-    best, _ = billiard.contest([billiard.Trial(field, n) for n in (16, 4, 8)], state, 7)
+    monkeypatch.setattr(tuning, "step", trajectory)
+    best, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4, 8)], state, 7)
     assert seen == [16, 4, 8, 8, 16, 8, 8] and best.steps == 8  # .67 / 13 beats .82 / 21 and .11 / 9
     assert best.worth == pytest.approx(0.8 / 1.2 / 13, rel=1e-5)
-    none, _ = billiard.contest([billiard.Trial(field, n) for n in (16, 4)], state, 0)
+    none, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4)], state, 0)
     assert none.steps == 16
 
 
