@@ -17,7 +17,10 @@ volume; it is its own inverse under p → −p, which every drift that met a wal
 derivatives alone, and need not be V's own slope: any force that depends on (w, m) only keeps both properties. A
 Metropolis test on the exact U ends the trajectory: what the gates leave out costs acceptance, never exactness.
 
-ε is tuned on V: no smaller step brings back what U and V differ by, so acceptance may settle below the target.
+A draw costs as many forces as there are steps, and about as much again for every wall. The step size ε and the gates'
+sharpness β are those of a few that gave most effective draws for that in short trials: an acceptance that is aimed at
+has no answer where no smaller step brings back what U and V differ by. ΔV leaves out the layers before the first wall
+where their share is about constant (`Field.jump`).
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from pplleak.density.chains import keep
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import Gated, Idle, gated
+from pplleak.density.kinks.tuning import SHARPNESS, jittered, trials
 from pplleak.density.kinks.walls import Field
 from pplleak.density.resampling import resample
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
@@ -46,7 +50,7 @@ from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
 HOT = 5.0  # the noise that warm-up begins with, in units of σ
-LONGEST = 0.5  # step size, while dual averaging still guesses
+SHORTEST, LONGEST = 0.05, 0.5  # step size, while dual averaging still guesses
 COOLING_STEPS = 4  # leapfrog steps of a trajectory while the chains cool
 
 
@@ -67,8 +71,10 @@ def declines(model: Model, observed: Observation, client: Client) -> str:
     return "billiard leaves it to refractive, which is faster" if in_closed_form else ""
 
 
-def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = silent) -> tuple[Field, State, float]:
-    """Cool the chains onto the target, fit the Gaussian whose force is nearest to theirs, and find ε.
+def warm_up(
+    field: Field, w: Tensor, iterations: int, betas: tuple[float, ...] = SHARPNESS, progress: ProgressBar = silent
+) -> tuple[Field, State, int]:
+    """Cool the chains onto the target, fit the Gaussian whose force is nearest to theirs, find β and the steps.
 
     The search for the MAP ends in one cell of many, and leaves units on the wrong side of walls that are tens of nats
     high: so the first two fifths of the trajectories cool from HOT σ to σ, and the chains are resampled on the way by
@@ -78,8 +84,8 @@ def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = si
     heat = HOT if cool else 1.0
     state, tuner = place(field, w, heat**-2), DualAveraging.start(0.2)
     seen: list[State] = []
-    for t in progress("warm-up", iterations):
-        size = min(LONGEST, math.exp(tuner.log_step))
+    for t in progress("warm-up", tune):
+        size = max(SHORTEST, min(LONGEST, math.exp(tuner.log_step)))
         if t < cool:
             cooler = HOT ** (1 - (t + 1) / cool)
             with torch.no_grad():
@@ -89,14 +95,14 @@ def warm_up(field: Field, w: Tensor, iterations: int, progress: ProgressBar = si
             heat = cooler
             state = place(field, state.w[picks], heat**-2)
         steps = min(trajectory_steps(size), COOLING_STEPS) if t < cool else trajectory_steps(size)
-        state, _, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), steps, heat**-2)
+        state, _, walk = step(field, state, jittered(size), steps, heat**-2)
         tuner = tuner.update(float(walk.soft_acceptance.mean()))
-        if cool <= t < tune:
+        if cool <= t:
             seen.append(state)
-        if t == tune and seen:
-            field, w = refit(field, seen, progress)
-            state, tuner = place(field, w), DualAveraging.start(0.3)
-    return field, state, min(TRAJECTORY, math.exp(tuner.log_average))
+    if seen:
+        field, w = refit(field, seen, progress)
+        state = place(field, w)
+    return trials(field, state, iterations - tune, betas, progress)
 
 
 def refit(field: Field, seen: list[State], progress: ProgressBar = silent, patterns: int = 4) -> tuple[Field, Tensor]:
@@ -145,7 +151,7 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
-    beta: float = 200.0,
+    beta: float = 0.0,
 ) -> Posterior:
     """Draws from p(x, y | g), exact for clients with ReLU, leaky ReLU and max pooling. Ctrl-C keeps what was drawn.
 
@@ -155,22 +161,26 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
-        beta: sharpness of the gates, per unit of a pre-activation; sharper is closer, and needs smaller steps.
+        beta: sharpness of the gates, per unit of a pre-activation: sharper is closer, and needs smaller steps. 0: the
+            best of some, found in warm-up.
     """
-    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps, beta=beta)
+    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
+    if not (math.isfinite(beta) and beta >= 0):
+        raise BadInput(f"beta must be a positive number, or 0 for one that is found in warm-up, not {beta:g}")
     if not client.kinks:
         raise BadInput("inference billiard is for networks with kinks, and this one is smooth: use hmc")
     pyro.set_rng_seed(seed)
-    gates = gated(client, beta)
+    betas = (beta,) if beta else SHARPNESS
+    gates = gated(client, betas[0])
     density = build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
     field = soften(density, gates, found.base)
-    field, state, size = warm_up(field, starting_points(found, chains), warmup, progress)
-    leapfrogs = trajectory_steps(size)
+    field, state, leapfrogs = warm_up(field, starting_points(found, chains), warmup, betas, progress)
+    size = TRAJECTORY / leapfrogs
 
     def chain(state: State) -> Iterator[dict[str, Tensor]]:
         while True:
-            state, info, walk = step(field, state, size * float(0.8 + 0.4 * torch.rand(())), leapfrogs)
+            state, info, walk = step(field, state, jittered(size), leapfrogs)
             yield {"z": field.laplace.decode(state.w), "lp": -state.energy, **info.stats, "kinks": walk.walls}
 
     stats, reasons = keep(chain(state), draws, progress)
@@ -181,7 +191,12 @@ def run(
         kind="sampler",
         stats=stats,
         reasons=[*found.left.doubts, *reasons],
-        attrs={"step_size": size, "leapfrog_steps": leapfrogs, "nats_left": found.left.number, "beta": beta},
+        attrs={
+            "step_size": size,
+            "leapfrog_steps": leapfrogs,
+            "nats_left": found.left.number,
+            "beta": field.gates.beta,
+        },
     )
 
 

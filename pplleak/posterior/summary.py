@@ -167,5 +167,8 @@ def _fitting(summary: dict[str, Any]) -> str:
 
 def _converging(summary: dict[str, Any]) -> str:
     if summary["kind"] in CHAINS:
-        return f"converged: chains agree (R-hat {summary['rhat_max']:.3f}, ESS {summary['ess_min']:.0f})"
+        agree = f"chains agree (R-hat {summary['rhat_max']:.3f}, ESS {summary['ess_min']:.0f})"
+        if summary["khat"] is not None:  # chains on a stand-in, weighed against the client's own network
+            return f"an approximation whose {agree}, close to the posterior (k-hat {summary['khat']:.2f})"
+        return f"converged: {agree}"
     return f"an approximation, close to the posterior (k-hat {summary['khat']:.2f})"

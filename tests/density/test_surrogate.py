@@ -178,3 +178,13 @@ def test_table_picture_json_and_file_say_approximate_and_never_posterior(
     for shown in (" ".join(drawn), " ".join(capsys.readouterr().out.split())):
         assert "approximate" in shown and "softplus (β = 100)" in shown.replace("│ │ ", "")
     assert isinstance(believed(from_data(settings={"activation": "relu"}), 5).client, Surrogate)
+
+
+def test_a_verdict_on_a_surrogates_chains_asks_for_both_r_hat_and_k_hat() -> None:
+    told = {
+        "approximation": "", "doubts_of_fit": [], "doubts": [], "converged": True, "kind": "approximate sampler",
+        "fits": None, "sd_ratio": None, "rhat_max": 1.004, "ess_min": 900.0,
+    }  # fmt: skip
+    weighed, alone = (report.verdict({**told, "khat": khat}) for khat in (0.41, None))
+    assert "R-hat 1.004" in weighed and "k-hat 0.41" in weighed and not weighed.startswith("converged")
+    assert "R-hat 1.004" in alone and "k-hat" not in alone

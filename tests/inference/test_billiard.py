@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from pplleak.client import Client, networks, seeded
 from pplleak.density import build
 from pplleak.density.kinks import billiard as kernel
-from pplleak.density.kinks import walls
+from pplleak.density.kinks import tuning, walls
 from pplleak.density.kinks.gates import SoftMaxPool, gated
 from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
@@ -84,7 +85,7 @@ def test_gates_keep_the_value_and_tend_to_the_true_update(network) -> None:  # t
     errors = []
     for beta in (20.0, 200.0, 1e5):
         gates = gated(client, beta)
-        h = gates.preactivations(client.network, x)
+        h = gates.preactivations(x)
         gates.hold(h > 0)
         torch.testing.assert_close(gates.client.network(x[:, 0]), client.network(x[:, 0]))
         gap = gates.client.update(x, y).materialise() - client.update(x, y).materialise()
@@ -179,6 +180,114 @@ def test_short_steps_conserve_energy_across_walls(network) -> None:  # type: ign
     assert error(80, jumps=False) > 5 * error(80)
 
 
+def on_walls(field: walls.Field, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """w on walls, the pattern before and the unit: the first ones on random arcs."""
+    w, p, time = normal(count, DIM, seed=15), normal(count, DIM, seed=16), torch.ones(count).double()
+    h, h_end = field.walls(w), field.walls(walls.turned(w, p, time)[0])
+    hit = walls.beyond(h_end, h > 0).any(1)
+    t, unit, _, failed = walls.next_wall(field, w[hit], p[hit], time[hit], h[hit] > 0, h[hit], h_end[hit])
+    return walls.turned(w[hit], p[hit], t)[0][~failed], (h[hit] > 0)[~failed], unit[~failed]
+
+
+def cheaply(field: walls.Field) -> walls.Field:
+    """The same field with ΔV from the late layers, whatever that leaves out."""
+    assert field.gates.late is not None
+    density = replace(field.soft, client=field.gates.late)
+    units = field.walls(torch.zeros(1, DIM).double()).shape[1]
+    return replace(field, late=(density, torch.zeros(units).double()))
+
+
+def test_a_jump_of_the_late_layers_changes_its_sign_with_the_direction_and_is_near_the_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuning, "VAGUE", 10.0)
+    field = aimed(convolutional)
+    names = {"4.weight", "4.bias", "6.weight", "6.bias"}
+    assert field.gates.late is not None and set(field.gates.late.late) == names
+    assert aimed(NETWORKS["two dense"]).gates.late is None  # no layer is early there
+    w, pattern, unit = on_walls(field, 200)
+    fitted = tuning.calibrated(field, kernel.place(field, normal(64, DIM, seed=17)))
+    assert fitted.late is not None and float(fitted.late[1].abs().max()) > 0
+    whole = field.jump(w, pattern, unit, 1.0)
+    torch.testing.assert_close(whole, -field.jump(w, kernel.flipped(pattern, unit), unit, 1.0))
+    errors = []
+    for cheap in (fitted, cheaply(field)):
+        found = cheap.jump(w, pattern, unit, 1.0)
+        torch.testing.assert_close(found, -cheap.jump(w, kernel.flipped(pattern, unit), unit, 1.0))
+        errors.append(float((found - whole).square().mean().sqrt()))
+    assert 0 < errors[0] < errors[1]  # another function than ΔV, which a Metropolis test on U makes up for
+
+
+def test_a_late_update_is_the_whole_one_of_the_late_layers() -> None:
+    client = attack(convolutional)[2]
+    gates = gated(client, 20.0)
+    late = gates.late
+    assert late is not None
+    x, y = normal(20, 1, *SHAPE, seed=4), torch.tensor([1])
+    gates.hold(gates.preactivations(x) > 0)
+    found, whole = (c.update(x, y).materialise() for c in (late, gates.client))
+    for name, where in client.slices.items():
+        expected = whole[:, where] if name in late.late else torch.zeros_like(whole[:, where])
+        torch.testing.assert_close(found[:, where], expected)
+        assert float(whole[:, where].abs().max()) > 1e-3
+
+
+def test_cheap_jumps_are_refused_where_the_layers_before_the_walls_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = aimed(convolutional)
+    state = kernel.place(field, normal(64, DIM, seed=17))
+    monkeypatch.setattr(tuning, "VAGUE", 1e-6)
+    assert tuning.calibrated(field, state).late is None
+
+
+def test_a_chain_flies_as_it_flies_alone() -> None:
+    """Batches are made of whatever most chains wait for: who else is in them changes nothing."""
+    field = aimed(NETWORKS["two dense"])
+    state, p = kernel.place(field, normal(24, DIM, seed=18)), normal(24, DIM, seed=19)
+    together, soft, force = kernel.trajectory(field, state, p, 0.3, 4)
+    assert int(together.met.sum()) > 30 and len(together.met.unique()) > 3
+    for i in range(0, 24, 4):
+        one = kernel.State(*(t[i : i + 1] for t in vars(state).values()))
+        alone, soft_alone, force_alone = kernel.trajectory(field, one, p[i : i + 1], 0.3, 4)
+        assert int(alone.met) == int(together.met[i]) and bool(alone.lost) == bool(together.lost[i])
+        if not bool(alone.lost):
+            for a, b in ((alone.w, together.w), (alone.p, together.p), (soft_alone, soft), (force_alone, force)):
+                torch.testing.assert_close(a[0], b[i], rtol=0, atol=1e-7)
+    other, _, _ = kernel.trajectory(field, state, p, 0.3, 3)  # wrong twin: a drift less
+    assert not torch.allclose(other.w, together.w, atol=1e-2)
+
+
+def test_a_crossing_is_guessed_on_the_parabola_through_three_points() -> None:
+    def t(h: Tensor) -> Tensor:  # a parabola t(h) with t(b) = 0, t(a) = 1 and its zero at 0.4
+        return 0.4 + 0.7 * h + 0.2 * h.square()
+
+    before, after = ((-0.7 + (0.49 - 0.8 * (0.4 - at)) ** 0.5) / 0.4 for at in (0.0, 1.0))
+    ends = [torch.tensor([[end]], dtype=torch.float64) for end in (before, after, 0.3)]
+    at = t(ends[2])[:, 0]
+    assert float(walls.crossing(*ends, at)) == pytest.approx(0.4, abs=1e-12)
+    chord = before / (before - after)
+    assert abs(chord - 0.4) > 0.02
+    assert float(walls.crossing(*ends, at * float("nan"))) == pytest.approx(chord)
+    assert float(walls.crossing(*ends, at + 50)) == pytest.approx(chord)  # a parabola that leaves the bracket
+
+
+def test_the_best_candidate_wins_by_effective_draws_a_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = aimed(NETWORKS["two dense"])
+    state = kernel.place(field, normal(4, DIM, seed=20))
+    seen: list[int] = []
+
+    def trajectory(field, state, size, steps):  # type: ignore[no-untyped-def]
+        seen.append(steps)
+        acceptance = torch.full((4,), {4: 0.2, 8: 0.8, 16: 0.9}[steps])
+        return state, SimpleNamespace(acceptance=acceptance), kernel.Walk(torch.full((4,), 5), acceptance)
+
+    monkeypatch.setattr(tuning, "step", trajectory)
+    best, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4, 8)], state, 7)
+    assert seen == [16, 4, 8, 8, 16, 8, 8] and best.steps == 8  # .67 / 13 beats .82 / 21 and .11 / 9
+    assert best.worth == pytest.approx(0.8 / 1.2 / 13, rel=1e-5)
+    none, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4)], state, 0)
+    assert none.steps == 16
+
+
 def moments(z: Tensor) -> Tensor:
     return torch.cat([z, z.square(), z[..., :1] * z[..., 1:]], -1)
 
@@ -220,6 +329,13 @@ class Careless(walls.Field):
 def test_moments_equal_importance_sampling(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network, sigma=0.5, beta=5.0)
     assert deviation(field) < 5
+
+
+@pytest.mark.slow
+def test_jumps_that_are_far_off_cost_acceptance_and_change_no_moment() -> None:
+    field = cheaply(aimed(convolutional, sigma=0.5, beta=5.0))
+    assert field.late is not None
+    assert deviation(replace(field, late=(field.late[0], field.late[1] + 1.0))) < 5
 
 
 @pytest.mark.slow

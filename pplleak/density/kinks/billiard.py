@@ -1,19 +1,23 @@
 """The kernel of `inference/billiard.py`: kick, drift to the next wall, cross or reflect, accept or reject.
 
-Walls are curved here, and the next one on an arc is searched for. See that file for the equations.
+Walls are curved here, and the next one on an arc is searched for. See that file for the equations. Chains meet
+different numbers of walls and need different numbers of looks, so none waits for another: every chain is in a phase of
+its own (`Phase`), and whatever most of them are waiting for is computed for these in one batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from pplleak.density.hamiltonian import DIVERGED, Info
-from pplleak.density.kinks.walls import Field, beyond, next_wall, turned
+from pplleak.density.kinks.perceptron import flipped
+from pplleak.density.kinks.walls import MAX_BRACKETS, Brackets, Field, beyond, turned
 
 MAX_EVENTS = 100  # walls in one drift; a trajectory that meets more is rejected, as its reverse would be
 
@@ -50,19 +54,176 @@ class Drift:
     lost: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Log:
-    """What chains met, event by event, as they were before: w, p (events, chains, dim), unit, pattern (…, units)."""
+class Phase(IntEnum):
+    LOOK = 0  # at the end of the arc: is a unit beyond its wall there?
+    SEARCH = 1  # for the wall, between the arc's two ends
+    MEET = 2  # at a wall
+    ARRIVED = 3  # at the end of the drift
+    KICK = 4  # the same, and its way back is being looked at
+    IDLE = 5
 
+
+@dataclass(eq=False)
+class Flights:
+    """Rows on their way, tensors that are written in place: w, p (rows, dim), h, pattern (rows, units) where their arcs
+    begin, the time `left` (rows,) of the drift, and the walls met in it: `met` (rows,), and each as it was before it,
+    log_w, log_p (rows, events, dim), log_unit (rows, events), log_pattern (rows, events, units)."""
+
+    phase: Tensor
     w: Tensor
     p: Tensor
-    unit: Tensor
+    h: Tensor
     pattern: Tensor
+    left: Tensor
+    met: Tensor
+    search: Brackets
+    log_w: Tensor
+    log_p: Tensor
+    log_unit: Tensor
+    log_pattern: Tensor
+
+    @staticmethod
+    def idle(rows: int, w: Tensor, h: Tensor) -> Flights:
+        """`rows` of them, as wide as w (…, dim) and h (…, units)."""
+
+        def room(*shape: int, dtype: torch.dtype = w.dtype) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=dtype, device=w.device)
+
+        def log(*shape: int, dtype: torch.dtype = w.dtype) -> Tensor:  # read where it was written alone
+            return torch.empty(rows, MAX_EVENTS, *shape, dtype=dtype, device=w.device)
+
+        dim, units = w.shape[1], h.shape[1]
+        return Flights(
+            room(dtype=torch.long) + Phase.IDLE, room(dim), room(dim), room(units), room(units, dtype=torch.bool),
+            room(), room(dtype=torch.long), Brackets.empty(room(units, dtype=h.dtype)),
+            log(dim), log(dim), log(dtype=torch.long), log(units, dtype=torch.bool),
+        )  # fmt: skip
+
+    def launch(self, at: Tensor, w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float) -> None:
+        self.w[at], self.p[at], self.h[at], self.pattern[at] = w, p, h, pattern
+        self.left[at], self.met[at], self.phase[at] = size, 0, Phase.LOOK
+
+    @torch.no_grad()
+    def look(self, at: Tensor, field: Field) -> Tensor:
+        """Find h at the ends of arcs and inside brackets, and what follows from it. Returns the rows that met too many
+        walls, or did not find one where one must be."""
+        looking = self.phase[at] == Phase.LOOK
+        t = torch.where(looking, self.left[at], self.search.t[at])
+        w, p = turned(self.w[at], self.p[at], t)
+        here, pattern = field.walls(w), self.pattern[at]
+        hit = beyond(here, pattern).any(1)
+        ended, opened, met = looking & ~hit, looking & hit, ~looking
+        rows = at[ended]
+        self.w[rows], self.p[rows], self.h[rows], self.phase[rows] = w[ended], p[ended], here[ended], Phase.ARRIVED
+        rows = at[opened]
+        self.search.open(rows, t[opened], self.h[rows], here[opened])
+        self.phase[rows] = Phase.SEARCH
+        met[~looking] = self.search.narrow(at[~looking], here[~looking], pattern[~looking])
+        rows = at[met]
+        if len(rows):
+            unit, k = self.search.unit[rows], self.met[rows]
+            self.w[rows], self.p[rows], self.h[rows] = w[met], p[met], here[met].scatter(1, unit[:, None], 0.0)
+            self.log_w[rows, k], self.log_p[rows, k], self.log_pattern[rows, k] = w[met], p[met], pattern[met]
+            self.log_unit[rows, k] = unit
+            self.left[rows] -= t[met]
+            self.met[rows] += 1
+            self.phase[rows] = Phase.MEET
+        searching = ~ended & ~met
+        self.search.guess(at[searching], pattern[searching])
+        return at[searching & (self.search.looks[at] >= MAX_BRACKETS) | (self.met[at] >= MAX_EVENTS)]
+
+    def bend(self, at: Tensor, field: Field, power: float, jumps: bool) -> None:
+        """Cross the wall or be reflected by it."""
+        w, p, unit, pattern = self.w[at], self.p[at], self.search.unit[at], self.pattern[at]
+        n = field.normal(w, unit)
+        n = n / n.norm(dim=1, keepdim=True)
+        rate = (p * n).sum(1)
+        spare = rate.square()
+        if jumps:
+            spare = spare - 2 * field.jump(w, pattern, unit, power).to(rate.dtype)
+        cross = spare > 0
+        bent = torch.where(cross, rate.sign() * spare.clamp(min=0).sqrt(), -rate)
+        self.p[at] = p + (bent - rate)[:, None] * n
+        self.pattern[at] = torch.where(cross[:, None], flipped(pattern, unit), pattern)
+        self.phase[at] = Phase.LOOK
+
+    def unbend(self, at: Tensor, there: Tensor, events: Tensor) -> Tensor:
+        """Undo on the way back what happened at this wall on the way there, in rows `there`, which met `events` walls
+        (len(at),). Returns the rows where it is another wall."""
+        k = events - self.met[at]
+        known = k >= 0
+        k = k.clamp(min=0)
+        known &= (self.log_unit[there, k] == self.search.unit[at]) & near(self.log_w[there, k], self.w[at])
+        self.p[at], self.pattern[at], self.phase[at] = -self.log_p[there, k], self.log_pattern[there, k], Phase.LOOK
+        return at[~known]
 
 
-# (number of the event, chains, w, p, unit, pattern) at a wall -> p and pattern behind it, and where that is an error
-Met = tuple[Tensor, Tensor, Tensor]
-Meet = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor], Met]
+def near(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs().amax(1) < 100 * math.sqrt(torch.finfo(a.dtype).eps)
+
+
+# (chains, w, p, pattern) at the end of a drift -> p behind it, and which of the chains drift on
+Arrive = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def fly(
+    field: Field, w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float, power: float, jumps: bool, then: Arrive
+) -> Drift:
+    """Drifts of `size`, as many as `then` asks for; a chain is lost where the way back of one is another one.
+
+    A wall that is crossed twice between two looks at it was not seen, and need not be missed from the other side. The
+    way there may only be taken where the way back is its inverse (Zappa, Holmes-Cerfon & Goodman 2018). The way back
+    looks for the walls only: at one that was met on the way there, the law undoes what it did. It is looked at while
+    its chain goes on.
+    """
+    count, device = len(w), w.device
+    chains = torch.arange(count, device=device)
+    f = Flights.idle(3 * count, w, h)  # chains on their way, on their way back, and what the way there met
+    way, back, kept = chains, chains + count, chains + 2 * count
+    f.launch(way, w, p, h, pattern, size)
+    start_w, start_pattern = w.clone(), pattern.clone()
+    goal_w, goal_pattern, events = w.clone(), pattern.clone(), torch.zeros_like(chains)
+    total, lost = torch.zeros_like(chains), torch.zeros(count, dtype=torch.bool, device=device)
+
+    def lose(rows: Tensor) -> None:
+        lost[rows % count] = True
+        f.phase[way[lost]] = f.phase[back[lost]] = Phase.IDLE
+
+    while True:
+        here, there = f.phase[way], f.phase[back]
+        i = chains[there == Phase.MEET]
+        if len(i):
+            lose(f.unbend(back[i], kept[i], events[i]))
+        i = chains[there == Phase.ARRIVED]
+        if len(i):
+            f.phase[back[i]] = Phase.IDLE
+            right = (f.met[back[i]] == events[i]) & near(f.w[back[i]], goal_w[i])
+            lose(i[~(right & (f.pattern[back[i]] == goal_pattern[i]).all(1))])
+        i = chains[(here == Phase.ARRIVED) & (f.phase[back] == Phase.IDLE) & ~lost]
+        if len(i):
+            f.phase[i] = Phase.KICK
+            total[i] += f.met[i]
+            i = i[f.met[i] > 0]
+            events[i], goal_w[i], goal_pattern[i] = f.met[i], start_w[i], start_pattern[i]
+            most = int(f.met[i].max()) if len(i) else 0
+            for log in (f.log_w, f.log_p, f.log_unit, f.log_pattern):
+                log[kept[i], :most] = log[i, :most]
+            f.launch(back[i], f.w[i], -f.p[i], f.h[i], f.pattern[i], size)
+        looks = (f.phase <= Phase.SEARCH).nonzero()[:, 0]
+        bends, kicks = ((f.phase[way] == phase).nonzero()[:, 0] for phase in (Phase.MEET, Phase.KICK))
+        if len(looks) >= max(len(bends), len(kicks), 1):
+            lose(f.look(looks, field))
+        elif len(bends) > len(kicks):
+            f.bend(bends, field, power, jumps)
+        elif len(kicks):
+            f.p[kicks], onwards = then(kicks, f.w[kicks], f.p[kicks], f.pattern[kicks])
+            f.phase[kicks] = Phase.IDLE
+            i = kicks[onwards]
+            start_w[i], start_pattern[i] = f.w[i], f.pattern[i]
+            f.launch(i, f.w[i], f.p[i], f.h[i], f.pattern[i], size)
+        elif not bool(((f.phase[way] == Phase.ARRIVED) & ~lost).any()):
+            break
+    return Drift(f.w[way], f.p[way], f.h[way], f.pattern[way], total, lost)
 
 
 def drift(
@@ -70,77 +231,27 @@ def drift(
 ) -> Drift:
     """The rotation by `size`, refracted or reflected at every wall on the way; lost where the way back is another one.
 
-    A wall that is crossed twice between two looks at it was not seen, and need not be missed from the other side. The
-    way there may only be taken where the way back is its inverse (Zappa, Holmes-Cerfon & Goodman 2018). The way back
-    looks for the walls only: at one that was met on the way there, the law undoes what it did.
     jumps=False takes every ΔV for zero: the Metropolis test still keeps the target, but accepts little.
     """
-
-    def law(_: int, chains: Tensor, w: Tensor, p: Tensor, unit: Tensor, pattern: Tensor) -> Met:
-        n = field.normal(w, unit)
-        n = n / n.norm(dim=1, keepdim=True)
-        other = pattern.scatter(1, unit[:, None], ~pattern.gather(1, unit[:, None]))
-        rate = (p * n).sum(1)
-        spare = rate.square()
-        if jumps:
-            before, after = field.soft_energy(w.repeat(2, 1), torch.cat([pattern, other]), power).chunk(2)
-            spare = spare - 2 * (after - before).to(rate.dtype)
-        cross = spare > 0
-        bent = torch.where(cross, rate.sign() * spare.clamp(min=0).sqrt(), -rate)
-        return p + (bent - rate)[:, None] * n, torch.where(cross[:, None], other, pattern), torch.zeros_like(cross)
-
-    def memory(k: int, chains: Tensor, w: Tensor, p: Tensor, unit: Tensor, pattern: Tensor) -> Met:
-        number = there.met[met][chains] - 1 - k
-        at = (number.clamp(min=0), met.nonzero()[chains, 0])
-        known = (number >= 0) & (log.unit[at] == unit) & near(log.w[at], w)
-        return torch.where(known[:, None], -log.p[at], p), log.pattern[at], ~known
-
-    there, log = fly(field, w, p, h, pattern, size, law)
-    met = there.met > 0
-    if not bool(met.any()):
-        return there
-    back, _ = fly(field, there.w[met], -there.p[met], there.h[met], there.pattern[met], size, memory)
-    returned = (back.met == there.met[met]) & near(back.w, w[met]) & (back.pattern == pattern[met]).all(1)
-    lost = there.lost.clone()
-    lost[met] |= back.lost | ~returned
-    return replace(there, lost=lost)
+    return fly(
+        field, w, p, h, pattern, size, power, jumps, lambda i, w, p, m: (p, torch.zeros_like(i, dtype=torch.bool))
+    )
 
 
-def near(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).abs().amax(1) < 100 * math.sqrt(torch.finfo(a.dtype).eps)
+def trajectory(
+    field: Field, state: State, p: Tensor, size: float, steps: int, power: float = 1.0
+) -> tuple[Drift, Tensor, Tensor]:
+    """`steps` leapfrog steps of every chain: where they end, and V and ∇V there."""
+    soft, force, todo = state.soft.clone(), state.force.clone(), torch.full_like(p[:, 0], steps, dtype=torch.long)
 
+    def kick(i: Tensor, w: Tensor, p: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
+        soft[i], force[i] = field.soft_energy_and_force(w, pattern, power)
+        todo[i] -= 1
+        onwards = todo[i] > 0
+        return p - 0.5 * size * (1 + onwards.to(p))[:, None] * (force[i] - w), onwards
 
-def fly(field: Field, w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float, meet: Meet) -> tuple[Drift, Log]:
-    """The rotation by `size`, with `meet` to say what happens at a wall; and what was met on the way."""
-    w, p, h, pattern = w.clone(), p.clone(), h.clone(), pattern.clone()
-    left = torch.full_like(w[:, 0], size)
-    met = torch.zeros(len(w), dtype=torch.long, device=w.device)
-    lost = torch.zeros(len(w), dtype=torch.bool, device=w.device)
-    live = torch.arange(len(w), device=w.device)
-    log = []
-    for k in range(MAX_EVENTS):
-        end, p_end = turned(w[live], p[live], left[live])
-        with torch.no_grad():
-            h_end = field.walls(end)
-        hit = beyond(h_end, pattern[live]).any(1)
-        w[live[~hit]], p[live[~hit]], h[live[~hit]] = end[~hit], p_end[~hit], h_end[~hit]
-        live, h_end = live[hit], h_end[hit]
-        if not len(live):
-            break
-        here = pattern[live]
-        t, unit, h[live], failed = next_wall(field, w[live], p[live], left[live], here, h[live], h_end)
-        w[live], p[live] = turned(w[live], p[live], t)
-        left[live] -= t
-        met[live] += 1
-        log.append((w.clone(), p.clone(), torch.zeros_like(met).index_put((live,), unit), pattern.clone()))
-        p[live], pattern[live], unexpected = meet(k, live, w[live], p[live], unit, here)
-        lost[live] = failed | unexpected
-        live = live[~lost[live]]
-        if not len(live):
-            break
-    lost[live] = True
-    drifted = Drift(w, p, h, pattern, met, lost)
-    return drifted, Log(*map(torch.stack, zip(*log, strict=True))) if log else Log(w[:0], p[:0], met[:0], pattern[:0])
+    start = p - 0.5 * size * (force - state.w)
+    return fly(field, state.w, start, state.h, state.pattern, size, power, True, kick), soft, force
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,21 +267,14 @@ class Walk:
 
 def step(field: Field, state: State, size: float, steps: int, power: float = 1.0) -> tuple[State, Info, Walk]:
     """One trajectory of every chain and its Metropolis test; returns the state and what happened."""
-    start, force, w, h, pattern = torch.randn_like(state.w), state.force, state.w, state.h, state.pattern
-    p, soft = start, state.soft
-    met = torch.zeros(len(p), dtype=torch.long, device=p.device)
-    lost = torch.zeros(len(p), dtype=torch.bool, device=p.device)
-    for _ in range(steps):
-        now = drift(field, w, p - 0.5 * size * (force - w), h, pattern, size, power)
-        w, h, pattern = now.w, now.h, now.pattern
-        soft, force = field.soft_energy_and_force(w, pattern, power)
-        p, met, lost = now.p - 0.5 * size * (force - w), met + now.met, lost | now.lost
-    new = State(w, field.energy(w, power), soft, force, h, pattern)
+    start = torch.randn_like(state.w)
+    end, soft, force = trajectory(field, state, start, size, steps, power)
+    new = State(end.w, field.energy(end.w, power), soft, force, end.h, end.pattern)
     kinetic = 0.5 * start.double().square().sum(1)
-    gained = 0.5 * p.double().square().sum(1) - kinetic
+    gained = 0.5 * end.p.double().square().sum(1) - kinetic
 
     def acceptance_of(change: Tensor) -> Tensor:
-        change = torch.where(lost, math.inf, torch.nan_to_num(change, nan=math.inf))
+        change = torch.where(end.lost, math.inf, torch.nan_to_num(change, nan=math.inf))
         return (-change).clamp(max=0).exp()
 
     acceptance = acceptance_of(new.energy - state.energy + gained)
@@ -182,5 +286,5 @@ def step(field: Field, state: State, size: float, steps: int, power: float = 1.0
         )
     )
     error = new.soft - state.soft + gained
-    info = Info(acceptance, kept.energy + kinetic + torch.where(accept, gained, 0.0), (error > DIVERGED) & ~lost)
-    return kept, info, Walk(met, acceptance_of(error))
+    info = Info(acceptance, kept.energy + kinetic + torch.where(accept, gained, 0.0), (error > DIVERGED) & ~end.lost)
+    return kept, info, Walk(end.met, acceptance_of(error))

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplleak.client import Client
+from pplleak.client import Client, extended
+from pplleak.client.factors import Entries
 from pplleak.client.smoothness import probe
-from pplleak.client.update import DenseUpdate, Update
+from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
 
 
@@ -103,31 +104,42 @@ class Wall(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Gated:
-    """A client whose walls are held and whose gates are softened; taps: its walls' names, in forward order."""
+    """A client whose walls are held and whose gates are softened; taps: its walls' names, in forward order.
+
+    network: the true one, laid out for forward passes. late: the same gated client, of whose update only the layers
+    from the one before the first wall on are computed, which a switch changes most; None where these are all.
+    """
 
     client: Client
     taps: tuple[str, ...]
+    network: nn.Module
+    late: Late | None
+    beta: float
 
     @property
-    def walls(self) -> list[Wall]:
-        return [cast(Wall, self.client.network.get_submodule(tap)) for tap in self.taps]
+    def walls(self) -> list[tuple[Wall, ...]]:
+        """Each wall, in every network that holds one."""
+        networks = [c.network for c in (self.client, self.late) if c is not None]
+        return [tuple(cast(Wall, network.get_submodule(tap)) for network in networks) for tap in self.taps]
 
     def hold(self, pattern: Tensor) -> None:
         """Hold the walls at `pattern` (chains, units) bool, until the next call: what `preactivations` > 0 gives."""
-        widths = [wall.width for wall in self.walls]
+        every = self.walls
+        widths = [wall.width for wall, *_ in every]
         batch = pattern.shape[1] // max(1, sum(widths))
-        for wall, part in zip(self.walls, pattern.split([batch * width for width in widths], 1), strict=True):
-            wall.pattern = part.reshape(-1, wall.width)
+        for walls, part in zip(every, pattern.split([batch * width for width in widths], 1), strict=True):
+            for wall in walls:
+                wall.pattern = part.reshape(-1, wall.width)
 
-    def preactivations(self, network: nn.Module, x: Tensor) -> Tensor:
-        """The inputs of the walls in the true `network`, side by side: x (chains, batch, …) -> (chains, units)."""
+    def preactivations(self, x: Tensor) -> Tensor:
+        """The inputs of the walls in the true network, side by side: x (chains, batch, …) -> (chains, units)."""
         seen: list[Tensor] = []
         handles = [
-            network.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            self.network.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
             for tap in self.taps
         ]
         try:
-            network(x.flatten(0, 1))
+            self.network(x.flatten(0, 1))
         finally:
             for handle in handles:
                 handle.remove()
@@ -161,7 +173,23 @@ def gated(client: Client, beta: float) -> Gated:
             "inference billiard knows the kinks of nn.ReLU, nn.LeakyReLU and nn.MaxPool2d modules, but this network "
             f"has others ({', '.join(left)}): use a smooth activation"
         )
-    return Gated(replace(client, network=network), tuple(taps))
+
+    def swift(network: nn.Module) -> nn.Module:  # forward passes are faster so, double backward ones slower
+        return copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+    late = _late(client, names, taps)
+    behind = extended(Late, replace(client, network=swift(network)), late=late) if late else None
+    return Gated(replace(client, network=network), tuple(taps), swift(client.network), behind, beta)
+
+
+def _late(client: Client, names: list[str], taps: list[str]) -> tuple[str, ...]:
+    """The parameters of the modules that are called from the layer before the first wall on; () where all are."""
+    if not taps or not client.lazy:
+        return ()
+    first = names.index(taps[0]) - 1
+    modules = set(names[first:])
+    late = tuple(name for name in client.parameters if name.rpartition(".")[0] in modules)
+    return late if modules.isdisjoint(names[:first]) and len(late) < len(client.parameters) else ()
 
 
 def _plain(pool: nn.MaxPool2d) -> bool:
@@ -195,3 +223,22 @@ class Idle(Client):
     def update(self, x: Tensor, y: Tensor, *_: Tensor | None, **__: Tensor | None) -> Update:
         lead = torch.broadcast_shapes(x.shape[: -len(self.input_shape) - 1], y.shape[:-1])
         return DenseUpdate(x.new_zeros(()).expand(*lead, 1, self.update_size))
+
+
+@dataclass(frozen=True, eq=False)
+class Late(Client):
+    """The same client, of whose update only the layers in `late` are computed; the others share zeros."""
+
+    late: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in super().parameters.items() if name in self.late}
+
+    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
+        found = super().update(x, y, noise)
+        assert isinstance(found, LazyUpdate)  # `_late` names no layers of a client that materialises
+        left = [where for name, where in self.slices.items() if name not in self.late]
+        zeros = [x.new_zeros(()).expand(*found.shape, 1, where.stop - where.start) for where in left]
+        entries = [Entries(zero, where) for zero, where in zip(zeros, left, strict=True)]
+        return LazyUpdate((*found.factors, *entries), found.size)

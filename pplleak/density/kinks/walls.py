@@ -13,8 +13,10 @@ from torch import Tensor
 
 from pplleak.density import Density
 from pplleak.density.kinks.gates import Gated
+from pplleak.density.kinks.perceptron import flipped
 from pplleak.density.whitening import Laplace
 
+STUCK = 0.3  # weight of an end that stayed while the other moved three times
 MAX_BRACKETS = 40  # evaluations in the search for one wall; a trajectory that needs more is rejected, as its reverse is
 
 
@@ -23,7 +25,8 @@ class Field:
     """U (`exact`) and V (`soft`, its walls held by `gates`) in whitened z = mode + L w.
 
     idle: the same model with a client that computes no gradient, which gives x. affine: x(w) = offset + slope w, where
-    it is that, (pixels,) and (pixels, dim).
+    it is that, (pixels,) and (pixels, dim). late: V of the layers from the first wall on, and what the jumps at every
+    wall (units,) leave out, on average; None: ΔV is taken from all layers.
     """
 
     exact: Density
@@ -32,6 +35,7 @@ class Field:
     gates: Gated
     laplace: Laplace
     affine: tuple[Tensor, Tensor] | None = None
+    late: tuple[Density, Tensor] | None = None
 
     def with_images(self) -> Field:
         """Find out whether x is affine in w: a product is then all it takes, instead of a run of the model."""
@@ -61,7 +65,7 @@ class Field:
 
     def walls(self, w: Tensor) -> Tensor:
         """h (chains, units), zero on the walls."""
-        return self.gates.preactivations(self.exact.client.network, self.images(w))
+        return self.gates.preactivations(self.images(w))
 
     def normal(self, w: Tensor, unit: Tensor) -> Tensor:
         """∇h_unit (chains, dim), unit (chains,)."""
@@ -70,11 +74,26 @@ class Field:
             (n,) = torch.autograd.grad(self.walls(w).gather(1, unit[:, None]).sum(), w)
         return n
 
-    def soft_energy(self, w: Tensor, pattern: Tensor, power: float) -> Tensor:
-        """V (chains,)."""
+    def soft_energy(self, w: Tensor, pattern: Tensor, power: float, of: Density | None = None) -> Tensor:
+        """V (chains,); of: another density in the place of `soft`, with the same network."""
         self.gates.hold(pattern)
         with torch.no_grad():
-            return -self.soft(self.laplace.decode(w), temperature=power)
+            return -(of or self.soft)(self.laplace.decode(w), temperature=power)
+
+    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float) -> Tensor:
+        """ΔV (chains,) of `unit` (chains,) switching on its wall.
+
+        A switch changes the gradient δ of its own layer and of those before it. The layers before the first wall have
+        little of it and cost the most: where `late` is known, their share is its mean for that unit. Any ΔV keeps the
+        dynamics reversible that changes its sign with the direction of the switch, and the Metropolis test asks for U.
+        """
+        other = flipped(pattern, unit)
+        density, rest = self.late or (None, None)
+        before, after = self.soft_energy(w.repeat(2, 1), torch.cat([pattern, other]), power, density).chunk(2)
+        if rest is None:
+            return after - before
+        sign = 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].to(rest.dtype)
+        return after - before + power * sign * rest[unit]
 
     def soft_energy_and_force(self, w: Tensor, pattern: Tensor, power: float) -> tuple[Tensor, Tensor]:
         """V (chains,) and ∇V (chains, dim)."""
@@ -104,42 +123,99 @@ def turned(w: Tensor, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return w * cos + p * sin, p * cos - w * sin
 
 
+@dataclass(eq=False)
+class Brackets:
+    """Searches for the next wall on the arcs w cos t + p sin t, 0 < t < time; a row each, which `at` picks out.
+
+    h (rows, units) is known at both ends, and at the far one some unit is beyond its wall. One end of the bracket moves
+    to the earliest crossing that is guessed, until a unit is on its wall there and none is beyond its own. Guesses are
+    chords first, then parabolas through both ends and the end that moved last (inverse quadratic interpolation, Brent
+    1973): between two walls h is almost a line, and three looks are enough. An end that stays while the other moves
+    again and again counts half each time (the Illinois rule).
+
+    low, high, gone: the ends and the end that moved last (rows,). weight of the end that stayed, side: which one moved
+    last. t, unit: the guess.
+    """
+
+    low: Tensor
+    high: Tensor
+    gone: Tensor
+    weight: Tensor
+    side: Tensor
+    t: Tensor
+    unit: Tensor
+    looks: Tensor
+    h_low: Tensor
+    h_high: Tensor
+    h_gone: Tensor
+
+    @staticmethod
+    def empty(h: Tensor) -> Brackets:
+        """As many as h (rows, units) has rows, none of them open."""
+        none, count = torch.zeros_like(h[:, 0]), torch.zeros(len(h), dtype=torch.long, device=h.device)
+        return Brackets(
+            low=none, high=none.clone(), gone=none.clone(), weight=none.clone(), side=count, t=none.clone(),
+            unit=count.clone(), looks=count.clone(), h_low=h.clone(), h_high=h.clone(), h_gone=h.clone(),
+        )  # fmt: skip
+
+    def open(self, at: Tensor, time: Tensor, h: Tensor, h_end: Tensor) -> None:
+        self.low[at], self.high[at], self.gone[at] = 0.0, time, math.nan
+        self.h_low[at], self.h_high[at], self.h_gone[at] = h, h_end, h_end
+        self.weight[at], self.side[at], self.looks[at] = 1.0, 0, 0
+
+    def narrow(self, at: Tensor, here: Tensor, pattern: Tensor) -> Tensor:
+        """Take in h = here (len(at), units) at `t`; True where that is the wall, (len(at),)."""
+        low, high, t, side = self.low[at], self.high[at], self.t[at], self.side[at]
+        h_low, h_high = self.h_low[at], self.h_high[at]
+        over = beyond(here, pattern).any(1)
+        on = here.gather(1, self.unit[at][:, None])[:, 0].abs() <= rounding(here)[:, 0]
+        self.gone[at], self.h_gone[at] = torch.where(over, high, low), torch.where(over[:, None], h_high, h_low)
+        self.high[at], self.low[at] = torch.where(over, t, high), torch.where(over, low, t)
+        self.h_high[at] = torch.where(over[:, None], here, h_high)
+        self.h_low[at] = torch.where(over[:, None], h_low, here)
+        moved = torch.where(over, 1, -1)
+        self.weight[at] = torch.where(side == moved, 0.5 * self.weight[at], 1.0)
+        self.side[at] = moved
+        self.looks[at] += 1
+        return on & ~over
+
+    def guess(self, at: Tensor, pattern: Tensor) -> None:
+        before, after, low, high = self.h_low[at], self.h_high[at], self.low[at], self.high[at]
+        share = crossing(before, after, self.h_gone[at], (self.gone[at] - low) / (high - low))
+        tilt = torch.where(self.side[at] < 0, 1 / self.weight[at], self.weight[at])[:, None]
+        stuck = self.weight[at][:, None] < STUCK
+        share = torch.where(stuck, tilt * before / (tilt * before - after), share)
+        # a chain that has just left this wall comes back to it later: look half-way, not at once
+        leaving = (before.abs() <= rounding(before)) | (before * after > 0)
+        share = torch.where(leaving, 0.5, share)
+        share, self.unit[at] = torch.where(beyond(after, pattern), share, math.inf).min(1)
+        self.t[at] = low + share * (high - low)
+
+
+def crossing(before: Tensor, after: Tensor, third: Tensor, at: Tensor) -> Tensor:
+    """Where h crosses zero between 0 and 1, guessed from h (chains, units) there and at a third place `at` (chains,):
+    on the parabola t(h) through the three; on the chord where that leaves (0, 1), or where `at` is nan: there is none.
+    """
+    chord = before / (before - after)
+    bent = before * third / ((after - before) * (after - third))
+    bent = bent + at[:, None] * before * after / ((third - before) * (third - after))
+    return torch.where((bent > 0) & (bent < 1), bent, chord)
+
+
 @torch.no_grad()
 def next_wall(
     field: Field, w: Tensor, p: Tensor, time: Tensor, pattern: Tensor, h: Tensor, h_end: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The earliest wall on the arcs w cos t + p sin t, 0 < t < time: t, the unit, h there, and where the search failed.
-
-    h and h_end (chains, units) are the walls' at both ends, and at h_end some unit is beyond its wall. Between the two
-    h is almost a line: one end of the bracket moves to the earliest crossing of the chords, until a unit is on its wall
-    there and none is beyond its own. An end that stays while the other moves twice counts half (the Illinois rule).
-    """
-    low, high = torch.zeros_like(time), time.clone()
-    h_low, h_high, h_found = h.clone(), h_end.clone(), h_end.clone()
-    found, unit = time.clone(), torch.zeros_like(time, dtype=torch.long)
-    weight, side = torch.ones_like(time), torch.zeros_like(unit)  # of the end that stayed; which one moved last
-    todo = torch.arange(len(w), device=w.device)
+    """The earliest wall on the arcs: t, the unit, h there, and where the search failed. Arguments as for `Brackets`."""
+    search, h_found, todo = Brackets.empty(h), h.clone(), torch.arange(len(w), device=w.device)
+    search.open(todo, time, h, h_end)
     for _ in range(MAX_BRACKETS):
-        before, after = h_low[todo], h_high[todo]
-        # a chain that has just left this wall comes back to it later: look half-way, not at once
-        leaving = (before.abs() <= rounding(before)) | (before * after > 0)
-        tilt = torch.where(side[todo] < 0, 1 / weight[todo], weight[todo])[:, None]
-        share = torch.where(leaving, 0.5, tilt * before / (tilt * before - after))
-        share, first = torch.where(beyond(after, pattern[todo]), share, math.inf).min(1)
-        t = low[todo] + share * (high[todo] - low[todo])
-        here = field.walls(turned(w[todo], p[todo], t)[0])
-        over = beyond(here, pattern[todo]).any(1)
-        on = here.gather(1, first[:, None])[:, 0].abs() <= rounding(here)[:, 0]
-        found[todo], unit[todo], h_found[todo] = t, first, here
-        high[todo], low[todo] = torch.where(over, t, high[todo]), torch.where(over, low[todo], t)
-        h_high[todo] = torch.where(over[:, None], here, after)
-        h_low[todo] = torch.where(over[:, None], before, here)
-        moved = torch.where(over, 1, -1)
-        weight[todo] = torch.where(side[todo] == moved, 0.5 * weight[todo], 1.0)
-        side[todo] = moved
-        todo = todo[over | ~on]
+        search.guess(todo, pattern[todo])
+        here = field.walls(turned(w[todo], p[todo], search.t[todo])[0])
+        h_found[todo] = here
+        todo = todo[~search.narrow(todo, here, pattern[todo])]
         if not len(todo):
             break
-    failed = torch.zeros_like(unit, dtype=torch.bool)
+    failed = torch.zeros(len(w), dtype=torch.bool, device=w.device)
     failed[todo] = True
-    return found, unit, h_found.scatter(1, unit[:, None], 0.0), failed
+    return search.t, search.unit, h_found.scatter(1, search.unit[:, None], 0.0), failed
