@@ -235,8 +235,8 @@ class Late(Client):
     def parameters(self) -> dict[str, Tensor]:
         return {name: p for name, p in super().parameters.items() if name in self.late}
 
-    def update(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Update:
-        found = super().update(x, y, noise)
+    def update(self, x: Tensor, y: Tensor, *others: Tensor | None, **named: Tensor | None) -> Update:
+        found = super().update(x, y, *others, **named)
         assert isinstance(found, LazyUpdate)  # `_late` names no layers of a client that materialises
         left = [where for name, where in self.slices.items() if name not in self.late]
         zeros = [x.new_zeros(()).expand(*found.shape, 1, where.stop - where.start) for where in left]
