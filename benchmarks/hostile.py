@@ -45,7 +45,7 @@ SECONDS, MIB, LIMIT = 5.0, 1024.0, 20  # LIMIT: seconds after which an input is 
 WARM: list[str] = []
 SHORT = ["--inference", "map", "--inference.steps", "1", "--inference.starts", "1", "--out", "out"]
 NETWORK = ["--network.widths", "4"]
-ATTACK = ["attack", *SHORT]
+ATTACK = ["attack", *SHORT, "--explain", "False"]  # what is accepted need not be explained
 WORDS: dict[str, list[str]] = {  # kind -> the command that reads FILE, in a folder that is its own
     "observation": [*ATTACK, "--data", "PICTURES", "--observed", "FILE"],
     "checkpoint": [*ATTACK, "--data", "PICTURES", *NETWORK, "--checkpoint", "FILE"],

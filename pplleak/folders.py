@@ -8,6 +8,7 @@ the others share.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 from pathlib import Path
@@ -27,7 +28,7 @@ def names(folder: Path, entry: str = "") -> dict[str, str]:
     """
     listed = {}
     for path in sorted(folder.glob("[!_]*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path.read_text(encoding="utf-8"))
         if not entry or entry in _defined(tree):
             listed[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return listed
@@ -36,7 +37,7 @@ def names(folder: Path, entry: str = "") -> dict[str, str]:
 def where(folder: Path, name: str) -> str | None:
     """The stem of the file that defines `name` at its top level; None where no file of the folder does."""
     for path in sorted(folder.glob("[!_]*.py")):
-        if name in _defined(ast.parse(path.read_text(encoding="utf-8"))):
+        if name in _defined(parsed(path.read_text(encoding="utf-8"))):
             return path.stem
     return None
 
@@ -56,6 +57,12 @@ def load(package: str, kind: str, name: str, entry: str = "") -> ModuleType:
     if name not in known:
         raise unknown(kind, name, known)
     return importlib.import_module(f"{package}.{name}")
+
+
+@functools.lru_cache(512)
+def parsed(text: str) -> ast.Module:
+    """A source, parsed once: one command asks for the same folders a dozen times."""
+    return ast.parse(text)
 
 
 def _defined(tree: ast.Module) -> set[str]:

@@ -6,7 +6,6 @@ Only pplleak's own modules and the files beside a file are followed; what comes 
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,17 +51,12 @@ def functions(path: Path, arguments: Sequence[str]) -> dict[str, str]:
 def tree(path: Path) -> ast.Module:
     """A file, parsed. BadInput says what is wrong with one that is no Python or cannot be read."""
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
+        return folders.parsed(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
         line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
         raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error.args[0]}{line}") from error
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-
-
-@functools.lru_cache(512)
-def _parsed(text: str) -> ast.Module:
-    return ast.parse(text)
 
 
 def mentions(path: Path, name: str) -> bool:

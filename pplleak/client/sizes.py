@@ -82,23 +82,25 @@ def require_real(network: nn.Module) -> None:
                        "return the nn.Module that it was made of")  # fmt: skip
 
 
-def compare(build: Callable[[], Any], tensors: Mapping[str, Tensor], where: str, *, whole: bool) -> None:
-    """Raise BadInput where weights are not those of a network, which is built without any memory: on the meta device.
+def sketch(build: Callable[[], Any], what: str, tensors: Mapping[str, Tensor], where: str, *, whole: bool) -> None:
+    """Raise BadInput where a network is too large, or weights are not its own: it is built without any memory, on the
+    meta device.
 
-    A constructor that cannot be run there is left to be compared when it has been run.
+    A constructor that cannot be run there is left to be counted, and compared, when it is run.
 
     Args:
-        tensors, where, whole: as for `weights.load`.
+        what: the network, at the head of a message.
+        tensors, where, whole: weights as for `weights.load`; none: there are no others than its own.
     """
     try:
-        with counted(f"the network of {where}"), torch.device("meta"), torch.random.fork_rng(devices=[]):
-            sketch = build()
+        with counted(what), torch.device("meta"), torch.random.fork_rng(devices=[]):
+            made = build()
     except BadInput:
         raise
     except (Exception, SystemExit):  # it computes with its weights; what is wrong with it is told when it is built
         return
-    if isinstance(sketch, nn.Module) and not any(is_lazy(p) for p in sketch.parameters()):
-        weights.fits(sketch, tensors, where, whole=whole)
+    if tensors and isinstance(made, nn.Module) and not any(is_lazy(p) for p in made.parameters()):
+        weights.fits(made, tensors, where, whole=whole)
 
 
 def require_draws(client: Client, batch_size: int, settings: Mapping[str, Any]) -> None:
