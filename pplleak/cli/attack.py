@@ -125,7 +125,7 @@ def run(argv: Sequence[str]) -> int:
         if shared.client.columns is None:  # of a table, cells.csv and the picture say it
             from pplleak.studies.audit import report as page  # for people, of what was found
 
-            page.write(out)
+            page.write(out, result)
     if result.interrupted:
         return 130
     return 3 if args.strict and not summary["trusted"] else 0

@@ -119,7 +119,7 @@ def build_client(
                        f"{own or 'none'}: choose the same defence")  # fmt: skip
     source, whole, images = str(checkpoint or where), checkpoint is not None, f"for images {input_shape}"
     with programs.blamed(f"the network '{said}' cannot be built {images}"):
-        sizes.sketch(build, f"the network '{said}' {images}", tensors, source, whole=whole)
+        sizes.sketch(build, f"the network '{said}' {images}", tensors or {}, source, whole=whole)
         with sizes.counted(f"the network '{said}' {images}"):
             made = seeded(build, seed)
     if not isinstance(made, nn.Module):

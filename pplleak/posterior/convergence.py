@@ -44,6 +44,12 @@ def measure(*values: np.ndarray) -> Convergence:
     return Convergence(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
+def bfmi(energy: np.ndarray) -> np.ndarray:
+    """Σ (E_t − E_{t−1})² / Σ (E_t − Ē)² of each chain (chain,), energies (chain, draw): how far the energy moves in a
+    draw, in units of how far it varies (Betancourt 2016, equation 8)."""
+    return np.square(np.diff(energy, axis=1)).mean(1) / energy.var(1, ddof=1)
+
+
 def _measure(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     split = _halves(x)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -84,8 +84,6 @@ def health(
     Args:
         ess_tail: (quantity,) of chains that are long enough to tell; None without such. The rest as in `Posterior`.
     """
-    from arviz_stats.base import array_stats  # slow to import
-
     elbo, energy, acceptance = curves.get("elbo", np.empty(0)), stats.get("energy"), stats.get("acceptance_rate")
     heights, apart = (attrs.get(f"starts_{n}") for n in ("log_density", "rms"))
     gain = error = None
@@ -95,7 +93,7 @@ def health(
         error = float(np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / len(last)))
     return Health(
         ess_tail=None if ess_tail is None else fewest(ess_tail),
-        bfmi=float(np.mean(array_stats.bfmi(energy))) if energy is not None and energy.shape[1] >= 20 else None,
+        bfmi=float(convergence.bfmi(energy).mean()) if energy is not None and energy.shape[1] >= 20 else None,
         acceptance=None if acceptance is None else float(acceptance.mean()),
         elbo_gain=gain,
         elbo_error=error,

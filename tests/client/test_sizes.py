@@ -20,7 +20,7 @@ def test_layers_of_any_size_are_refused_before_the_first_one_is_there(monkeypatc
         built.append(torch.empty(0).device)
         return nn.Sequential(nn.Linear(64, 10**6), nn.Linear(10**6, 10**6))
 
-    with pytest.raises(BadInput, match="the network of a test .* GiB are free: take a smaller one"):
+    with pytest.raises(BadInput, match=r"the network of a test .* GiB are free: take a smaller one"):
         sizes.sketch(build, "the network of a test", {}, "", whole=True)
     assert built == [torch.device("meta")]
     with pytest.raises(BadInput, match="take a smaller one"):

@@ -10,6 +10,7 @@ from typing import Any
 import arviz
 import numpy as np
 import pytest
+from arviz_stats.base import array_stats
 from rich.console import Console
 
 from pplleak.posterior import Posterior
@@ -55,6 +56,7 @@ def test_tail_ess_is_arvizs_and_the_smallest() -> None:
 def test_bfmi_is_that_of_the_energies(memory: float) -> None:
     found = made(stats={"energy": energies(memory)}).health.bfmi
     assert found == pytest.approx(2 * (1 - memory), abs=0.05)
+    assert found == pytest.approx(float(np.mean(array_stats.bfmi(energies(memory)))), rel=1e-12)
 
 
 def test_restarts_are_spread_as_their_heights_and_their_images() -> None:

@@ -28,8 +28,11 @@ NOTHING = "no protection"
 FEWEST = 4  # private examples: a share of fewer says nothing
 
 
-def write(folder: Path) -> list[str]:
+def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
     """Write report.html into the folder of an attack or an audit, and give its first sentences.
+
+    Args:
+        posterior: what the folder of an attack holds, if it is at hand.
 
     Raises:
         BadInput: the folder holds neither, or what was attacked is a table.
@@ -42,7 +45,8 @@ def write(folder: Path) -> list[str]:
         of, settings, anew = [(folder.resolve().name, [({}, folder / NC)])], {}, []
     else:
         raise BadInput(f"{printable(folder)} holds no result of `pplleak attack` or `pplleak audit`: name its folder")
-    sections = [section(k, name, found, settings.get("files", {})) for k, (name, found) in enumerate(of, 1)]
+    opened = {} if posterior is None else {folder / NC: posterior}
+    sections = [section(k, name, found, settings.get("files", {}), opened) for k, (name, found) in enumerate(of, 1)]
     tradeoff = frontier.points([r for _, rows in of for r, _ in rows if r], anew) if anew else []
     said = words.first_screen(sections, frontier.sentences(tradeoff) if anew else [])
     whole = _whole(sections, anew, curves.read(folder), tradeoff)
@@ -95,14 +99,20 @@ def _plain(value: Any) -> Any:
     return value if ours or not isinstance(value, str) else printable(value, 2000)
 
 
-def section(number: int, name: str, found: Sequence[tuple[Row, Path | None]], digests: Mapping[str, str]) -> Row:
-    """All that the page says of one update."""
+def section(
+    number: int,
+    name: str,
+    found: Sequence[tuple[Row, Path | None]],
+    digests: Mapping[str, str],
+    opened: Mapping[Path, Posterior],
+) -> Row:
+    """All that the page says of one update. opened: the results that need not be read."""
     posteriors: dict[str, Posterior] = {}
     rows = []
     for row, path in found:
-        posterior = None if path is None else Posterior.load(path)
+        posterior = None if path is None else opened.get(path) or Posterior.load(path)
         if posterior is not None and columns_of(posterior) is not None:
-            raise BadInput(f"{printable(path)} is of a table, whose page there is not yet: cells.csv and attack.png "
+            raise BadInput(f"{printable(name)} is of a table, whose page there is not yet: cells.csv and attack.png "
                            "have its cells")  # fmt: skip
         row = row if row or posterior is None else _row(name, posterior)
         if posterior is not None:
