@@ -66,6 +66,23 @@ class Named:
             settings[setting.strip()] = _literal(value.strip())
         return cls(name, settings)
 
+    @classmethod
+    def several(cls, text: str | Named) -> list[Named]:
+        """NAME,NAME:SETTING=VALUE,SETTING=VALUE,NAME: a part without a name before its = is a setting of the last one.
+
+        >>> Named.several("gaussian:floor=0.05,margin=2,vae")
+        [Named('gaussian:floor=0.05,margin=2'), Named('vae')]
+        """
+        if isinstance(text, Named):
+            return [text]
+        texts: list[str] = []
+        for part in _parts(text):
+            if texts and ":" in texts[-1] and re.match(r"\s*\w+\s*=", part):
+                texts[-1] += f",{part}"
+            else:
+                texts.append(part.strip())
+        return [cls.parse(t) for t in texts]
+
     def with_(self, **settings: Any) -> Named:
         """The same with some settings replaced; None leaves a setting as it is."""
         return Named(self.name, {**self.settings, **{n: v for n, v in settings.items() if v is not None}})

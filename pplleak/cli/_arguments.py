@@ -94,11 +94,18 @@ def beliefs(args: Any) -> dict[str, Any]:
     if "prior" in chosen:
         if args.prior and ":" in str(chosen["prior"]):
             raise BadInput("the prior is named twice: by --prior and by --model.prior; leave one out")
+        if len(priors(args)) > 1:
+            return {n: v for n, v in chosen.items() if n != "prior"}
         named = Named.parse(args.prior or chosen["prior"])
         chosen["prior"] = Named(named.name, {**options(args, "prior"), **named.settings})
     elif args.prior:
         raise BadInput(f"the model {args.model} has a prior of its own: leave --prior out, or take --model {MODEL}")
     return chosen
+
+
+def priors(args: Any) -> list[Named]:
+    """The priors that --prior names: several are averaged."""
+    return Named.several(args.prior) if args.prior else []
 
 
 @contextmanager

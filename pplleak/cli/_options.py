@@ -76,7 +76,8 @@ PriorName = Annotated[
     str,
     tyro.conf.arg(
         help="What the adversary knows of the data before, for a model that takes a prior (gaussian by default): "
-        f"{named.listed(named.priors())}; its settings are --prior.NAME."
+        f"{named.listed(named.priors())}; its settings are --prior.NAME. Several (gaussian,vae) are averaged by their "
+        "evidence, where a single attack is made."
     ),
 ]
 
@@ -170,7 +171,8 @@ def groups(base: type, argv: Sequence[str], *parts: str) -> dict[str, type]:
                 made[part] = settings_of("Model", known, BELIEFS)
             if preset:
                 prior = given(argv, "--prior", "") or given(argv, "--model.prior", preset)
-                made["prior"] = settings_of("Prior", named.prior_settings(Named.parse(prior).name))
+                if len(several := Named.several(prior)) < 2:
+                    made["prior"] = settings_of("Prior", named.prior_settings(several[0].name))
         elif part == "inference":
             model = given(argv, "--model", str(defaults.get("model", "")))
             made[part] = settings_of("Inference", inference_settings(argv, name, model))

@@ -114,6 +114,7 @@ def run(argv: Sequence[str]) -> int:
             shared,
             args.model,
             name,
+            prior=several if len(several := arguments.priors(args)) > 1 else None,
             beliefs=arguments.beliefs(args),
             settings=options(args, "inference"),
             seed=args.seed,

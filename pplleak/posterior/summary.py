@@ -31,6 +31,7 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     those of the fit (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
     Of records (`pplleak.posterior.cells`) there are, in place of PSNR, SSIM, sd and coverage of pixels: cell_accuracy,
     exact_match, guess_accuracy, guess_exact, cell_probability, calibration_error, chance_exact, expected_right, cells.
+    priors: where several were averaged, the log-evidence of each in nats, its standard error and its weight.
     approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
     searches: 2 where the first ended beside what the model explains, and another one found it.
     recovered_labels: the labels that were recovered, by which rule, how sure. sigma: of the noise as it was told, or
@@ -85,6 +86,7 @@ def _of_the_attack(posterior: Posterior) -> dict[str, Any]:
         "settings": posterior.attrs.get("settings"),
         "chosen": posterior.attrs.get("chosen"),
         "searches": posterior.attrs.get("searches", 1),
+        "priors": posterior.attrs.get("priors"),
         "recovered_labels": posterior.attrs.get("recovered_labels"),
         **{
             n: posterior.attrs.get(n)

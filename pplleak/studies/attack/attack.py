@@ -6,7 +6,7 @@ import functools
 import inspect
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pplleak import channels, programs
+from pplleak import channels, density, programs
 from pplleak.client import sizes
 from pplleak.density import label_recovery
 from pplleak.errors import BadInput, require_positive
@@ -25,7 +25,7 @@ from pplleak.posterior import Posterior, cells, fit, fit_words, information
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
-from pplleak.studies.attack import causes
+from pplleak.studies.attack import averaging, causes
 
 RECORDS, CELLS = "records", "gibbs"  # the prior of a table's records, and the inference that moves through their cells
 MORE = {"starts": 4, "steps": 2}  # of a search that is made once more, in those of the first
@@ -108,7 +108,7 @@ def attack(
     model: str = MODEL,
     inference: str = AUTO,
     *,
-    prior: str | Named | None = None,
+    prior: str | Named | Sequence[str | Named] | None = None,
     beliefs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -121,6 +121,7 @@ def attack(
         model: `optimal` is the Bayes-optimal adversary; a name may carry settings, `optimal:prior=vae`.
         inference: `auto` leaves it to `choose`.
         prior: short for the belief `prior`: what the adversary knows of the data, `vae` or `gaussian:floor=0.05`.
+            Several are averaged by their evidence (`averaging`), which takes an attack for each.
         beliefs: keyword arguments of the model. settings: keyword arguments of the inference; what is not set
             falls to what the model's file prefers (`programs.preferred`). A model's file may also know how to read
             labels that were not shared off g (`pplleak.density.label_rules`).
@@ -129,6 +130,10 @@ def attack(
             searches more; and where it is the search that failed, the inference once more, as far as it can with
             `MORE` starts and steps. What that finds is taken if it fits, and `searches` is 2 in the attributes.
     """
+    if prior is not None and not isinstance(prior, str | Named):
+        priors = [Named.parse(p) for p in prior]
+        one = functools.partial(_under, observed, model, inference, beliefs, settings, seed, explain, progress)
+        return averaging.average(averaging.attacked(priors, one), seed)
     provenance = dict(observed.provenance)
     beliefs = {**(beliefs or {}), **({} if prior is None else {"prior": prior})}
     if inference == AUTO:
@@ -187,6 +192,24 @@ def attack(
     }
     truth = None if observed.truth is None else observed.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
+
+
+def _under(
+    observed: Observation,
+    model: str,
+    inference: str,
+    beliefs: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
+    seed: int,
+    explain: bool,
+    progress: ProgressBar,
+    prior: Named,
+) -> tuple[Posterior, information.Estimate | None]:
+    """The posterior under one prior, and the evidence for that prior."""
+    found = attack(observed, model, inference, prior=prior, beliefs=beliefs, settings=settings, seed=seed,
+                   explain=explain, progress=progress)  # fmt: skip
+    bound = believe(programs.load("models", model), observed, {**(beliefs or {}), "prior": prior})
+    return found, information.evidence(found, density.build(bound, observed.client, observed))
 
 
 def _table(observed: Observation) -> dict[str, Any]:

@@ -71,6 +71,10 @@ def table(summary: dict[str, Any]) -> Table:
     if summary["sigma_interval"]:
         low, high = summary["sigma_interval"]
         shown.add_row("σ, inferred, and its 90 % interval", f"{summary['sigma']:.3g} ({low:.3g} to {high:.3g})")
+    for belief in summary.get("priors") or ():
+        shown.add_row(
+            f"prior {belief['prior']}", f"{belief['weight']:.1%} by its evidence, {belief['log_evidence']:.1f} nats"
+        )
     shown.add_section()
     shown.add_row("verdict", Text(verdict(summary), COLOURS[colour(summary)][0]))
     return shown
