@@ -1,4 +1,4 @@
-"""Fit a prior to public images, list the fitted ones, show one: `pplleak prior fit|ls|show`."""
+"""Fit a prior to public images, compare priors, list the fitted ones, show one: `pplleak prior fit|compare|ls|show`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import tyro
 from pplleak import runs
 from pplleak.cli import _named as named
 from pplleak.cli._options import DataName, options, parse, settings_of
+from pplleak.cli._prior_comparison import compare
+from pplleak.cli._prior_picture import picture
 from pplleak.errors import BadInput, printable, unknown
 from pplleak.progress import bar, terminal
 
 if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
     from rich.console import Console
     from torch import Tensor
 
@@ -55,10 +55,12 @@ class Ls:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Dispatch to fit, ls or show."""
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {"fit": fit, "ls": ls, "show": show}
+    """Dispatch to fit, compare, ls or show."""
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {"fit": fit, "compare": compare, "ls": ls, "show": show}
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: pplleak prior fit KIND [OPTIONS] | ls | show NAME      (pplleak prior fit vae --help)")
+        print(
+            "usage: pplleak prior fit KIND [OPTIONS] | compare [PRIORS] | ls | show NAME (pplleak prior fit vae --help)"
+        )
         return 0 if argv else 2
     if argv[0] not in verbs:
         raise unknown("prior command", argv[0], verbs)
@@ -194,32 +196,3 @@ def show(argv: Sequence[str]) -> int:
         listed = ", ".join(f"{n} {v}" for n, v in settings.items())
         _line(console, f"settings: {listed}")
     return 0
-
-
-def picture(rows: dict[str, Tensor]) -> Figure:
-    """One row of images a label: (N, channels, rows, columns) each, clipped to [0, 1] for the eye."""
-    from matplotlib.figure import Figure
-
-    from pplleak.studies.attack import report
-
-    count = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(0.55 * count + 0.2, 0.8 * len(rows) + 0.1))
-    for k, (label, images) in enumerate(rows.items()):
-        top = 1 - (k + 0.30) / len(rows)
-        figure.text(0.01, top + 0.04 / len(rows), label, fontsize=8, color=report.INK)
-        axes = figure.add_axes((0.01, top - 0.66 / len(rows), 0.98, 0.66 / len(rows)))
-        axes.set_axis_off()
-        axes.imshow(_strip(images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    return figure
-
-
-def _strip(images: Tensor) -> np.ndarray:
-    """Images side by side, a white pixel between them."""
-    import torch
-
-    x = images.detach().double().clamp(0, 1)
-    if x.dim() != 4:
-        x = x.reshape(len(x), 1, 1, -1)
-    x = torch.nn.functional.pad(x, (0, 1), value=1.0)
-    strip = torch.cat(list(x), -1).movedim(0, -1).numpy()
-    return strip if strip.shape[-1] == 3 else strip.mean(-1)
