@@ -16,7 +16,7 @@ from pplleak import channels
 from pplleak.channels.masked import random_mask
 from pplleak.client.update import Update
 
-SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1 = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5
+SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1, BOUND = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5, 0.6
 
 
 def sigmas(size: int) -> Tensor:
@@ -91,6 +91,26 @@ def sparse_laplace(g: np.ndarray, examples: np.ndarray) -> float:
 def topk(g: np.ndarray, examples: np.ndarray) -> float:
     noisy, t = stats.norm(examples.sum(0), SIGMA), np.abs(g[g != 0]).min()
     return np.log(np.where(g == 0, noisy.cdf(t) - noisy.cdf(-t), noisy.pdf(g))).sum()
+
+
+def percentile(g: np.ndarray, examples: np.ndarray) -> float:
+    u, t = examples.sum(0), np.abs(g[g != 0]).min()
+    if t >= BOUND - 1e-6:  # the smallest that was sent is not seen: it is some m beyond the bound
+
+        def at(m: float) -> float:
+            sent, rest = (g.astype(np.float64) != 0), stats.norm(u, SIGMA)
+            beyond = np.where(g > 0, rest.sf(m), rest.cdf(-m))[sent]
+            falls = np.where(g > 0, rest.pdf(m), rest.pdf(-m))[sent]
+            below = (rest.cdf(m) - rest.cdf(-m))[~sent]
+            return float((falls / beyond).sum() * beyond.prod() * below.prod())
+
+        return float(np.log(integrate.quad(at, BOUND, BOUND + 12 * SIGMA, limit=200, epsabs=0)[0]))
+    noisy, beyond = (
+        stats.norm(u, SIGMA),
+        np.where(g > 0, stats.norm.sf(BOUND, u, SIGMA), stats.norm.cdf(-BOUND, u, SIGMA)),
+    )
+    sent = np.where(np.abs(g) >= BOUND - 1e-6, beyond, noisy.pdf(g))
+    return np.log(np.where(g == 0, noisy.cdf(t) - noisy.cdf(-t), sent)).sum()
 
 
 def dpsgd(g: np.ndarray, examples: np.ndarray) -> float:
@@ -176,6 +196,10 @@ CASES = {
     ),
     "topk": Case(
         lambda u: channels.TopK(u, SIGMA, rate=RATE), topk, False, lambda u: channels.TopK(u, HALF, rate=RATE)
+    ),
+    "percentile": Case(
+        lambda u: channels.Percentile(u, SIGMA, rate=RATE, bound=BOUND), percentile, False,
+        lambda u: channels.Percentile(u, HALF, rate=RATE, bound=BOUND),
     ),
     "dpsgd": Case(clipped, dpsgd, True, lambda u: clipped(u, 0.5)),
     "quantised": Case(

@@ -178,3 +178,19 @@ def test_each_chain_may_believe_another_sigma() -> None:
     torch.testing.assert_close(*slopes, rtol=1e-10, atol=0)
     draws = channel.sample(torch.Size([4000]))
     assert_moments(chains_of(draws), update.materialise(), sigmas.detach()[:, None].expand(2, client.update_size))
+
+
+def test_a_filter_whose_entries_are_all_cut_off_says_how_large_the_others_may_be() -> None:
+    """The smallest entry that was sent is not seen; the closed form that takes it to be on the bound is rejected."""
+    u, bound = [0.9, -1.1, 0.2, 0.7, 0.1], CASES["percentile"].make(plain([0.0])).settings["bound"]
+    case = CASES["percentile"]
+    g = torch.tensor([bound, -bound, 0.0, bound, 0.0], dtype=torch.float64)
+    found = float(case.make(plain(u)).log_prob(g))
+    assert found == pytest.approx(case.textbook(g.numpy(), np.array([u])), abs=1e-6)
+    tails = [stats.norm.logcdf((abs(v) - bound) / SIGMA) for v in (u[0], u[1], u[3])]
+    rest = [np.log(stats.norm.cdf(bound, v, SIGMA) - stats.norm.cdf(-bound, v, SIGMA)) for v in (u[2], u[4])]
+    assert found > sum(tails) + sum(rest) + 1e-3
+    draws = case.make(plain(u)).sample(torch.Size([40_000]))
+    share = float((draws == g).all(-1).double().mean())  # a point mass: as often as its density says
+    assert abs(share - np.exp(found)) < 4 * np.sqrt(np.exp(found) / 40_000)
+    assert abs(share - np.exp(sum(tails) + sum(rest))) > 4 * np.sqrt(np.exp(found) / 40_000)
