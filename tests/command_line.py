@@ -46,6 +46,13 @@ def tiny(inference: str, prefix: str = "inference") -> list[str]:
     return words
 
 
+def tiny_settings(inference: str) -> dict[str, int]:
+    """The same, as the library takes them."""
+    words = tiny(inference, "it")
+    names = [w.removeprefix("--it.").replace("-", "_") for w in words[::2]]
+    return dict(zip(names, map(int, words[1::2]), strict=True))
+
+
 def run(argv: list[str]) -> int:
     """The command in this process; its exit code. An attack looks for no cause where the test does not ask: the tiny
     ones hardly ever fit, and would search for longer than they attack."""

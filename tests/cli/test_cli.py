@@ -10,18 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from command_line import ROOT, run, shell, tiny
+from command_line import ROOT, run, shell, tiny, tiny_settings
 from pyro import poutine
 from safetensors.torch import save_file
-from scenes import build_client
+from scenes import build_client, from_data
 
 from pplleak import channels, priors, programs
+from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
+from pplleak.studies.attack.attack import attack
 
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",
         "divergences", "seconds", "converged"}  # fmt: skip
@@ -73,32 +77,54 @@ def true_channel(model: str) -> str:
     return name if name in channels.names() else "gaussian"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", programs.names("models"))
-@pytest.mark.parametrize("labels", ["known", "unknown"])
-def test_every_model_is_attacked_with_known_and_unknown_labels(model: str, labels: str, tmp_path: Path) -> None:
-    channel = ["--channel", true_channel(model)]
-    small = ["--network.widths", "4", *tiny("hmc")]
-    assert run(["attack", "--model", model, *channel, "--labels", labels, "--out", str(tmp_path), *small]) == 0
+def of_a_tiny_network(model: str = "optimal", **more: Any) -> Observation:
+    """What a client shares through the channel that the model believes in."""
+    return from_data(**{"settings": {"widths": (4,)}, "channel": true_channel(model), **more})
+
+
+def of_few_images(observed: Observation) -> Observation:
+    """The same, of an adversary whose priors are fitted in no time."""
+    assert observed.public is not None
+    return replace(observed, public=observed.public[:60])
+
+
+@pytest.mark.parametrize(("labels", "model"), [("known", "logistic"), ("unknown", "optimal:channel=laplace")])
+def test_the_command_attacks_as_the_library_does(labels: str, model: str, tmp_path: Path) -> None:
+    """So the tests below, of every model, prior, channel and network, ask the library, without pictures and pages."""
+    words = ["--model", model, "--channel", true_channel(model), "--labels", labels, "--network.widths", "4"]
+    assert run(["attack", *words, "--out", str(tmp_path), *tiny("hmc"), "--inference", "hmc"]) == 0
     posterior = Posterior.load(tmp_path / "posterior.nc")
     assert posterior.to_arviz()["posterior"]["x"].dims == ("chain", "draw", "example", "channel", "row", "col")
-    assert posterior.truth is not None and np.isfinite(posterior.x).all()
+    target = of_a_tiny_network(model, labels_shared=labels == "known")
+    same = attack(target, model, "hmc", settings=tiny_settings("hmc"))
+    assert posterior.truth is not None and np.array_equal(posterior.x, same.x)
+    assert np.array_equal(posterior.y, same.y)
+    other = attack(target, model, "hmc", settings=tiny_settings("hmc"), seed=1)
+    assert not np.array_equal(posterior.x, other.x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", programs.names("models"))
+def test_every_model_is_attacked_with_known_and_unknown_labels(model: str) -> None:
+    for shared in (True, False):
+        target = of_few_images(of_a_tiny_network(model, labels_shared=shared))
+        posterior = attack(target, model, "hmc", settings=tiny_settings("hmc"))
+        assert posterior.to_arviz()["posterior"]["x"].dims == ("chain", "draw", "example", "channel", "row", "col")
+        assert posterior.truth is not None and np.isfinite(posterior.x).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", OPTIMAL)
-def test_the_optimal_adversary_attacks_under_every_prior_and_behind_every_channel(model: str, tmp_path: Path) -> None:
-    argv = ["attack", "--model", model, "--channel", true_channel(model), "--network.widths", "4"]
-    assert run([*argv, "--inference", "map", *tiny("map"), "--out", str(tmp_path)]) == 0
-    assert np.isfinite(Posterior.load(tmp_path / "posterior.nc").mode).all()
+def test_the_optimal_adversary_attacks_under_every_prior_and_behind_every_channel(model: str) -> None:
+    found = attack(of_few_images(of_a_tiny_network(model)), model, "map", settings=tiny_settings("map"))
+    assert np.isfinite(found.mode).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "linear", "lenet", "convnet"])
-def test_every_network_is_attacked_also_in_a_batch(network: str, tmp_path: Path) -> None:
-    argv = ["attack", "--network", network, "--batch-size", "2", "--inference", "map", "--out", str(tmp_path)]
-    assert run([*argv, *tiny("map")]) == 0
-    assert Posterior.load(tmp_path / "posterior.nc").mode.shape == (2, 1, 8, 8)
+def test_every_network_is_attacked_also_in_a_batch(network: str) -> None:
+    target = from_data(network=network, batch_size=2)
+    assert attack(target, inference="map", settings=tiny_settings("map")).mode.shape == (2, 1, 8, 8)
 
 
 def test_an_attack_on_an_observation_file_is_bitwise_the_direct_attack(observation: Path, tmp_path: Path) -> None:
@@ -130,9 +156,9 @@ def test_a_users_own_network_and_gradient_are_wrapped_and_attacked(
     own = ["--network", "net.py:build", "--network.width", "7"]
     wrap = ["observe", "--gradient", "mine.safetensors", "--input-shape", "1", "8", "8", "--shared-labels", "4"]
     assert run([*wrap, *own, "--sigma", "0.01", "--out", "o.safetensors"]) == 0
-    attack = ["attack", "--observed", "o.safetensors", "--inference", "map", *tiny("map"), "--out", "a"]
-    assert run(attack) == 2  # a file does not choose code to run
-    assert run([*attack, "--network", "net.py:build"]) == 0  # its settings come with the file
+    argv = ["attack", "--observed", "o.safetensors", "--inference", "map", *tiny("map"), "--out", "a"]
+    assert run(argv) == 2  # a file does not choose code to run
+    assert run([*argv, "--network", "net.py:build"]) == 0  # its settings come with the file
     assert Posterior.load("a/posterior.nc").attrs["network_settings"] == {"width": 7}
 
 
@@ -247,10 +273,9 @@ def test_a_built_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     assert installed.returncode == 0, installed.stderr
     assert {p.name for p in site.iterdir() if p.is_dir() and not p.name.endswith(".dist-info")} <= {"pplleak", "bin"}
     env = {"PYTHONPATH": str(site)}
-    where = shell([sys.executable, "-c", "import pplleak.models.dlg as m; print(m.__file__)"], tmp_path, **env)
-    assert where.stdout.startswith(str(site)), where.stderr
-    done = shell([sys.executable, "-m", "pplleak", "attack", "--out", "o", *tiny("hmc")], tmp_path, **env)
-    assert done.returncode == 0, done.stderr
+    code = "import pplleak.models.dlg as m; print(m.__file__); from pplleak import cli; cli.main(['ls'])"
+    listed = shell([sys.executable, "-c", code], tmp_path, **env)
+    assert listed.stdout.startswith(str(site)) and "refractive" in listed.stdout, listed.stderr
     script = [sys.executable, "-m", "pplleak.inference.map", "--model", "dlg", "--out", "m", *tiny("map")]
     done = shell(script, tmp_path, **env)
     assert done.returncode == 0 and (tmp_path / "m" / "attack.png").exists(), done.stderr
