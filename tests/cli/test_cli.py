@@ -38,6 +38,7 @@ def test_an_inference_file_is_a_script(tmp_path: Path) -> None:
     assert (tmp_path / "o" / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", sorted(programs.names("inference")))
 def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(
     inference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

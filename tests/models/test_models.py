@@ -39,12 +39,8 @@ def with_labels_of_every_second(first: bool) -> pytest.MarkDecorator:
     NUTS begins with known labels and SVI with unknown ones. So every model meets a stock inference with known labels
     and one with unknown labels, and every inference meets both, at half the price of all pairs.
     """
-    cases = [
-        pytest.param(
-            name, known, marks=[] if known else pytest.mark.slow, id=f"{name}-{'' if known else 'un'}known labels"
-        )
-        for name, known in zip(NAMES, itertools.cycle([first, not first]), strict=False)
-    ]
+    known = itertools.cycle([first, not first])
+    cases = [pytest.param(n, k, id=f"{n}-{'' if k else 'un'}known labels") for n, k in zip(NAMES, known, strict=False)]
     return pytest.mark.parametrize(("name", "known"), cases)
 
 
@@ -92,6 +88,7 @@ def test_its_beliefs_are_keyword_arguments_with_defaults_and_a_line_of_help(name
     assert all(s.help for s in programs.settings(model))
 
 
+@pytest.mark.slow
 @with_labels_of_every_second(True)
 def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
     client = tiny()
@@ -106,6 +103,7 @@ def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
     assert all(len(torch.unique(v.reshape(len(v), -1), dim=0)) > 1 for v in samples.values()), "the chain never moved"
 
 
+@pytest.mark.slow
 @with_labels_of_every_second(False)
 def test_stock_svi_with_an_autoguide_runs_on_it_and_gains(name: str, known: bool) -> None:
     client = tiny()
