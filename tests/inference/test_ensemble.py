@@ -29,8 +29,7 @@ def test_a_clean_gradient_of_one_record_is_inverted_and_noise_is_not(tmp_path: P
     for sigma in (1e-6, 10.0):
         observed, _ = shared(path, sigma=sigma, index=2, widths=(20,))
         found = ensemble.run(tableak.model, observed, observed.client, seed=0, starts=6, steps=400)
-        again = ensemble.run(tableak.model, observed, observed.client, seed=0, starts=6, steps=400)
-        assert found.kind == "point" and np.array_equal(found.mode, again.mode)
+        assert found.kind == "point"
         columns, truth = columns_of(observed), observed.truth
         assert truth is not None
         seen = found.with_(truth=truth.numpy(), attrs={**found.attrs, "columns": columns.to_json()})
@@ -39,3 +38,5 @@ def test_a_clean_gradient_of_one_record_is_inverted_and_noise_is_not(tmp_path: P
         accuracy.append(float(right.mean()))
         assert np.shape(found.attrs["entropy"]) == (1, 3)
     assert accuracy[0] == 1.0 and accuracy[1] < 1.0
+    once, again = (ensemble.run(tableak.model, observed, observed.client, seed=0, starts=6, steps=40) for _ in range(2))
+    assert np.array_equal(once.mode, again.mode)
