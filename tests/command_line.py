@@ -20,6 +20,7 @@ from pplleak import cli, programs
 ROOT = Path(__file__).parents[1]
 TINY = {
     "map": ["starts=2", "steps=5"],
+    "ensemble": ["starts=2", "steps=5"],
     "ball": ["starts=2", "steps=5", "samples=2"],
     "laplace": ["starts=2", "steps=5", "chains=2", "draws=8"],
     "svi": ["starts=2", "steps=5", "chains=2", "draws=8", "iterations=3", "particles=2"],
