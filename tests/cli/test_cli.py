@@ -32,6 +32,7 @@ KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_9
 NO_SEARCH = ["--explain", "False"]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_an_inference_file_is_a_script(tmp_path: Path) -> None:
     done = shell([sys.executable, str(ROOT / "inference" / "map.py"), "--out", "o", *NO_SEARCH, *tiny("map")], tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tables import columns_of, shared, written
 
@@ -23,6 +24,7 @@ def test_a_relaxed_record_is_made_of_probabilities_and_numbers_within_their_rang
     assert float(seen.min()) >= rooms.low and float(seen.max()) <= rooms.high
 
 
+@pytest.mark.slow
 def test_a_clean_gradient_of_one_record_is_inverted_and_noise_is_not(tmp_path: Path) -> None:
     path = written(tmp_path / "houses.csv")
     accuracy = []
