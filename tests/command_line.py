@@ -20,6 +20,7 @@ from pplleak import cli, programs
 ROOT = Path(__file__).parents[1]
 TINY = {
     "map": ["starts=2", "steps=5"],
+    "ensemble": ["starts=2", "steps=5"],
     "ball": ["starts=2", "steps=5", "samples=2"],
     "laplace": ["starts=2", "steps=5", "chains=2", "draws=8"],
     "svi": ["starts=2", "steps=5", "chains=2", "draws=8", "iterations=3", "particles=2"],
@@ -44,6 +45,13 @@ def tiny(inference: str, prefix: str = "inference") -> list[str]:
     if prefix == "inference" and inference in ("refractive", "billiard"):
         words += ["--network.activation", "relu"]
     return words
+
+
+def tiny_settings(inference: str) -> dict[str, int]:
+    """The same, as the library takes them."""
+    words = tiny(inference, "it")
+    names = [w.removeprefix("--it.").replace("-", "_") for w in words[::2]]
+    return dict(zip(names, map(int, words[1::2]), strict=True))
 
 
 def run(argv: list[str]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,6 +62,23 @@ def fresh() -> Iterator[None]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield
+
+
+@pytest.fixture()
+def quick_priors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is fitted on the fly is fitted in one epoch: for tests that need such a prior, and no good one."""
+    from pplleak.priors import _store as store
+
+    real = store.fitter
+
+    def fitter(kind: str) -> Any:
+        fit = real(kind)
+        return functools.partial(fit, epochs=1) if "epochs" in inspect.signature(fit).parameters else fit
+
+    monkeypatch.setattr(store, "fitter", fitter)
+    store.trained.cache_clear()
+    yield
+    store.trained.cache_clear()
 
 
 def tiny(

@@ -113,6 +113,7 @@ def test_a_dropout_that_is_no_module_and_local_steps_behind_one_are_refused() ->
         Client(head(5, nn.Linear(6, 5), nn.Dropout(0.5)), V, 3, local=LocalTraining(0.1, 2))
 
 
+@pytest.mark.slow
 def test_the_default_model_has_the_masks_of_the_clients_own_dropout_as_latents(tmp_path: Path) -> None:
     """And finds the image, which one who believes in the whole network does not."""
     (tmp_path / "net.py").write_text(

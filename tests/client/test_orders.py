@@ -94,6 +94,7 @@ def test_an_adversary_sums_over_the_orders() -> None:
     assert abs(float(given(z)[0] - given(z)[1] - (found[0] - found[1]))) > 1
 
 
+@pytest.mark.slow
 def test_a_client_that_shuffles_is_attacked_better_by_who_knows_that(tmp_path: Path) -> None:
     file = tmp_path / "o.safetensors"
     local = ["--local-lr", "1", "--local-epochs", "2", "--local-batch-size", "2", "--local-shuffle"]

@@ -50,10 +50,15 @@ def assert_same(fast, slow, z: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(gradient, gradient_, rtol=tolerance, atol=tolerance * float(gradient_.abs().max()))
 
 
+STATES = [(1, True), (2, True), (1, False)]  # of the batch and of its labels
+
+
+@pytest.mark.parametrize("state", range(len(STATES)), ids=["one", "two", "unknown label"])
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("model", [optimal.model, dlg.model], ids=["gaussian", "dlg"])
-@pytest.mark.parametrize(("batch_size", "labels_shared"), [(1, True), (2, True), (1, False)])
-def test_a_tape_replays_the_density(name, model, batch_size, labels_shared) -> None:
+def test_a_tape_replays_the_density(name, state) -> None:
+    """Of every network in every state, under two models in turn, so that each pair of the three is met."""
+    model = (optimal.model, dlg.model)[(list(NETWORKS).index(name) + state) % 2]
+    batch_size, labels_shared = STATES[state]
     d = built(model, target_of(name, batch_size=batch_size, labels_shared=labels_shared))
     recorded = d.recorded(3)
     assert isinstance(recorded, Tape)

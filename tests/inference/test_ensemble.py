@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tables import columns_of, shared, written
 
@@ -23,14 +24,14 @@ def test_a_relaxed_record_is_made_of_probabilities_and_numbers_within_their_rang
     assert float(seen.min()) >= rooms.low and float(seen.max()) <= rooms.high
 
 
+@pytest.mark.slow
 def test_a_clean_gradient_of_one_record_is_inverted_and_noise_is_not(tmp_path: Path) -> None:
     path = written(tmp_path / "houses.csv")
     accuracy = []
     for sigma in (1e-6, 10.0):
         observed, _ = shared(path, sigma=sigma, index=2, widths=(20,))
         found = ensemble.run(tableak.model, observed, observed.client, seed=0, starts=6, steps=400)
-        again = ensemble.run(tableak.model, observed, observed.client, seed=0, starts=6, steps=400)
-        assert found.kind == "point" and np.array_equal(found.mode, again.mode)
+        assert found.kind == "point"
         columns, truth = columns_of(observed), observed.truth
         assert truth is not None
         seen = found.with_(truth=truth.numpy(), attrs={**found.attrs, "columns": columns.to_json()})
@@ -39,3 +40,5 @@ def test_a_clean_gradient_of_one_record_is_inverted_and_noise_is_not(tmp_path: P
         accuracy.append(float(right.mean()))
         assert np.shape(found.attrs["entropy"]) == (1, 3)
     assert accuracy[0] == 1.0 and accuracy[1] < 1.0
+    once, again = (ensemble.run(tableak.model, observed, observed.client, seed=0, starts=6, steps=40) for _ in range(2))
+    assert np.array_equal(once.mode, again.mode)

@@ -22,7 +22,7 @@ from pplleak.inference import gibbs
 from pplleak.models import optimal
 
 SCORES = torch.linspace(-5, 5, 201, dtype=torch.float64)
-QUICK: dict[str, Any] = {"chains": 8, "particles": 8, "draws": 30, "settle": 3}
+QUICK: dict[str, Any] = {"draws": 3, "settle": 3}
 FEW: dict[str, Any] = {"chains": 64, "particles": 64, "draws": 60, "settle": 6, "moves": 1, "most": 8, "starts": 0}
 
 
@@ -121,11 +121,12 @@ def test_a_record_beside_its_residual_fits_as_the_batch_does(file: Path) -> None
 def test_cells_of_records_drawn_from_the_prior_are_calibrated(file: Path) -> None:
     """Of the cells that are claimed with probability p, a share p is right; a posterior twice as sharp is refused.
 
-    Over these 50 records the standardised score was 0.2, and -3.3 of the twin.
+    Many short chains, of which the draws are worth the most. Over these 60 records the standardised score was 0.1, and
+    -3.0 of the twin.
     """
     observed, model = shared(file)
     columns, claims, right, wrong = columns_of(observed), [], [], []
-    for k in range(50):
+    for k in range(60):
         torch.manual_seed(k)
         drawn = optimal.priors.make(optimal.Named("records"), observed.client, observed.public)
         x = drawn.sample(1)

@@ -135,6 +135,7 @@ def gains() -> tuple[tuple[float, ...], Observation]:
     return tuple(found), target
 
 
+@pytest.mark.slow
 def test_the_mutual_information_is_the_closed_form_within_two_percent() -> None:
     values, target = gains()
     found = information.mutual_information(values)

@@ -73,6 +73,7 @@ def test_a_budget_that_is_spent_says_so_and_is_no_privacy(recorded: Path, tmp_pa
     assert {r["status"] for r in cells(tmp_path / "audit.csv")} == {"done"}
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_an_audit_of_several_processes_and_of_shards_comes_to_the_same(recorded: Path, tmp_path: Path) -> None:
     for name, more in (("two", ["--workers", "2"]), ("shard", ["--shard", "1/2"])):
