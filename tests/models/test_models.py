@@ -44,9 +44,15 @@ def with_labels_of_every_second(first: bool) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("name", "known"), cases)
 
 
+def twice() -> nn.Module:
+    """A layer that is used twice, which has no closed form."""
+    shared = nn.Linear(4, 4)
+    return nn.Sequential(nn.Flatten(), shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3))
+
+
 CLIENTS: dict[str, Callable[[], Client]] = {
     "lazy": tiny,
-    "materialised": lambda: own(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LayerNorm(3)), (1, 2, 2)),
+    "materialised": lambda: own(twice, (1, 2, 2)),
 }
 
 
@@ -94,7 +100,7 @@ def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
     client = tiny()
     model = pyro.condition(bound(name, client), data=data_for(name, client, 1, known))
     kernel = NUTS(model, max_tree_depth=3)
-    mcmc = MCMC(kernel, num_samples=4, warmup_steps=6, disable_progbar=True)
+    mcmc = MCMC(kernel, num_samples=6, warmup_steps=12, disable_progbar=True)
     mcmc.run(client)
     samples = mcmc.get_samples()
     assert samples
@@ -220,3 +226,7 @@ def test_a_model_that_mixes_its_chains_would_be_caught() -> None:
     together = log_densities(mixing, client, 1, data | {"shift": shifts}, 3)["late"]
     alone = [log_densities(mixing, client, 1, data | {"shift": s}, None)["late"] for s in shifts]
     assert not torch.allclose(together, torch.stack(alone), rtol=1e-10)
+
+
+def test_the_clients_are_what_they_are_called() -> None:
+    assert CLIENTS["lazy"]().path == "lazy" != CLIENTS["materialised"]().path

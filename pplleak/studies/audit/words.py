@@ -97,7 +97,7 @@ def _shared(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         said = f"{said}: of {_number(len(clients), 'client')} over {_number(len(rounds), 'round')}"
     examples = sorted({s["examples"] for s in sections if s["examples"]})
     of = "" if not examples else (
-        f",{" each" * (many > 1)} computed on {examples[0]} private example{'s' * (examples[0] > 1)}" if len(examples) == 1
+        f",{' each' * (many > 1)} computed on {_number(examples[0], 'private example')}" if len(examples) == 1
         else f", computed on {examples[0]} to {examples[-1]} private examples each"
     )  # fmt: skip
     moved = sum(bool(s["local"]) for s in sections)
