@@ -18,6 +18,7 @@ from torch.distributions import constraints
 
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
+from pplleak.tensors import broadcast_shapes
 
 MOST = 1_000  # orders to sum over: each is a whole local training
 NEAR = 500  # neighbours of an order to look at
@@ -69,7 +70,7 @@ class Orders(TorchDistribution):
         return torch.cat([part.sort(-1).values for part in order.split(self.batches, -1)], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        shape = broadcast_shapes(value.shape[:-2], self.batch_shape)
         return torch.full(shape, -self.log_count, dtype=torch.float64, device=value.device)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:

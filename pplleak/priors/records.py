@@ -15,6 +15,7 @@ from pplleak.data.columns import Column, Columns
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._tree import Forest, States, fit_forest
+from pplleak.tensors import broadcast_shapes
 
 KNOTS = 201  # of a number's quantile function
 REGRESSED = 10_000  # rows, taken evenly, that the scores are regressed on
@@ -65,7 +66,7 @@ class Records:
     def decode(self, codes: Tensor, scores: Tensor) -> Tensor:
         """codes (*chains, batch, F) and scores (*chains, batch, R) -> x (*chains, batch, *input_shape)."""
         numbers = self.numbers(scores.to(self.mean.dtype))
-        lead = torch.broadcast_shapes(codes.shape[:-1], numbers.shape[:-1])
+        lead = broadcast_shapes(codes.shape[:-1], numbers.shape[:-1])
         codes, numbers = codes.expand(*lead, codes.shape[-1]), numbers.expand(*lead, numbers.shape[-1])
         return self.columns.encode(codes, numbers).unflatten(-1, self.input_shape)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import arviz
 import numpy as np
 import pytest
+from scipy import stats
 
 from pplleak.posterior import convergence
 
@@ -51,3 +52,10 @@ def test_chains_that_differ_in_width_alone_are_seen_and_a_nan_is_no_number() -> 
     found = convergence.measure(values)
     assert found.rhat[0] < 1.01 < 1.1 < found.rhat[1]
     assert all(np.isnan(getattr(found, name)[2]) for name in ("rhat", "ess_bulk", "ess_tail"))
+
+
+def test_ranks_are_those_of_scipy_with_ties_and_without() -> None:
+    values = np.random.default_rng(0).integers(0, 40, (300, 5)).astype(np.float64)
+    values[:, 0] = np.random.default_rng(1).standard_normal(300)
+    values[:, 1] = 7.0
+    np.testing.assert_array_equal(convergence._ranks(values), stats.rankdata(values, axis=0))
