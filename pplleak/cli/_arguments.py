@@ -88,13 +88,19 @@ def observed(args: Any, index: int | None = None, noise_seed: int | None = None)
     return label_recovery.recovered(made) if args.labels == "recovered" else made
 
 
-def beliefs(args: Any) -> dict[str, Any]:
-    """Of the model, with the prior and its settings where the model takes one."""
+def beliefs(args: Any, several: bool = False) -> dict[str, Any]:
+    """Of the model, with the prior and its settings where the model takes one.
+
+    Args:
+        several: priors may be named together, and are left out: the caller averages over them.
+    """
     chosen = options(args, "model")
     if "prior" in chosen:
         if args.prior and ":" in str(chosen["prior"]):
             raise BadInput("the prior is named twice: by --prior and by --model.prior; leave one out")
         if len(priors(args)) > 1:
+            if not several:
+                raise BadInput(f"several priors ({args.prior}) are averaged by `pplleak attack` alone so far: name one")
             return {n: v for n, v in chosen.items() if n != "prior"}
         named = Named.parse(args.prior or chosen["prior"])
         chosen["prior"] = Named(named.name, {**options(args, "prior"), **named.settings})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pplleak.settings import Named
 
 
+UNFIT = r"[^\w.=,-]"  # for the name of a file
 PRIORS = f"Some of {named.listed(named.priors())}, with settings or without: gaussian,ppca:rank=16 (default: all)."
 
 
@@ -76,7 +78,7 @@ def _compared(asked: Sequence[Named], train: Tensor, held_out: Tensor, out: Path
             rows = kept.add([comparison.row(found, base, pixels)])
             if found.drawn is not None:
                 shown = {"images that no prior has seen": held_out[:16], f"draws of {prior}": found.drawn}
-                runs.figure(out / f"{prior.name}.png", picture(shown), dpi=110)
+                runs.figure(out / f"{re.sub(UNFIT, '-', str(prior))}.png", picture(shown), dpi=110)
     table = Table("prior", "nats an image", "bits a dimension", "ahead of the Gaussian", "seconds",
                   title=f"{len(held_out)} images that no prior has seen, {len(train)} that each was fitted to",
                   title_justify="left")  # fmt: skip

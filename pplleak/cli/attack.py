@@ -99,11 +99,11 @@ def run(argv: Sequence[str]) -> int:
             from pplleak.studies.attack import training
             from pplleak.studies.attack.attack import believe
 
-            bound = believe(programs.load("models", args.model), shared, arguments.beliefs(args))
+            bound = believe(programs.load("models", args.model), shared, arguments.beliefs(args, several=True))
             shared, said = training.told(bound, shared, args.local_unknown, progress=bar)
             terminal().print(said, highlight=False, soft_wrap=True)
         if name == AUTO:
-            name, why = choose(shared, args.model, arguments.beliefs(args))
+            name, why = choose(shared, args.model, arguments.beliefs(args, several=True))
             shared = replace(shared, provenance={**shared.provenance, "chosen": why})
             if shared.client.kinks:
                 terminal().print(f"inference {name}: {why}", highlight=False, soft_wrap=True)
@@ -115,7 +115,7 @@ def run(argv: Sequence[str]) -> int:
             args.model,
             name,
             prior=several if len(several := arguments.priors(args)) > 1 else None,
-            beliefs=arguments.beliefs(args),
+            beliefs=arguments.beliefs(args, several=True),
             settings=options(args, "inference"),
             seed=args.seed,
             explain=args.explain,

@@ -129,3 +129,9 @@ def test_the_command_line_averages_priors_and_says_how(tmp_path: Path, capsys: p
     for several, expected in (("gaussian,gaussian", "named twice"), ("gaussian,nope", "unknown prior 'nope'"),
                               ("gmrf,gaussian:rank=2", "no setting 'rank'"), (",", "unknown prior ''")):  # fmt: skip
         one_line([*words, *few, "--prior", several], capsys, expected)
+
+
+def test_only_an_attack_averages_and_the_others_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--network.widths", "4", "--prior", "gaussian,gmrf", "--out", str(tmp_path)]
+    one_line(["compare", "--count", "1", *words], capsys, "are averaged by `pplleak attack` alone")
+    one_line(["risk", "--count", "1", *words], capsys, "are averaged by `pplleak attack` alone")
