@@ -9,6 +9,8 @@ import atexit
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ended: list[Any] = []
     if argv is None:  # the process is ours
         atexit.register(_leave, ended)  # what is registered first is called last
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+            signal.signal(signal.SIGINT, _interrupt)
 
     def terminate(number: int, frame: Any) -> None:
         terminated.append(number)
@@ -47,6 +51,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     code = _printed(code)
     ended.append(code)
     raise SystemExit(code)
+
+
+LONGEST_IMPORT = 5.0  # seconds
+
+
+def _interrupt(number: int, frame: Any, since: float | None = None) -> None:
+    """Raise KeyboardInterrupt; where something is being imported, once that is done: some packages catch whatever is
+    raised within them, and the Ctrl-C would be lost, or be told as a package that is broken."""
+    since = time.monotonic() if since is None else since
+    here, importing = frame, False
+    while here is not None and not importing:
+        importing, here = here.f_code.co_filename == "<frozen importlib._bootstrap>", here.f_back
+    if not importing or time.monotonic() - since > LONGEST_IMPORT:
+        signal.signal(signal.SIGINT, _interrupt)
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, lambda n, f: _interrupt(n, f, since))
+    again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _leave(ended: list[Any]) -> None:

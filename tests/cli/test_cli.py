@@ -269,8 +269,7 @@ def test_ctrl_c_before_the_first_draw_is_one_line(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.strip() == "pplleak: interrupted before anything could be kept"
+    assert (process.returncode, err.strip()) == (130, "pplleak: interrupted before anything could be kept")
 
 
 @pytest.mark.slow

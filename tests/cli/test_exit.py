@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +33,37 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
     shell = f"{sys.executable} -m pplleak ls | head -n 1; {sys.executable} -m pplleak attack --help | head -n 1"
     found = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert len(found.stdout.splitlines()) == 2 and not found.stderr
+
+
+SWALLOWS = """
+import time
+try:
+    print("importing", flush=True)
+    time.sleep(1)
+except:
+    pass
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("handler", ["signal.default_int_handler", "lambda *_: signal.default_int_handler(*_)"])
+def test_ctrl_c_while_a_package_is_imported_that_catches_everything_is_not_lost(tmp_path: Path, handler: str) -> None:
+    """Python's own handler (the twin: any other handler is left as it is) loses it there."""
+    (tmp_path / "swallows.py").write_text(SWALLOWS)
+    code = (
+        f"import signal; signal.signal(signal.SIGINT, {handler})\n"
+        "import time; from pplleak import cli; from pplleak.__main__ import main\n"
+        "def run(argv):\n    import swallows\n    time.sleep(3)\n    print('done')\n"
+        "cli.main = run; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    if handler == "signal.default_int_handler":
+        assert (process.returncode, out, err) == (130, "", "pplleak: interrupted before anything could be kept\n")
+    else:
+        assert (process.returncode, out, err) == (0, "done\n", "")
