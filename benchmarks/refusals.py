@@ -47,12 +47,21 @@ def model(client, batch_size=1):
 ATTACK = ["attack", "--inference", "map", "--explain", "False"]
 
 
+def written(name: str, text: str, body: str) -> Callable[[Path], None]:
+    """A file with BODY filled in."""
+
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text.replace("BODY", body))
+
+    return write
+
+
 def network(body: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "net.py").write_text(NETWORK.replace("BODY", body)) and None
+    return written("net.py", NETWORK, body)
 
 
 def model(body: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "model.py").write_text(MODEL.replace("BODY", body)) and None
+    return written("model.py", MODEL, body)
 
 
 def mnist(folder: Path) -> None:

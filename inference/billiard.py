@@ -39,10 +39,10 @@ from pplleak.density.chains import keep
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import Gated, Idle, gated
-from pplleak.density.kinks.tuning import SHARPNESS, jittered, trials
+from pplleak.density.kinks.tuning import SHARPNESS, trials
 from pplleak.density.kinks.walls import Field
 from pplleak.density.resampling import resample
-from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
+from pplleak.density.step_size import TRAJECTORY, DualAveraging, jittered, trajectory_steps
 from pplleak.density.whitening import Laplace, locate, starting_points
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation

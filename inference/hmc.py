@@ -33,7 +33,7 @@ from pplleak.density import Model, build, low_rank
 from pplleak.density.chains import keep
 from pplleak.density.hamiltonian import State, init, step
 from pplleak.density.recording.tape import Recorded
-from pplleak.density.step_size import TRAJECTORY, DualAveraging, trajectory_steps
+from pplleak.density.step_size import TRAJECTORY, DualAveraging, jittered, trajectory_steps
 from pplleak.density.whitening import WIDEST, Coordinates, Laplace, Located, cheapest, locate, starting_points, whitened
 from pplleak.errors import require_positive
 from pplleak.federation.observation import Observation
@@ -51,7 +51,7 @@ def warm_up[Base: Coordinates](
     seen: list[Tensor] = []
     for t in progress("warm-up", iterations):
         size = min(TRAJECTORY, math.exp(tuner.log_step))
-        state, info = step(potential, state, size * float(0.8 + 0.4 * torch.rand(())), trajectory_steps(size))
+        state, info = step(potential, state, jittered(size), trajectory_steps(size))
         tuner = tuner.update(float(info.acceptance.mean()))
         if iterations // 4 <= t < iterations // 2:
             seen.append(state.w)
@@ -105,7 +105,7 @@ def run(
 
     def chain(state: State) -> Iterator[dict[str, Tensor]]:
         while True:
-            state, info = step(potential, state, size * float(0.8 + 0.4 * torch.rand(())), number)
+            state, info = step(potential, state, jittered(size), number)
             yield {"z": base.decode(state.w), "lp": -state.energy, **info.stats}
 
     stats, interrupted = keep(chain(state), draws, progress)

@@ -28,7 +28,7 @@ from pplleak.density.recording.tape import Plain
 from pplleak.density.refusals import require_possible
 from pplleak.density.resampling import next_temperature, resample
 from pplleak.density.search import maximise
-from pplleak.density.step_size import trajectory_steps
+from pplleak.density.step_size import jittered, trajectory_steps
 from pplleak.density.whitening import Laplace, whitened
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -68,7 +68,7 @@ def move(density: Density, z: Tensor, beta: float, moves: int, size: float) -> t
     w = torch.linalg.solve_triangular(base.factor.double(), (z - base.mode).double().mT, upper=False).mT.to(z.dtype)
     state = init(potential, w)
     for _ in range(moves):
-        state, info = step(potential, state, size * float(0.8 + 0.4 * torch.rand(())), trajectory_steps(size))
+        state, info = step(potential, state, jittered(size), trajectory_steps(size))
         size = min(1.5, size * math.exp(float(info.acceptance.mean()) - 0.8))
     return base.decode(state.w), state.energy, size
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import Uniform
@@ -27,7 +28,6 @@ from pplleak.client.loss import get
 from pplleak.client.update import DenseUpdate
 from pplleak.priors.tv import TotalVariation
 from pplleak.priors.uniform import uniform
-from pplleak.tensors import broadcast_shapes
 
 MAP = {"optimizer": "adam", "decay": "cosine", "box": True, "starts": 4, "steps": 1000, "lr": 0.1}
 
@@ -41,7 +41,7 @@ def between(client: Client, x: Tensor, y: Tensor, a: Tensor, movement: Tensor) -
     event = len(client.input_shape) + 1
     y = client.target(y)
     own = y.shape[get(client.loss).shares(y).dim() :]
-    lead = broadcast_shapes(x.shape[:-event], y.shape[: y.dim() - 1 - len(own)], a.shape)
+    lead = np.broadcast_shapes(x.shape[:-event], y.shape[: y.dim() - 1 - len(own)], a.shape)
     x = x.to(client.dtype).expand(*lead, *x.shape[-event:]).reshape(-1, *x.shape[-event:])
     y = y.expand(*lead, *y.shape[y.dim() - 1 - len(own) :]).reshape(len(x), -1, *own)
     moved = client.split(a.to(client.dtype).expand(lead).reshape(-1, 1) * movement.to(client.dtype))

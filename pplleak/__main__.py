@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -23,20 +23,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the words of it; those of the process if not given.
     """
-    terminated: list[int] = []
+    heard: list[int] = []
     ended: list[Any] = []
+    handler = _handler(heard)
     if argv is None:  # the process is ours
         atexit.register(_leave, ended)  # what is registered first is called last
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
-            signal.signal(signal.SIGINT, _interrupt)
-
-    def terminate(number: int, frame: Any) -> None:
-        terminated.append(number)
-        raise KeyboardInterrupt
-
+            signal.signal(signal.SIGINT, handler)
     code: Any = 0
     try:
-        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, handler)
         from pplleak.cli import main as run
 
         run(argv)
@@ -47,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(f"pplleak: {str(stop) or 'interrupted before anything could be kept'}", file=sys.stderr)
         code = INTERRUPTED
-    code = TERMINATED if terminated and code == INTERRUPTED else code
+    code = TERMINATED if signal.SIGTERM in heard and code == INTERRUPTED else code
     code = _printed(code)
     ended.append(code)
     raise SystemExit(code)
@@ -56,20 +52,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 LONGEST_IMPORT = 5.0  # seconds
 
 
-def _interrupt(number: int, frame: Any, since: float | None = None) -> None:
-    """Raise KeyboardInterrupt; where something is being imported, once that is done: some packages catch whatever is
-    raised within them, and the Ctrl-C would be lost, or be told as a package that is broken."""
-    since = time.monotonic() if since is None else since
-    here, importing = frame, False
-    while here is not None and not importing:
-        importing, here = here.f_code.co_filename == "<frozen importlib._bootstrap>", here.f_back
-    if not importing or time.monotonic() - since > LONGEST_IMPORT:
-        signal.signal(signal.SIGINT, _interrupt)
+def _handler(heard: list[int]) -> Callable[[int, Any], None]:
+    """What raises KeyboardInterrupt at a signal, and notes which; where something is being imported, once that is done:
+    some packages catch whatever is raised within them, and the signal would be lost, or be told as a broken package."""
+    first: list[float] = []  # when a signal that waits came
+
+    def handle(number: int, frame: Any) -> None:
+        first.append(time.monotonic())
+        if _importing(frame) and first[-1] - first[0] < LONGEST_IMPORT:
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        first.clear()
+        heard.append(number)
         raise KeyboardInterrupt
-    signal.signal(signal.SIGINT, lambda n, f: _interrupt(n, f, since))
-    again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-    again.daemon = True
-    again.start()
+
+    return handle
+
+
+def _importing(frame: Any) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _leave(ended: list[Any]) -> None:

@@ -7,13 +7,10 @@ tensor of it is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -33,11 +30,6 @@ class _Entry:
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
-
-
-def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
-    """The shape that tensors of these shapes have together: torch's own imports a computer algebra system for it."""
-    return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

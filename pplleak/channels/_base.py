@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -14,7 +15,6 @@ from pplleak.channels import _entrywise as entrywise
 from pplleak.client import Client
 from pplleak.client.update import DenseUpdate, Update
 from pplleak.errors import BadInput, require_positive, unknown
-from pplleak.tensors import broadcast_shapes
 
 Noise = Literal["gaussian", "laplace"]
 Sigma = float | Tensor
@@ -76,7 +76,7 @@ class Channel(TorchDistribution):
     def total(self, density: entrywise.Density, value: Tensor, *others: Tensor) -> Tensor:
         """Σ_i density(u_i, g_i, …) over the entries (`entrywise.total`), for what no sum over layers gives."""
         u = self.update.materialise()
-        return entrywise.total(density, u.expand(broadcast_shapes(u.shape, value.shape)), value, *others)
+        return entrywise.total(density, u.expand(np.broadcast_shapes(u.shape, value.shape)), value, *others)
 
     def entries(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """g and u in float64, for the densities that are no sum over entries either."""

@@ -67,13 +67,18 @@ class Percentile(Channel):
         t = torch.where(sent, size, math.inf).amin(-1, keepdim=True)
         sigma = per_chain(self.sigma, value)[..., None]
 
-        def density(u: Tensor, g: Tensor) -> Tensor:
-            known = torch.where(g.abs() >= edge, self._beyond(u, g, self.bound, sigma),
-                                noise_log_prob("gaussian", g - u, sigma))  # fmt: skip
-            return torch.where(g != 0, known, log_interval((-t - u) / sigma, (t - u) / sigma))
-
-        seen, hidden = self.total(density, value), t[..., 0] >= edge
+        seen, hidden = self._cut_at(self.bound, t, value, sigma), t[..., 0] >= edge
         return torch.where(hidden, self._all_cut(value, sigma), seen) if hidden.any() else seen
+
+    def _cut_at(self, cut: float | Tensor, t: Tensor, value: Tensor, sigma: Tensor) -> Tensor:
+        """log p of what was sent, of which those on the bound lie beyond `cut`, and of the rest within [−t, t]."""
+
+        def density(u: Tensor, g: Tensor) -> Tensor:
+            on = g.abs() >= self.bound * (1 - CLOSE)
+            sent = torch.where(on, self._beyond(u, g, cut, sigma), noise_log_prob("gaussian", g - u, sigma))
+            return torch.where(g != 0, sent, log_interval((-t - u) / sigma, (t - u) / sigma))
+
+        return self.total(density, value)
 
     @staticmethod
     def _beyond(u: Tensor, g: Tensor, t: float | Tensor, sigma: Tensor) -> Tensor:
@@ -90,18 +95,11 @@ class Percentile(Channel):
 
             return self.total(entry, value)
 
-        def both(t: Tensor) -> Tensor:
-            def entry(u: Tensor, g: Tensor) -> Tensor:
-                unsent = log_interval((-t - u) / sigma, (t - u) / sigma)
-                return torch.where(g != 0, self._beyond(u, g, t, sigma), unsent)
-
-            return self.total(entry, value)
-
         rate = hazard(self.bound).detach()
         terms = []
         for x, log_weight in zip(*_laguerre(), strict=True):
             t = (self.bound + x / rate)[..., None]
-            terms.append(log_weight + x + both(t) + hazard(t).log() - rate.log())
+            terms.append(log_weight + x + self._cut_at(t, t, value, sigma) + hazard(t).log() - rate.log())
         return torch.stack(terms).logsumexp(0)
 
 

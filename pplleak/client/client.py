@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
@@ -37,7 +38,6 @@ from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.data.columns import Columns
 from pplleak.errors import BadInput
 from pplleak.priors.labels import Labels
-from pplleak.tensors import broadcast_shapes
 
 Path = Literal["lazy", "vmap", "loop"]
 
@@ -209,21 +209,23 @@ class Client:
         x, y = x.to(self.dtype), self.target(y)
         event, own = len(self.input_shape), _own_shape(y)
         size = y.shape[y.dim() - 1 - len(own)]
-        lead = broadcast_shapes(x.shape[: -event - 1], y.shape[: y.dim() - 1 - len(own)])
+        lead = np.broadcast_shapes(
+            x.shape[: -event - 1], y.shape[: y.dim() - 1 - len(own)]
+        )  # torch's own imports a computer algebra system
         if self.noise_shape is not None:
             inner = len(self.noise_shape)
             noise = x.new_zeros(size, *self.noise_shape) if noise is None else noise.to(self.dtype)
-            lead = broadcast_shapes(lead, noise.shape[: -inner - 1])
+            lead = np.broadcast_shapes(lead, noise.shape[: -inner - 1])
             noise = noise.expand(*lead, *noise.shape[-inner - 1 :])
         elif noise is not None:
             raise BadInput("the client's network draws no noise: there is none to give it")
         if order is not None:
             if self.order_prior(size) is None:
                 raise BadInput("the client does not shuffle its examples: there is no order to give it")
-            lead = broadcast_shapes(lead, order.shape[:-2])
+            lead = np.broadcast_shapes(lead, order.shape[:-2])
             order = order.expand(*lead, *order.shape[-2:])
         if rate is not None:
-            lead = broadcast_shapes(lead, rate.shape)
+            lead = np.broadcast_shapes(lead, rate.shape)
             order = order if order is None else order.expand(*lead, *order.shape[-2:])
             rate = rate.to(self.dtype).expand(lead)
         x = x.expand(*lead, *x.shape[-event - 1 :])

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -18,7 +19,6 @@ from torch.distributions import constraints
 
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
-from pplleak.tensors import broadcast_shapes
 
 MOST = 1_000  # orders to sum over: each is a whole local training
 NEAR = 500  # neighbours of an order to look at
@@ -70,7 +70,7 @@ class Orders(TorchDistribution):
         return torch.cat([part.sort(-1).values for part in order.split(self.batches, -1)], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = broadcast_shapes(value.shape[:-2], self.batch_shape)
+        shape = np.broadcast_shapes(value.shape[:-2], self.batch_shape)
         return torch.full(shape, -self.log_count, dtype=torch.float64, device=value.device)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:

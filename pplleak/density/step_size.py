@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+
 TARGET = 0.8  # acceptance that dual averaging aims at
 TRAJECTORY = 1.6  # length ε N, in posterior standard deviations: a quarter turn of a unit oscillator is 1.57
 MAX_STEPS = 64
@@ -37,3 +39,8 @@ class DualAveraging:
 
 def trajectory_steps(step_size: float) -> int:
     return max(1, min(MAX_STEPS, round(TRAJECTORY / step_size)))
+
+
+def jittered(size: float) -> float:
+    """A step size within a fifth of this one, so that no trajectory closes upon itself."""
+    return size * float(0.8 + 0.4 * torch.rand(()))

@@ -70,28 +70,12 @@ def _halves(x: np.ndarray) -> np.ndarray:
 
 def _scores(x: np.ndarray) -> np.ndarray:
     """Normal scores of the ranks among all draws, Blom's offset of 3/8."""
-    from scipy.special import ndtri  # where it is used: scipy takes a while
+    import pandas  # which ArviZ has opened anyway; scipy.stats takes a second more
+    from scipy.special import ndtri
 
     flat = x.reshape(-1, x.shape[-1])
-    return np.asarray(ndtri((_ranks(flat) - 3 / 8) / (len(flat) + 1 / 4))).reshape(x.shape)
-
-
-def _ranks(flat: np.ndarray) -> np.ndarray:
-    """The ranks 1 … N of every column (N, quantity); equal values share the mean of theirs."""
-    rows = np.ascontiguousarray(flat.T)
-    order = np.argsort(rows, 1)
-    ordered = np.take_along_axis(rows, order, 1)
-    edge = np.ones((len(rows), 1), bool)
-    starts = np.concatenate([edge, ordered[:, 1:] != ordered[:, :-1]], 1)  # of a run of equal values
-    place = np.broadcast_to(np.arange(len(flat), dtype=np.float64), rows.shape)
-    if not starts.all():
-        first = np.maximum.accumulate(np.where(starts, place, 0.0), 1)
-        ends = np.concatenate([starts[:, 1:], edge], 1)
-        last = np.minimum.accumulate(np.where(ends, place, np.inf)[:, ::-1], 1)[:, ::-1]
-        place = (first + last) / 2
-    ranks = np.empty_like(rows, dtype=np.float64)
-    np.put_along_axis(ranks, order, place + 1, 1)
-    return ranks.T
+    ranks = pandas.DataFrame(flat).rank().to_numpy()
+    return np.asarray(ndtri((ranks - 3 / 8) / (len(flat) + 1 / 4))).reshape(x.shape)
 
 
 def _rhat(z: np.ndarray) -> np.ndarray:

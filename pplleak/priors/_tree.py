@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from pplleak.errors import BadInput
-from pplleak.tensors import broadcast_shapes
 
 MOST = 10_000  # records that are enumerated
 BACK = 2.0  # rows that a column's own law weighs in a law given another column's state
@@ -114,7 +114,7 @@ class States(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         lp = self.forest.log_prob(value).sum(-1)
-        return lp.expand(broadcast_shapes(lp.shape, self.batch_shape))
+        return lp.expand(np.broadcast_shapes(lp.shape, self.batch_shape))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         sizes = self.forest.sizes.tolist()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from pplleak.errors import BadInput
-from pplleak.tensors import broadcast_shapes
 
 
 class Labels(TorchDistribution):
@@ -51,7 +51,7 @@ class Labels(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         lp = self.logits.log_softmax(-1)[value].sum(-1)
-        return lp.expand(broadcast_shapes(lp.shape, self.batch_shape))
+        return lp.expand(np.broadcast_shapes(lp.shape, self.batch_shape))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         count = len(self.logits) ** self.batch_size

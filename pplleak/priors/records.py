@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -15,7 +16,6 @@ from pplleak.data.columns import Column, Columns
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._tree import Forest, States, fit_forest
-from pplleak.tensors import broadcast_shapes
 
 KNOTS = 201  # of a number's quantile function
 REGRESSED = 10_000  # rows, taken evenly, that the scores are regressed on
@@ -66,7 +66,7 @@ class Records:
     def decode(self, codes: Tensor, scores: Tensor) -> Tensor:
         """codes (*chains, batch, F) and scores (*chains, batch, R) -> x (*chains, batch, *input_shape)."""
         numbers = self.numbers(scores.to(self.mean.dtype))
-        lead = broadcast_shapes(codes.shape[:-1], numbers.shape[:-1])
+        lead = np.broadcast_shapes(codes.shape[:-1], numbers.shape[:-1])
         codes, numbers = codes.expand(*lead, codes.shape[-1]), numbers.expand(*lead, numbers.shape[-1])
         return self.columns.encode(codes, numbers).unflatten(-1, self.input_shape)
 

@@ -45,25 +45,33 @@ except:
 """
 
 
+LOUD = "lambda *_: signal.default_int_handler(*_)"
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("handler", ["signal.default_int_handler", "lambda *_: signal.default_int_handler(*_)"])
-def test_ctrl_c_while_a_package_is_imported_that_catches_everything_is_not_lost(tmp_path: Path, handler: str) -> None:
-    """Python's own handler (the twin: any other handler is left as it is) loses it there."""
+@pytest.mark.parametrize(
+    ("handler", "sent", "code"),
+    [("signal.default_int_handler", signal.SIGINT, 130), (LOUD, signal.SIGINT, 0), (LOUD, signal.SIGTERM, 143)],
+)
+def test_a_signal_while_a_package_is_imported_that_catches_everything_is_not_lost(
+    tmp_path: Path, handler: str, sent: signal.Signals, code: int
+) -> None:
+    """A handler of somebody else is left as it is, and loses it there: the twin."""
     (tmp_path / "swallows.py").write_text(SWALLOWS)
-    code = (
+    words = (
         f"import signal; signal.signal(signal.SIGINT, {handler})\n"
         "import time; from pplleak import cli; from pplleak.__main__ import main\n"
         "def run(argv):\n    import swallows\n    time.sleep(3)\n    print('done')\n"
         "cli.main = run; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "importing\n"
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    if handler == "signal.default_int_handler":
-        assert (process.returncode, out, err) == (130, "", "pplleak: interrupted before anything could be kept\n")
+    if code:
+        assert (process.returncode, out, err) == (code, "", "pplleak: interrupted before anything could be kept\n")
     else:
         assert (process.returncode, out, err) == (0, "done\n", "")

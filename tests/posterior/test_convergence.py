@@ -54,8 +54,9 @@ def test_chains_that_differ_in_width_alone_are_seen_and_a_nan_is_no_number() -> 
     assert all(np.isnan(getattr(found, name)[2]) for name in ("rhat", "ess_bulk", "ess_tail"))
 
 
-def test_ranks_are_those_of_scipy_with_ties_and_without() -> None:
+def test_scores_are_of_scipys_ranks_with_ties_and_without() -> None:
     values = np.random.default_rng(0).integers(0, 40, (300, 5)).astype(np.float64)
     values[:, 0] = np.random.default_rng(1).standard_normal(300)
     values[:, 1] = 7.0
-    np.testing.assert_array_equal(convergence._ranks(values), stats.rankdata(values, axis=0))
+    expected = stats.norm.ppf((stats.rankdata(values, axis=0) - 3 / 8) / (300 + 1 / 4))
+    np.testing.assert_allclose(convergence._scores(values[None])[0], expected, rtol=1e-12, atol=1e-14)

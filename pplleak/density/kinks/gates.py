@@ -20,6 +20,7 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from pplleak.client.factors import Entries
 from pplleak.client.smoothness import probe
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
-from pplleak.tensors import broadcast_shapes
 
 
 class _Rectify(torch.autograd.Function):
@@ -222,7 +222,7 @@ class Idle(Client):
         return Idle(**vars(client))
 
     def update(self, x: Tensor, y: Tensor, *_: Tensor | None, **__: Tensor | None) -> Update:
-        lead = broadcast_shapes(x.shape[: -len(self.input_shape) - 1], y.shape[:-1])
+        lead = np.broadcast_shapes(x.shape[: -len(self.input_shape) - 1], y.shape[:-1])
         return DenseUpdate(x.new_zeros(()).expand(*lead, 1, self.update_size))
 
 

@@ -14,7 +14,7 @@ import torch
 from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import gated
 from pplleak.density.kinks.walls import Field, beyond, next_wall, turned
-from pplleak.density.step_size import TRAJECTORY
+from pplleak.density.step_size import TRAJECTORY, jittered
 from pplleak.progress import ProgressBar, silent
 
 SHARPNESS = (200.0, 100.0, 400.0, 800.0)  # β that are tried, the first one while the chains cool
@@ -62,10 +62,6 @@ def calibrated(field: Field, state: State, rounds: int = 12, span: float = 0.4) 
     if not float((gap - others).square().mean().sqrt()) < VAGUE:
         return full
     return replace(cheap, late=(density, total / (count + 1)))
-
-
-def jittered(size: float) -> float:
-    return size * float(0.8 + 0.4 * torch.rand(()))
 
 
 @dataclass

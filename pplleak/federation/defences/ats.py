@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
@@ -30,7 +31,6 @@ from torch.nn.functional import conv2d, pad
 from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.priors.labels import Labels
-from pplleak.tensors import broadcast_shapes
 
 OPERATIONS: tuple[tuple[str, int], ...] = (  # of the authors' policy.py: name and magnitude, 0 to 9
     ("invert", 7), ("contrast", 6), ("rotate", 2), ("translateX", 9), ("sharpness", 1),
@@ -115,7 +115,7 @@ def transform(x: Tensor, choice: Tensor, policy: str) -> Tensor:
     if x.dim() < 4:
         raise BadInput(f"ats transforms images (channels, height, width), not {tuple(x.shape[1:])}")
     found = torch.stack([apply(x, v.steps) for v in variants(policy)])
-    lead = broadcast_shapes(choice.shape, x.shape[:-3])
+    lead = np.broadcast_shapes(choice.shape, x.shape[:-3])
     found = found.reshape(len(found), *[1] * (len(lead) + 3 - x.dim()), *x.shape)
     index = choice.expand(lead)[None, ..., None, None, None].expand(1, *lead, *x.shape[-3:])
     return found.expand(len(found), *lead, *x.shape[-3:]).gather(0, index)[0]

@@ -131,9 +131,15 @@ def attack(
             `MORE` starts and steps. What that finds is taken if it fits, and `searches` is 2 in the attributes.
     """
     if prior is not None and not isinstance(prior, str | Named):
-        priors = [Named.parse(p) for p in prior]
-        one = functools.partial(_under, observed, model, inference, beliefs, settings, seed, explain, progress)
-        return averaging.average(averaging.attacked(priors, one), seed)
+        given: dict[str, Any] = {"settings": settings, "seed": seed, "explain": explain, "progress": progress}
+
+        def under(one: Named) -> tuple[Posterior, information.Estimate | None]:
+            assumed = {**(beliefs or {}), "prior": one}
+            bound = believe(programs.load("models", model), observed, assumed)
+            found = attack(observed, model, inference, beliefs=assumed, **given)
+            return found, information.evidence(found, density.build(bound, observed.client, observed))
+
+        return averaging.average(averaging.attacked([Named.parse(p) for p in prior], under), seed)
     provenance = dict(observed.provenance)
     beliefs = {**(beliefs or {}), **({} if prior is None else {"prior": prior})}
     if inference == AUTO:
@@ -192,24 +198,6 @@ def attack(
     }
     truth = None if observed.truth is None else observed.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
-
-
-def _under(
-    observed: Observation,
-    model: str,
-    inference: str,
-    beliefs: Mapping[str, Any] | None,
-    settings: Mapping[str, Any] | None,
-    seed: int,
-    explain: bool,
-    progress: ProgressBar,
-    prior: Named,
-) -> tuple[Posterior, information.Estimate | None]:
-    """The posterior under one prior, and the evidence for that prior."""
-    found = attack(observed, model, inference, prior=prior, beliefs=beliefs, settings=settings, seed=seed,
-                   explain=explain, progress=progress)  # fmt: skip
-    bound = believe(programs.load("models", model), observed, {**(beliefs or {}), "prior": prior})
-    return found, information.evidence(found, density.build(bound, observed.client, observed))
 
 
 def _table(observed: Observation) -> dict[str, Any]:
