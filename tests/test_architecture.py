@@ -212,6 +212,7 @@ def test_lines_of_code_are_counted_without_docstrings_comments_and_blanks() -> N
     assert code_lines('"""Doc.\n\nMore.\n"""\n\n# comment\nx = (\n    1\n)  # here\n') == 3
 
 
+@pytest.mark.slow
 def test_no_file_is_too_long_to_read_in_one_sitting() -> None:
     assert offenders([*LIBRARY, *MODELS, *INFERENCE], lambda s: code_lines(s) > CODE_LINES) == []
 

@@ -70,6 +70,7 @@ def valueless(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setattr(Tensor, asked, lambda t, own=own, answer=answer: answer if t.is_meta else own(t))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("valueless")
 @pytest.mark.parametrize("name", channels.names())
 def test_a_channel_weighs_and_draws_where_its_update_is(name: str) -> None:

@@ -12,6 +12,7 @@ import pplleak as pl
 QUICK = {"starts": 2, "steps": 40, "chains": 4, "draws": 20, "warmup": 10}
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scenario = pl.Scenario(data="digits", index=3, network="mlp", protection="gaussian:sigma=0.1")

@@ -71,6 +71,7 @@ def test_good_files_are_read(kind: str, sources: dict[str, Path]) -> None:
     assert (said == "") is (kind != "pfm")  # whose range a file does not say
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf closes what it did not open
 @pytest.mark.parametrize("kind", hostile.READERS)
 def test_edited_bytes_are_refused_in_one_line_or_valid(

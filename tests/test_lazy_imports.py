@@ -17,6 +17,7 @@ def loaded(statement: str, modules: str) -> list[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "modules"),
     [

@@ -52,6 +52,7 @@ def climbs(module: str, source: str) -> set[str]:
     return {n for n in imported(source) if ROOMS.index(room(n)) < ROOMS.index(room(module))}
 
 
+@pytest.mark.slow
 def test_arrows_lead_downwards() -> None:
     """One test for all modules, as below: a test each costs more than the look. It names every module that is wrong."""
     climbing = {m: climbs(m, p.read_text()) for m, p in MODULES.items() if m not in FACE}

@@ -35,6 +35,7 @@ def test_work_errors_and_killed_workers_are_as_in_processes(two: runs.Workers, t
     assert mark.read_text() == "xx"
 
 
+@pytest.mark.slow
 def test_a_command_makes_the_same_rows_there(two: runs.Workers, tmp_path: Path) -> None:
     argv = ["compare", "--inference", "map", *tiny("map", "map"), "--count", "1"]
     assert run([*argv, "--out", str(tmp_path / "here")]) == 0

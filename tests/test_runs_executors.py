@@ -45,6 +45,7 @@ def two() -> Iterator[runs.Executor]:
         yield executor
 
 
+@pytest.mark.slow
 def test_work_is_spread_over_processes_of_one_thread_that_leave_ctrl_c_to_their_parent(two: runs.Executor) -> None:
     assert sorted(runs.spread(abs, [-1, -2, -3], two)) == [1, 2, 3]
     told = list(runs.spread(eval, [ABOUT] * 4, two))

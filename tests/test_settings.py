@@ -23,6 +23,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(NAMES, st.dictionaries(NAMES, VALUES, max_size=4))
 @example("_", {"_": "\xa0"})  # white space that is no blank

@@ -59,6 +59,7 @@ def test_every_name_of_the_face_is_there() -> None:
         pplleak.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_help_ls_and_wrong_words_need_nothing_heavy(tmp_path: Path) -> None:
     """One process for all of them: what one imports, the next would not hide."""
     code = "\n".join(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -180,25 +180,17 @@ class Posterior:
     def to_arviz(self) -> xarray.DataTree:
         """An ArviZ DataTree: posterior (x, y), sample_stats, observed_data, constant_data (mode, truth), curves."""
         import xarray
-        from arviz_base import from_dict  # ArviZ itself would bring matplotlib
 
         event = ["channel", "row", "col"] if self.x.ndim == 6 else [f"axis_{k}" for k in range(self.x.ndim - 3)]
-        groups: dict[str, dict[str, np.ndarray]] = {"posterior": {"x": self.x, "y": self.y, **self.latents}}
-        if self.stats:
-            groups["sample_stats"] = dict(self.stats)
-        constant = {"mode": self.mode}
-        if self.truth is not None:
-            constant["truth"] = self.truth
-        if self.log_weights is not None:
-            constant["log_weights"] = self.log_weights
-        groups["constant_data"] = constant
-        if self.g is not None:
-            groups["observed_data"] = {"g": self.g}
+        drawn = {"posterior": {"x": self.x, "y": self.y, **self.latents}, "sample_stats": self.stats}
+        known: dict[str, np.ndarray | None] = {"mode": self.mode, "truth": self.truth, "log_weights": self.log_weights}
         dims = {n: ["example", *event] for n in ("x", "mode", "truth")} | {"y": ["example"], "g": ["entry"],
                                                                            "log_weights": ["weight"]}  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # more chains than draws is what a batch of chains looks like
-            tree = from_dict(groups, dims=dims)
+        groups = {name: _dataset(values, dims, ["chain", "draw"]) for name, values in drawn.items() if values}
+        groups["constant_data"] = _dataset({n: v for n, v in known.items() if v is not None}, dims)
+        if self.g is not None:
+            groups["observed_data"] = _dataset({"g": self.g}, dims)
+        tree = xarray.DataTree.from_dict(groups)
         if self.curves:
             tree["curves"] = xarray.DataTree(
                 xarray.Dataset({n: ([f"{n}_{k}" for k in range(c.ndim)], c) for n, c in self.curves.items()})
@@ -269,6 +261,23 @@ class Posterior:
     def with_(self, **changes: Any) -> Posterior:
         """A copy with fields replaced."""
         return replace(self, **changes)
+
+
+def _dataset(
+    values: Mapping[str, np.ndarray], dims: Mapping[str, list[str]], leading: Sequence[str] = ()
+) -> xarray.Dataset:
+    """A group in ArviZ's schema, as `arviz_base.from_dict` makes it, whose import takes as long as writing the file:
+    dimensions `leading`, then the variable's own, `NAME_dim_k` where `dims` has none, each with its index."""
+    import xarray
+
+    def own(name: str, ndim: int) -> list[str]:
+        return dims.get(name, [f"{name}_dim_{k}" for k in range(ndim)])
+
+    named = {n: [*leading, *own(n, v.ndim - len(leading))] for n, v in values.items()}
+    sizes = {d: size for n, v in values.items() for d, size in zip(named[n], v.shape, strict=True)}
+    return xarray.Dataset(
+        {n: (named[n], v) for n, v in values.items()}, coords={d: np.arange(size) for d, size in sizes.items()}
+    )
 
 
 def _whole(read: Posterior) -> Posterior:

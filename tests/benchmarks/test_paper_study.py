@@ -88,6 +88,7 @@ def test_a_script_says_bad_input_in_a_line(
     assert stopped.value.code == 2 and said in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_script_is_run_by_its_path(tmp_path: Path) -> None:
     argv = [sys.executable, str(PAPER / "noise_defences.py"), "--out", str(tmp_path), "--steps", "0"]

@@ -32,7 +32,7 @@ def ratios(case: Case, u: Update, v: Update, draws: Tensor) -> np.ndarray:
 @each_channel
 def test_its_draws_follow_its_density(case: Case) -> None:
     """E[p(g | v) / p(g | u)] = 1 under g ~ p(g | u), for any v; not so for draws of another u, or with other noise."""
-    u, count = [0.4, -0.25, 0.1, 0.5, -0.05], torch.Size([40_000])
+    u, count = [0.4, -0.25, 0.1, 0.5, -0.05], torch.Size([10_000])
     here, near = plain(u), [plain([a + d for a in u]) for d in (0.15, -0.1)]
     if "directional" in case.textbook.__name__:
         near = [plain([0.4, -0.1, 0.2, 0.4, -0.05]), plain([0.5, -0.3, 0.0, 0.4, 0.1])]
@@ -190,7 +190,7 @@ def test_a_filter_whose_entries_are_all_cut_off_says_how_large_the_others_may_be
     tails = [stats.norm.logcdf((abs(v) - bound) / SIGMA) for v in (u[0], u[1], u[3])]
     rest = [np.log(stats.norm.cdf(bound, v, SIGMA) - stats.norm.cdf(-bound, v, SIGMA)) for v in (u[2], u[4])]
     assert found > sum(tails) + sum(rest) + 1e-3
-    draws = case.make(plain(u)).sample(torch.Size([40_000]))
+    draws = case.make(plain(u)).sample(torch.Size([10_000]))
     share = float((draws == g).all(-1).double().mean())  # a point mass: as often as its density says
     assert abs(share - np.exp(found)) < 4 * np.sqrt(np.exp(found) / 40_000)
     assert abs(share - np.exp(sum(tails) + sum(rest))) > 4 * np.sqrt(np.exp(found) / 40_000)

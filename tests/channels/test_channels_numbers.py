@@ -166,6 +166,7 @@ def test_a_name_stands_for_every_channel_that_settings_say_in_full() -> None:
         channels.get("prund")
 
 
+@pytest.mark.slow
 def test_only_the_file_that_is_asked_for_is_imported() -> None:
     code = (
         "import sys; from pplleak import channels; channels.Gaussian, channels.get('topk')\n"

@@ -85,6 +85,7 @@ def of_a_tiny_network(model: str = "optimal", **more: Any) -> Observation:
     return from_data(**{"settings": {"widths": (4,)}, "channel": true_channel(model), **more})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("labels", "model"), [("known", "logistic"), ("unknown", "optimal:channel=laplace")])
 def test_the_command_attacks_as_the_library_does(labels: str, model: str, tmp_path: Path) -> None:
     """So the tests below, of every model, prior, channel and network, ask the library, without pictures and pages."""
@@ -127,6 +128,7 @@ def test_every_network_is_attacked_also_in_a_batch(network: str) -> None:
     assert attack(target, inference="map", settings=tiny_settings("map")).mode.shape == (2, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_an_attack_on_an_observation_file_is_bitwise_the_direct_attack(observation: Path, tmp_path: Path) -> None:
     assert run(["attack", "--out", str(tmp_path / "direct"), *tiny("hmc")]) == 0
     assert run(["attack", "--observed", str(observation), "--out", str(tmp_path / "file"), *tiny("hmc")]) == 0
@@ -139,6 +141,7 @@ def test_an_attack_on_an_observation_file_is_bitwise_the_direct_attack(observati
     assert summary["sd_mean"] > 0
 
 
+@pytest.mark.slow
 def test_a_users_own_network_and_gradient_are_wrapped_and_attacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +204,7 @@ def test_help_shows_every_setting_of_what_was_chosen(capsys: pytest.CaptureFixtu
     assert "--network.widths" in shown and "--inference.chains" in shown
 
 
+@pytest.mark.slow
 def test_hmc_says_that_a_network_with_kinks_is_not_to_be_trusted(tmp_path: Path) -> None:
     kinked = ["--network.activation", "relu", "--inference", "hmc"]
     assert run(["attack", *kinked, "--out", str(tmp_path), *tiny("hmc")]) == 0

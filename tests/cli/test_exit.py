@@ -48,6 +48,7 @@ except:
 LOUD = "lambda *_: signal.default_int_handler(*_)"
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("handler", "sent", "code"),

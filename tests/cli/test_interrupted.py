@@ -61,6 +61,7 @@ def files(folder: str) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "code"), SIGNALS.items())
 def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(
     which: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -94,6 +95,7 @@ def test_a_signal_while_the_figure_is_drawn_does_not_say_that_nothing_was_kept(
     assert "attack/posterior.nc is kept" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argv", [COMPARE, TRAIN, CALIBRATE, FIT], ids=lambda argv: argv[0])
 def test_a_full_disk_is_one_line_and_the_same_command_ends_as_if_there_had_been_room(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,6 +129,7 @@ def test_two_processes_do_not_write_one_folder(
         one_line([*FIT, "--out", "p/p.safetensors"], capsys, "p/p.safetensors is being written by process")
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_killed_goes_on_and_ends_bit_for_bit_as_one_that_was_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import tables
 from command_line import one_line, run, tiny
 
 
+@pytest.mark.slow
 def test_an_attack_on_a_table_tells_its_cells_and_no_page_is_made_of_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

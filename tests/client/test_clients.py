@@ -245,6 +245,7 @@ def test_hardsigmoid_is_differentiated_twice_through_what_it_is_made_of() -> Non
     assert float(slope) == pytest.approx(float(square(1e-5) - square(-1e-5)) / 2e-5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_wrapped_networks_are_the_networks_inside() -> None:
     network = head(6)
     for wrapped in (nn.DataParallel(network), torch.compile(network)):

@@ -121,6 +121,7 @@ def test_inputs_normalised_outside_the_network_are_a_setting() -> None:
             networks.normalised(tiny().network, wrong, (1, 2, 2))
 
 
+@pytest.mark.slow
 def test_loss_and_normalisation_travel_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "o.safetensors", tmp_path / "attack"
     words = ["--loss", "mse:reduction=sum", "--normalise", "0.3", "0.25", "--network.widths", "8", "--sigma", "0.01"]

@@ -69,6 +69,7 @@ def test_networks_of_a_collection_are_looked_up_by_their_names(collection: str) 
     assert client.mixes_batch and not client.lazy  # BatchNorm by the client's own batch
 
 
+@pytest.mark.slow
 def test_resnet18_is_lazy_while_its_normalisation_is_in_eval_mode() -> None:
     assert build_client("resnet18", {}, SHAPE, 3).lazy
 
@@ -128,6 +129,7 @@ def trained(path: Path, **settings: Any) -> tuple[Path, nn.Module]:
     return path, network
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_the_client_its_weights_and_running_statistics(tmp_path: Path) -> None:
     path, network = trained(tmp_path / "w.safetensors")
     client = build_client("resnet20", {"width": 2}, SHAPE, 10, checkpoint=path)
@@ -197,6 +199,7 @@ def test_a_client_that_cannot_be_is_one_line_and_exit_code_2(
     assert said in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_observation_of_a_trained_client_that_trains_locally_is_attacked_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def test_binary_targets_that_nobody_shared_are_summed_over() -> None:
     torch.testing.assert_close(found[0] - found[1], by_hand[0] - by_hand[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["real", "probabilities"])
 def test_vectors_that_nobody_shared_are_a_latent(kind: str) -> None:
     loss = {"real": "mse:targets=real", "probabilities": "cross_entropy:targets=probabilities"}[kind]

@@ -81,6 +81,7 @@ def test_cifar10_is_read_from_its_folder_under_the_root(tmp_path: Path, monkeypa
     assert torch.equal(data.private("cifar10").x, found.x)
 
 
+@pytest.mark.slow
 def test_the_datasets_are_listed_and_images_need_no_torchvision(folder: Path) -> None:
     assert list(data.names()) == ["adult", "breast_cancer", "cifar10", "digits", "mnist", "wine"]
     assert all(data.names().values())

@@ -126,6 +126,7 @@ def test_a_damaged_compressed_file_is_refused(damage: Callable[[bytes], bytes], 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_mnist_needs_no_torchvision(raw: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; from pplleak import data; data.private('mnist', {str(tmp_path)!r})\n"

@@ -160,6 +160,7 @@ def attack(name: str, sigma: float = 0.05, **settings: object) -> Posterior:
     return programs.load("inference", name)(model, observe(client, sigma), client, **settings)
 
 
+@pytest.mark.slow
 def test_a_short_climb_is_not_converged_and_a_whole_one_is() -> None:
     short, whole = attack("map", steps=5, starts=1), attack("map", steps=400, starts=2)
     assert not short.converged and "nats left to climb" in short.doubts[0]
@@ -178,6 +179,7 @@ def test_five_steps_of_the_default_attack_are_no_result(tmp_path: Path) -> None:
     assert "nats left to climb" in said["doubts"][0]
 
 
+@pytest.mark.slow
 def test_the_polish_takes_a_slow_climb_to_its_end_and_leaves_a_good_one_alone() -> None:
     slow = {"steps": 100, "starts": 2, "lr": 0.002}
     rough, polished = attack("map", **slow, polish=0), attack("map", **slow)
@@ -188,6 +190,7 @@ def test_the_polish_takes_a_slow_climb_to_its_end_and_leaves_a_good_one_alone() 
     assert float(abs(left.mode - right.mode).max()) == 0
 
 
+@pytest.mark.slow
 def test_a_climb_without_a_schedule_ends_at_its_maximum() -> None:
     found = attack("map", steps=4000, starts=2, optimizer="lbfgs")
     assert found.summary["nats_left"] < 0.01 and len(found.curves["log_density"]) < 1000
@@ -221,6 +224,7 @@ def test_a_located_mode_is_polished_only_where_it_is_far_below() -> None:
     assert kept is near and left.nats <= 1
 
 
+@pytest.mark.slow
 def test_what_the_ball_left_is_judged_on_offsets_of_its_own() -> None:
     short = attack("ball", delta=0.1, steps=3, starts=1)
     whole = attack("ball", delta=0.1, steps=300, starts=2)

@@ -59,6 +59,7 @@ def test_an_order_is_moved_to_the_right_one_at_the_right_images() -> None:
     assert torch.equal(found, true) and not torch.equal(begin, true)
 
 
+@pytest.mark.slow
 def test_map_takes_what_others_refuse() -> None:
     hidden = scene(labels="unknown")
     with pytest.raises(BadInput, match="24310 label counts, too many to enumerate"):

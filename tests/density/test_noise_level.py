@@ -61,6 +61,7 @@ def exact(g: np.ndarray, median: float = MEDIAN) -> tuple[float, float]:
     return mean, math.sqrt(float(weights @ (at - mean) ** 2 / weights.sum()))
 
 
+@pytest.mark.slow
 def test_the_posterior_of_sigma_is_the_exact_one() -> None:
     client = tiny("linear", (1, 1, 2))
     noise = torch.randn(10, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -102,6 +103,7 @@ def test_a_sigma_that_cannot_be_told_from_other_clients_is_not_inferred() -> Non
         pl.attack(observed, inference="map", beliefs={"sigma": "infer"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", ["map", "laplace", "svi", "smc"])
 def test_sigma_comes_back_with_its_uncertainty(inference: str) -> None:
     observed = pl.observe(SCENE)
@@ -116,6 +118,7 @@ def test_sigma_comes_back_with_its_uncertainty(inference: str) -> None:
     assert summary["fits"] is True
 
 
+@pytest.mark.slow
 def test_sigma_is_kept_with_the_posterior(tmp_path: Path) -> None:
     found = pl.attack(pl.observe(SCENE), inference="laplace", beliefs={"sigma": "infer"}, settings=QUICK["laplace"])
     found.save(tmp_path / "p.nc")
@@ -134,6 +137,7 @@ def test_draws_from_the_model_have_a_sigma_of_their_own() -> None:
     assert abs(float(sigmas.std()) / WIDTH - 1) < 5 / math.sqrt(200)
 
 
+@pytest.mark.slow
 def test_a_file_may_say_that_its_sigma_is_to_be_inferred(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`observe --gradient --sigma infer`, then `attack`; the same of a file whose σ is wrong, and what cannot be."""
     made, own, out = tmp_path / "o.safetensors", tmp_path / "own.safetensors", tmp_path / "attack"
@@ -160,6 +164,7 @@ def test_an_inference_that_needs_sigma_says_so(inference: str, network: str) -> 
         assert choose(observed, "optimal", {"sigma": "infer"})[0] != "refractive"
 
 
+@pytest.mark.slow
 def test_a_calibration_ranks_what_is_known_of_the_image() -> None:
     """log p(g | x) is an integral over σ: the truth has no rank there, and one everywhere else."""
     made = draws.make(pl.observe(SCENE), "optimal", "laplace", 0, beliefs={"sigma": "infer"}, settings=QUICK["laplace"])

@@ -133,6 +133,7 @@ def correction(posterior: Posterior, exact: Density, smooth: Density) -> np.ndar
     return (exact(z) - smooth(z)).numpy()
 
 
+@pytest.mark.slow
 def test_chains_on_a_surrogate_are_labelled_and_weighed_by_the_client() -> None:
     found, plain, exact, smooth = pair(hmc, chains=8, draws=20, warmup=20)
     assert np.array_equal(found.x, plain.x)
@@ -151,6 +152,7 @@ def test_a_fitted_family_on_a_surrogate_is_weighed_against_the_client_too() -> N
     np.testing.assert_allclose(found.log_weights - plain.log_weights, expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_label_is_kept_in_the_file(tmp_path: Path) -> None:
     found = pair(hmc, chains=2, draws=5, warmup=4)[0]
     found.save(tmp_path / "p.nc")
@@ -158,6 +160,7 @@ def test_the_label_is_kept_in_the_file(tmp_path: Path) -> None:
     assert (again.kind, again.approximation) == (found.kind, found.approximation)
 
 
+@pytest.mark.slow
 def test_table_picture_json_and_file_say_approximate_and_never_posterior(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

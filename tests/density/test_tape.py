@@ -53,6 +53,7 @@ def assert_same(fast, slow, z: Tensor, tolerance: float = 1e-9) -> None:
 STATES = [(1, True), (2, True), (1, False)]  # of the batch and of its labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", range(len(STATES)), ids=["one", "two", "unknown label"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_tape_replays_the_density(name, state) -> None:
@@ -66,6 +67,7 @@ def test_a_tape_replays_the_density(name, state) -> None:
     assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp gelu", "lenet"])
 def test_a_tape_of_a_channel_that_weighs_entries(name) -> None:
     network, settings = NETWORKS[name]
@@ -77,6 +79,7 @@ def test_a_tape_of_a_channel_that_weighs_entries(name) -> None:
     assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp gelu", "lenet"])
 def test_a_tape_under_an_affine_map(name) -> None:
     d = built(optimal.model, target_of(name))
@@ -100,6 +103,7 @@ def test_the_image_is_never_formed() -> None:
     assert [h.dim() for h in recorded.quadratics.hessians] == [1, 1]  # diagonal: PCA coordinates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch) -> None:
     """Around the posterior at σ/‖g‖ = `ratio`, against the same weights and prior promoted to float64."""

@@ -47,12 +47,14 @@ def test_the_example_channel_is_believed_in(workshop: Path) -> None:
     assert run("attack", "--model", "./relative_noise.py", *MAP) == 0
 
 
+@pytest.mark.slow
 def test_the_example_inference_attacks(workshop: Path) -> None:
     settings = ["--inference.chains", "4", "--inference.draws", "5", "--inference.warmup", "2"]
     assert run("attack", "--inference", "./mala.py", *settings) == 0
     assert Posterior.load("attack/posterior.nc").x.shape[:2] == (4, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_example_client_shares_a_gradient_that_is_wrapped_and_attacked(workshop: Path) -> None:
     done = subprocess.run([sys.executable, "my_client.py"], capture_output=True, text=True, timeout=120)

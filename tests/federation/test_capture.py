@@ -256,6 +256,7 @@ def test_the_private_file_is_no_observation_and_no_other_file_is_one(tmp_path: P
         loaded(tmp_path / "private" / "o.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_of_opacus_is_recorded_with_its_noise_its_lot_and_its_epsilon(tmp_path: Path) -> None:
     opacus = pytest.importorskip("opacus")

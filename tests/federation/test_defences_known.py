@@ -159,6 +159,7 @@ def test_who_knows_the_defence_sees_more(defence: str, settings: dict[str, Any])
 FEW = ("--inference", "map", "--inference.steps", "5", "--inference.starts", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defence", ["soteria", "ats", "precode", "dropout"])
 def test_an_observation_carries_its_defence(defence: str, tmp_path: Path) -> None:
     setting = {"soteria": ("rate", 0.7), "ats": ("policy", "24-1-3"), "precode": ("size", 5), "dropout": ("rate", 0.3)}[

@@ -136,6 +136,7 @@ def trained(out: Path, defence: str, steps: tuple[int, ...], **settings: object)
     return torch.cat([tensors[n].flatten() for n in client.layers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defence", ["none", "gaussian:sigma=0.1", "dpsgd:noise_multiplier=1"])
 def test_an_interrupted_training_goes_on_bit_for_bit(defence: str, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", defence, (0, 2, 9))

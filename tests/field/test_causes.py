@@ -119,6 +119,7 @@ def run(model, observed, client, *, seed=0, progress=None, failures=(0,)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failures", "searches"), [((), 1), ((0,), 2), ((0, 1), 1)])
 def test_a_search_that_fails_is_tried_once_more(failures: tuple[int, ...], searches: int, tmp_path: Path) -> None:
     """And what was found first is kept, and doubted, where the second fails, too."""
@@ -130,6 +131,7 @@ def test_a_search_that_fails_is_tried_once_more(failures: tuple[int, ...], searc
     assert found.attrs["seed"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_line_says_the_cause_first(tmp_path: Path) -> None:
     file, out = tmp_path / "o.safetensors", tmp_path / "attack"
     observed = scene(loss="mse")

@@ -70,6 +70,7 @@ def test_f1_inputs_that_are_normalised_outside_the_network_are_doubted() -> None
     assert summary["fits"] is False and "outside [0, 1]" in said and "normalised outside the network" in said
 
 
+@pytest.mark.slow
 def test_f1_normalising_them_is_a_setting_that_brings_the_image_back() -> None:
     right = scene(normalise=(0.3, 0.25))
     wrong = replace(right, client=scene().client)
@@ -91,6 +92,7 @@ def test_f2_a_sum_over_the_batch_is_named() -> None:
     assert summary["fits"] is False and "summed over the batch of 2, not averaged" in said
 
 
+@pytest.mark.slow
 def test_f13_adam_on_the_client_is_attacked_as_such_and_doubted_as_plain_sgd() -> None:
     """eps is large enough that steps depend on how long a slope is, and not on its sign alone."""
     local = pl.LocalTraining(1e-3, 4, optimizer=Named.parse("adam:eps=0.01"))
@@ -235,6 +237,7 @@ def test_f8_a_sigma_that_is_far_too_large_is_doubted() -> None:
     assert summary["fits"] is False and "a smaller sigma" in said and summary["chi2_per_entry"] < 0.1
 
 
+@pytest.mark.slow
 def test_f10_the_model_follows_the_channel_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "o.safetensors"
     clip = ["--channel.clip", "0.5", "--channel.noise-multiplier", "0.02"]
@@ -257,6 +260,7 @@ def test_f14_labels_that_a_models_rule_reads_are_shown_and_doubted() -> None:
     assert any("rules disagree on the labels" in d and "6 6" in d for d in found.summary["doubts"])
 
 
+@pytest.mark.slow
 def test_f24_a_layer_that_is_missing_from_the_file_is_not_shared_if_one_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +286,7 @@ def test_f24_a_layer_that_is_missing_from_the_file_is_not_shared_if_one_says_so(
 # -- the verdict ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_verdict_begins_with_what_matters_and_is_whole_on_the_picture() -> None:
     observed = scene()
     right = pl.attack(observed, inference="laplace", settings={"starts": 2, "steps": 200, "draws": 50})

@@ -202,6 +202,7 @@ def test_the_same_seed_is_the_same_result_and_bad_settings_are_refused() -> None
             ball.run(model, observed, client, **{name: value})
 
 
+@pytest.mark.slow
 def test_a_climb_that_has_not_ended_says_so_and_one_that_has_does_not() -> None:
     model, client, observed = gaussian_case()
     assert ball.run(model, observed, client, delta=0.1, steps=400).converged

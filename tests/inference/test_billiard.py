@@ -24,6 +24,7 @@ from pplleak.inference import billiard
 from pplleak.models import dlg
 
 
+@pytest.mark.slow
 @each_network
 def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network)
@@ -56,6 +57,7 @@ def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # ty
     assert torch.equal(back_met[kept], met[kept]) and torch.equal(back.pattern[kept], state.pattern[kept])
 
 
+@pytest.mark.slow
 @ungated
 def test_short_steps_conserve_energy_across_walls(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network)

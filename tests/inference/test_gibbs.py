@@ -83,6 +83,7 @@ def test_the_cells_probabilities_are_those_of_enumeration(file: Path, inner: int
     assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
 
 
+@pytest.mark.slow
 def test_the_records_of_a_batch_are_told_apart_as_enumeration_tells_them(file: Path) -> None:
     observed, model = shared(file, batch=2, sigma=0.2, index=3, labels=[0, 1], drop=("price",))
     draws = sampled(observed, model, inner=1, draws=25)
@@ -157,6 +158,7 @@ def test_other_models_and_open_labels_are_declined_in_one_line(file: Path) -> No
         gibbs.run(model, observed, observed.client, particles=10, islands=4)
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_result(file: Path) -> None:
     observed, model = shared(file, sigma=1.0)
     a, b = (

@@ -28,6 +28,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> density.Density:
     return density.build(functools.partial(logistic.model, sigma=SIGMA), client, observe(client, SIGMA))
 
 
+@pytest.mark.slow
 def test_the_fit_keeps_the_steepest_directions_and_the_mean_of_the_others(target: density.Density) -> None:
     z = torch.zeros(target.dim, dtype=torch.float64)
     h = whitening.hessian(target, z)
@@ -48,6 +49,7 @@ def test_the_fit_keeps_the_steepest_directions_and_the_mean_of_the_others(target
         torch.testing.assert_close(inner(w)[1], slope, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_its_draws_are_those_of_the_posterior(target: density.Density) -> None:
     observed, client = target.observed, target.client
     model = functools.partial(logistic.model, sigma=SIGMA)

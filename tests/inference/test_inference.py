@@ -247,6 +247,7 @@ def test_hmc_and_nuts_agree_on_a_hidden_layer_and_correlated_pixels() -> None:
         assert disagreement(twin, nuts) > LIMIT, f"the check has no power: it accepts {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the network has kinks")
 @of_kind("sampler", "approximation")
 def test_on_a_network_with_kinks_the_result_doubts_itself(name: str) -> None:

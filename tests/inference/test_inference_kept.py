@@ -97,6 +97,7 @@ def fields(posterior: Posterior) -> dict[str, np.ndarray]:
     return {"x": posterior.x, "y": posterior.y, "mode": posterior.mode, **posterior.stats, **posterior.curves}
 
 
+@pytest.mark.slow
 @each_inference
 def test_one_seed_gives_one_result_and_another_seed_another(name: str) -> None:
     """Where the label is open: it is drawn, too, beside all that is drawn where it is known."""

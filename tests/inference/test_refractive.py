@@ -196,6 +196,7 @@ class WithoutJumps(kinks.Perceptron):
         return torch.zeros_like(sqnorm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_run(dtype: torch.dtype) -> None:
     network = seeded(partial(networks.get("mlp"), SHAPE, 3, widths=(8,), activation="relu"), 0).to(dtype)

@@ -82,6 +82,7 @@ def test_a_gaussian_posterior_is_met_at_the_first_step(guide: svi.Family) -> Non
     assert found.converged, found.doubts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guide", "iterations"), [("normal", 1), ("flow", 1), ("low_rank", 600)])
 def test_above_the_limit_no_hessian_is_needed(
     guide: svi.Family, iterations: int, monkeypatch: pytest.MonkeyPatch

@@ -181,6 +181,7 @@ def test_the_box_is_that_of_bounded_sites_alone_and_lies_inside_the_support() ->
     assert open_box.low.isneginf().all() and open_box.high.isposinf().all()
 
 
+@pytest.mark.slow
 def test_lbfgsb_finds_the_image_at_the_border_that_signed_adam_finds() -> None:
     built, _ = attacked("dlg")
     direct, box = boxed(built)

@@ -71,6 +71,7 @@ def data_for(name: str, client: Client, size: int, known: bool) -> dict[str, Ten
     return {"g": g} | ({"y": y} if known else {})
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_it_samples_x_y_and_g_in_their_shapes_and_the_clients_precision(name: str, dtype: str) -> None:

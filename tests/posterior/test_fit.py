@@ -60,11 +60,13 @@ def uniform(found: list[dict[str, float]]) -> float:
     return float(p_values(u[:, None])[0])
 
 
+@pytest.mark.slow
 def test_p_values_of_gaussian_noise_are_uniform() -> None:
     assert uniform(misfits("gaussian", CHANNELS["gaussian"][0])) > 1e-3
     assert uniform(misfits("gaussian", {"sigma": 1.1 * 0.05})) < 1e-6  # the twin is off by a tenth of σ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANNELS)
 def test_sound_inputs_stay_silent_and_wrong_twins_do_not(name: str) -> None:
     count = DRAWS if name in ("gaussian", "dpsgd") else 30  # replicates take their time

@@ -78,6 +78,7 @@ def test_the_exact_posterior_says_where_it_is_not_exact() -> None:
         linear_gaussian.exact_posterior(tiny(), observe(tiny(), SIGMA))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", ["laplace", "hmc"])
 def test_the_evidence_of_an_inference_is_the_exact_one(inference: str) -> None:
     client, observed = linear()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import arviz_base
 import numpy as np
 import pytest
 import xarray
@@ -148,6 +150,15 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write"):
         made().save(tmp_path / "file" / "p.nc")
+
+
+def test_its_groups_are_those_that_arviz_makes_of_the_same_arrays() -> None:
+    one = made()
+    latents = {"log_sigma": one.y[..., 0] / 2, "of its own length": np.stack(3 * [one.y[..., 0]], -1)}
+    tree, event = replace(one, latents=latents).to_arviz(), ["example", "channel", "row", "col"]
+    every = {"x": one.x, "y": one.y, **latents}
+    expected = arviz_base.from_dict({"posterior": every}, dims={"x": event, "y": event[:1]})
+    xarray.testing.assert_identical(tree["posterior"].dataset, expected["posterior"].dataset.drop_attrs())
 
 
 def truncated(path: Path) -> None:

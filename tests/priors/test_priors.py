@@ -177,6 +177,7 @@ def test_every_prior_can_be_named_and_set() -> None:
         assert priors.check(Named(name)).settings == {s.name: s.default for s in priors.settings(name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SITES)
 def test_a_prior_is_sampled_inside_a_model_like_its_client(name: str, dtype: torch.dtype, public: Tensor) -> None:
@@ -263,6 +264,7 @@ def test_total_variation_is_multiplied_onto_the_box(public: Tensor) -> None:
     torch.testing.assert_close(traced.nodes["tv"]["log_prob"], expected)
 
 
+@pytest.mark.slow
 def test_opening_one_prior_imports_no_other_kind_and_no_heavy_library() -> None:
     code = (
         "import sys; from pplleak import priors; priors.get('gaussian'); import pplleak.priors.labels\n"

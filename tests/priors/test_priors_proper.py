@@ -118,6 +118,7 @@ def test_a_flow_on_a_vaes_latents_has_the_density_of_the_integral_over_them() ->
     assert float((standard - exact).abs().max()) > 0.2  # the twin: a VAE's own prior
 
 
+@pytest.mark.slow
 def test_a_flow_is_fitted_to_the_latents_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a VAE whose latents are the first two pixels: three quarters of a circle, and no standard normal."""
     encoder, decoder = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(2, 3))

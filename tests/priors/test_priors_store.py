@@ -64,6 +64,7 @@ def test_a_prior_comes_back_from_its_file_by_name_and_by_path(workshop: Path, ki
     assert exact.draw(2).shape == (2, *SHAPE)
 
 
+@pytest.mark.slow
 def test_a_flow_on_a_vae_comes_back_from_its_file_and_is_attacked_with(workshop: Path) -> None:
     def tensors() -> dict[str, Tensor]:
         return dict(store.load(path).tensors)
@@ -95,6 +96,7 @@ def test_a_fit_of_few_steps_has_a_rate_at_each_of_them(steps: int) -> None:
     assert all(0 < r <= 0.1 for r in rates) and (steps < 9 or max(rates) > 0.09)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", store.kinds())
 def test_a_model_without_a_name_fits_once_and_keeps_it(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str

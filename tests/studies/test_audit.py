@@ -44,6 +44,7 @@ def command(recorded: Path, out: Path, *more: object) -> int:
     return run("audit", recorded, "--truth", recorded / "private", "--out", out, *tiny, *more)
 
 
+@pytest.mark.slow
 def test_recorded_updates_are_audited_and_the_same_command_goes_on(recorded: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command(recorded, out, "--attacks", "quotient,map") == 0
@@ -64,6 +65,7 @@ def test_recorded_updates_are_audited_and_the_same_command_goes_on(recorded: Pat
     assert command(recorded, out, "--attacks", "quotient,map", "--seed", "1") == 2  # another run's folder
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_spent_says_so_and_is_no_privacy(recorded: Path, tmp_path: Path) -> None:
     assert command(recorded, tmp_path, "--attacks", "map", "--budget", "0.0001") == 0
     assert {r["status"] for r in cells(tmp_path / "audit.csv")} == {"no time"}
@@ -86,6 +88,7 @@ def test_an_audit_of_several_processes_and_of_shards_comes_to_the_same(recorded:
     assert command(recorded, tmp_path / "x", "--shard", "3/2") == 2
 
 
+@pytest.mark.slow
 def test_private_batches_are_shared_anew_behind_protections_and_the_page_says_what_they_hide(
     recorded: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +123,7 @@ def test_every_worker_has_the_whole_budget_and_nothing_goes_on_after_its_end(tmp
     assert next(alone.take(2)).seconds <= 60.0
 
 
+@pytest.mark.slow
 def test_an_attack_that_is_cut_short_keeps_what_it_has_and_is_not_believed(recorded: Path, tmp_path: Path) -> None:
     assert run("audit", recorded, "--truth", recorded / "private", "--out", tmp_path, "--attacks", "map",
                "--map.steps", "1000000", "--budget", "0.05") == 0  # fmt: skip
@@ -262,6 +266,7 @@ def test_names_from_files_cannot_inject(tmp_path: Path) -> None:
     assert Seen("<p onload='x'><script>").tags[1][0] == "script"  # the reader sees what it looks for
 
 
+@pytest.mark.slow
 def test_the_report_of_an_attack_has_its_pictures_and_what_is_assumed(tmp_path: Path) -> None:
     out = tmp_path / "attack"
     settings = ["--inference.steps", "5", "--inference.chains", "2", "--inference.draws", "8"]

@@ -98,6 +98,7 @@ def test_the_frontier_is_what_no_other_beats_and_its_sentence_names_what_hides_m
     assert words.first_screen([], ["tried"])["protect"][0] == "tried"
 
 
+@pytest.mark.slow
 def test_drawings_are_safe_and_wear_the_page_s_colours() -> None:
     guessed = Guess(100, [(0.05, 0.1)] * len(DELTAS), [])
     found = [Group(HOSTILE, HOSTILE, np.array([0.05, 0.5]), 2.0, False)]

@@ -109,6 +109,7 @@ def test_weights_are_calibrated_where_priors_are_drawn_alike() -> None:
     assert abs(score(w)) < 3 and abs(score(1 - w)) > 5
 
 
+@pytest.mark.slow
 def test_the_command_line_averages_priors_and_says_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "attack",

@@ -18,6 +18,7 @@ from pplleak.studies.bits import layers
 from pplleak.studies.risk.risk import from_model
 
 
+@pytest.mark.slow
 def test_the_bits_of_a_layer_are_those_of_the_closed_form_and_less_than_all() -> None:
     """Softmax regression from zero weights: the weight is affine in the image, and the bias tells nothing of it."""
     base = from_data(network="linear", sigma=0.05, dtype="float64")
@@ -69,6 +70,7 @@ def test_what_mixes_entries_is_refused() -> None:
         layers.alone(target, list(target.client.layers)[:1])
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_and_draws_a_bar_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bits"
     tiny = ["--network.widths", "3", "--inference.draws", "20", "--inference.steps", "20", "--inference.starts", "1"]

@@ -134,6 +134,7 @@ def uniform_errors(sigma: float) -> tuple[float, float, bounds.VanTrees]:
     return float(errors.mean()), float(errors.std() / math.sqrt(len(x))), bounds.van_trees(built, 30)
 
 
+@pytest.mark.slow
 def test_van_trees_lies_below_the_bayes_error_of_a_bounded_prior_too() -> None:
     for sigma in (0.05, 0.3, 3.0):
         error, se, limit = uniform_errors(sigma)

@@ -95,6 +95,7 @@ def test_the_squared_error_is_the_expected_one_and_that_of_a_narrow_posterior_is
     assert narrow["ratio"] - 1 > LIMIT * narrow["se"]
 
 
+@pytest.mark.slow
 def test_a_right_posterior_is_called_wrong_as_rarely_as_promised() -> None:
     generator = np.random.default_rng(1)
     words = [judge(generator.random((30, 6 + len(QUANTITIES)))).word for _ in range(400)]

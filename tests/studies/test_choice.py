@@ -78,6 +78,7 @@ def test_whoever_declines_says_so_before_it_runs() -> None:
     assert found.attrs["inference"] == "refractive" and "kinks" in found.attrs["chosen"]
 
 
+@pytest.mark.slow
 def test_the_choice_is_said_on_the_terminal_and_in_the_files_and_takes_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_the_choice_is_said_on_the_terminal_and_in_the_files_and_takes_its_setti
     assert Posterior.load(tmp_path / "posterior.nc").x.shape[:2] == (2, 8)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_a_smooth_network_and_of_what_was_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

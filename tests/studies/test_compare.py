@@ -90,6 +90,7 @@ def test_an_attack_that_ctrl_c_ended_is_not_compared_with_whole_ones(monkeypatch
         compare.compare(targets[:1], "optimal", ["hmc"])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_compare_goes_on_where_it_was_left_and_overwrites_nothing_that_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -250,6 +250,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not list(Path("defend").glob("training/*"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_sweep_is_refused(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*TINY, "--defences", "none", "--steps", "0") == 0
     capsys.readouterr()

@@ -52,6 +52,7 @@ def exact(delta: float) -> float:
     return float(stats.chi2.cdf(PIXELS * (delta / SD) ** 2, PIXELS))
 
 
+@pytest.mark.slow
 def test_the_ball_reaches_the_analytic_bayes_risk_and_no_decision_beats_it() -> None:
     rows = measured(1.0)
     for curve in risk.curves(rows):
@@ -66,6 +67,7 @@ def test_the_ball_reaches_the_analytic_bayes_risk_and_no_decision_beats_it() -> 
             assert curve["realised"] < bayes - 0.1 and np.mean(mine) < bayes - 0.1, "the test sees no worse decision"
 
 
+@pytest.mark.slow
 def test_a_ball_that_stays_where_it_starts_does_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "_ball", lambda propose, choose, starts, delta: starts[0])
     found = [c for c in risk.curves(measured.__wrapped__(1.0)) if c["decision"] == "ball"]
@@ -74,6 +76,7 @@ def test_a_ball_that_stays_where_it_starts_does_not_reach_it(monkeypatch: pytest
     assert gaps.max() > LIMIT
 
 
+@pytest.mark.slow
 def test_claimed_and_realised_agree_under_the_truth_and_not_under_a_narrower_posterior() -> None:
     right, narrow = (risk.curves(measured(width)) for width in (1.0, 0.7))
     assert np.mean([c["agrees"] for c in right]) >= 0.9
@@ -131,6 +134,7 @@ def lines(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["data", "model"])
 def test_risk_writes_every_image_its_curves_and_a_picture(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -149,6 +153,7 @@ def test_risk_writes_every_image_its_curves_and_a_picture(
     assert "claimed / realised of 2 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +184,7 @@ def test_risk_goes_on_where_it_was_left_and_ctrl_c_keeps_what_is_finished(
     assert {c["images"] for c in lines(tmp_path / "a" / "risk.csv")} == {"1"}
 
 
+@pytest.mark.slow
 def test_labels_are_recovered_from_the_gradient_of_the_image_that_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +230,7 @@ EXACT = ["--network", "linear", "--model", "linear_gaussian", "--inference", "la
          "--laplace.steps", "1", "--laplace.chains", "1", "--laplace.draws", "40"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_bounds_are_drawn_where_images_come_from_the_model_and_only_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_factor_of_the_rate_is_that_of_a_client_with_such_a_rate(optimizer: st
     assert not torch.allclose(found[0], found[1], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_epochs_and_batches_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six trainings the true one has nearly all of the probability, and only it explains the gradient."""
     monkeypatch.setattr(training, "EPOCHS", (1, 2))
@@ -69,6 +70,7 @@ def test_epochs_and_batches_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [t.fits for t in tried] == [True] + [False] * 5
 
 
+@pytest.mark.slow
 def test_a_rate_is_found() -> None:
     observed = scene()
     unsure = replace(observed, client=replace(observed.client, local=replace(TRUE, lr=0.1)))
@@ -78,6 +80,7 @@ def test_a_rate_is_found() -> None:
     assert replace(found.client.local, lr=0.3) == TRUE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("believed", "name", "words"), [
     (replace(TRUE, shares="difference"), "shares", "θ_before − θ_after"),
     (replace(TRUE, lr=0.1), "rate", "times the local learning rate"),
@@ -103,6 +106,7 @@ def test_what_cannot_be_open_is_one_line() -> None:
         training.candidates(TRUE, ("epochs", "batch_size", "shares"), 64)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_which_it_took(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
