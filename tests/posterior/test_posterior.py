@@ -158,7 +158,7 @@ def test_its_groups_are_those_that_arviz_makes_of_the_same_arrays() -> None:
     tree, event = replace(one, latents=latents).to_arviz(), ["example", "channel", "row", "col"]
     every = {"x": one.x, "y": one.y, **latents}
     expected = arviz_base.from_dict({"posterior": every}, dims={"x": event, "y": event[:1]})
-    xarray.testing.assert_identical(tree["posterior"].dataset, expected["posterior"].dataset.drop_attrs())
+    xarray.testing.assert_identical(tree["posterior"].to_dataset(), expected["posterior"].to_dataset().drop_attrs())
 
 
 def truncated(path: Path) -> None:
