@@ -96,7 +96,8 @@ def test_a_prior_draws_where_the_client_is(name: str) -> None:
         device: torch.device = META
 
     with pyro.validation_enabled(False):
-        x = priors.make(Named(name), Like(), images).sample(2)
+        made = priors.make(Named(name), Like(), images, torch.arange(30) % 3)
+        x = (made.of_class(torch.tensor([2, 0])) if isinstance(made, priors.Conditional) else made).sample(2)
     assert x.device == META and x.shape[-3:] == SHAPE
 
 

@@ -153,7 +153,7 @@ def attacked(args: Any, network: str) -> Observation:
                 seed=args.seed,
                 dtype=args.dtype,
                 device=args.device,
-                public=public.x,
+                public=public,
                 shared_only=args.shared_only,
                 loss=None if args.loss == DEFAULT else args.loss,
             )

@@ -53,16 +53,18 @@ def compare(argv: Sequence[str]) -> int:
     asked = Named.several(args.priors) if args.priors else [Named(name) for name in priors.names() if name != RECORDS]
     for prior in asked:
         priors.check(prior)
-    images = data.public(args.data, args.data_root).x
+    public = data.public(args.data, args.data_root)
+    images = public.x
     if len(images) < 4:
         raise BadInput(f"priors are compared on at least 4 public images, not {len(images)}")
     train, held_out = store.split(images, args.seed)
+    labels, _ = store.split(public.y, args.seed)  # in the same order
     with runs.claim(args.out) as out:
         runs.settle(out / "priors.json", runs.settings(args, leaving=("priors", "out")), "a comparison")
-        return _compared(asked, train, held_out, out)
+        return _compared(asked, train, labels, held_out, out)
 
 
-def _compared(asked: Sequence[Named], train: Tensor, held_out: Tensor, out: Path) -> int:
+def _compared(asked: Sequence[Named], train: Tensor, labels: Tensor, held_out: Tensor, out: Path) -> int:
     """What is missing of a comparison, its table and its picture."""
     from rich.table import Table
 
@@ -74,7 +76,7 @@ def _compared(asked: Sequence[Named], train: Tensor, held_out: Tensor, out: Path
     rows = kept.read()
     for prior in asked:
         if str(prior) not in {r["prior"] for r in rows}:
-            found = comparison.score(prior, train, held_out, progress=bar)
+            found = comparison.score(prior, train, held_out, labels, progress=bar)
             rows = kept.add([comparison.row(found, base, pixels)])
             if found.drawn is not None:
                 shown = {"images that no prior has seen": held_out[:16], f"draws of {prior}": found.drawn}

@@ -142,7 +142,7 @@ def opener(args: Any) -> Callable[[Path], Observation]:
     network = Named(args.network, options(args, "network")) if args.network else None
 
     def opened(path: Path) -> Observation:
-        return arguments.spare_threads(load(path, network=network, public=public.x, seed=args.seed))
+        return arguments.spare_threads(load(path, network=network, public=public, seed=args.seed))
 
     return opened
 

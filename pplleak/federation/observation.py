@@ -29,6 +29,7 @@ class Observation:
     truth       (batch, *input_shape) or None; no file ever holds it
     latents     the values of the model's sites that a truth drawn from it came from; None for data
     provenance  where all this came from, for the record: data, index, network, settings, …
+    public_labels  of the public images, (N,), where they are known: a prior may be fitted to each class
     """
 
     g: Tensor
@@ -40,6 +41,7 @@ class Observation:
     truth: Tensor | None = None
     latents: dict[str, Tensor] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    public_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         require_batch_size(self.batch_size)

@@ -186,10 +186,10 @@ def observe(scenario: Scenario) -> Observation:
     if protection.is_channel("dpsgd"):
         channels.require_examples(client, scenario.batch_size)
     attacked = range(scenario.index, scenario.index + scenario.batch_size)
-    public = data.public(scenario.data, scenario.root, without=attacked).x
+    known = data.public(scenario.data, scenario.root, without=attacked)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed((scenario.seed if scenario.noise_seed is None else scenario.noise_seed) + 1)
-        g = protection.share(client, x, y, public)
+        g = protection.share(client, x, y, known.x)
     if not g.isfinite().all():
         raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
     provenance = {
@@ -198,7 +198,9 @@ def observe(scenario: Scenario) -> Observation:
     }  # fmt: skip
     labels = y if scenario.labels == "known" else None
     seen = client if labels is not None or kind == "input" else replace(client, targets=None)
-    return Observation(g, scenario.batch_size, labels, seen, protection, public, x, provenance=provenance)
+    return Observation(
+        g, scenario.batch_size, labels, seen, protection, known.x, x, provenance=provenance, public_labels=known.y
+    )
 
 
 def load(
@@ -206,7 +208,7 @@ def load(
     *,
     network: str | Named | None = None,
     checkpoint: str | Path | None = None,
-    public: Tensor | None = None,
+    public: data.Images | Tensor | None = None,
     seed: int = 0,
     dtype: Precision = "float32",
     device: str = "cpu",
@@ -218,7 +220,8 @@ def load(
     Args:
         network: overrides the one that the file names; needed where that is code, FILE.py:FUNCTION.
         checkpoint: the weights, where the file holds none; without either, a network that `network` builds with weights
-            of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape).
+            of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape), with their
+            labels or without.
         shared_only: parameters that the file lacks were not shared, whether it says so itself or not.
         loss: needed where the file's is code, FILE.py:FUNCTION; else the file says it.
 
@@ -249,7 +252,10 @@ def load(
     )
     made = _of_client(Named.parse(named), checkpoint, client, tuple(meta["normalise"]))
     provenance = {"observed": str(path), **made, **({"privacy": meta["privacy"]} if meta["privacy"] else {})}
-    return Observation(g, meta["batch_size"], labels, client, protection, public, provenance=provenance)
+    images, classes = (public.x, public.y) if isinstance(public, data.Images) else (public, None)
+    return Observation(
+        g, meta["batch_size"], labels, client, protection, images, provenance=provenance, public_labels=classes
+    )
 
 
 def require_weights(client: Client, network: str | Named, where: str, *, seed: int) -> None:

@@ -55,8 +55,19 @@ class _Images:
     device: torch.device = CPU
 
 
-def score(prior: Named, train: Tensor, held_out: Tensor, *, draws: int = 16, progress: ProgressBar = silent) -> Score:
+def score(
+    prior: Named,
+    train: Tensor,
+    held_out: Tensor,
+    labels: Tensor | None = None,
+    *,
+    draws: int = 16,
+    progress: ProgressBar = silent,
+) -> Score:
     """A prior, fitted to the images `train` (N, *input_shape) with its settings, on those it has not seen.
+
+    Args:
+        labels: of the images `train`, (N,), for a prior of each class, which is judged by p(x), the classes summed out.
 
     Raises:
         BadInput: there is no such prior or setting, or it is one of a file, which may have seen the images.
@@ -66,7 +77,7 @@ def score(prior: Named, train: Tensor, held_out: Tensor, *, draws: int = 16, pro
         raise BadInput(f"the prior {prior} comes from a file, and may have seen the images that it would be judged by: "
                        "leave its file out")  # fmt: skip
     start = time.perf_counter()
-    made: Any = priors.make(prior, _Images(tuple(train.shape[1:])), train)
+    made: Any = priors.make(prior, _Images(tuple(train.shape[1:])), train, labels)
     nats = drawn = None
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a VAE's bound is drawn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,4 +24,13 @@ class Prior(Protocol):
 
     def sample(self, batch_size: int = 1) -> Tensor:
         """x (*chains, batch_size, *input_shape), inside a Pyro model: its latent sites, and `x` itself as a site."""
+        ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """p(x | y): a model draws the labels first."""
+
+    def of_class(self, y: Tensor) -> Prior:
+        """p(x | y) for labels y (…, batch_size), on whose leading dimensions x stands as well."""
         ...

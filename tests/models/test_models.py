@@ -59,7 +59,8 @@ CLIENTS: dict[str, Callable[[], Client]] = {
 def bound(name: str, client: Client) -> Callable[..., Any]:
     """The model as `attack` would bind it: noise and public images are the target's, the rest stays at its defaults."""
     public = torch.rand(30, *client.input_shape, generator=torch.Generator().manual_seed(3))
-    target = known(client, Observation(torch.zeros(client.update_size)), public=public, sigma=SIGMA)
+    labelled = Observation(torch.zeros(client.update_size), public_labels=torch.arange(30) % client.num_classes)
+    target = known(client, labelled, public=public, sigma=SIGMA)
     return believe(programs.load("models", name), target)
 
 

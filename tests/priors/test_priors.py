@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyro
@@ -146,9 +147,11 @@ def test_one_image_is_too_few_to_fit() -> None:
 
 # -- by name ---------------------------------------------------------------------------------------------------------
 
+LABELS = torch.arange(60) % 3  # of the public images
 SITES = {
-    "flow": ["z", "w", "x"], "gaussian": ["z", "x"], "gmrf": ["e", "x"], "logit_normal": ["z", "x"],
-    "mixture": ["z", "w", "x"], "ppca": ["e", "x"], "tv": ["x", "tv"], "uniform": ["x"], "vae": ["z", "e", "x"],
+    "class_gaussian": ["z", "x"], "flow": ["z", "w", "x"], "gaussian": ["z", "x"], "gmrf": ["e", "x"],
+    "logit_normal": ["z", "x"], "mixture": ["z", "w", "x"], "ppca": ["e", "x"],
+    "tv": ["x", "tv"], "uniform": ["x"], "vae": ["z", "e", "x"],
 }  # fmt: skip
 
 
@@ -169,6 +172,12 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensor]:
         yield torch.rand(60, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
+def made(name: str, public: Tensor, count: int = 2, dtype: torch.dtype = torch.float32) -> Any:
+    """The prior of public images; of each class, that of the classes of `count` examples."""
+    prior = priors.make(priors.check(Named(name)), Like(dtype), public, LABELS)
+    return prior.of_class(torch.arange(count)) if isinstance(prior, priors.Conditional) else prior
+
+
 def test_every_prior_can_be_named_and_set() -> None:
     assert list(priors.names()) == sorted([*SITES, "records"])  # that of tables: tests/inference/test_gibbs.py
     for name, line in priors.names().items():
@@ -181,8 +190,7 @@ def test_every_prior_can_be_named_and_set() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SITES)
 def test_a_prior_is_sampled_inside_a_model_like_its_client(name: str, dtype: torch.dtype, public: Tensor) -> None:
-    made = priors.make(priors.check(Named(name)), Like(dtype), public)
-    traced = poutine.trace(made.sample).get_trace(2)
+    traced = poutine.trace(made(name, public, dtype=dtype).sample).get_trace(2)
     assert [n for n, s in traced.nodes.items() if s["type"] == "sample" and n != "_INPUT"] == SITES[name]
     x = traced.nodes["_RETURN"]["value"]
     assert x is traced.nodes["x"]["value"]
@@ -193,7 +201,8 @@ def test_a_prior_is_sampled_inside_a_model_like_its_client(name: str, dtype: tor
 def test_under_a_plate_every_chain_has_a_batch_of_its_own(name: str, public: Tensor) -> None:
     def chains() -> Tensor:
         with pyro.plate("chains", 4):
-            return priors.make(Named(name), Like(), public).sample(2)
+            sampled: Tensor = made(name, public).sample(2)
+            return sampled
 
     traced = poutine.trace(chains).get_trace()
     assert traced.nodes["_RETURN"]["value"].shape == (4, 2, 1, 3, 3)
@@ -208,7 +217,7 @@ def test_a_model_that_asks_again_gets_the_same_fit(name: str, public: Tensor, mo
 
         def latents() -> list[Tensor]:
             torch.manual_seed(0)
-            nodes = poutine.trace(priors.make(Named(name), Like(), public).sample).get_trace(1).nodes
+            nodes = poutine.trace(made(name, public, 1).sample).get_trace(1).nodes
             return [nodes[n]["value"] for n in SITES[name]]
 
         first = latents()
@@ -245,7 +254,7 @@ def test_a_name_or_setting_that_is_none_is_refused_in_one_line(said: str, refuse
 def test_reference_images_of_another_shape_are_refused() -> None:
     for name in set(SITES) - {"uniform", "tv"}:
         with pytest.raises(BadInput, match="the client's images"):
-            priors.make(Named(name), Like(), "digits")
+            priors.make(Named(name), Like(), "digits", LABELS)
 
 
 def test_the_box_has_its_density() -> None:

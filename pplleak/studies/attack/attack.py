@@ -37,9 +37,9 @@ def believe(
     """The model with its beliefs bound.
 
     What is not set falls to what is known of the observation: `channel` to its channel, `sigma` and any other setting
-    (`rate`, `clip`, `policy`, …) to that of its channel or defence, `reference` to the public images, `seen` to what
-    was shared, `masks` to whether the network's own dropout is on: who holds the network knows; of a defence, only who
-    is told. The prior of records is `records`, unless another is named.
+    (`rate`, `clip`, `policy`, …) to that of its channel or defence, `reference` to the public images, and
+    `reference_labels` to theirs, `seen` to what was shared, `masks` to whether the network's own dropout is on: who
+    holds the network knows; of a defence, only who is told. The prior of records is `records`, unless another is named.
     """
     parameters = inspect.signature(model).parameters
     if observed.client.columns is not None and "prior" in parameters:
@@ -50,7 +50,12 @@ def believe(
         raise BadInput(f"the model has no belief '{sorted(unknown)[0]}'")
     if isinstance(bound.get("sigma"), (int, float)):
         require_positive(sigma=bound["sigma"])
-    known = {**observed.protection.settings, "reference": observed.public, "seen": observed.g}
+    known = {
+        **observed.protection.settings,
+        "reference": observed.public,
+        "reference_labels": observed.public_labels,
+        "seen": observed.g,
+    }
     if observed.client.noise_shape is not None and observed.protection.defence is None:
         known["masks"] = True
     if "channel" in parameters:

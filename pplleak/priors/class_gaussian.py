@@ -1,0 +1,162 @@
+"""Gaussian images of each class: a mean and a covariance for every label."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pplleak import data, memory
+from pplleak.errors import BadInput, require_positive
+from pplleak.priors._contract import Like
+from pplleak.priors._principal import DENSE
+from pplleak.priors.gaussian import standard_normal_log_prob
+
+
+@dataclass(frozen=True, eq=False)
+class ClassGaussian:
+    """x | y = means_y + factors_y z,  z ~ Normal(0, I): a Gaussian a class, all in one standard normal z.
+
+    means (classes, pixels); factors (classes, pixels, pixels), the coordinates of each in order of growing variance;
+    labels (…, batch), whose images `sample` draws: `of_class` sets them.
+    """
+
+    means: Tensor
+    factors: Tensor
+    input_shape: tuple[int, ...]
+    labels: Tensor | None = None
+
+    def of_class(self, y: Tensor) -> ClassGaussian:
+        """p(x | y) for labels y (…, batch).
+
+        Raises:
+            BadInput: a label that no class here has.
+        """
+        if int(y.max()) >= len(self.means):
+            raise BadInput(
+                f"the prior class_gaussian has {len(self.means)} classes, and there is a label {int(y.max())}"
+            )
+        return replace(self, labels=y)
+
+    def sample(self, batch_size: int = 1) -> Tensor:
+        """Sites z and x; x (…, *chains, batch_size, *input_shape), where … are the leading dimensions of the labels."""
+        z = pyro.sample("z", self.coefficients(batch_size))
+        x: Tensor = pyro.deterministic("x", self.decode(z))
+        return x
+
+    def coefficients(self, batch_size: int = 1) -> TorchDistribution:
+        """z ~ Normal(0, I), event shape (batch_size, pixels)."""
+        one = torch.ones((), dtype=self.means.dtype, device=self.means.device)
+        return dist.Normal(0 * one, one).expand([batch_size, self.means.shape[1]]).to_event(2)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (*chains, batch, pixels) -> x (…, *chains, batch, *input_shape) of the labels that were given.
+
+        Every class that is among them is decoded once, however many label vectors there are.
+        """
+        if self.labels is None:
+            raise BadInput("the prior class_gaussian draws images of given labels: call of_class(y) first")
+        classes, place = self.labels.unique(return_inverse=True)
+        of_each = torch.einsum("...d,kpd->...kp", z.to(self.means.dtype), self.factors[classes]) + self.means[classes]
+        lead = torch.broadcast_shapes(of_each.shape[:-2], place.shape)
+        where = place.expand(lead)[..., None, None].expand(*lead, 1, of_each.shape[-1])
+        x = of_each.expand(*lead, *of_each.shape[-2:]).gather(-2, where)
+        return x.squeeze(-2).unflatten(-1, self.input_shape)
+
+    def draw(self, count: int) -> Tensor:
+        """x ~ p(x), (count, *input_shape), every class as likely as any other, by torch's generator."""
+        y = torch.randint(len(self.means), (count,), device=self.means.device)
+        return self.of_class(y).decode(self.coefficients(count).sample())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) = log (1/K) Σ_k Normal(x; means_k, factors_k factors_kᵀ) for x (N, *input_shape); (N,), float64."""
+        return self.log_prob_each(x).logsumexp(-1) - math.log(len(self.means))
+
+    def log_prob_each(self, x: Tensor) -> Tensor:
+        """log p(x | y) of x (N, *input_shape) for every class, (N, classes), float64."""
+        found = []
+        for mean, factor in zip(self.means.double(), self.factors.double(), strict=True):
+            widths = factor.norm(dim=0)  # its columns are orthogonal: the inverse is the transpose, over widths²
+            z = (x.flatten(1).double() - mean) @ (factor / widths.square())
+            found.append(standard_normal_log_prob(z) - widths.log().sum())
+        return torch.stack(found, -1)
+
+
+def prior(
+    like: Like,
+    *,
+    reference: str | Tensor = "digits",
+    labels: Tensor | None = None,
+    floor: float = 0.02,
+    pooled: float = 16.0,
+) -> ClassGaussian:
+    """The Gaussians of the classes of public images.
+
+    Args:
+        reference: the public images the prior is fitted to: a name or a folder of `pplleak.data`, or a tensor of them.
+        labels: theirs, (N,), where the images are a tensor; a name knows its own.
+        floor: standard deviation, in pixel units, that even a constant pixel keeps.
+        pooled: of how many images of its own a class's covariance counts what all classes have in common.
+    """
+    images = data.reference(reference, like.input_shape)
+    if labels is None:
+        if isinstance(reference, Tensor):
+            raise BadInput("the prior class_gaussian is fitted to labelled images, and these have no labels")
+        labels = data.public(reference).y
+    classes = max(int(labels.max()) + 1, getattr(like, "num_classes", 0))
+    return fit_class_gaussian(images, labels, classes, floor, pooled, like.dtype, like.device)
+
+
+@lru_cache(maxsize=4)  # models call this at every trace; a tensor's hash is its identity
+def fit_class_gaussian(
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    floor: float = 0.02,
+    pooled: float = 16.0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> ClassGaussian:
+    """A Gaussian a class, each drawn towards what the classes have in common (Friedman 1989, eq. 8 to 10).
+
+        means_k = (n_k x̄_k + x̄) / (n_k + 1),     S = (1/N) Σₙ (xₙ − means_yₙ)(xₙ − means_yₙ)ᵀ
+        Σ_k = (n_k S_k + pooled S) / (n_k + pooled) + floor² I = factors_k factors_kᵀ
+
+    with n_k images of mean x̄_k in class k, x̄ the mean of all N, and S_k the part of class k in S.
+
+    Args:
+        images: (N, *input_shape), pixels in [0, 1]. labels: (N,). classes: how many there are; one without images gets
+            the mean of all, and S.
+        pooled: weight of S, in images.
+        dtype, device: of the result. The fit itself runs in float64, where the images are.
+
+    Raises:
+        BadInput: fewer than two images, more than 4096 pixels, or no memory for a matrix of pixels² a class.
+    """
+    require_positive(floor=floor, pooled=pooled)
+    pixels = images[0].numel()
+    if len(images) < 2 or len(labels) != len(images):
+        raise BadInput(f"the prior class_gaussian needs at least 2 labelled images, got {len(images)} images and "
+                       f"{len(labels)} labels")  # fmt: skip
+    if pixels > DENSE:
+        raise BadInput(f"the prior class_gaussian takes images of at most {DENSE} pixels, not {pixels}: take gaussian")
+    memory.require(3 * 8 * classes * pixels**2, f"{classes} Gaussians of {pixels} pixels", "take the prior gaussian")
+    flat = images.flatten(1).double()
+    of = [flat[labels.to(flat.device) == k] for k in range(classes)]
+    means = torch.stack([(x.sum(0) + flat.mean(0)) / (len(x) + 1) for x in of])
+    scatters = [(x - mean).mT @ (x - mean) for x, mean in zip(of, means, strict=True)]
+    common = sum(scatters) / len(flat)
+    ridge = floor**2 * torch.eye(pixels).to(flat)
+    factors = []
+    for x, scatter in zip(of, scatters, strict=True):
+        values, directions = torch.linalg.eigh((scatter + pooled * common) / (len(x) + pooled) + ridge)
+        factors.append(directions * values.sqrt())
+    return ClassGaussian(
+        means.to(device, dtype), torch.stack(factors).to(device, dtype), tuple(int(n) for n in images.shape[1:])
+    )
