@@ -2,8 +2,8 @@
 
     uv run benchmarks/class_priors.py --data-root DIR [--images 20]
 
-The default network on MNIST, noise 0.1, hmc; labels known. Goes on where it was left (results/class_priors.csv), and prints the
-mean gain in PSNR with its standard error.
+The default network on MNIST, noise 0.1, hmc; labels known. Goes on where it was left
+(results/class_priors.csv), and prints the mean gain in PSNR with its standard error.
 """
 
 from __future__ import annotations
