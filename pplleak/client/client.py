@@ -247,12 +247,16 @@ class Client:
 
         names = {id(p): name for name, p in self.parameters.items()}
         factors: list[Factor | Entries] = []
+        copies: list[taps.Copies] = []
         for part in taps.read(self.network, given, loss, names):
             if isinstance(part, taps.Copies):
-                factors.append(Entries(unflat(part.gradients), slices[part.name]))
+                copies.append(part)
             else:
                 weight, bias = (None if n is None else slices[n] for n in (part.weight, part.bias))
-                factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias))
+                factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias, part.window))
+        if copies:  # all in one: a deep network has a hundred of them
+            examples = unflat(torch.cat([part.gradients for part in copies], 1))
+            factors.append(Entries(examples, tuple(slices[part.name] for part in copies)))
         return LazyUpdate(tuple(factors), self.update_size)
 
     def materialised(

@@ -2,18 +2,21 @@
 
     ∇W = Σ_r δ_r a_rᵀ        ∇b = Σ_r δ_r        ⟨G, ∇W⟩ = Σ_r δ_rᵀ G a_r        ‖∇W‖² = Σ_{r,s} (δ_r·δ_s)(a_r·a_s)
 
+A kernel's window (`pplleak.client.windows`) leaves out columns of ∇W that are 0, and a holds the others alone.
 Where there are more rows r than the weight has rows or columns (a convolution), ∇W itself is the cheaper form, and the
 layer materialises it. Which of the two a layer takes changes the cost, never the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from pplleak.client.windows import Window
 
 
 def dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
@@ -21,11 +24,19 @@ def dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
     return (a.double() * b.double()).sum(tuple(range(-dims, 0)))
 
 
-@lru_cache(maxsize=64)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
-def _in_double(g: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """g[start:stop] and its squared norm in float64."""
-    part = g[start:stop].double()
+@lru_cache(maxsize=256)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
+def _in_double(g: Tensor, start: int, stop: int, window: Window | None = None) -> tuple[Tensor, Tensor]:
+    """g[start:stop], of a kernel what the window shows, and its squared norm in float64."""
+    part = g[start:stop] if window is None else window.of_fan(g[start:stop])
+    part = part.double()
     return part, part.square().sum()
+
+
+@lru_cache(maxsize=256)
+def _unseen(g: Tensor, precision: Tensor | None, start: int, stop: int, window: Window) -> Tensor:
+    """Σ_i λ_i g_i² over the entries of a kernel that the window does not show, float64."""
+    hidden = g[start:stop].double() - window.filled_fan(window.of_fan(g[start:stop])).double()
+    return dot(hidden, hidden if precision is None else precision[start:stop] * hidden, 1)
 
 
 def _bilinear(deltas: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -44,12 +55,14 @@ class Factor:
     inputs   a (*shape, batch, groups, positions, fan_in)
     deltas   δ (*shape, batch, groups, positions, fan_out / groups)
     weight, bias: the slices of the flat update that hold ∇W (groups, fan_out / groups, fan_in) and ∇b
+    window: what of a convolution's kernel the inputs hold, so that fan_in counts that alone; None: all of it
     """
 
     inputs: Tensor
     deltas: Tensor
     weight: slice | None
     bias: slice | None
+    window: Window | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -78,7 +91,7 @@ class Factor:
 
     @cached_property
     def weight_gradient(self) -> Tensor:
-        """∇W, shape (*shape, groups, fan_out / groups, fan_in)."""
+        """∇W, what the window shows of it, shape (*shape, groups, fan_out / groups, fan_in)."""
         return self._rows(self.deltas).mT @ self._rows(self.inputs)
 
     @cached_property
@@ -86,8 +99,14 @@ class Factor:
         """∇b, shape (*shape, fan_out)."""
         return self.deltas.sum((-4, -2)).flatten(-2)
 
+    def _seen(self, g: Tensor) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+        """What lies beside ∇W and beside ∇b in g, each with its squared norm, float64."""
+        weight = self.weight and _in_double(g, self.weight.start, self.weight.stop, self.window)
+        bias = self.bias and _in_double(g, self.bias.start, self.bias.stop)
+        return weight, bias
+
     def _split(self, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        weight, bias = (None if s is None else _in_double(g, s.start, s.stop)[0] for s in (self.weight, self.bias))
+        weight, bias = (part and part[0] for part in self._seen(g))
         return None if weight is None else weight.view(self._blocks), bias
 
     @property
@@ -109,16 +128,22 @@ class Factor:
         if precision is not None:
             return self._weighted_sqdist(g, precision)
         if self._lazy:
-            constant = sum(_in_double(g, s.start, s.stop)[1] for s in (self.weight, self.bias) if s is not None)
+            constant = sum((part[1] for part in self._seen(g) if part is not None), self._hidden(g))
             return constant - 2 * self.inner(g) + self._lazy_sqnorm()
         diffs = [part - own for part, own in self._beside(g)]
-        return sum((dot(d, d, d.dim() - len(self.shape)) for d in diffs), self._zero)
+        return sum((dot(d, d, d.dim() - len(self.shape)) for d in diffs), self._hidden(g))
+
+    def _hidden(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
+        """Σ_i λ_i (g_i − 0)² over the entries of ∇W that are 0, because the window does not show them."""
+        if self.weight is None or self.window is None:
+            return self._zero
+        return _unseen(g, precision, self.weight.start, self.weight.stop, self.window)
 
     def _weighted_sqdist(self, g: Tensor, precision: Tensor) -> Tensor:
         """Σ_i precision_i (g_i − u_i)²."""
         weight, bias = self._split(g)
         by, bias_by = self._split(precision)
-        total = self._zero
+        total = self._hidden(g, precision)
         if weight is not None and by is not None:
             total = total + self._weighted_by(weight, by)
         if bias is not None and bias_by is not None:
@@ -168,33 +193,36 @@ class Factor:
 
     def entries(self) -> list[tuple[slice, Tensor]]:
         """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
-        parts = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
+        parts: list[tuple[slice, Tensor]] = []
+        if self.weight is not None:
+            own = self.weight_gradient
+            parts = [(self.weight, (own if self.window is None else self.window.filled_fan(own)).flatten(-3))]
         return parts if self.bias is None else [*parts, (self.bias, self.bias_gradient)]
 
     def per_example(self) -> Factor:
         """The same factor with the batch moved into the leading dimensions: one example each."""
-        return Factor(self.inputs.unsqueeze(-4), self.deltas.unsqueeze(-4), self.weight, self.bias)
+        return replace(self, inputs=self.inputs.unsqueeze(-4), deltas=self.deltas.unsqueeze(-4))
 
     def scaled(self, weights: Tensor) -> Factor:
-        deltas = self.deltas * weights.to(self.deltas.dtype)[..., None, None, None]
-        return Factor(self.inputs, deltas, self.weight, self.bias)
+        return replace(self, deltas=self.deltas * weights.to(self.deltas.dtype)[..., None, None, None])
 
     def expand(self, shape: torch.Size) -> Factor:
         def grow(t: Tensor) -> Tensor:
             return t.expand(*shape, *t.shape[-4:])
 
-        return Factor(grow(self.inputs), grow(self.deltas), self.weight, self.bias)
+        return replace(self, inputs=grow(self.inputs), deltas=grow(self.deltas))
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """A small parameter's share (a normalisation's scale, a class token), example by example, as it is.
+    """Small parameters' share (normalisations' scales, a class token), example by example, as it is.
 
-    examples  (*shape, batch, n), whose sum over the batch fills the slice `where` of the flat update
+    examples  (*shape, batch, n), whose sum over the batch fills the slices `where` of the flat update, one after the
+              other
     """
 
     examples: Tensor
-    where: slice
+    where: tuple[slice, ...]
 
     @property
     def shape(self) -> torch.Size:
@@ -204,28 +232,32 @@ class Entries:
     def _total(self) -> Tensor:
         return self.examples.sum(-2)
 
+    def _beside(self, g: Tensor) -> Tensor:
+        return torch.cat([g[where] for where in self.where])
+
     def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
-        diff = g[self.where] - self._total
-        return dot(diff, diff if precision is None else precision[self.where] * diff, 1)
+        diff = self._beside(g) - self._total
+        return dot(diff, diff if precision is None else self._beside(precision) * diff, 1)
 
     def inner(self, g: Tensor) -> Tensor:
-        return dot(g[self.where], self._total, 1)
+        return dot(self._beside(g), self._total, 1)
 
     def sqnorm(self) -> Tensor:
         return dot(self._total, self._total, 1)
 
     @property
     def slices(self) -> list[slice]:
-        return [self.where]
+        return list(self.where)
 
     def entries(self) -> list[tuple[slice, Tensor]]:
-        return [(self.where, self._total)]
+        parts = self._total.split([where.stop - where.start for where in self.where], -1)
+        return list(zip(self.where, parts, strict=True))
 
     def per_example(self) -> Entries:
-        return Entries(self.examples.unsqueeze(-2), self.where)
+        return replace(self, examples=self.examples.unsqueeze(-2))
 
     def scaled(self, weights: Tensor) -> Entries:
-        return Entries(self.examples * weights.to(self.examples.dtype)[..., None], self.where)
+        return replace(self, examples=self.examples * weights.to(self.examples.dtype)[..., None])
 
     def expand(self, shape: torch.Size) -> Entries:
-        return Entries(self.examples.expand(*shape, *self.examples.shape[-2:]), self.where)
+        return replace(self, examples=self.examples.expand(*shape, *self.examples.shape[-2:]))

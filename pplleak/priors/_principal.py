@@ -128,7 +128,7 @@ class Dense:
 
     matrix: Tensor
 
-    @property
+    @cached_property
     def widths(self) -> Tensor:
         return self.matrix.norm(dim=0)
 
