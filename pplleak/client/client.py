@@ -121,11 +121,16 @@ class Client:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.parameters.values())).dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.parameters.values())).device
+        return self._first.device
+
+    @property
+    def _first(self) -> Tensor:
+        """Of the shared parameters, found without a walk through a deep network."""
+        return next(p for name, p in self.network.named_parameters() if name in self.layers)
 
     def label_prior(self, batch_size: int = 1) -> Labels:
         """What the adversary knows of the labels before: uniform over the classes, or over the targets that there are,

@@ -40,9 +40,9 @@ def _unseen(g: Tensor, precision: Tensor | None, start: int, stop: int, window: 
 
 
 def _bilinear(deltas: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Σ_r δ_rᵀ (W a_r + b) for W (groups, fan_out / groups, fan_in), in float64."""
+    """Σ_r δ_rᵀ (W a_r + b) for W (groups, fan_out / groups, fan_in), all of it in float64."""
     # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
-    projected = inputs.double() @ (weight[0].mT if len(weight) == 1 else weight.mT)
+    projected = inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
     if bias is not None:
         projected = projected + bias.view(len(weight), 1, -1)
     return dot(deltas, projected, 4)
@@ -109,6 +109,11 @@ class Factor:
         weight, bias = (part and part[0] for part in self._seen(g))
         return None if weight is None else weight.view(self._blocks), bias
 
+    @cached_property
+    def _wide(self) -> tuple[Tensor, Tensor]:
+        """a and δ in float64, in which every sum over rows runs; patches lie the other way round, and are turned."""
+        return self.inputs.contiguous().double(), self.deltas.double()
+
     @property
     def _lazy(self) -> bool:
         return self.weight is not None and not self.dense
@@ -116,9 +121,9 @@ class Factor:
     def _gram(self, one: int) -> Tensor:
         """Σ_{r,s} (δ_r·δ_s)(a_r·a_s + one): ‖∇W‖², and with one = 1 also ‖∇b‖², a weight whose input is always 1."""
         if self._row_count == 1:  # the Gram matrices are numbers
-            a, d = (t.double().square().sum((-4, -2, -1)) for t in (self.inputs, self.deltas))
+            a, d = (t.square().sum((-4, -2, -1)) for t in self._wide)
             return ((a + one) * d).sum(-1)
-        a, d = self._rows(self.inputs).double(), self._rows(self.deltas).double()
+        a, d = (self._rows(t) for t in self._wide)
         return dot(d @ d.mT, a @ a.mT + one, 3)
 
     def _lazy_sqnorm(self) -> Tensor:
@@ -158,12 +163,13 @@ class Factor:
         if self.dense or not (one or self._row_count == 1):
             diff = weight - self.weight_gradient
             return dot(diff, by * diff, 3)
+        inputs, deltas = self._wide
         if one:
             return by[0, 0, 0] * (
-                dot(weight, weight, 3) - 2 * _bilinear(self.deltas, weight, self.inputs) + self._gram(0)
+                dot(weight, weight, 3) - 2 * _bilinear(deltas, weight, inputs) + self._gram(0)
             )
-        square = _bilinear(self.deltas.double().square(), by, self.inputs.double().square())
-        return dot(by * weight, weight, 3) - 2 * _bilinear(self.deltas, by * weight, self.inputs) + square
+        square = _bilinear(deltas.square(), by, inputs.square())
+        return dot(by * weight, weight, 3) - 2 * _bilinear(deltas, by * weight, inputs) + square
 
     @property
     def _zero(self) -> Tensor:
@@ -178,7 +184,8 @@ class Factor:
     def inner(self, g: Tensor) -> Tensor:
         weight, bias = self._split(g)
         if self._lazy and weight is not None:
-            return _bilinear(self.deltas, weight, self.inputs, bias)
+            inputs, deltas = self._wide
+            return _bilinear(deltas, weight, inputs, bias)
         return sum((dot(part, own, part.dim()) for part, own in self._beside(g)), self._zero)
 
     def sqnorm(self) -> Tensor:

@@ -17,12 +17,16 @@ class _Composed(TorchFunctionMode):
     """Functions whose kernel torch cannot differentiate twice, made of such as it can: the same values and slopes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        composed = _COMPOSED.get(func)
-        return func(*args, **(kwargs or {})) if composed is None else composed(*args, **(kwargs or {}))
+        return call(func, args, kwargs or {})
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return F.relu6(input + 3) / 6
+
+
+def call(func: Any, args: Any, kwargs: Any) -> Any:
+    """A torch function, or what stands for it."""
+    return _COMPOSED.get(func, func)(*args, **kwargs)
 
 
 _COMPOSED = {F.hardsigmoid: _hardsigmoid, torch._C._nn.hardsigmoid: _hardsigmoid}
@@ -71,12 +75,19 @@ def conv2d(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, 
 
 
 @contextmanager
-def plain() -> Iterator[None]:
-    """Only kernels that are differentiable twice and show every operation: no fused attention or encoder layer."""
+def unfused() -> Iterator[None]:
+    """No fused attention or encoder layer: those kernels are differentiable once, and hide what happens in them."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _Composed():
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Only kernels that are differentiable twice and show every operation."""
+    with unfused(), _Composed():
+        yield

@@ -14,7 +14,9 @@ goes through any other function has no tap; `Client` finds that out, and the cli
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +52,7 @@ class Copies:
     name: str
 
 
+FEW = 32  # rows up to which a matrix product of patches is faster than a convolution's kernels
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
 Shares = Callable[[Tensor], list[Call | Copies]]  # of the gradient at a tap
 
@@ -64,7 +67,7 @@ def read(
     Differentiable in x where one of them requires a gradient; the calls' tensors hold no graph otherwise.
     """
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in x)
-    with torch.enable_grad(), kernels.plain():
+    with torch.enable_grad(), kernels.unfused():
         with _Taps(names, len(x[0])) as taps:
             output = network(*x)
         at = [tensor for tensor, _ in taps.taps]
@@ -95,7 +98,7 @@ class _Taps(TorchFunctionMode):
             if func.__name__.strip("_") in _BROADCASTING:
                 dims = max(a.dim() for a in args if isinstance(a, Tensor))
                 return func(*(self._copied(a, dims) for a in args), **kwargs)
-        return func(*args, **kwargs)
+        return kernels.call(func, args, kwargs)
 
     def _tap(self, output: Tensor, shares: Shares) -> Tensor:
         if not output.requires_grad:  # nothing differentiable upstream: δ still needs a graph
@@ -141,17 +144,29 @@ class _Taps(TorchFunctionMode):
         kernel = weight if window is None else windows.cut(weight, window)
         stride, dilation = windows.pair(stride), windows.pair(dilation)
 
-        def rows(d: Tensor) -> tuple[Tensor, Tensor]:
-            plain = kernel.shape[2:] == (1, 1) and stride == (1, 1) and pad == (0, 0)
-            patches = a.flatten(2) if plain else F.unfold(a, kernel.shape[2:], dilation, pad, stride)
-            return patches.unflatten(1, (groups, -1)).mT, d.flatten(2).unflatten(1, (groups, -1)).mT
+        plain = kernel.shape[2:] == (1, 1) and stride == (1, 1) and pad == (0, 0)
 
-        out = kernels.conv2d(a, kernel, stride, pad, dilation, groups)
+        def patches() -> Tensor:
+            return a.flatten(2) if plain else F.unfold(a, kernel.shape[2:], dilation, pad, stride)
+
+        sizes = windows.outputs(input, weight, stride, padding, dilation)
+        if groups == 1 and len(a) * math.prod(sizes) <= FEW:
+            seen = patches().mT.contiguous()
+            out = F.linear(seen, kernel.flatten(1)).mT.unflatten(2, sizes)
+
+            def rows(d: Tensor) -> tuple[Tensor, Tensor]:
+                return seen[:, None], d.flatten(2).mT[:, None]
+        else:
+            out = kernels.conv2d(a, kernel, stride, pad, dilation, groups)
+
+            def rows(d: Tensor) -> tuple[Tensor, Tensor]:
+                return tuple(t.unflatten(1, (groups, -1)).mT for t in (patches(), d.flatten(2)))  # type: ignore[return-value]
+
         out = out if bias is None else out + bias.view(-1, 1, 1)
         return self._layer(out, rows, weight, bias, window)
 
     def _norm(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
-        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound = _signature(func).bind(*args, **kwargs)
         scale_shift = [bound.arguments.get(n) for n in ("weight", "bias")]
         if not any(id(p) in self.names for p in scale_shift):
             return func(*args, **kwargs)
@@ -201,7 +216,7 @@ class _Taps(TorchFunctionMode):
     def _attention(self, *args: Any, **kwargs: Any) -> Any:
         """Plain self-attention, (positions, examples, width); masks and other extras are left to the fallback."""
         func = F.multi_head_attention_forward
-        given = inspect.signature(func).bind(*args, **kwargs)
+        given = _signature(func).bind(*args, **kwargs)
         given.apply_defaults()
         a = given.arguments
         x, extras = a["query"], ("bias_k", "bias_v", "add_zero_attn", "key_padding_mask", "attn_mask", "static_k",
@@ -215,6 +230,7 @@ class _Taps(TorchFunctionMode):
         return self._linear(heads, a["out_proj_weight"], a["out_proj_bias"]).transpose(0, 1), None
 
 
+_signature = functools.cache(inspect.signature)
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm}
 _OVER_LAST_DIMENSIONS = {F.layer_norm, F.rms_norm}
 _BROADCASTING = {"add", "sub", "rsub", "mul", "div", "expand"}

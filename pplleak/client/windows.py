@@ -7,6 +7,7 @@ in nine. What is cut off is neither read nor multiplied; the values are the same
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,18 +65,30 @@ def seen(
         return None, F.pad(input, (before[1], after[1], before[0], after[0])), (0, 0)
     frame = []
     for n, k, s, low, high, d, (first, last) in zip(sizes, kernel, strides, before, after, dilations, ends, strict=True):
-        outputs = (n + low + high - d * (k - 1) - 1) // s + 1
-        frame.append((low - first * d, (outputs - 1) * s + (last - 1) * d - low - (n - 1)))
+        end = (_outputs(n, k, s, low, high, d) - 1) * s + (last - 1) * d - low
+        frame.append((low - first * d, end - (n - 1)))
     window = Window(kernel, *ends)
     if all(low == high >= 0 for low, high in frame):
         return window, input, (frame[0][0], frame[1][0])
     return window, F.pad(input, (*frame[1], *frame[0])), (0, 0)
 
 
+def outputs(input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> list[int]:
+    """Height and width of the convolution's output; arguments as for `seen`."""
+    kernel, dilations = pair(weight.shape[2:]), pair(dilation)
+    along = zip(input.shape[2:], kernel, pair(stride), *_padding(padding, kernel, dilations), dilations, strict=True)
+    return [_outputs(*one) for one in along]
+
+
+def _outputs(n: int, kernel: int, stride: int, before: int, after: int, dilation: int) -> int:
+    return (n + before + after - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@functools.cache  # of a few sizes a network
 def _meets(n: int, kernel: int, stride: int, before: int, after: int, dilation: int) -> Ends:
     """Along one dimension: the taps that lie on the image at some output; at least one."""
-    outputs = (n + before + after - dilation * (kernel - 1) - 1) // stride + 1
-    at = [j for j in range(kernel) if any(0 <= o * stride - before + j * dilation < n for o in range(outputs))]
+    places = range(_outputs(n, kernel, stride, before, after, dilation))
+    at = [j for j in range(kernel) if any(0 <= o * stride - before + j * dilation < n for o in places)]
     return (at[0], at[-1] + 1) if at else (0, 1)
 
 
