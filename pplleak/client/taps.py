@@ -152,7 +152,8 @@ class _Taps(TorchFunctionMode):
         sizes = windows.outputs(input, weight, stride, padding, dilation)
         if groups == 1 and len(a) * math.prod(sizes) <= FEW:
             seen = patches().mT.contiguous()
-            out = F.linear(seen, kernel.flatten(1)).mT.unflatten(2, sizes)
+            # contiguous: without it, the slopes of a native batch_norm behind it were seen to come out wrong
+            out = F.linear(seen, kernel.flatten(1)).mT.contiguous().unflatten(2, sizes)
 
             def rows(d: Tensor) -> tuple[Tensor, Tensor]:
                 return seen[:, None], d.flatten(2).mT[:, None]

@@ -37,10 +37,10 @@ class Components:
 def components(images: Tensor, floor: float, rank: int | None = None) -> Components:
     """The principal components of images (N, *input_shape).
 
-    Up to DENSE pixels, and without a rank, all of them. Of larger images, and of few, the `rank` leading ones, or as many as N − 1
-    and ENTRIES allow; they come from the Gram matrix of at most LOOKED_AT images, taken evenly. What is left of the
-    variance is spread over all other directions (Tipping & Bishop 1999, eq. 8); no direction lies in it where N − 1
-    components are kept, and the result is then the exact covariance.
+    Up to DENSE pixels, and without a rank, all of them. Of larger images, and of few, the `rank` leading ones, or as
+    many as N − 1 and ENTRIES allow; they come from the Gram matrix of at most LOOKED_AT images, taken evenly. What is
+    left of the variance is spread over all other directions (Tipping & Bishop 1999, eq. 8); no direction lies in it
+    where N − 1 components are kept, and the result is then the exact covariance.
 
     Raises:
         BadInput: the images do not fit into the memory as float64.
