@@ -148,7 +148,8 @@ def test_one_image_is_too_few_to_fit() -> None:
 
 SITES = {
     "flow": ["z", "w", "x"], "gaussian": ["z", "x"], "gmrf": ["e", "x"], "logit_normal": ["z", "x"],
-    "mixture": ["z", "w", "x"], "ppca": ["e", "x"], "tv": ["x", "tv"], "uniform": ["x"], "vae": ["z", "e", "x"],
+    "mixture": ["z", "w", "x"], "ppca": ["e", "x"], "stationary": ["e", "x"], "tv": ["x", "tv"], "uniform": ["x"],
+    "vae": ["z", "e", "x"],
 }  # fmt: skip
 
 
