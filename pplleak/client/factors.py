@@ -189,9 +189,7 @@ class Factor:
             return dot(diff, by * diff, 3)
         inputs, deltas = self._wide
         if one:
-            return by[0, 0, 0] * (
-                dot(weight, weight, 3) - 2 * _bilinear(deltas, weight, inputs) + self._gram(0)
-            )
+            return by[0, 0, 0] * (dot(weight, weight, 3) - 2 * _bilinear(deltas, weight, inputs) + self._gram(0))
         square = _bilinear(deltas.square(), by, inputs.square())
         return dot(by * weight, weight, 3) - 2 * _bilinear(deltas, by * weight, inputs) + square
 

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from pplleak.client import kernels, windows
 from pplleak.client.windows import Window
 
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A layer call: rows a and δ (examples, groups, positions, fan), whose outer products sum to ∇W.
