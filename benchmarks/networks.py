@@ -54,7 +54,7 @@ NETWORKS = (
     "swin_t",
 )  # fmt: skip
 LARGE = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "densenet121", "vit_b_16")
-STEPS = {32: 40, 64: 20, 224: 5}
+STEPS = {"eval": {32: 40, 64: 8, 224: 3}, "train": {32: 10, 64: 5, 224: 3}}
 PUBLIC, BATCH, RATIO = 60, 4, 0.01  # public images; examples in train mode; σ in units of the gradient's rms entry
 
 
@@ -125,7 +125,7 @@ def attack(case: Case) -> dict[str, Any]:
     believed = functools.partial(optimal.model, sigma=sigma, reference=public)
     density = posterior(believed, client, observed)
     pyro.set_rng_seed(0)
-    begin, steps = density.sample_prior(1), STEPS[case.size]
+    begin, steps = density.sample_prior(1), STEPS[case.mode][case.size]
     density.value_and_grad(begin)
     start = time.perf_counter()
     found = maximise(density, begin=begin, steps=steps)

@@ -114,7 +114,8 @@ class Victim:
     seed: int = 0
     """Of the weights, the noise and the inference: one seed, one result."""
     dtype: Precision = "float32"
-    """Precision of the network; distances to the observation are summed in float64 either way."""
+    """Precision in which the client computes. Behind bfloat16 and float16 the attack computes in float32, and takes
+    what they round off for noise. Distances to the observation are summed in float64 in any case."""
     device: str = "cpu"
     """Where the network runs: cpu, cuda, …"""
 

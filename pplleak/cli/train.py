@@ -73,6 +73,8 @@ def run(argv: Sequence[str]) -> int:
 
     protected, network = arguments.protection(args), Named(args.network, options(args, "network"))
     federation = Federation(args.clients, args.participants, args.batch_size, args.lr, args.delta)
+    if args.dtype not in ("float32", "float64"):
+        raise BadInput(f"training rounds run in float32 or float64, not in {args.dtype}")
     if args.steps < 1:
         raise BadInput(f"--steps must be at least 1, not {args.steps}")
     checkpoints = args.checkpoints or rounds.milestones(args.steps)

@@ -121,11 +121,16 @@ class Client:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.parameters.values())).dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.parameters.values())).device
+        return self._first.device
+
+    @property
+    def _first(self) -> Tensor:
+        """Of the shared parameters, found without a walk through a deep network."""
+        return next(p for name, p in self.network.named_parameters() if name in self.layers)
 
     def label_prior(self, batch_size: int = 1) -> Labels:
         """What the adversary knows of the labels before: uniform over the classes, or over the targets that there are,
@@ -247,12 +252,16 @@ class Client:
 
         names = {id(p): name for name, p in self.parameters.items()}
         factors: list[Factor | Entries] = []
+        copies: list[taps.Copies] = []
         for part in taps.read(self.network, given, loss, names):
             if isinstance(part, taps.Copies):
-                factors.append(Entries(unflat(part.gradients), slices[part.name]))
+                copies.append(part)
             else:
                 weight, bias = (None if n is None else slices[n] for n in (part.weight, part.bias))
-                factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias))
+                factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias, part.window))
+        if copies:  # all in one: a deep network has a hundred of them
+            examples = unflat(torch.cat([part.gradients for part in copies], 1))
+            factors.append(Entries(examples, tuple(slices[part.name] for part in copies)))
         return LazyUpdate(tuple(factors), self.update_size)
 
     def materialised(

@@ -2,18 +2,22 @@
 
     ∇W = Σ_r δ_r a_rᵀ        ∇b = Σ_r δ_r        ⟨G, ∇W⟩ = Σ_r δ_rᵀ G a_r        ‖∇W‖² = Σ_{r,s} (δ_r·δ_s)(a_r·a_s)
 
+A kernel's window (`pplleak.client.windows`) leaves out columns of ∇W that are 0, and a holds the others alone.
 Where there are more rows r than the weight has rows or columns (a convolution), ∇W itself is the cheaper form, and the
 layer materialises it. Which of the two a layer takes changes the cost, never the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from pplleak.client.windows import Window
 
 
 def dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
@@ -21,17 +25,48 @@ def dot(a: Tensor, b: Tensor, dims: int) -> Tensor:
     return (a.double() * b.double()).sum(tuple(range(-dims, 0)))
 
 
-@lru_cache(maxsize=64)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
-def _in_double(g: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """g[start:stop] and its squared norm in float64."""
-    part = g[start:stop].double()
+class _Square(torch.autograd.Function):
+    """Σ_i d_i² over the last dimension: the squares and their sum in float64, a block at a time, the slope 2 d in d's
+    own precision. Autograd would keep and pass through eight bytes an entry."""
+
+    BLOCK = 2**15  # entries that stay in a core's cache
+
+    @staticmethod
+    def forward(ctx: Any, d: Tensor) -> Tensor:
+        ctx.save_for_backward(d)
+        return torch.stack([dot(part, part, 1) for part in d.split(_Square.BLOCK, -1)]).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> Tensor:
+        (d,) = ctx.saved_tensors
+        return (2 * weight).to(d.dtype)[..., None] * d
+
+
+def square(d: Tensor) -> Tensor:
+    """‖d‖² over the last dimension, in float64, of as many entries as there are; no more memory than d's."""
+    found: Tensor = _Square.apply(d)
+    return found
+
+
+@lru_cache(maxsize=256)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
+def _in_double(g: Tensor, start: int, stop: int, window: Window | None = None) -> tuple[Tensor, Tensor]:
+    """g[start:stop], of a kernel what the window shows, and its squared norm in float64."""
+    part = g[start:stop] if window is None else window.of_fan(g[start:stop])
+    part = part.double()
     return part, part.square().sum()
 
 
+@lru_cache(maxsize=256)
+def _unseen(g: Tensor, precision: Tensor | None, start: int, stop: int, window: Window) -> Tensor:
+    """Σ_i λ_i g_i² over the entries of a kernel that the window does not show, float64."""
+    hidden = g[start:stop].double() - window.filled_fan(window.of_fan(g[start:stop])).double()
+    return dot(hidden, hidden if precision is None else precision[start:stop] * hidden, 1)
+
+
 def _bilinear(deltas: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Σ_r δ_rᵀ (W a_r + b) for W (groups, fan_out / groups, fan_in), in float64."""
+    """Σ_r δ_rᵀ (W a_r + b) for W (groups, fan_out / groups, fan_in), all of it in float64."""
     # one group: a plain matrix, so that matmul folds all chains into one product instead of one each
-    projected = inputs.double() @ (weight[0].mT if len(weight) == 1 else weight.mT)
+    projected = inputs @ (weight[0].mT if len(weight) == 1 else weight.mT)
     if bias is not None:
         projected = projected + bias.view(len(weight), 1, -1)
     return dot(deltas, projected, 4)
@@ -44,12 +79,14 @@ class Factor:
     inputs   a (*shape, batch, groups, positions, fan_in)
     deltas   δ (*shape, batch, groups, positions, fan_out / groups)
     weight, bias: the slices of the flat update that hold ∇W (groups, fan_out / groups, fan_in) and ∇b
+    window: what of a convolution's kernel the inputs hold, so that fan_in counts that alone; None: all of it
     """
 
     inputs: Tensor
     deltas: Tensor
     weight: slice | None
     bias: slice | None
+    window: Window | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -78,7 +115,7 @@ class Factor:
 
     @cached_property
     def weight_gradient(self) -> Tensor:
-        """∇W, shape (*shape, groups, fan_out / groups, fan_in)."""
+        """∇W, what the window shows of it, shape (*shape, groups, fan_out / groups, fan_in)."""
         return self._rows(self.deltas).mT @ self._rows(self.inputs)
 
     @cached_property
@@ -86,9 +123,20 @@ class Factor:
         """∇b, shape (*shape, fan_out)."""
         return self.deltas.sum((-4, -2)).flatten(-2)
 
+    def _seen(self, g: Tensor) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+        """What lies beside ∇W and beside ∇b in g, each with its squared norm, float64."""
+        weight = self.weight and _in_double(g, self.weight.start, self.weight.stop, self.window)
+        bias = self.bias and _in_double(g, self.bias.start, self.bias.stop)
+        return weight, bias
+
     def _split(self, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        weight, bias = (None if s is None else _in_double(g, s.start, s.stop)[0] for s in (self.weight, self.bias))
+        weight, bias = (part and part[0] for part in self._seen(g))
         return None if weight is None else weight.view(self._blocks), bias
+
+    @cached_property
+    def _wide(self) -> tuple[Tensor, Tensor]:
+        """a and δ in float64, in which every sum over rows runs; patches lie the other way round, and are turned."""
+        return self.inputs.contiguous().double(), self.deltas.double()
 
     @property
     def _lazy(self) -> bool:
@@ -97,9 +145,9 @@ class Factor:
     def _gram(self, one: int) -> Tensor:
         """Σ_{r,s} (δ_r·δ_s)(a_r·a_s + one): ‖∇W‖², and with one = 1 also ‖∇b‖², a weight whose input is always 1."""
         if self._row_count == 1:  # the Gram matrices are numbers
-            a, d = (t.double().square().sum((-4, -2, -1)) for t in (self.inputs, self.deltas))
+            a, d = (t.square().sum((-4, -2, -1)) for t in self._wide)
             return ((a + one) * d).sum(-1)
-        a, d = self._rows(self.inputs).double(), self._rows(self.deltas).double()
+        a, d = (self._rows(t) for t in self._wide)
         return dot(d @ d.mT, a @ a.mT + one, 3)
 
     def _lazy_sqnorm(self) -> Tensor:
@@ -109,16 +157,22 @@ class Factor:
         if precision is not None:
             return self._weighted_sqdist(g, precision)
         if self._lazy:
-            constant = sum(_in_double(g, s.start, s.stop)[1] for s in (self.weight, self.bias) if s is not None)
+            constant = sum((part[1] for part in self._seen(g) if part is not None), self._hidden(g))
             return constant - 2 * self.inner(g) + self._lazy_sqnorm()
         diffs = [part - own for part, own in self._beside(g)]
-        return sum((dot(d, d, d.dim() - len(self.shape)) for d in diffs), self._zero)
+        return sum((dot(d, d, d.dim() - len(self.shape)) for d in diffs), self._hidden(g))
+
+    def _hidden(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
+        """Σ_i λ_i (g_i − 0)² over the entries of ∇W that are 0, because the window does not show them."""
+        if self.weight is None or self.window is None:
+            return self._zero
+        return _unseen(g, precision, self.weight.start, self.weight.stop, self.window)
 
     def _weighted_sqdist(self, g: Tensor, precision: Tensor) -> Tensor:
         """Σ_i precision_i (g_i − u_i)²."""
         weight, bias = self._split(g)
         by, bias_by = self._split(precision)
-        total = self._zero
+        total = self._hidden(g, precision)
         if weight is not None and by is not None:
             total = total + self._weighted_by(weight, by)
         if bias is not None and bias_by is not None:
@@ -133,12 +187,11 @@ class Factor:
         if self.dense or not (one or self._row_count == 1):
             diff = weight - self.weight_gradient
             return dot(diff, by * diff, 3)
+        inputs, deltas = self._wide
         if one:
-            return by[0, 0, 0] * (
-                dot(weight, weight, 3) - 2 * _bilinear(self.deltas, weight, self.inputs) + self._gram(0)
-            )
-        square = _bilinear(self.deltas.double().square(), by, self.inputs.double().square())
-        return dot(by * weight, weight, 3) - 2 * _bilinear(self.deltas, by * weight, self.inputs) + square
+            return by[0, 0, 0] * (dot(weight, weight, 3) - 2 * _bilinear(deltas, weight, inputs) + self._gram(0))
+        square = _bilinear(deltas.square(), by, inputs.square())
+        return dot(by * weight, weight, 3) - 2 * _bilinear(deltas, by * weight, inputs) + square
 
     @property
     def _zero(self) -> Tensor:
@@ -153,7 +206,8 @@ class Factor:
     def inner(self, g: Tensor) -> Tensor:
         weight, bias = self._split(g)
         if self._lazy and weight is not None:
-            return _bilinear(self.deltas, weight, self.inputs, bias)
+            inputs, deltas = self._wide
+            return _bilinear(deltas, weight, inputs, bias)
         return sum((dot(part, own, part.dim()) for part, own in self._beside(g)), self._zero)
 
     def sqnorm(self) -> Tensor:
@@ -168,33 +222,36 @@ class Factor:
 
     def entries(self) -> list[tuple[slice, Tensor]]:
         """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
-        parts = [] if self.weight is None else [(self.weight, self.weight_gradient.flatten(-3))]
+        parts: list[tuple[slice, Tensor]] = []
+        if self.weight is not None:
+            own = self.weight_gradient
+            parts = [(self.weight, (own if self.window is None else self.window.filled_fan(own)).flatten(-3))]
         return parts if self.bias is None else [*parts, (self.bias, self.bias_gradient)]
 
     def per_example(self) -> Factor:
         """The same factor with the batch moved into the leading dimensions: one example each."""
-        return Factor(self.inputs.unsqueeze(-4), self.deltas.unsqueeze(-4), self.weight, self.bias)
+        return replace(self, inputs=self.inputs.unsqueeze(-4), deltas=self.deltas.unsqueeze(-4))
 
     def scaled(self, weights: Tensor) -> Factor:
-        deltas = self.deltas * weights.to(self.deltas.dtype)[..., None, None, None]
-        return Factor(self.inputs, deltas, self.weight, self.bias)
+        return replace(self, deltas=self.deltas * weights.to(self.deltas.dtype)[..., None, None, None])
 
     def expand(self, shape: torch.Size) -> Factor:
         def grow(t: Tensor) -> Tensor:
             return t.expand(*shape, *t.shape[-4:])
 
-        return Factor(grow(self.inputs), grow(self.deltas), self.weight, self.bias)
+        return replace(self, inputs=grow(self.inputs), deltas=grow(self.deltas))
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """A small parameter's share (a normalisation's scale, a class token), example by example, as it is.
+    """Small parameters' share (normalisations' scales, a class token), example by example, as it is.
 
-    examples  (*shape, batch, n), whose sum over the batch fills the slice `where` of the flat update
+    examples  (*shape, batch, n), whose sum over the batch fills the slices `where` of the flat update, one after the
+              other
     """
 
     examples: Tensor
-    where: slice
+    where: tuple[slice, ...]
 
     @property
     def shape(self) -> torch.Size:
@@ -204,28 +261,32 @@ class Entries:
     def _total(self) -> Tensor:
         return self.examples.sum(-2)
 
+    def _beside(self, g: Tensor) -> Tensor:
+        return torch.cat([g[where] for where in self.where])
+
     def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
-        diff = g[self.where] - self._total
-        return dot(diff, diff if precision is None else precision[self.where] * diff, 1)
+        diff = self._beside(g) - self._total
+        return dot(diff, diff if precision is None else self._beside(precision) * diff, 1)
 
     def inner(self, g: Tensor) -> Tensor:
-        return dot(g[self.where], self._total, 1)
+        return dot(self._beside(g), self._total, 1)
 
     def sqnorm(self) -> Tensor:
         return dot(self._total, self._total, 1)
 
     @property
     def slices(self) -> list[slice]:
-        return [self.where]
+        return list(self.where)
 
     def entries(self) -> list[tuple[slice, Tensor]]:
-        return [(self.where, self._total)]
+        parts = self._total.split([where.stop - where.start for where in self.where], -1)
+        return list(zip(self.where, parts, strict=True))
 
     def per_example(self) -> Entries:
-        return Entries(self.examples.unsqueeze(-2), self.where)
+        return replace(self, examples=self.examples.unsqueeze(-2))
 
     def scaled(self, weights: Tensor) -> Entries:
-        return Entries(self.examples * weights.to(self.examples.dtype)[..., None], self.where)
+        return replace(self, examples=self.examples * weights.to(self.examples.dtype)[..., None])
 
     def expand(self, shape: torch.Size) -> Entries:
-        return Entries(self.examples.expand(*shape, *self.examples.shape[-2:]), self.where)
+        return replace(self, examples=self.examples.expand(*shape, *self.examples.shape[-2:]))

@@ -17,24 +17,77 @@ class _Composed(TorchFunctionMode):
     """Functions whose kernel torch cannot differentiate twice, made of such as it can: the same values and slopes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        composed = _COMPOSED.get(func)
-        return func(*args, **(kwargs or {})) if composed is None else composed(*args, **(kwargs or {}))
+        return call(func, args, kwargs or {})
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return F.relu6(input + 3) / 6
 
 
+def call(func: Any, args: Any, kwargs: Any) -> Any:
+    """A torch function, or what stands for it."""
+    return _COMPOSED.get(func, func)(*args, **kwargs)
+
+
 _COMPOSED = {F.hardsigmoid: _hardsigmoid, torch._C._nn.hardsigmoid: _hardsigmoid}
+
+
+class _Convolution(torch.autograd.Function):
+    """x ↦ W ∗ x, linear, with a frozen W: its slope is the adjoint, and that one's is the convolution again.
+
+    torch's own second derivative of a convolution computes the gradient in W, which nobody asks for here, along with
+    the one in x: a pass over all weights a layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, how: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.how, ctx.shape = how, x.shape
+        return F.conv2d(x, weight, None, *how)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        return _Adjoint.apply(slope, weight, ctx.how, ctx.shape), None, None
+
+
+class _Adjoint(torch.autograd.Function):
+    """The gradient of a convolution in its input."""
+
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, weight: Tensor, how: tuple[Any, ...], shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.how = how
+        return torch.nn.grad.conv2d_input(list(shape), weight, slope, *how)  # type: ignore[no-untyped-call, no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        return _Convolution.apply(slope, weight, ctx.how), None, None, None
+
+
+def conv2d(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+    """`torch.nn.functional.conv2d` without a bias, of a weight that no gradient is wanted in."""
+    if not x.requires_grad:
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    found: Tensor = _Convolution.apply(x, weight, (stride, padding, dilation, groups))
+    return found
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """No fused attention or encoder layer: those kernels are differentiable once, and hide what happens in them."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Only kernels that are differentiable twice and show every operation: no fused attention or encoder layer."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _Composed():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    """Only kernels that are differentiable twice and show every operation."""
+    with unfused(), _Composed():
+        yield

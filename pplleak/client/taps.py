@@ -3,7 +3,8 @@
 A tap watches the torch functions that a parameter goes through, so that functional calls are seen as modules are:
 
     linear, conv2d       the input a and, from the backward pass, the gradient δ at the output: ∇W = Σ_r δ_r a_rᵀ
-    batch_norm, …        γ x̂ + β, with x̂ normalised: every example gets copies of γ and β of its own
+    batch_norm           in eval mode γ x̂ + β with x̂ affine in x: ∇γ = Σ δ x̂ and ∇β = Σ δ, over the positions
+    layer_norm, …        γ x̂ + β, with x̂ normalised: every example gets copies of γ and β of its own
     p + x, p.expand(n)   the same for any other parameter that meets the examples by broadcasting (a class token)
     attention            the packed projection of q, k and v and the one behind it, each as linear
 
@@ -13,7 +14,9 @@ goes through any other function has no tap; `Client` finds that out, and the cli
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pplleak.client import kernels
-
-Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
+from pplleak.client import kernels, windows
+from pplleak.client.windows import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +35,14 @@ class Call:
     """A layer call: rows a and δ (examples, groups, positions, fan), whose outer products sum to ∇W.
 
     weight, bias: the parameters' names, or None where there is none or it is frozen
+    window: of a kernel that reaches beyond the image, the part that meets it; a holds that part alone
     """
 
     inputs: Tensor
     deltas: Tensor
     weight: str | None
     bias: str | None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,11 @@ class Copies:
 
     gradients: Tensor
     name: str
+
+
+FEW = 32  # rows up to which a matrix product of patches is faster than a convolution's kernels
+Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
+Shares = Callable[[Tensor], list[Call | Copies]]  # of the gradient at a tap
 
 
 def read(
@@ -59,28 +68,22 @@ def read(
     Differentiable in x where one of them requires a gradient; the calls' tensors hold no graph otherwise.
     """
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in x)
-    with torch.enable_grad(), kernels.plain():
+    with torch.enable_grad(), kernels.unfused():
         with _Taps(names, len(x[0])) as taps:
             output = network(*x)
-        at = [output for output, _, _, _ in taps.calls] + [copy for copy, _ in taps.copies]
+        at = [tensor for tensor, _ in taps.taps]
         gradients = torch.autograd.grad(loss(output), at, create_graph=differentiable, materialize_grads=True)
-    collected: list[Call | Copies] = []
-    for (_, rows, weight, bias), d in zip(taps.calls, gradients, strict=False):
-        inputs, deltas = rows(d)
-        collected.append(Call(inputs if differentiable else inputs.detach(), deltas, weight, bias))
-    for (_, name), d in zip(taps.copies, gradients[len(taps.calls) :], strict=True):
-        collected.append(Copies(d.reshape(len(d), -1), name))
-    return collected
+    with torch.set_grad_enabled(differentiable):
+        return [part for (_, shares), d in zip(taps.taps, gradients, strict=True) for part in shares(d)]
 
 
 class _Taps(TorchFunctionMode):
-    """Collects (output, δ ↦ rows, weight, bias) of layer calls, and (copy, name) of copied parameters."""
+    """Collects tensors of the forward pass, each with what the gradient there says of parameters."""
 
     def __init__(self, names: dict[int, str], examples: int) -> None:
         super().__init__()
         self.names, self.examples = names, examples
-        self.calls: list[tuple[Tensor, Rows, str | None, str | None]] = []
-        self.copies: list[tuple[Tensor, str]] = []
+        self.taps: list[tuple[Tensor, Shares]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -96,16 +99,19 @@ class _Taps(TorchFunctionMode):
             if func.__name__.strip("_") in _BROADCASTING:
                 dims = max(a.dim() for a in args if isinstance(a, Tensor))
                 return func(*(self._copied(a, dims) for a in args), **kwargs)
-        return func(*args, **kwargs)
+        return kernels.call(func, args, kwargs)
 
-    def _tap(self, output: Tensor, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
-        names = self.names.get(id(weight)), self.names.get(id(bias))
-        if names == (None, None):
-            return output
+    def _tap(self, output: Tensor, shares: Shares) -> Tensor:
         if not output.requires_grad:  # nothing differentiable upstream: δ still needs a graph
             output.requires_grad_()
-        self.calls.append((output, rows, *names))
+        self.taps.append((output, shares))
         return output
+
+    def _layer(
+        self, output: Tensor, rows: Rows, weight: Tensor, bias: Tensor | None, window: Window | None = None
+    ) -> Tensor:
+        names = self.names.get(id(weight)), self.names.get(id(bias))
+        return output if names == (None, None) else self._tap(output, lambda d: [Call(*rows(d), *names, window)])
 
     def _copied(self, a: Any, dims: int) -> Any:
         """A parameter as one copy an example, of `dims` dimensions; anything else as it is."""
@@ -117,15 +123,13 @@ class _Taps(TorchFunctionMode):
     def _copies(self, value: Tensor, name: str, dims: int) -> Tensor:
         own = value.shape[1:] if value.dim() == dims else value.shape
         shape = (self.examples, *(1,) * (dims - 1 - len(own)), *own)
-        copy = value.detach().expand(shape).requires_grad_()
-        self.copies.append((copy, name))
-        return copy
+        return self._tap(value.detach().expand(shape), lambda d: [Copies(d.reshape(len(d), -1), name)])
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         def rows(d: Tensor) -> tuple[Tensor, Tensor]:
             return tuple(t.reshape(len(t), 1, -1, t.shape[-1]) for t in (input, d))  # type: ignore[return-value]
 
-        return self._tap(F.linear(input, weight, bias), rows, weight, bias)
+        return self._layer(F.linear(input, weight, bias), rows, weight, bias)
 
     def _conv2d(
         self,
@@ -137,24 +141,39 @@ class _Taps(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        def rows(d: Tensor) -> tuple[Tensor, Tensor]:
-            a, pad, kernel = input, padding, weight.shape[2:]
-            if isinstance(padding, str):
-                pad = 0
-                if padding == "same":
-                    step = (dilation, dilation) if isinstance(dilation, int) else dilation
-                    total = [s * (k - 1) for s, k in zip(step, kernel, strict=True)]
-                    a = F.pad(a, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
-            patches = F.unfold(a, tuple(kernel), dilation, pad, stride)
-            return patches.unflatten(1, (groups, -1)).mT, d.flatten(2).unflatten(1, (groups, -1)).mT
+        window, a, pad = windows.seen(input, weight, stride, padding, dilation)
+        kernel = weight if window is None else windows.cut(weight, window)
+        stride, dilation = windows.pair(stride), windows.pair(dilation)
 
-        return self._tap(F.conv2d(input, weight, bias, stride, padding, dilation, groups), rows, weight, bias)
+        plain = kernel.shape[2:] == (1, 1) and stride == (1, 1) and pad == (0, 0)
+
+        def patches() -> Tensor:
+            return a.flatten(2) if plain else F.unfold(a, kernel.shape[2:], dilation, pad, stride)
+
+        sizes = windows.outputs(input, weight, stride, padding, dilation)
+        if groups == 1 and len(a) * math.prod(sizes) <= FEW:
+            seen = patches().mT.contiguous()
+            # contiguous: without it, the slopes of a native batch_norm behind it were seen to come out wrong
+            out = F.linear(seen, kernel.flatten(1)).mT.contiguous().unflatten(2, sizes)
+
+            def rows(d: Tensor) -> tuple[Tensor, Tensor]:
+                return seen[:, None], d.flatten(2).mT[:, None]
+        else:
+            out = kernels.conv2d(a, kernel, stride, pad, dilation, groups)
+
+            def rows(d: Tensor) -> tuple[Tensor, Tensor]:
+                return tuple(t.unflatten(1, (groups, -1)).mT for t in (patches(), d.flatten(2)))  # type: ignore[return-value]
+
+        out = out if bias is None else out + bias.view(-1, 1, 1)
+        return self._layer(out, rows, weight, bias, window)
 
     def _norm(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
-        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound = _signature(func).bind(*args, **kwargs)
         scale_shift = [bound.arguments.get(n) for n in ("weight", "bias")]
         if not any(id(p) in self.names for p in scale_shift):
             return func(*args, **kwargs)
+        if func is F.batch_norm and not bound.arguments.get("training", False):
+            return self._batch_norm(**bound.arguments)
         bound.arguments.update({n: None for n in ("weight", "bias") if n in bound.arguments})
         out = func(*bound.args, **bound.kwargs)
         for k, p in enumerate(scale_shift):
@@ -165,10 +184,41 @@ class _Taps(TorchFunctionMode):
                 out = out + value if k else out * value
         return out
 
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        **_: Any,
+    ) -> Tensor:
+        """By the running statistics: one scale and one shift a channel, and no copies of the image but its own."""
+
+        def over_channels(t: Tensor) -> Tensor:
+            return t.reshape(-1, *(1,) * (input.dim() - 2))
+
+        scale = (running_var + eps).rsqrt()
+        shift = -running_mean * scale
+        names = self.names.get(id(weight)), self.names.get(id(bias))
+
+        def shares(d: Tensor) -> list[Call | Copies]:
+            normalised = torch.addcmul(over_channels(shift), input, over_channels(scale))
+            of = (d * normalised, d)
+            return [Copies(t.flatten(2).sum(2) if t.dim() > 2 else t, n)
+                    for t, n in zip(of, names, strict=True) if n is not None]  # fmt: skip
+
+        gain, offset = scale, shift
+        if weight is not None:
+            gain, offset = gain * weight, offset * weight
+        offset = offset if bias is None else offset + bias
+        return self._tap(torch.addcmul(over_channels(offset), input, over_channels(gain)), shares)
+
     def _attention(self, *args: Any, **kwargs: Any) -> Any:
         """Plain self-attention, (positions, examples, width); masks and other extras are left to the fallback."""
         func = F.multi_head_attention_forward
-        given = inspect.signature(func).bind(*args, **kwargs)
+        given = _signature(func).bind(*args, **kwargs)
         given.apply_defaults()
         a = given.arguments
         x, extras = a["query"], ("bias_k", "bias_v", "add_zero_attn", "key_padding_mask", "attn_mask", "static_k",
@@ -182,6 +232,7 @@ class _Taps(TorchFunctionMode):
         return self._linear(heads, a["out_proj_weight"], a["out_proj_bias"]).transpose(0, 1), None
 
 
+_signature = functools.cache(inspect.signature)
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm}
 _OVER_LAST_DIMENSIONS = {F.layer_norm, F.rms_norm}
 _BROADCASTING = {"add", "sub", "rsub", "mul", "div", "expand"}

@@ -178,7 +178,7 @@ def gradients(
     for chunk in zip(*(t.split(CHUNK) for t in given), strict=True):
         copies = _copies(parameters, len(chunk[0]))
         parts.append(_flat(_gradient(network, copies, *chunk, loss=loss, looped=looped, differentiable=differentiable)))
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # a copy of a deep network's gradient takes its time
 
 
 def gradients_at(

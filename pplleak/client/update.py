@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pplleak.client.factors import Entries, Factor, dot
+from pplleak.client.factors import Entries, Factor, dot, square
 
 
 class Update(Protocol):
@@ -79,21 +79,20 @@ class DenseUpdate:
         return self.examples.shape[-1]
 
     def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
-        diff = g - self.materialise()
-        return dot(diff, diff if precision is None else precision * diff, 1)
+        diff = self.materialise() - g
+        return square(diff) if precision is None else dot(diff, precision * diff, 1)
 
     def inner(self, g: Tensor) -> Tensor:
         return dot(g, self.materialise(), 1)
 
     def sqnorm(self) -> Tensor:
-        u = self.materialise()
-        return dot(u, u, 1)
+        return square(self.materialise())
 
     def per_example_sqnorm(self) -> Tensor:
-        return dot(self.examples, self.examples, 1)
+        return square(self.examples)
 
     def materialise(self) -> Tensor:
-        return self.examples.sum(-2)
+        return self.examples.squeeze(-2) if self.examples.shape[-2] == 1 else self.examples.sum(-2)
 
     def part(self, where: slice) -> Tensor:
         return self.examples[..., where].sum(-2)

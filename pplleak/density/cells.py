@@ -233,7 +233,9 @@ def _rows(factor: Factor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _plain(factor: Factor | Entries) -> bool:
-    return isinstance(factor, Factor) and factor.weight is not None and factor.inputs.shape[-3] == 1
+    if not isinstance(factor, Factor) or factor.weight is None or factor.window is not None:
+        return False
+    return factor.inputs.shape[-3] == 1
 
 
 def inner_by_chain(update: Update, g: Tensor, count: int) -> Tensor:

@@ -17,12 +17,12 @@ from pplleak.client import Client, networks, seeded, sharing, sizes, weights
 from pplleak.client.loss import DEFAULT, built_in_loss, get
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput, printable, require_seed
-from pplleak.federation import defences, files
+from pplleak.federation import defences, files, half
 from pplleak.federation.observation import Observation, check_labels, flatten, require_batch_size, with_targets
 from pplleak.federation.protection import Protection
 from pplleak.settings import Named
 
-Precision = Literal["float32", "float64"]
+Precision = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Scenario:
                 where a DataLoader's transform normalises; () leaves them as they are
     protection  a defence and a channel, `gaussian:sigma=0.1`
     seed        of the weights and of the noise, each from a generator of its own; noise_seed: another for the noise
-    dtype       precision of the network; device: where it runs, `cpu` or `cuda`
+    dtype       precision in which the client computes; that of an adversary is float32 where it is half a one
+                (`pplleak.federation.half`). device: where it runs, `cpu` or `cuda`
     """
 
     data: str = "digits"
@@ -128,6 +129,7 @@ def build_client(
     if tensors:
         made = weights.load(made, tensors, source, whole=whole)
     made = made.to(torch_device(device), getattr(torch, dtype))
+    made = made.float() if half.is_half(dtype) else made  # as an adversary computes with the weights it was sent
     made = made.train(mode == "train") if mode else made
     withheld = () if shared is None else sharing.withheld(made, sharing.by_owner(made, shared, where))
     made = networks.normalised(made, normalise, input_shape)
@@ -189,11 +191,16 @@ def observe(scenario: Scenario) -> Observation:
     known = data.public(scenario.data, scenario.root, without=attacked)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed((scenario.seed if scenario.noise_seed is None else scenario.noise_seed) + 1)
-        g = protection.share(client, x, y, known.x)
+        own = half.computing(client, scenario.dtype) if half.is_half(scenario.dtype) else client
+        g = protection.share(own, x, y, known.x).to(client.dtype)
     if not g.isfinite().all():
         raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
+    if own is not client:
+        rounded = half.rounding(client, own, known.x, scenario.batch_size) * float(g.double().square().mean().sqrt())
+        protection = half.noisier(protection, rounded)
     provenance = {
         "data": scenario.data, "index": scenario.index,
+        **({"dtype": scenario.dtype} if own is not client else {}),
         **_of_client(scenario.network, scenario.checkpoint, client, scenario.normalise),
     }  # fmt: skip
     labels = y if scenario.labels == "known" else None

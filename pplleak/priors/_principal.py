@@ -13,7 +13,9 @@ from torch import Tensor
 from pplleak import memory
 from pplleak.errors import BadInput
 
-DENSE = 4096  # pixels up to which the covariance itself is factorised
+DENSE = 4096  # pixels up to which the covariance itself is factorised,
+SMALL = 1024  # and of images of more than these, only where there are
+EIGHTH = 8  # more images than an eighth of their pixels: fewer have few directions, and a matrix of pixels² is idle
 LOOKED_AT = 2048  # of larger images, so many, taken evenly, tell the directions
 ENTRIES = 2**25  # of the directions of larger images
 
@@ -35,16 +37,16 @@ class Components:
 def components(images: Tensor, floor: float, rank: int | None = None) -> Components:
     """The principal components of images (N, *input_shape).
 
-    Up to DENSE pixels, and without a rank, all of them. Of larger images the `rank` leading ones, or as many as N − 1
-    and ENTRIES allow; they come from the Gram matrix of at most LOOKED_AT images, taken evenly. What is left of the
-    variance is spread over all other directions (Tipping & Bishop 1999, eq. 8); no direction lies in it where N − 1
-    components are kept, and the result is then the exact covariance.
+    Up to DENSE pixels, and without a rank, all of them. Of larger images, and of few, the `rank` leading ones, or as
+    many as N − 1 and ENTRIES allow; they come from the Gram matrix of at most LOOKED_AT images, taken evenly. What is
+    left of the variance is spread over all other directions (Tipping & Bishop 1999, eq. 8); no direction lies in it
+    where N − 1 components are kept, and the result is then the exact covariance.
 
     Raises:
         BadInput: the images do not fit into the memory as float64.
     """
     pixels = images[0].numel()
-    if pixels <= DENSE:
+    if pixels <= DENSE and (pixels <= SMALL or EIGHTH * len(images) > pixels):
         return _leading(*_dense(images.flatten(1).double(), floor), rank)
     if len(images) > LOOKED_AT:
         images = images[torch.linspace(0, len(images) - 1, LOOKED_AT).long()]
@@ -128,7 +130,7 @@ class Dense:
 
     matrix: Tensor
 
-    @property
+    @cached_property
     def widths(self) -> Tensor:
         return self.matrix.norm(dim=0)
 

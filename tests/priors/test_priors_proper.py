@@ -25,7 +25,7 @@ from pplleak.priors.logit_normal import fit_logit_normal
 from pplleak.priors.ppca import fit_ppca
 from pplleak.priors.vae import VAE
 
-FITTED = ("gaussian", "ppca", "gmrf", "logit_normal", "mixture", "flow")
+FITTED = ("gaussian", "ppca", "gmrf", "stationary", "logit_normal", "mixture", "flow")
 LEARNT = ("mixture", "flow", "vae")
 BUDGET: dict[str, dict[str, Any]] = {
     "mixture": {"rank": 2, "components": 8},

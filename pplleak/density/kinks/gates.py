@@ -241,5 +241,5 @@ class Late(Client):
         assert isinstance(found, LazyUpdate)  # `_late` names no layers of a client that materialises
         left = [where for name, where in self.slices.items() if name not in self.late]
         zeros = [x.new_zeros(()).expand(*found.shape, 1, where.stop - where.start) for where in left]
-        entries = [Entries(zero, where) for zero, where in zip(zeros, left, strict=True)]
+        entries = [Entries(zero, (where,)) for zero, where in zip(zeros, left, strict=True)]
         return LazyUpdate((*found.factors, *entries), found.size)

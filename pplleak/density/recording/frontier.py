@@ -5,6 +5,7 @@ The first dimension of the input counts chains, which do not see each other.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from pplleak.density.recording.graphs import CAST, SHAPED, Shapes, aten, attribute, call
+
+
+BLOCK = 64  # times as many unit vectors at once as there are chains
 
 
 def root(module: fx.GraphModule) -> fx.Node:
@@ -65,19 +69,21 @@ class Evaluated:
     def linear(self, nodes: Sequence[fx.Node]) -> tuple[Tensor, Tensor]:
         """A (dim, m) and a (m,) with values z A + a, m counting the entries of all nodes, one after the other."""
         offset = self._flat(nodes, torch.zeros_like(self.example))[0]
-        rows = [self._flat(nodes, block)[:used] - offset for block, used in self._unit_vectors()]
-        return torch.cat(rows), offset
+        rows = [self._flat(nodes, block) - offset for block in self._unit_vectors()]
+        return torch.cat(rows)[: len(self.example[0])], offset
 
     def quadratic(self, node: fx.Node) -> tuple[Tensor, Tensor, Tensor]:
         """H (dim, dim), k (dim,) and c with the value ½ zᵀHz + kᵀz + c."""
         constant, slope = self._slope(node, torch.zeros_like(self.example))
-        rows = [self._slope(node, block)[1][:used] - slope[0] for block, used in self._unit_vectors()]
-        return torch.cat(rows), slope[0], constant[0]
+        rows = [self._slope(node, block)[1] - slope[0] for block in self._unit_vectors()]
+        return torch.cat(rows)[: len(self.example[0])], slope[0], constant[0]
 
-    def _unit_vectors(self) -> Iterator[tuple[Tensor, int]]:
+    def _unit_vectors(self) -> Iterator[Tensor]:
+        """Of z, with zeros behind the last, (BLOCK · chains, dim) at a time."""
         chains, dim = self.example.shape
-        for block in torch.eye(dim, dtype=torch.float64, device=self.example.device).split(chains):
-            yield torch.cat([block, block.new_zeros(chains - len(block), dim)]), len(block)
+        size = chains * max(1, min(BLOCK, -(-dim // chains)))
+        for block in torch.eye(dim, dtype=torch.float64, device=self.example.device).split(size):
+            yield torch.cat([block, block.new_zeros(-len(block) % chains, dim)])
 
     def _flat(self, nodes: Sequence[fx.Node], z: Tensor) -> Tensor:
         with torch.no_grad():
@@ -90,6 +96,13 @@ class Evaluated:
         return value.detach().flatten(), slope
 
     def _values(self, nodes: Sequence[fx.Node], z: Tensor) -> list[Tensor]:
+        """At any multiple of the chains that the graph was recorded for, (n · chains, dim)."""
+        groups = z.unflatten(0, (-1, len(self.example)))
+        if len(groups) == 1:
+            return self._values_of_one(nodes, z)
+        return [v.flatten(0, 1) for v in torch.vmap(functools.partial(self._values_of_one, nodes))(groups)]
+
+    def _values_of_one(self, nodes: Sequence[fx.Node], z: Tensor) -> list[Tensor]:
         needed, env = _needed(nodes, set()), {}
         for node in self.module.graph.nodes:
             if node not in needed:
