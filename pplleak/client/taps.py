@@ -3,6 +3,8 @@
 A tap watches the torch functions that a parameter goes through, so that functional calls are seen as modules are:
 
     linear, conv2d       the input a and, from the backward pass, the gradient δ at the output: ∇W = Σ_r δ_r a_rᵀ
+    addmm                the same of a layer whose weight lies transposed, (fan_in, fan_out): ∇W = Σ_r a_r δ_rᵀ
+    embedding            the ids w and the gradient δ at the rows that were looked up: ∇W_v = Σ_r δ_r [w_r = v]
     batch_norm, …        γ x̂ + β, with x̂ normalised: every example gets copies of γ and β of its own
     p + x, p.expand(n)   the same for any other parameter that meets the examples by broadcasting (a class token)
     attention            the packed projection of q, k and v and the one behind it, each as linear
@@ -42,6 +44,15 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
+class Looked:
+    """Rows of a table that were looked up: ids (examples, positions), and δ there (examples, positions, width)."""
+
+    ids: Tensor
+    deltas: Tensor
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
 class Copies:
     """A parameter's gradient example by example: gradients (examples, entries)."""
 
@@ -51,7 +62,7 @@ class Copies:
 
 def read(
     network: nn.Module, x: Sequence[Tensor], loss: Callable[[Any], Tensor], names: dict[int, str]
-) -> list[Call | Copies]:
+) -> list[Call | Looked | Copies]:
     """Every tapped use of a parameter in loss(network(*x)).
 
     Args:
@@ -62,24 +73,29 @@ def read(
     with torch.enable_grad(), kernels.plain():
         with _Taps(names, len(x[0])) as taps:
             output = network(*x)
-        at = [output for output, _, _, _ in taps.calls] + [copy for copy, _ in taps.copies]
+        at = [output for output, *_ in (*taps.calls, *taps.lookups, *taps.copies)]
         gradients = torch.autograd.grad(loss(output), at, create_graph=differentiable, materialize_grads=True)
-    collected: list[Call | Copies] = []
-    for (_, rows, weight, bias), d in zip(taps.calls, gradients, strict=False):
+    collected: list[Call | Looked | Copies] = []
+    calls, lookups = len(taps.calls), len(taps.lookups)
+    for (_, rows, weight, bias), d in zip(taps.calls, gradients[:calls], strict=True):
         inputs, deltas = rows(d)
         collected.append(Call(inputs if differentiable else inputs.detach(), deltas, weight, bias))
-    for (_, name), d in zip(taps.copies, gradients[len(taps.calls) :], strict=True):
+    for (_, ids, padding, name), d in zip(taps.lookups, gradients[calls : calls + lookups], strict=True):
+        collected.append(Looked(ids, d if padding is None else d * (ids != padding)[..., None], name))
+    for (_, name), d in zip(taps.copies, gradients[calls + lookups :], strict=True):
         collected.append(Copies(d.reshape(len(d), -1), name))
     return collected
 
 
 class _Taps(TorchFunctionMode):
-    """Collects (output, δ ↦ rows, weight, bias) of layer calls, and (copy, name) of copied parameters."""
+    """Collects (output, δ ↦ rows, weight, bias) of layer calls, (output, ids, row without a
+    gradient, name) of lookups, and (copy, name) of copied parameters."""
 
     def __init__(self, names: dict[int, str], examples: int) -> None:
         super().__init__()
         self.names, self.examples = names, examples
         self.calls: list[tuple[Tensor, Rows, str | None, str | None]] = []
+        self.lookups: list[tuple[Tensor, Tensor, int | None, str]] = []
         self.copies: list[tuple[Tensor, str]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,6 +109,10 @@ class _Taps(TorchFunctionMode):
                 return self._linear(*args, **kwargs)
             if func == F.conv2d:
                 return self._conv2d(*args, **kwargs)
+            if func is torch.addmm and not kwargs:
+                return self._addmm(*args)
+            if func == F.embedding:
+                return self._embedding(*args, **kwargs)
             if func.__name__.strip("_") in _BROADCASTING:
                 dims = max(a.dim() for a in args if isinstance(a, Tensor))
                 return func(*(self._copied(a, dims) for a in args), **kwargs)
@@ -126,6 +146,33 @@ class _Taps(TorchFunctionMode):
             return tuple(t.reshape(len(t), 1, -1, t.shape[-1]) for t in (input, d))  # type: ignore[return-value]
 
         return self._tap(F.linear(input, weight, bias), rows, weight, bias)
+
+    def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+        """A linear layer of examples whose positions lie one after the other: input (examples · positions, fan_in)."""
+
+        def rows(d: Tensor) -> tuple[Tensor, Tensor]:  # of Wᵀ: the roles change
+            return tuple(t.reshape(self.examples, 1, -1, t.shape[-1]) for t in (d, input))  # type: ignore[return-value]
+
+        output = torch.addmm(bias, input, weight)
+        if bias.dim() != 1 or len(input) % self.examples:
+            return output
+        if id(bias) in self.names:  # ∇b is a sum of the layer's δ, which this form calls a
+            output = torch.addmm(torch.zeros_like(bias), input, weight).unflatten(0, (self.examples, -1))
+            output = (output + self._copies(bias, self.names[id(bias)], 3)).flatten(0, 1)
+        return self._tap(output, rows, weight, None)
+
+    def _embedding(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Rows (examples, positions, width); the same ids of all examples, (1, positions), become each one's own."""
+        given = inspect.signature(F.embedding).bind(*args, **kwargs)
+        given.apply_defaults()
+        ids, weight, a = given.arguments["input"], given.arguments["weight"], given.arguments
+        plain = a["max_norm"] is None and not a["scale_grad_by_freq"] and not a["sparse"]
+        if not plain or ids.dim() != 2 or len(ids) not in (1, self.examples):
+            return F.embedding(*args, **kwargs)
+        ids = ids.expand(self.examples, -1)
+        output = F.embedding(ids, weight).requires_grad_()
+        self.lookups.append((output, ids, a["padding_idx"], self.names[id(weight)]))
+        return output
 
     def _conv2d(
         self,

@@ -89,6 +89,7 @@ def build_client(
     mode: str = "",
     shared: Mapping[str, Tensor] | None = None,
     columns: data.Columns | None = None,
+    vocabulary: data.Vocabulary | None = None,
 ) -> Client:
     """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
 
@@ -99,7 +100,7 @@ def build_client(
         defence: one of `pplleak.federation.defences`, which may change the network.
         mode: train or eval; "" leaves the network as it is built.
         shared: the tensors that were shared, where parameters that are not among them were not; None: all were.
-        columns: of the table whose encoded records the client takes.
+        columns: of the table whose encoded records the client takes. vocabulary: of the sentences that it takes.
     """
     named = Named.parse(network)
     constructor = networks.load(named.name)
@@ -131,7 +132,9 @@ def build_client(
     made = made.train(mode == "train") if mode else made
     withheld = () if shared is None else sharing.withheld(made, sharing.by_owner(made, shared, where))
     made = networks.normalised(made, normalise, input_shape)
-    return Client(made, input_shape, num_classes, local=local, loss=loss, withheld=withheld, columns=columns)
+    return Client(
+        made, input_shape, num_classes, local=local, loss=loss, withheld=withheld, columns=columns, vocabulary=vocabulary
+    )
 
 
 def torch_device(name: str) -> torch.device:
@@ -154,23 +157,43 @@ def torch_device(name: str) -> torch.device:
 def client_of(scenario: Scenario) -> Client:
     """The client of a scenario, before it sees any image."""
     images = data.private(scenario.data, scenario.root)
-    outputs = _classes(images)
+    scenario, outputs = told(scenario), _classes(images)
     if get(scenario.loss).targets == "input":
         outputs = math.prod(images.input_shape)
     return build_client(
         scenario.network, images.input_shape, outputs, seed=scenario.seed, dtype=scenario.dtype,
         device=scenario.device, checkpoint=scenario.checkpoint, local=scenario.local, loss=scenario.loss,
         normalise=scenario.normalise, defence=scenario.protection.filled().defence, columns=images.columns,
+        vocabulary=images.vocabulary,
     )  # fmt: skip
 
 
+def told(scenario: Scenario) -> Scenario:
+    """The scenario with the size of its data's vocabulary as a setting of a network that has one, where it is not set.
+
+    Raises:
+        BadInput: text, and a built-in network that takes none.
+    """
+    vocabulary, network = data.private(scenario.data, scenario.root).vocabulary, scenario.network
+    if vocabulary is None:
+        return scenario
+    takes = "vocabulary" in {s.name for s in programs.settings(networks.load(network.name))}
+    if not takes and network.name in networks.names():
+        raise BadInput(f"the network {network.name} takes images, and the data are text: take the network bert or gpt2")
+    if not takes or network.settings.get("vocabulary"):
+        return scenario
+    return replace(scenario, network=network.with_(vocabulary=len(vocabulary)))
+
+
 def _classes(images: data.Images) -> int:
-    """Outputs of the network: those of a table, and at least ten of images."""
-    return len(images.classes) if images.columns is not None else max(10, len(images.classes))
+    """Outputs of the network: those of a table or a text, and at least ten of images."""
+    own = images.columns is not None or images.vocabulary is not None
+    return len(images.classes) if own else max(10, len(images.classes))
 
 
 def observe(scenario: Scenario) -> Observation:
     """What the server sees where a client shares the update of real images, with the truth beside it."""
+    scenario = told(scenario)
     protection = scenario.protection.filled().observable()
     images = data.private(scenario.data, scenario.root)
     x, y = images.batch(scenario.index, scenario.batch_size)
@@ -212,6 +235,7 @@ def load(
     device: str = "cpu",
     shared_only: bool = False,
     loss: str | None = None,
+    vocabulary: data.Vocabulary | None = None,
 ) -> Observation:
     """What an observation file holds.
 
@@ -221,6 +245,7 @@ def load(
             of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape).
         shared_only: parameters that the file lacks were not shared, whether it says so itself or not.
         loss: needed where the file's is code, FILE.py:FUNCTION; else the file says it.
+        vocabulary: of the sentences behind it, where they are text.
 
     Raises:
         NotShared: it lacks parameters, and neither the file nor `shared_only` says why.
@@ -238,7 +263,7 @@ def load(
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         loss=_loss(path, meta, loss), normalise=tuple(meta["normalise"]), defence=protection.defence,
         shared=shared.gradient if shared_only or meta["shared_only"] else None,
-        mode=meta["mode"],
+        mode=meta["mode"], vocabulary=vocabulary,
     )  # fmt: skip
     sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:
@@ -255,7 +280,9 @@ def load(
 def require_weights(client: Client, network: str | Named, where: str, *, seed: int) -> None:
     """Raise BadInput where a client that was built without weights owes them to the seed: nobody shared them."""
     named = network if isinstance(network, Named) else Scenario(network=network).network  # type: ignore[arg-type]
-    other = build_client(named, client.input_shape, client.num_classes, seed=seed + 1)
+    other = build_client(
+        named, client.input_shape, client.num_classes, seed=seed + 1, vocabulary=client.vocabulary
+    )
     same = (torch.equal(p.cpu().double(), q.cpu().double()) for p, q in zip(
         client.network.parameters(), other.network.parameters(), strict=False))  # fmt: skip
     if not all(same):
