@@ -5,7 +5,8 @@ that does has the law Normal(0, (σ² + τ²) I) in place of Normal(0, σ² I), 
 
     log odds_v = logit p_v + ‖G_v‖²/2 (1/σ² − 1/(σ² + τ²)) − (d/2) log(1 + τ²/σ²)
 
-with p_v the share of public batches that token v occurs in. τ² is that of what all rows share beyond the noise.
+with p_v the share of public batches that token v occurs in, and τ² what the rows of all words hold beyond the noise,
+over the words that a batch has.
 
 Source: the rows, Melis et al. 2019, section 4.1 (bag of words from embeddings); Gupta et al. 2022 (FILM).
 """
@@ -57,13 +58,13 @@ def named(observed: Observation) -> Named | None:
         return None
     rows = client.split(observed.g)[name].double()
     square, width, sigma = rows.square().sum(1), rows.shape[1], observed.sigma or 0.0
-    largest = float(square.max())
+    largest = float(square[len(SPECIAL) :].max())
     if width * sigma**2 < (CLEAN * 1e2) ** 2 * largest:  # the noise of a row is smaller than a ten-thousandth of one
         there = square > max((CLEAN**2) * largest, 16 * width * sigma**2)
         odds = torch.where(there, torch.inf, -torch.inf).double()
         return Named(_own(there), True, odds, tied=bool(there.double().mean() > 0.9))
-    prior = _shares(observed, len(rows))
-    beyond = float((square - width * sigma**2).sum() / width / prior.sum())
+    prior, own = _shares(observed, len(rows)), slice(len(SPECIAL), None)  # [CLS] may have a row of its own size
+    beyond = float((square[own] - width * sigma**2).sum() / width / prior[own].sum())
     tau = max(beyond, 1e-4 * sigma**2)
     odds = prior.logit() + 0.5 * square * (1 / sigma**2 - 1 / (sigma**2 + tau))
     odds = odds - 0.5 * width * torch.log1p(torch.tensor(tau / sigma**2, dtype=torch.float64))

@@ -256,6 +256,9 @@ def load(
     if not meta:
         raise BadInput(f"{path} has no pplleak metadata: wrap it with `pplleak observe`, which asks for its network "
                        "and the shape of one example")  # fmt: skip
+    if meta["settings"].get("vocabulary") and vocabulary is None:
+        raise BadInput(f"{path} is of text, and nothing says what its tokens are: attack it by itself, with the data "
+                       "that its vocabulary is of (FILE.txt)")  # fmt: skip
     named = Named(built_in(path, meta), meta["settings"]) if network is None else network
     protection = files.protection_of(meta, str(path))
     client = build_client(

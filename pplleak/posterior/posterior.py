@@ -92,7 +92,7 @@ class Posterior:
         nothing to disagree about.
         """
         flat = self.x.reshape(*self.x.shape[:2], -1)
-        if self.attrs.get("columns"):
+        if self.attrs.get("columns") or self.attrs.get("vocabulary"):
             flat = flat[..., (flat != flat[:1, :1]).any((0, 1))]
         scalars = [v[..., None] for v in (*self.latents.values(), *([self.stats["lp"]] if "lp" in self.stats else []))]
         return convergence.measure(flat, *scalars)
