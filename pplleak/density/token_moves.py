@@ -169,8 +169,9 @@ class Sweep:
 
     def heights(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """log p(codes) and log p(g | codes) of whole batches (C, B, length), up to the constant of `_Beside`."""
-        nothing = torch.zeros(len(codes), 0, dtype=self.density.client.dtype, device=codes.device)
-        return self.law.log_prob(codes).sum(1), self.density.fixed({"codes": codes}).terms(nothing)[1]
+        each, back = codes.unique(dim=0, return_inverse=True)  # chains in one state have one height, to the last digit
+        nothing = torch.zeros(len(each), 0, dtype=self.density.client.dtype, device=codes.device)
+        return self.law.log_prob(codes).sum(1), self.density.fixed({"codes": each}).terms(nothing)[1][back]
 
 
 class _Beside:

@@ -52,13 +52,16 @@ def vocabulary_of(posterior: Posterior) -> Vocabulary | None:
     return None if not kept else Vocabulary(tuple(map(str, kept)))
 
 
-def order(ids: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """The order of sentences ids (B, length) in which most tokens are those of others (B, length)."""
+def order(ids: np.ndarray, like: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """The order of sentences ids (B, length) in which most tokens are those of others (B, length); where labels (B,) are
+    given, sentences of one label alone change places."""
     if len(ids) == 1:
         return np.zeros(1, dtype=int)
     from scipy.optimize import linear_sum_assignment  # slow to import
 
     agree = ((ids[:, None] == like[None]) & (like >= len(SPECIAL))[None]).sum(-1)
+    if labels is not None:
+        agree = np.where(labels[:, None] == labels[None], agree, -ids.size)
     rows, places = linear_sum_assignment(-agree)
     made: np.ndarray = rows[np.argsort(places)]
     return made

@@ -58,7 +58,8 @@ def table(summary: dict[str, Any]) -> Table:
     """The summary as a terminal table."""
     said = f"{summary['model']} × {summary['inference']}{', approximate' if summary['approximation'] else ''}"
     shown = Table(title=said, title_justify="left", show_header=False)
-    for key, (label, form) in {**sentences.ROWS, **records.ROWS, **ROWS}.items():
+    own = sentences.ROWS if "token_accuracy" in summary else {}
+    for key, (label, form) in {**records.ROWS, **own, **ROWS}.items():
         if summary.get(key) is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
             shown.add_row(_named(label, summary), form.format(summary[key]))
     if summary["bits"] is not None:
