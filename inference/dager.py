@@ -16,6 +16,8 @@ Source: Petrov, Dimitrov, Baader, Müller, Vechev, DAGER: Exact Gradient Inversi
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import torch
 from torch import Tensor
@@ -39,13 +41,13 @@ def run(
     *,
     seed: int = 0,
     progress: ProgressBar = silent,
-    tolerance: float = 0.03,
+    tolerance: float = 0.25,
     rounds: int = 4,
 ) -> Posterior:
     """The sentences of a batch as a posterior of one draw; the model is not looked at.
 
     Args:
-        tolerance: τ, the share of a vector that may lie outside of a span it counts as in.
+        tolerance: τ, in units of what rounding and noise do to the span (`pplleak.density.spans.Span.blur`).
         rounds: of random sentences that are descended from, where the network is not causal.
     """
     require_positive(tolerance=tolerance, rounds=rounds)
@@ -61,9 +63,10 @@ def run(
                        "network, a smaller batch, or the inference isir")  # fmt: skip
     if not len(taken.basis):
         raise BadInput("the first layer's gradient is nothing but noise: take the inference isir")
-    near = spans.by_position(client, first, taken) < tolerance
+    near = spans.by_position(client, first, taken) < taken.near(tolerance)
     candidates = [_own(near[:, i], i) for i in range(length)]
-    second = Second(client, behind, spans.span(behind, observed), tolerance)
+    after = spans.span(behind, observed)
+    second = Second(client, behind, after, after.near(tolerance))
     reasons: list[str] = []
     if not any(bool((c == END).any()) for c in candidates[1:]):
         raise BadInput("no position's candidates hold an end of a sentence: noise, or pruning, hides the span; take the "
@@ -78,13 +81,14 @@ def run(
         if dropped:
             reasons.append("more prefixes lie in the span than are followed: some sentences may be missing")
     else:
-        found, away = descended(second, candidates, size, rounds, progress)
-        found = found[away < tolerance]
+        found, many = descended(second, candidates, size, rounds, progress)
+        if many:
+            reasons.append("too many tokens lie in the span of the first layer to try them at every position")
     missing = size - len(found)
     if missing > 0:
         reasons.append(f"{missing} of {size} sentences could not be told apart, or occur twice")
     found = torch.cat([found, _filled(candidates, found, max(0, missing), length)])[:size]
-    found, labels = _labelled(observed, found)
+    found, labels = _labelled(observed, found, exchange=missing <= 0)
     ids = found.cpu().numpy()
     return Posterior(
         x=ids[None, None].astype("float32"), y=labels.cpu().numpy()[None, None], mode=ids.astype("float32"),
@@ -131,7 +135,7 @@ def _filled(candidates: list[Tensor], found: Tensor, count: int, length: int) ->
     return made
 
 
-def _labelled(observed: Observation, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _labelled(observed: Observation, ids: Tensor, exchange: bool) -> tuple[Tensor, Tensor]:
     """The sentences in the order of the labels that were shared, each with the label beside which its own gradient is
     nearest; labels that were not shared are each sentence's nearest."""
     from scipy.optimize import linear_sum_assignment  # slow to import
@@ -145,7 +149,30 @@ def _labelled(observed: Observation, ids: Tensor) -> tuple[Tensor, Tensor]:
     if observed.labels is None:
         return ids, away.argmin(1)
     places = linear_sum_assignment(away[:, observed.labels].cpu().numpy())[1]
-    return ids[torch.as_tensor(places, device=ids.device).argsort()], observed.labels
+    ids = ids[torch.as_tensor(places, device=ids.device).argsort()]
+    return _exchanged(observed, ids, observed.labels) if exchange else ids, observed.labels
+
+
+def _exchanged(observed: Observation, ids: Tensor, labels: Tensor) -> Tensor:
+    """Sentences of different labels change places in pairs for as long as the batch's own gradient comes nearer: those
+    of the sentences are not orthogonal, as an assignment takes them to be."""
+    client = observed.client
+
+    def away(batches: Tensor) -> Tensor:
+        parts = batches.split(max(1, 256 // len(ids)))
+        return torch.cat([client.update(p, labels.expand(len(p), -1)).sqdist(observed.g) for p in parts])
+
+    pairs = [(a, b) for a, b in itertools.combinations(range(len(ids)), 2) if labels[a] != labels[b]]
+    least = float(away(ids[None])[0])
+    for _ in range(len(ids) if pairs else 0):
+        tried = ids.repeat(len(pairs), 1, 1)
+        for k, (a, b) in enumerate(pairs):
+            tried[k, [a, b]] = ids[[b, a]]
+        found = away(tried)
+        if not float(found.min()) < least * (1 - 1e-9):
+            break
+        ids, least = tried[int(found.argmin())], float(found.min())
+    return ids
 
 
 if __name__ == "__main__":

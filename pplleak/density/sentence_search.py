@@ -22,6 +22,8 @@ from pplleak.progress import ProgressBar
 BEAM = 512  # prefixes at a time, the nearest ones
 STARTS = 16  # random sentences that are descended from together
 SWEEPS = 8
+ALIKE = 4.0  # times the least distance that another true one may have: they share their noise
+MOST = 100_000  # sentences that are looked at for one length
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,29 +78,38 @@ def prefixes(second: Second, candidates: list[Tensor], progress: ProgressBar) ->
 
 def descended(
     second: Second, candidates: list[Tensor], count: int, rounds: int, progress: ProgressBar
-) -> tuple[Tensor, Tensor]:
-    """Up to `count` different sentences, (N, length), and their largest distances, (N,): those below the tolerance are
-    found, and others are the nearest that were seen, the nearest first.
+) -> tuple[Tensor, bool]:
+    """Up to `count` different sentences, (N, length), whose every token lies in the span; and whether none was looked for
+    because their positions hold too many tokens.
 
     Args:
         rounds: of random starts for every length that a sentence may have.
     """
     ends = [k for k, own in enumerate(candidates) if k and bool((own == END).any())]
     seen: dict[tuple[int, ...], float] = {}
-    for _ in progress("sentences", rounds):
+    price = STARTS * SWEEPS * sum(len(own) for own in candidates)
+    for _ in progress("sentences", rounds if price <= MOST else 0):
         for end in ends:
             ids = _descend(second, candidates, end)
             away = second.distances(ids).amax(1)
             for sentence, distance in zip(ids.tolist(), away.tolist(), strict=True):
                 seen[tuple(sentence)] = distance
-        if sum(d < second.tolerance for d in seen.values()) >= count or not ends:
+        if len(_true(seen, second)) >= count or not ends:
             break
         if all(len(own) <= 1 for own in candidates):  # nothing else can be tried
             break
-    best = sorted(seen.items(), key=lambda kept: kept[1])[:count]
+    best = _true(seen, second)[:count]
     length = second.client.input_shape[0]
-    ids = torch.tensor([s for s, _ in best], device=second.client.device).reshape(-1, length)
-    return ids, torch.tensor([d for _, d in best], dtype=torch.float64)
+    return torch.tensor(best, device=second.client.device, dtype=torch.long).reshape(-1, length), price > MOST
+
+
+def _true(seen: dict[tuple[int, ...], float], second: Second) -> list[tuple[int, ...]]:
+    """The sentences, the nearest first, that lie in the span: below the tolerance, and not much farther than the
+    nearest."""
+    if not seen:
+        return []
+    most = min(second.tolerance, ALIKE * max(min(seen.values()), second.of.rounding))
+    return sorted((s for s, d in seen.items() if d < most), key=seen.__getitem__)
 
 
 def _descend(second: Second, candidates: list[Tensor], end: int) -> Tensor:

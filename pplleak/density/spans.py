@@ -26,6 +26,7 @@ from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 
 ROWS = 2**23  # entries of inputs at a time
+FARTHEST = 0.5  # of a vector may lie outside of a span it counts as in
 ROUNDING = 10.0  # times the machine's precision and the largest singular value: the least that counts
 
 
@@ -92,14 +93,20 @@ def _fan(module: nn.Module) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """An orthonormal basis (rank, d) of a layer's inputs, float64, and by how much their directions may be off."""
+    """An orthonormal basis (rank, d) of a layer's inputs, float64; blur: what rounding and noise make over its least
+    singular value, by which a direction may be off; rounding: of the inputs themselves."""
 
     basis: Tensor
     blur: float
+    rounding: float
 
     @property
     def full(self) -> bool:
         return len(self.basis) >= self.basis.shape[1]
+
+    def near(self, tolerance: float) -> float:
+        """The distance below which an input counts as in it: `tolerance` times the blur."""
+        return min(FARTHEST, max(self.rounding, tolerance * self.blur))
 
     def distance(self, inputs: Tensor) -> Tensor:
         """‖a − P a‖ / ‖a‖ of inputs (…, d), float64, (…)."""
@@ -118,7 +125,8 @@ def span(layer: Layer, observed: Observation) -> Span:
     edge = sigma * (math.sqrt(stacked.shape[0]) + math.sqrt(stacked.shape[1]))
     least = max(ROUNDING * torch.finfo(observed.g.dtype).eps * math.sqrt(len(s)) * float(s[0]), 1.05 * edge)
     rank = int((s > least).sum())
-    return Span(vh[:rank], least / float(s[max(0, rank - 1)]))
+    precision = 1e3 * torch.finfo(observed.client.dtype).eps
+    return Span(vh[:rank], least / float(s[max(0, rank - 1)]), precision)
 
 
 @torch.no_grad()
