@@ -127,7 +127,7 @@ def fit_settings(name: str) -> list[Setting]:
 
 def data() -> str:
     """The data that can be named, as a help text lists them."""
-    return f"{listed(folders.names(DATA, 'private'))}, a folder of images, or the file of a table (FILE.csv)"
+    return f"{listed(folders.names(DATA, 'private'))}, a folder of images, the file of a table (FILE.csv) or of a text (FILE.txt)"
 
 
 def is_table(name: str) -> bool:
@@ -138,6 +138,16 @@ def is_table(name: str) -> bool:
 def is_table_file(name: str) -> bool:
     endings = signatures.value(DATA / "__init__.py", "TABLES")
     return Path(name).suffix.lower() in endings
+
+
+def is_text(name: str) -> bool:
+    """Whether data are the file of a text."""
+    return Path(name).suffix.lower() in signatures.value(DATA / "__init__.py", "TEXTS")
+
+
+def text_settings() -> list[Setting]:
+    """What the reading of a text's file can be set to."""
+    return signatures.read(DATA / "text.py", "halves", RESERVED) or []
 
 
 def table_settings() -> list[Setting]:

@@ -33,7 +33,7 @@ else:
 FLAGS = (  # said without a value
     "--strict", "--clean", "--shared-only", "--local-drop-last", "--local-shuffle", "--by-layer",
 )  # fmt: skip
-RECORDS = "records"  # the prior of a table, unless another is named
+RECORDS, SENTENCES = "records", "sentences"  # the priors of a table and of a text, unless another is named
 NONE = "none"  # neither a channel nor a defence
 BELIEFS = {
     **{s.name: "the true defence's" for d in named.defences() for s in named.defence_settings(d)},
@@ -153,6 +153,10 @@ def groups(base: type, argv: Sequence[str], *parts: str) -> dict[str, type]:
     data = given(argv, "--data", str(defaults.get("data", "")))
     if named.is_table(data) and not getattr(base, "tables", False):
         raise BadInput(f"{data} is a table, and this command takes images so far: attack a table by `pplleak attack`")
+    if named.is_text(data) and not getattr(base, "texts", False):
+        raise BadInput(f"{data} is text, and this command takes none so far: attack text by `pplleak attack`")
+    if named.is_text(data):
+        made["data"] = settings_of("Data", named.text_settings())
     if named.is_table_file(data):
         made["data"] = settings_of("Data", named.table_settings())
     for part, name in chosen.items():
@@ -166,9 +170,9 @@ def groups(base: type, argv: Sequence[str], *parts: str) -> dict[str, type]:
             known = program_settings(argv, "models", name)
             made[part] = settings_of("Model", known, BELIEFS)
             preset = next((str(s.default) for s in known if s.name == "prior"), "")
-            if preset and named.is_table(data):
-                preset = RECORDS
-                known = with_defaults(known, {"prior": RECORDS}, name)
+            if preset and (named.is_table(data) or named.is_text(data)):
+                preset = SENTENCES if named.is_text(data) else RECORDS
+                known = with_defaults(known, {"prior": preset}, name)
                 made[part] = settings_of("Model", known, BELIEFS)
             if preset:
                 prior = given(argv, "--prior", "") or given(argv, "--model.prior", preset)

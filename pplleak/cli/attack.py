@@ -34,6 +34,7 @@ SHOWN = "hmc"  # the settings that a help text shows where the inference is chos
 @dataclasses.dataclass(frozen=True)
 class Attack(Victim):
     tables: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     model: str = MODEL
     """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
     prior: PriorName = ""
@@ -55,7 +56,8 @@ class Attack(Victim):
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""
     out: Path = Path("attack")
-    """Folder for posterior.nc, attack.png, summary.json and report.html; of a table, cells.csv instead of the last."""
+    """Folder for posterior.nc, attack.png, summary.json and report.html; of a table, cells.csv instead of the last; of
+    text, tokens.csv besides."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -81,7 +83,9 @@ def run(argv: Sequence[str]) -> int:
     from dataclasses import replace
 
     from pplleak.cli import _arguments as arguments
-    from pplleak.studies.attack import records, report
+    from pplleak.density import embedding_rows
+    from pplleak.errors import printable
+    from pplleak.studies.attack import records, report, sentences
     from pplleak.studies.attack.attack import attack, choose
 
     begun = time.time()
@@ -94,6 +98,9 @@ def run(argv: Sequence[str]) -> int:
         shared = arguments.attacked(args, network)
         if shared.client.columns is not None:
             terminal().print(records.kinds(shared.client.columns))
+        if shared.client.vocabulary is not None:
+            named = embedding_rows.said(embedding_rows.named(shared), shared.client.vocabulary, shared)
+            terminal().print(printable(named, 2000), highlight=False, soft_wrap=True)
         if args.local_unknown:
             from pplleak import programs
             from pplleak.studies.attack import training
@@ -123,7 +130,9 @@ def run(argv: Sequence[str]) -> int:
         )
         result = result.with_(attrs={**result.attrs, "command": shlex.join(["pplleak", "attack", *argv])})
         summary = report.write(result, out, terminal())
-        if shared.client.columns is None:  # of a table, cells.csv and the picture say it
+        if shared.client.vocabulary is not None:
+            sentences.page(result, summary, report.heading(result), out)
+        elif shared.client.columns is None:  # of a table, cells.csv and the picture say it
             from pplleak.studies.audit import report as page  # for people, of what was found
 
             page.write(out, result)

@@ -15,6 +15,7 @@ from pplleak.settings import Named
 @dataclasses.dataclass(frozen=True)
 class Observe(Victim):
     tables: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     gradient: Path | None = None
     """Wrap this safetensors file of named gradients (yours) instead of computing one from the data."""
     input_shape: tuple[int, ...] | None = None

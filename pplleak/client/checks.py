@@ -16,6 +16,7 @@ from pplleak.client.loss import check, get
 from pplleak.client.loss import probe as probe_loss
 from pplleak.client.networks import Normalise
 from pplleak.client.smoothness import probe
+from pplleak.data.vocabulary import SPECIAL
 from pplleak.errors import BadInput
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def found(client: Client) -> dict[str, Any]:
             module.running_mean = module.running_var = module.num_batches_tracked = None
             module.track_running_stats = False
 
-    x = two_images(next(network.parameters()), client.input_shape)
+    x = two_examples(next(network.parameters()), client)
     masked = masks.draw_from_noise(network, x)
     noise_shape = getattr(network, "noise_shape", None)
     if noise_shape is not None and local is not None:
@@ -75,7 +76,7 @@ def found(client: Client) -> dict[str, Any]:
         if not logits.isfinite().all():
             raise BadInput("the network returns NaN or infinity: its weights are too large for its precision")
         with torch.enable_grad():
-            if not network(x.detach().clone().requires_grad_()).requires_grad:
+            if client.vocabulary is None and not network(x.detach().clone().requires_grad_()).requires_grad:
                 raise BadInput("the network's logits have no slope in the images, and its gradient says nothing of "
                                "them: does it compute by .detach(), .item() or numpy?")  # fmt: skip
         check(client.loss, int(logits.shape[-1]), math.prod(client.input_shape))
@@ -122,9 +123,14 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else network
 
 
-def two_images(like: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-    """Two examples that the checks look at."""
-    return torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
+def two_examples(like: Tensor, client: Client) -> Tensor:
+    """Two examples that the checks look at: images, or a long sentence and a short one."""
+    draw = torch.Generator().manual_seed(0)
+    if client.vocabulary is None:
+        return torch.rand(2, *client.input_shape, generator=draw).to(like)
+    (length,), words = client.input_shape, len(client.vocabulary) - len(SPECIAL)
+    own = [torch.randint(words, (n,), generator=draw) + len(SPECIAL) for n in (length - 2, length // 2 - 1)]
+    return torch.stack([client.vocabulary.framed(ids.tolist(), length) for ids in own]).to(like)
 
 
 def _targets(loss: str, like: Tensor, outputs: int) -> Tensor:
@@ -138,7 +144,7 @@ def path(client: Client) -> str:
     """Which way to the update a network allows, the cheapest that is right: `lazy`, `vmap` or `loop`."""
     if _closed_form(client) or (client.dtype != torch.float64 and _closed_form(in_double(client), precisely=True)):
         return "lazy"
-    x = two_images(next(client.network.parameters()), client.input_shape)[:, None]
+    x = two_examples(next(client.network.parameters()), client)[:, None]
     y = _targets(client.loss, x, client.num_classes)[:, None]
     if client.mixes_batch:
         x, y = x.transpose(0, 1), y.transpose(0, 1)
@@ -152,7 +158,7 @@ def path(client: Client) -> str:
 
 def require_slopes(client: Client) -> None:
     """Raise BadInput for a network whose update has no slope in the images, which is what an attack follows."""
-    x = two_images(next(client.network.parameters()), client.input_shape)[None]
+    x = two_examples(next(client.network.parameters()), client)[None]
     x = (x if client.mixes_batch else x[:, :1]).requires_grad_()
     y = _targets(client.loss, x, client.num_classes)[None, : x.shape[1]]
     with torch.enable_grad():
@@ -227,7 +233,7 @@ def _closed_form(client: Client, precisely: bool = False) -> bool:
     """
     if client.mixes_batch or client.local:
         return False
-    x = two_images(next(client.network.parameters()), client.input_shape)[:, None]
+    x = two_examples(next(client.network.parameters()), client)[:, None]
     y = _targets(client.loss, x, client.num_classes)[:, None]
     try:
         noise = None

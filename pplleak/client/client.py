@@ -29,13 +29,14 @@ from torch import Tensor, nn
 
 from pplleak import programs
 from pplleak.client import checks, taps, targets, training
-from pplleak.client.factors import Entries, Factor
+from pplleak.client.factors import Entries, Factor, Lookup
 from pplleak.client.loss import DEFAULT, Output, get, total
 from pplleak.client.orders import Orders
 from pplleak.client.targets import every_binary
 from pplleak.client.training import LocalTraining
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.data.columns import Columns
+from pplleak.data.vocabulary import Vocabulary
 from pplleak.errors import BadInput
 from pplleak.priors.labels import Labels
 
@@ -64,6 +65,7 @@ class Client:
     kinks        the operations with a jump in their derivative (`relu`, `max_pool2d`, …); () for a smooth network
     noise_shape  of the noise ε that the network draws for one example, or None: it draws none
     columns      of the table whose records the client encodes as x (`pplleak.data.columns`); None: x is no record
+    vocabulary   of the sentences whose token ids x are (`pplleak.data.vocabulary`); None: x is no sentence
 
     Raises:
         BadInput: the network does not take `input_shape`, does not give `num_classes` logits, holds NaN, has no
@@ -79,6 +81,7 @@ class Client:
     withheld: tuple[str, ...] = ()
     targets: Tensor | None = None
     columns: Columns | None = None
+    vocabulary: Vocabulary | None = None
     layers: dict[str, torch.Size] = field(default_factory=dict)
     path: Path = "vmap"
     mixes_batch: bool = False
@@ -88,11 +91,17 @@ class Client:
     def __post_init__(self) -> None:
         if self.layers:  # a copy by `replace` has been checked
             return
-        with programs.blamed(f"the network fails on two images of shape {tuple(self.input_shape)}"):
+        with programs.blamed(f"the network fails on two {self.things} of shape {tuple(self.input_shape)}"):
             for name, value in checks.found(self).items():
                 object.__setattr__(self, name, value)
             object.__setattr__(self, "path", checks.path(self))
-            checks.require_slopes(self)
+            if self.vocabulary is None:  # token ids have no slopes
+                checks.require_slopes(self)
+
+    @property
+    def things(self) -> str:
+        """What its examples are called."""
+        return "images" if self.vocabulary is None else "sentences"
 
     @property
     def lazy(self) -> bool:
@@ -251,11 +260,14 @@ class Client:
             return t.reshape(*lead, batch, *t.shape[1:])
 
         names = {id(p): name for name, p in self.parameters.items()}
-        factors: list[Factor | Entries] = []
+        factors: list[Factor | Lookup | Entries] = []
         copies: list[taps.Copies] = []
         for part in taps.read(self.network, given, loss, names):
             if isinstance(part, taps.Copies):
                 copies.append(part)
+            elif isinstance(part, taps.Looked):
+                rows, where = self.layers[part.name][0], slices[part.name]
+                factors.append(Lookup(unflat(part.ids), unflat(part.deltas), rows, where))
             else:
                 weight, bias = (None if n is None else slices[n] for n in (part.weight, part.bias))
                 factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias, part.window))

@@ -3,6 +3,8 @@
 A tap watches the torch functions that a parameter goes through, so that functional calls are seen as modules are:
 
     linear, conv2d       the input a and, from the backward pass, the gradient δ at the output: ∇W = Σ_r δ_r a_rᵀ
+    addmm                the same of a layer whose weight lies transposed, (fan_in, fan_out): ∇W = Σ_r a_r δ_rᵀ
+    embedding            the ids w and the gradient δ at the rows that were looked up: ∇W_v = Σ_r δ_r [w_r = v]
     batch_norm           in eval mode γ x̂ + β with x̂ affine in x: ∇γ = Σ δ x̂ and ∇β = Σ δ, over the positions
     layer_norm, …        γ x̂ + β, with x̂ normalised: every example gets copies of γ and β of its own
     p + x, p.expand(n)   the same for any other parameter that meets the examples by broadcasting (a class token)
@@ -46,6 +48,15 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
+class Looked:
+    """Rows of a table that were looked up: ids (examples, positions), and δ there (examples, positions, width)."""
+
+    ids: Tensor
+    deltas: Tensor
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
 class Copies:
     """A parameter's gradient example by example: gradients (examples, entries)."""
 
@@ -55,12 +66,12 @@ class Copies:
 
 FEW = 32  # rows up to which a matrix product of patches is faster than a convolution's kernels
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
-Shares = Callable[[Tensor], list[Call | Copies]]  # of the gradient at a tap
+Shares = Callable[[Tensor], list[Call | Looked | Copies]]  # of the gradient at a tap
 
 
 def read(
     network: nn.Module, x: Sequence[Tensor], loss: Callable[[Any], Tensor], names: dict[int, str]
-) -> list[Call | Copies]:
+) -> list[Call | Looked | Copies]:
     """Every tapped use of a parameter in loss(network(*x)).
 
     Args:
@@ -96,6 +107,10 @@ class _Taps(TorchFunctionMode):
                 return self._linear(*args, **kwargs)
             if func == F.conv2d:
                 return self._conv2d(*args, **kwargs)
+            if func is torch.addmm and not kwargs:
+                return self._addmm(*args)
+            if func == F.embedding:
+                return self._embedding(*args, **kwargs)
             if func.__name__.strip("_") in _BROADCASTING:
                 dims = max(a.dim() for a in args if isinstance(a, Tensor))
                 return func(*(self._copied(a, dims) for a in args), **kwargs)
@@ -130,6 +145,35 @@ class _Taps(TorchFunctionMode):
             return tuple(t.reshape(len(t), 1, -1, t.shape[-1]) for t in (input, d))  # type: ignore[return-value]
 
         return self._layer(F.linear(input, weight, bias), rows, weight, bias)
+
+    def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+        """A linear layer of examples whose positions lie one after the other: input (examples · positions, fan_in)."""
+
+        def rows(d: Tensor) -> tuple[Tensor, Tensor]:  # of Wᵀ: the roles change
+            return tuple(t.reshape(self.examples, 1, -1, t.shape[-1]) for t in (d, input))  # type: ignore[return-value]
+
+        output = torch.addmm(bias, input, weight)
+        if bias.dim() != 1 or len(input) % self.examples:
+            return output
+        if id(bias) in self.names:  # ∇b is a sum of the layer's δ, which this form calls a
+            output = torch.addmm(torch.zeros_like(bias), input, weight).unflatten(0, (self.examples, -1))
+            output = (output + self._copies(bias, self.names[id(bias)], 3)).flatten(0, 1)
+        return self._layer(output, rows, weight, None)
+
+    def _embedding(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Rows (examples, positions, width); the same ids of all examples, (1, positions), become each one's own."""
+        given = inspect.signature(F.embedding).bind(*args, **kwargs)
+        given.apply_defaults()
+        ids, weight, a = given.arguments["input"], given.arguments["weight"], given.arguments
+        plain = a["max_norm"] is None and not a["scale_grad_by_freq"] and not a["sparse"]
+        if not plain or ids.dim() != 2 or len(ids) not in (1, self.examples):
+            return F.embedding(*args, **kwargs)
+        ids, padding, name = ids.expand(self.examples, -1), a["padding_idx"], self.names[id(weight)]
+
+        def shares(d: Tensor) -> list[Call | Looked | Copies]:
+            return [Looked(ids, d if padding is None else d * (ids != padding)[..., None], name)]
+
+        return self._tap(F.embedding(ids, weight), shares)
 
     def _conv2d(
         self,
@@ -203,7 +247,7 @@ class _Taps(TorchFunctionMode):
         shift = -running_mean * scale
         names = self.names.get(id(weight)), self.names.get(id(bias))
 
-        def shares(d: Tensor) -> list[Call | Copies]:
+        def shares(d: Tensor) -> list[Call | Looked | Copies]:
             normalised = torch.addcmul(over_channels(shift), input, over_channels(scale))
             of = (d * normalised, d)
             return [Copies(t.flatten(2).sum(2) if t.dim() > 2 else t, n)

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pplleak.client.factors import Entries, Factor, dot, square
+from pplleak.client.factors import Entries, Factor, Lookup, dot, square
 
 
 class Update(Protocol):
@@ -108,7 +108,7 @@ class DenseUpdate:
 class LazyUpdate:
     """u as a tuple of factors, one a layer call (see the module's equations) or one a parameter of another kind."""
 
-    factors: tuple[Factor | Entries, ...]
+    factors: tuple[Factor | Lookup | Entries, ...]
     size: int
 
     @property

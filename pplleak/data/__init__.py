@@ -1,10 +1,10 @@
-"""Real images or rows of a table to attack, and public ones to learn a prior from. One dataset a file.
+"""Real images, rows of a table or sentences to attack, and public ones to learn a prior from. One dataset a file.
 
 ``NAME.py`` has the functions `private(root)` and `public(root)`, which return `Images`: nothing else need be written
 for a new one. The *private* half holds the images that are attacked, the *public* one what an adversary could have
 collected beforehand; they never meet. A path instead of a name is a folder of images (`pplleak.data.folder`), whose
 halves may be one: then the attacked images are left out of the public ones; or the file of a table
-(`pplleak.data.table`), with settings or without: FILE.csv:target=COLUMN.
+(`pplleak.data.table`), with settings or without: FILE.csv:target=COLUMN; or one of text (`pplleak.data.text`): FILE.txt.
 
 The data root is the folder that the datasets' own folders lie in: $PPLLEAK_DATA_ROOT, or ./data, where none is given.
 """
@@ -21,11 +21,13 @@ from torch import Tensor
 from pplleak import folders, programs
 from pplleak.data.columns import Columns as Columns
 from pplleak.data.images import Images as Images
+from pplleak.data.vocabulary import Vocabulary as Vocabulary
 from pplleak.errors import BadInput, unknown
 from pplleak.settings import Named, require
 
 FOLDER = Path(__file__).parent
 TABLES = (".csv", ".tsv", ".data", ".parquet")
+TEXTS = (".txt",)
 
 
 def names() -> dict[str, str]:
@@ -41,7 +43,8 @@ def private(spec: str, root: str | Path | None = None) -> Images:
 def public(spec: str, root: str | Path | None = None, without: range | None = None) -> Images:
     """The images an adversary may learn from; `without` leaves out the attacked ones where the halves are one."""
     images = _load(spec, str(root or _default_root()), "public")
-    if without is None or images.columns is not None or spec in names() or not _folder_is_one(spec):
+    whole = images.columns is not None or images.vocabulary is not None  # halves that never meet
+    if without is None or whole or spec in names() or not _folder_is_one(spec):
         return images
     keep = torch.ones(len(images), dtype=torch.bool)
     keep[without.start : without.stop] = False
@@ -68,11 +71,17 @@ def _folder_is_one(spec: str) -> bool:
     return folder.one(Path(spec))
 
 
-def _table(named: Named) -> tuple[Images, Images]:
-    from pplleak.data import table  # where it is used
+def _file(named: Named) -> tuple[Images, Images]:
+    """The halves of a table's file, or of a text's."""
+    from pplleak.data import table, text  # where they are used
 
-    require(programs.settings(table.halves), named.settings, "", "a table")
-    return table.halves(Path(named.name), **named.settings)
+    halves, what = (text.halves, "a text") if _ends(named.name, TEXTS) else (table.halves, "a table")
+    require(programs.settings(halves), named.settings, "", what)
+    return halves(Path(named.name), **named.settings)
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return Path(name).suffix.lower() in endings
 
 
 @lru_cache(maxsize=8)
@@ -83,10 +92,10 @@ def _load(spec: str, root: str, half: str) -> Images:
         images: Images = read(Path(root))
         return images
     named = Named.parse(spec)
-    if Path(named.name).suffix.lower() in TABLES:
-        return _table(named)[half == "public"]
+    if _ends(named.name, TABLES + TEXTS):
+        return _file(named)[half == "public"]
     if not os.path.isdir(spec):  # False for what is no path, too
-        raise unknown("data", spec, known, "Or give a folder of images, or FILE.csv.")
+        raise unknown("data", spec, known, "Or give a folder of images, FILE.csv or FILE.txt.")
     from pplleak.data import folder
 
     return folder.attacked(Path(spec)) if half == "private" else folder.known(Path(spec))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pplleak.channels.gaussian import Gaussian
-from pplleak.client.factors import Entries, Factor
+from pplleak.client.factors import Entries, Factor, Lookup
 from pplleak.client.loss import get
 from pplleak.client.update import LazyUpdate, Update
 from pplleak.density.density import Density
@@ -232,7 +232,7 @@ def _rows(factor: Factor, count: int) -> tuple[Tensor, Tensor]:
     return a, d
 
 
-def _plain(factor: Factor | Entries) -> bool:
+def _plain(factor: Factor | Lookup | Entries) -> bool:
     if not isinstance(factor, Factor) or factor.weight is None or factor.window is not None:
         return False
     return factor.inputs.shape[-3] == 1
@@ -255,6 +255,10 @@ def inner_by_chain(update: Update, g: Tensor, count: int) -> Tensor:
             if factor.bias is not None:
                 projected = projected + g[:, None, None, factor.bias]
             total = total + (projected * d).sum((-2, -1))
+        elif isinstance(factor, Lookup):
+            ids, d = (t.flatten(1, 2).unflatten(0, (len(g), count)) for t in (factor.ids, factor.deltas))
+            chain = torch.arange(len(g), device=g.device)[:, None, None]
+            total = total + (g[:, factor.where].unflatten(1, (factor.rows, -1))[chain, ids] * d).sum((-2, -1))
         else:
             for where, entries in factor.entries():
                 total = total + (entries.double().unflatten(0, (len(g), count)) @ g[:, where, None])[..., 0]

@@ -90,6 +90,7 @@ def build_client(
     mode: str = "",
     shared: Mapping[str, Tensor] | None = None,
     columns: data.Columns | None = None,
+    vocabulary: data.Vocabulary | None = None,
 ) -> Client:
     """The client of a network's name with its settings, or of FILE.py:FUNCTION; weights from `seed`, or as given.
 
@@ -100,7 +101,7 @@ def build_client(
         defence: one of `pplleak.federation.defences`, which may change the network.
         mode: train or eval; "" leaves the network as it is built.
         shared: the tensors that were shared, where parameters that are not among them were not; None: all were.
-        columns: of the table whose encoded records the client takes.
+        columns: of the table whose encoded records the client takes. vocabulary: of the sentences that it takes.
     """
     named = Named.parse(network)
     constructor = networks.load(named.name)
@@ -133,7 +134,16 @@ def build_client(
     made = made.train(mode == "train") if mode else made
     withheld = () if shared is None else sharing.withheld(made, sharing.by_owner(made, shared, where))
     made = networks.normalised(made, normalise, input_shape)
-    return Client(made, input_shape, num_classes, local=local, loss=loss, withheld=withheld, columns=columns)
+    return Client(
+        made,
+        input_shape,
+        num_classes,
+        local=local,
+        loss=loss,
+        withheld=withheld,
+        columns=columns,
+        vocabulary=vocabulary,
+    )
 
 
 def torch_device(name: str) -> torch.device:
@@ -156,23 +166,43 @@ def torch_device(name: str) -> torch.device:
 def client_of(scenario: Scenario) -> Client:
     """The client of a scenario, before it sees any image."""
     images = data.private(scenario.data, scenario.root)
-    outputs = _classes(images)
+    scenario, outputs = told(scenario), _classes(images)
     if get(scenario.loss).targets == "input":
         outputs = math.prod(images.input_shape)
     return build_client(
         scenario.network, images.input_shape, outputs, seed=scenario.seed, dtype=scenario.dtype,
         device=scenario.device, checkpoint=scenario.checkpoint, local=scenario.local, loss=scenario.loss,
         normalise=scenario.normalise, defence=scenario.protection.filled().defence, columns=images.columns,
+        vocabulary=images.vocabulary,
     )  # fmt: skip
 
 
+def told(scenario: Scenario) -> Scenario:
+    """The scenario with the size of its data's vocabulary as a setting of a network that has one, where it is not set.
+
+    Raises:
+        BadInput: text, and a built-in network that takes none.
+    """
+    vocabulary, network = data.private(scenario.data, scenario.root).vocabulary, scenario.network
+    if vocabulary is None:
+        return scenario
+    takes = "vocabulary" in {s.name for s in programs.settings(networks.load(network.name))}
+    if not takes and network.name in networks.names():
+        raise BadInput(f"the network {network.name} takes images, and the data are text: take the network bert or gpt2")
+    if not takes or network.settings.get("vocabulary"):
+        return scenario
+    return replace(scenario, network=network.with_(vocabulary=len(vocabulary)))
+
+
 def _classes(images: data.Images) -> int:
-    """Outputs of the network: those of a table, and at least ten of images."""
-    return len(images.classes) if images.columns is not None else max(10, len(images.classes))
+    """Outputs of the network: those of a table or a text, and at least ten of images."""
+    own = images.columns is not None or images.vocabulary is not None
+    return len(images.classes) if own else max(10, len(images.classes))
 
 
 def observe(scenario: Scenario) -> Observation:
     """What the server sees where a client shares the update of real images, with the truth beside it."""
+    scenario = told(scenario)
     protection = scenario.protection.filled().observable()
     images = data.private(scenario.data, scenario.root)
     x, y = images.batch(scenario.index, scenario.batch_size)
@@ -221,6 +251,7 @@ def load(
     device: str = "cpu",
     shared_only: bool = False,
     loss: str | None = None,
+    vocabulary: data.Vocabulary | None = None,
 ) -> Observation:
     """What an observation file holds.
 
@@ -231,6 +262,7 @@ def load(
             labels or without.
         shared_only: parameters that the file lacks were not shared, whether it says so itself or not.
         loss: needed where the file's is code, FILE.py:FUNCTION; else the file says it.
+        vocabulary: of the sentences behind it, where they are text.
 
     Raises:
         NotShared: it lacks parameters, and neither the file nor `shared_only` says why.
@@ -241,6 +273,9 @@ def load(
     if not meta:
         raise BadInput(f"{path} has no pplleak metadata: wrap it with `pplleak observe`, which asks for its network "
                        "and the shape of one example")  # fmt: skip
+    if meta["settings"].get("vocabulary") and vocabulary is None:
+        raise BadInput(f"{path} is of text, and nothing says what its tokens are: attack it by itself, with the data "
+                       "that its vocabulary is of (FILE.txt)")  # fmt: skip
     named = Named(built_in(path, meta), meta["settings"]) if network is None else network
     protection = files.protection_of(meta, str(path))
     client = build_client(
@@ -248,7 +283,7 @@ def load(
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         loss=_loss(path, meta, loss), normalise=tuple(meta["normalise"]), defence=protection.defence,
         shared=shared.gradient if shared_only or meta["shared_only"] else None,
-        mode=meta["mode"],
+        mode=meta["mode"], vocabulary=vocabulary,
     )  # fmt: skip
     sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:
@@ -268,7 +303,7 @@ def load(
 def require_weights(client: Client, network: str | Named, where: str, *, seed: int) -> None:
     """Raise BadInput where a client that was built without weights owes them to the seed: nobody shared them."""
     named = network if isinstance(network, Named) else Scenario(network=network).network  # type: ignore[arg-type]
-    other = build_client(named, client.input_shape, client.num_classes, seed=seed + 1)
+    other = build_client(named, client.input_shape, client.num_classes, seed=seed + 1, vocabulary=client.vocabulary)
     same = (torch.equal(p.cpu().double(), q.cpu().double()) for p, q in zip(
         client.network.parameters(), other.network.parameters(), strict=False))  # fmt: skip
     if not all(same):

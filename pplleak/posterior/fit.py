@@ -36,7 +36,7 @@ from pplleak.density.decrement import polish
 from pplleak.density.density import ROOM
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.posterior import fit_words
+from pplleak.posterior import fit_words, tokens
 from pplleak.posterior.diagnostics import CHAINS
 from pplleak.posterior.misfit import Misfit
 from pplleak.posterior.posterior import Posterior
@@ -143,7 +143,7 @@ def _nearest(posterior: Posterior, observed: Observation) -> Posterior:
     """A point that was read off some of g's entries, moved to where all of them have it: by a few truncated Newton
     steps on ‖g − u(x)‖² / 2σ². Its own errors are no misfit of the model's."""
     sigma, client = observed.sigma, observed.client
-    if not sigma:
+    if not sigma or client.vocabulary is not None:  # token ids have no neighbourhood
         return posterior
     x = torch.as_tensor(posterior.mode).to(client.device, client.dtype)
     y = torch.as_tensor(posterior.y).reshape(-1, len(x))[0] if observed.labels is None else observed.labels
@@ -218,6 +218,10 @@ def _spread(density: Density, observed: Observation, posterior: Posterior, sigma
     x = nodes["x"]["value"].double().cpu()
     if len(x) != count or not x.isfinite().all():
         return {}
+    if density.client.vocabulary is not None:  # ids are no numbers: what differs between two draws
+        mean = tokens.spread(x.numpy())
+        ratio = {} if posterior.kind == "point" or not mean else {"sd_ratio": tokens.spread(posterior.draws) / mean}
+        return {"prior_sd": mean, **_last_scale(nodes["g"]["fn"], observed, sigma), **ratio}
     prior = x.flatten(0, 1).std(0)  # of a pixel; examples are alike before anything is seen
     mean = float(prior.mean())
     centre = torch.as_tensor(posterior.mode if posterior.kind == "point" else posterior.mean).double()

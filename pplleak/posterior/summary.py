@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pplleak.posterior import cells, metrics
+from pplleak.posterior import cells, metrics, tokens
 from pplleak.posterior.diagnostics import CHAINS
 
 Posterior = Any  # a `pplleak.posterior.Posterior`, whose own file asks this one for its verdict
@@ -31,6 +31,8 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     those of the fit (doubts_of_fit) first. examples: scores of each; worst_psnr: of the worst.
     Of records (`pplleak.posterior.cells`) there are, in place of PSNR, SSIM, sd and coverage of pixels: cell_accuracy,
     exact_match, guess_accuracy, guess_exact, cell_probability, calibration_error, chance_exact, expected_right, cells.
+    Of sentences (`pplleak.posterior.tokens`): token_accuracy, exact_match, rouge1, rouge2, rougel, token_probability,
+    calibration_error, tokens_named, tokens_named_exactly, sentences.
     priors: where several were averaged, the log-evidence of each in nats, its standard error and its weight.
     approximation: what stands in for the posterior, or None. chosen: why this inference, where it was not named.
     searches: 2 where the first ended beside what the model explains, and another one found it.
@@ -41,6 +43,9 @@ def summarise(posterior: Posterior) -> dict[str, Any]:
     columns = cells.columns_of(posterior)
     if columns is not None:
         return {**cells.scores(posterior, columns), **_of_the_attack(posterior)}
+    vocabulary = tokens.vocabulary_of(posterior)
+    if vocabulary is not None:
+        return {**tokens.scores(posterior, vocabulary), **_of_the_attack(posterior)}
     point = posterior.kind == "point"
     scores: dict[str, float | None] = dict.fromkeys(
         ("psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90")
@@ -132,7 +137,7 @@ def verdict(summary: dict[str, Any]) -> str:
     whether the gradient says anything, in this order; the sentence that matters comes first."""
     if summary["approximation"]:
         return f"approximate, by {summary['approximation']}: {verdict({**summary, 'approximation': None})}"
-    thing = "record" if "cell_accuracy" in summary else "image"
+    thing = "record" if "cell_accuracy" in summary else "sentence" if "token_accuracy" in summary else "image"
     wrong = summary["doubts_of_fit"]
     ended = [d for d in summary["doubts"] if d not in wrong]
     if wrong or not summary["converged"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pplleak import channels, density, programs
 from pplleak.client import sizes
-from pplleak.density import label_recovery
+from pplleak.density import embedding_rows, label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, cells, fit, fit_words, information
@@ -28,6 +28,7 @@ from pplleak.settings import Named
 from pplleak.studies.attack import averaging, causes
 
 RECORDS, CELLS = "records", "gibbs"  # the prior of a table's records, and the inference that moves through their cells
+SENTENCES, TOKENS = "sentences", "isir"  # the same of text
 MORE = {"starts": 4, "steps": 2}  # of a search that is made once more, in those of the first
 
 
@@ -39,11 +40,13 @@ def believe(
     What is not set falls to what is known of the observation: `channel` to its channel, `sigma` and any other setting
     (`rate`, `clip`, `policy`, …) to that of its channel or defence, `reference` to the public images, and
     `reference_labels` to theirs, `seen` to what was shared, `masks` to whether the network's own dropout is on: who
-    holds the network knows; of a defence, only who is told. The prior of records is `records`, unless another is named.
+    holds the network knows; of a defence, only who is told. The prior of records is `records`, that of
+    text `sentences`, unless another is named.
     """
     parameters = inspect.signature(model).parameters
-    if observed.client.columns is not None and "prior" in parameters:
-        beliefs = {"prior": RECORDS, **{n: v for n, v in (beliefs or {}).items() if v is not None}}
+    discrete = RECORDS if observed.client.columns is not None else SENTENCES if observed.client.vocabulary else None
+    if discrete is not None and "prior" in parameters:
+        beliefs = {"prior": discrete, **{n: v for n, v in (beliefs or {}).items() if v is not None}}
     bound = {n: v for n, v in (beliefs or {}).items() if v is not None}
     unknown = set(bound) - set(parameters)
     if unknown:
@@ -89,6 +92,8 @@ def choose(observed: Observation, model: str = MODEL, beliefs: Mapping[str, Any]
     then warns.
     """
     kinks, columns = observed.client.kinks, observed.client.columns
+    if observed.client.vocabulary is not None:
+        return TOKENS, "sentences are discrete, and this sampler moves from token to token"
     if columns is not None and (kinks or columns.finite):
         bound = believe(programs.load("models", model), observed, beliefs)
         declines = programs.inference(CELLS).declines
@@ -206,8 +211,14 @@ def attack(
 
 
 def _table(observed: Observation) -> dict[str, Any]:
-    """Of records: their columns, and what one would guess without the gradient."""
-    columns = observed.client.columns
+    """Of records: their columns, and what one would guess without the gradient. Of text: its vocabulary, and the tokens
+    that the rows of the table of embeddings name."""
+    columns, vocabulary = observed.client.columns, observed.client.vocabulary
+    if vocabulary is not None:
+        named = embedding_rows.named(observed)
+        told = None if named is None or named.tied else named
+        return {"vocabulary": list(vocabulary.tokens), "tokens_named_exactly": told and told.exact,
+                "tokens_named": told and [vocabulary.tokens[i] for i in told.tokens if i < len(vocabulary)]}  # fmt: skip
     if columns is None:
         return {}
     guess = [] if observed.public is None else cells.guess(columns, observed.public).tolist()

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from pplleak import runs
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, cells, metrics
+from pplleak.posterior import Posterior, cells, metrics, tokens
 from pplleak.posterior.summary import colour, summarise, verdict
-from pplleak.studies.attack import records
+from pplleak.studies.attack import records, sentences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,8 @@ def table(summary: dict[str, Any]) -> Table:
     """The summary as a terminal table."""
     said = f"{summary['model']} × {summary['inference']}{', approximate' if summary['approximation'] else ''}"
     shown = Table(title=said, title_justify="left", show_header=False)
-    for key, (label, form) in {**records.ROWS, **ROWS}.items():
+    own = sentences.ROWS if "token_accuracy" in summary else {}
+    for key, (label, form) in {**records.ROWS, **own, **ROWS}.items():
         if summary.get(key) is not None and not (summary["kind"] == "point" and key.endswith("_mean")):  # it is the MAP
             shown.add_row(_named(label, summary), form.format(summary[key]))
     if summary["bits"] is not None:
@@ -89,18 +90,27 @@ def _recovered(found: dict[str, Any]) -> Text:
 
 def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     """posterior.nc, attack.png and summary.json into `out`, and the table onto the terminal; of records cells.csv, too,
-    and what each cell is taken for."""
+    and what each cell is taken for; of text tokens.csv, and what each token is."""
     posterior.save(out / "posterior.nc")
     columns = cells.columns_of(posterior)
-    for earlier in ("summary.json", "attack.png", "cells.csv"):  # not this posterior's, should this be interrupted here
+    vocabulary = tokens.vocabulary_of(posterior)
+    for earlier in (
+        "summary.json",
+        "attack.png",
+        "cells.csv",
+        "tokens.csv",
+        "report.html",
+    ):  # not this posterior's, should this be interrupted here
         (out / earlier).unlink(missing_ok=True)
     summary = summarise(posterior)
     runs.json(out / "summary.json", summary)
     runs.figure(out / "attack.png", picture(posterior, summary), dpi=150)
     if columns is not None:
         console.print(records.table(records.write(posterior, columns, out)))
+    if vocabulary is not None:
+        console.print(sentences.table(sentences.write(posterior, vocabulary, out)))
     console.print(table(summary))
-    beside = "report.html" if columns is None else "cells.csv"
+    beside = "report.html, tokens.csv" if vocabulary is not None else "report.html" if columns is None else "cells.csv"
     console.print(f"written to {out}/: {beside}, attack.png, posterior.nc, summary.json", highlight=False)
     return summary
 
@@ -112,12 +122,16 @@ def plot(posterior: Posterior) -> Figure:
 
 def picture(posterior: Posterior, summary: dict[str, Any], draws: int = 4) -> Figure:
     """One row an example (at most four): truth, MAP, posterior mean, sd, draws; below, whether to believe it. Of
-    records, their cells (`records.picture`)."""
+    records, their cells (`records.picture`); of text, its tokens (`sentences.picture`)."""
     from matplotlib.figure import Figure
 
     of_table = cells.columns_of(posterior)
     if of_table is not None:
         return records.picture(posterior, summary, of_table, heading(posterior), verdict(summary))
+
+    of_text = tokens.vocabulary_of(posterior)
+    if of_text is not None:
+        return sentences.picture(posterior, summary, of_text, heading(posterior), verdict(summary))
 
     shown = min(len(posterior.mode), 4)
     order = np.arange(len(posterior.mode))

@@ -17,6 +17,7 @@ from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
 from pplleak.posterior.cells import columns_of
 from pplleak.posterior.summary import colour, summarise, verdict
+from pplleak.posterior.tokens import vocabulary_of
 from pplleak.studies.attack.attack import versions
 from pplleak.studies.audit import audit, curves, figures, frontier, pictures, words
 
@@ -114,6 +115,8 @@ def section(
         if posterior is not None and columns_of(posterior) is not None:
             raise BadInput(f"{printable(name)} is of a table, whose page there is not yet: cells.csv and attack.png "
                            "have its cells")  # fmt: skip
+        if posterior is not None and vocabulary_of(posterior) is not None:
+            raise BadInput(f"{printable(name)} is of text: `pplleak attack` wrote its page beside it")
         row = row if row or posterior is None else _row(name, posterior)
         if posterior is not None:
             posteriors[row["attack"]] = posterior

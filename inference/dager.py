@@ -1,0 +1,181 @@
+"""DAGER: sentences read off the gradient by what spans its rows (a point, exact where it ends).
+
+    T_i = {v : ‖a_vi − P₁ a_vi‖ < τ ‖a_vi‖}      a_vi the embedding of token v at position i, P₁ the projection onto the
+                                                 row space of the first q, k and v's gradient
+    s in a batch  ⇔  ‖h_i(s) − P₂ h_i(s)‖ < τ ‖h_i(s)‖ for all i,   h_i(s) what token i has become behind the attention
+
+As long as a batch has fewer different tokens at their places than the layer has inputs, the gradient's rank says so, and
+no other token lies in the span but by chance. A sentence alone is then read off the first test, all of its positions at
+once. Sentences of a batch are told apart by the second: a causal network's grow token by token, others are descended
+to (`pplleak.density.sentence_search`). No prior is needed, and neither the table of embeddings' own gradient nor labels:
+those that were shared are put beside the sentences that explain the gradient best with them.
+
+Source: Petrov, Dimitrov, Baader, Müller, Vechev, DAGER: Exact Gradient Inversion for Large Language Models, NeurIPS
+2024, arXiv 2405.15586. Their second test reads the next layer's projections, and they enumerate an encoder's sentences.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pyro
+import torch
+from torch import Tensor
+
+from pplleak.client import Client
+from pplleak.client.loss import get
+from pplleak.data.vocabulary import BEGIN, END, PAD
+from pplleak.density import Model, spans
+from pplleak.density.sentence_search import Second, causal, descended, prefixes
+from pplleak.errors import BadInput, require_positive
+from pplleak.federation.observation import Observation
+from pplleak.posterior import Posterior
+from pplleak.progress import ProgressBar, silent
+
+
+@torch.no_grad()
+def run(
+    model: Model,
+    observed: Observation,
+    client: Client,
+    *,
+    seed: int = 0,
+    progress: ProgressBar = silent,
+    tolerance: float = 0.25,
+    rounds: int = 4,
+) -> Posterior:
+    """The sentences of a batch as a posterior of one draw; the model is not looked at.
+
+    Args:
+        tolerance: τ, in units of what rounding and noise do to the span (`pplleak.density.spans.Span.blur`).
+        rounds: of random sentences that are descended from, where the network is not causal.
+    """
+    require_positive(tolerance=tolerance, rounds=rounds)
+    if not observed.g.isfinite().all():
+        raise BadInput("the observation holds NaN or infinity")
+    first, behind = spans.layers(client)
+    pyro.set_rng_seed(seed)
+    size, (length,) = observed.batch_size, client.input_shape
+    taken = spans.span(first, observed)
+    if taken.full:
+        raise BadInput(f"the first layer's gradient has full rank, {len(taken.basis)}: the batch has as many different "
+                       "tokens at their places, or noise hides the span, and it tells nothing apart; take a wider "
+                       "network, a smaller batch, or the inference isir")  # fmt: skip
+    if not len(taken.basis):
+        raise BadInput("the first layer's gradient is nothing but noise: take the inference isir")
+    near = spans.by_position(client, first, taken) < taken.near(tolerance)
+    candidates = [_own(near[:, i], i) for i in range(length)]
+    after = spans.span(behind, observed)
+    second = Second(client, behind, after, after.near(tolerance))
+    reasons: list[str] = []
+    if not any(bool((c == END).any()) for c in candidates[1:]):
+        raise BadInput("no position's candidates hold an end of a sentence: noise, or pruning, hides the span; take the "
+                       "inference isir")  # fmt: skip
+    if max(map(len, candidates)) == 1:
+        found = _alone(candidates, length).to(client.device)
+    elif second.of.full:
+        raise BadInput(f"the gradient behind the attention has full rank, {len(second.of.basis)}: sentences of this "
+                       "batch are not told apart; take a wider network or a smaller batch")  # fmt: skip
+    elif causal(client, behind):
+        found, dropped = prefixes(second, candidates, progress)
+        if dropped:
+            reasons.append("more prefixes lie in the span than are followed: some sentences may be missing")
+    else:
+        found, many = descended(second, candidates, size, rounds, progress)
+        if many:
+            reasons.append("too many tokens lie in the span of the first layer to try them at every position")
+    missing = size - len(found)
+    if missing > 0:
+        reasons.append(f"{missing} of {size} sentences could not be told apart, or occur twice")
+    found = torch.cat([found, _filled(candidates, found, max(0, missing), length)])[:size]
+    found, labels = _labelled(observed, found, exchange=missing <= 0)
+    ids = found.cpu().numpy()
+    return Posterior(
+        x=ids[None, None].astype("float32"), y=labels.cpu().numpy()[None, None], mode=ids.astype("float32"),
+        kind="point", reasons=tuple(reasons), g=observed.g.cpu().numpy(),
+        attrs={"closed_form": "the spans of the first layers' gradients", "rank": len(taken.basis),
+               "candidates": [len(c) for c in candidates], "found": size - max(0, missing)},
+    )  # fmt: skip
+
+
+def _own(near: Tensor, position: int) -> Tensor:
+    """The tokens that a position may hold; the frame is known."""
+    if position == 0:
+        return torch.tensor([BEGIN], device=near.device)
+    own = near.nonzero().flatten()
+    return own[(own != PAD) & (own != BEGIN)]
+
+
+def _alone(candidates: list[Tensor], length: int) -> Tensor:
+    """The sentence of positions that hold one token each, up to its end, (1, length)."""
+    made = torch.full((1, length), PAD)
+    for i, own in enumerate(candidates):
+        if not len(own):
+            return made[:0]
+        made[0, i] = int(own[0])
+        if int(own[0]) == END:
+            return made
+    return made[:0]
+
+
+def _filled(candidates: list[Tensor], found: Tensor, count: int, length: int) -> Tensor:
+    """Stand-ins for sentences that were not found: at every position a candidate that no found sentence holds there."""
+    made = torch.full((count, length), PAD, device=found.device)
+    for row in made:
+        row[0] = BEGIN
+        for i, own in enumerate(candidates[1:], 1):
+            held = torch.cat([found[:, i], made[:, i]])
+            free = own[~torch.isin(own, held)]
+            pick = free if len(free) else own[:1]
+            if not len(pick):
+                break
+            row[i] = pick[torch.randint(len(pick), (1,))]
+            if int(row[i]) == END:
+                break
+    return made
+
+
+def _labelled(observed: Observation, ids: Tensor, exchange: bool) -> tuple[Tensor, Tensor]:
+    """The sentences in the order of the labels that were shared, each with the label beside which its own gradient is
+    nearest; labels that were not shared are each sentence's nearest."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
+    client, size = observed.client, len(ids)
+    classes = torch.arange(client.labels, device=client.device)
+    weight = float(get(client.loss).shares(classes[:1].expand(size))[0])
+    x = ids[:, None, None].expand(-1, len(classes), -1, -1).flatten(0, 1)
+    update = client.update(x, classes.repeat(size)[:, None])
+    away = (weight**2 * update.sqnorm() - 2 * weight * update.inner(observed.g)).unflatten(0, (size, -1))
+    if observed.labels is None:
+        return ids, away.argmin(1)
+    places = linear_sum_assignment(away[:, observed.labels].cpu().numpy())[1]
+    ids = ids[torch.as_tensor(places, device=ids.device).argsort()]
+    return _exchanged(observed, ids, observed.labels) if exchange else ids, observed.labels
+
+
+def _exchanged(observed: Observation, ids: Tensor, labels: Tensor) -> Tensor:
+    """Sentences of different labels change places in pairs for as long as the batch's own gradient comes nearer: those
+    of the sentences are not orthogonal, as an assignment takes them to be."""
+    client = observed.client
+
+    def away(batches: Tensor) -> Tensor:
+        parts = batches.split(max(1, 256 // len(ids)))
+        return torch.cat([client.update(p, labels.expand(len(p), -1)).sqdist(observed.g) for p in parts])
+
+    pairs = [(a, b) for a, b in itertools.combinations(range(len(ids)), 2) if labels[a] != labels[b]]
+    least = float(away(ids[None])[0])
+    for _ in range(len(ids) if pairs else 0):
+        tried = ids.repeat(len(pairs), 1, 1)
+        for k, (a, b) in enumerate(pairs):
+            tried[k, [a, b]] = ids[[b, a]]
+        found = away(tried)
+        if not float(found.min()) < least * (1 - 1e-9):
+            break
+        ids, least = tried[int(found.argmin())], float(found.min())
+    return ids
+
+
+if __name__ == "__main__":
+    from pplleak.cli import script
+
+    script(__file__)

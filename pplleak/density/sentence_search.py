@@ -1,0 +1,138 @@
+"""Which tokens, one of each position's, make the sentences of a batch: by what a token becomes behind the attention.
+
+Of a causal network that depends on the tokens before it, so that prefixes grow one token at a time: those whose last
+token lies in the span are kept (`prefixes`). Where every token sees all others, whole sentences are descended to from
+random ones, token by token, along the distance that the last one, [SEP], has to the span (`descended`).
+
+Source: Petrov et al. 2024 (DAGER), sections 4.2 (decoders) and 4.3 (encoders, which they enumerate).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pplleak.client import Client
+from pplleak.data.vocabulary import BEGIN, END, PAD
+from pplleak.density.spans import Layer, Span, inputs
+from pplleak.progress import ProgressBar
+
+BEAM = 512  # prefixes at a time, the nearest ones
+STARTS = 16  # random sentences that are descended from together
+SWEEPS = 8
+ALIKE = 4.0  # times the least distance that another true one may have: they share their noise
+MOST = 100_000  # sentences that are looked at for one length
+
+
+@dataclass(frozen=True, eq=False)
+class Second:
+    """The layer behind the attention, its span, and how near counts as in it."""
+
+    client: Client
+    layer: Layer
+    of: Span
+    tolerance: float
+
+    def distances(self, ids: Tensor) -> Tensor:
+        """Of every token of sentences ids (N, length), (N, length), float64; of padding, 0."""
+        return self.of.distance(inputs(self.client, self.layer, ids)).masked_fill(ids == PAD, 0.0)
+
+
+def causal(client: Client, layer: Layer) -> bool:
+    """Whether what a token becomes behind the attention does not depend on those after it."""
+    length = client.input_shape[0]
+    ids = torch.full((2, length), BEGIN, device=client.device)
+    ids[1, -1] = END
+    first, second = inputs(client, layer, ids)[:, 0]
+    return bool(torch.equal(first, second))
+
+
+def prefixes(second: Second, candidates: list[Tensor], progress: ProgressBar) -> tuple[Tensor, bool]:
+    """Sentences (N, length) whose every token lies in the span behind the attention, and whether some prefixes were
+    left behind because there were too many.
+
+    Args:
+        candidates: the tokens that each position may hold.
+    """
+    length = second.client.input_shape[0]
+    beam = torch.full((1, 1), BEGIN, device=second.client.device)
+    ended: list[Tensor] = []
+    dropped = False
+    for position in progress("prefixes", length - 1):
+        own = candidates[position + 1]
+        if not len(own) or not len(beam):
+            break
+        grown = torch.cat([beam.repeat_interleave(len(own), 0), own.repeat(len(beam))[:, None]], 1)
+        away = second.distances(grown)[:, -1]
+        near = away.argsort()
+        near = near[away[near] < second.tolerance]
+        dropped = dropped or len(near) > BEAM
+        grown = grown[near[:BEAM]]
+        over = grown[:, -1] == END
+        ended += [torch.nn.functional.pad(s, (0, length - len(s)), value=PAD) for s in grown[over]]
+        beam = grown[~over]
+    return (torch.stack(ended) if ended else beam.new_zeros(0, length)), dropped
+
+
+def descended(
+    second: Second, candidates: list[Tensor], count: int, rounds: int, progress: ProgressBar
+) -> tuple[Tensor, bool]:
+    """Up to `count` different sentences, (N, length), whose every token lies in the span; and whether none was looked for
+    because their positions hold too many tokens.
+
+    Args:
+        rounds: of random starts for every length that a sentence may have.
+    """
+    ends = [k for k, own in enumerate(candidates) if k and bool((own == END).any())]
+    seen: dict[tuple[int, ...], float] = {}
+    price = STARTS * SWEEPS * sum(len(own) for own in candidates)
+    for _ in progress("sentences", rounds if price <= MOST else 0):
+        for end in ends:
+            ids = _descend(second, candidates, end)
+            away = second.distances(ids).amax(1)
+            for sentence, distance in zip(ids.tolist(), away.tolist(), strict=True):
+                seen[tuple(sentence)] = distance
+        if len(_true(seen, second)) >= count or not ends:
+            break
+        if all(len(own) <= 1 for own in candidates):  # nothing else can be tried
+            break
+    best = _true(seen, second)[:count]
+    length = second.client.input_shape[0]
+    return torch.tensor(best, device=second.client.device, dtype=torch.long).reshape(-1, length), price > MOST
+
+
+def _true(seen: dict[tuple[int, ...], float], second: Second) -> list[tuple[int, ...]]:
+    """The sentences, the nearest first, that lie in the span: below the tolerance, and not much farther than the
+    nearest."""
+    if not seen:
+        return []
+    most = min(second.tolerance, ALIKE * max(min(seen.values()), second.of.rounding))
+    return sorted((s for s, d in seen.items() if d < most), key=seen.__getitem__)
+
+
+def _descend(second: Second, candidates: list[Tensor], end: int) -> Tensor:
+    """`STARTS` random sentences that end at a position, each token in turn exchanged for the one with which [SEP] is
+    nearest to the span."""
+    length, device = second.client.input_shape[0], second.client.device
+    ids = torch.full((STARTS, length), PAD, device=device)
+    ids[:, 0], ids[:, end] = BEGIN, END
+    own = {k: c[c != END] for k, c in enumerate(candidates) if 0 < k < end}
+    if any(not len(c) for c in own.values()):
+        return ids[:0]
+    for k, c in own.items():
+        ids[:, k] = c[torch.randint(len(c), (STARTS,), device=device)]
+    for _ in range(SWEEPS):
+        before = ids.clone()
+        for k in torch.randperm(max(0, end - 1)).add(1).tolist():
+            if len(own[k]) == 1:
+                continue
+            tried = ids[:, None].repeat(1, len(own[k]), 1)
+            tried[:, :, k] = own[k]
+            cut = tried.flatten(0, 1)[:, : end + 1]
+            away = second.distances(cut)[:, end].unflatten(0, tried.shape[:2])
+            ids = tried[torch.arange(STARTS, device=device), away.argmin(1)]
+        if torch.equal(before, ids):
+            break
+    return ids.unique(dim=0)
