@@ -79,10 +79,10 @@ def record(
     kept = Path(private or Path(path).parent / PRIVATE / Path(path).name)
     for part, y, number in _parts(seen, each):
         name = f"-step-{number}" if number and len(seen.steps) > 1 else ""
-        own = [p.with_stem(p.stem + name) for p in (Path(path), kept)]
+        file, apart = (p.with_stem(p.stem + name) for p in (Path(path), kept))
         spent = part.steps[0].added.spent(delta) if part.steps and part.steps[0].added else {}
         spent |= {"step": number, "steps": len(seen.steps)} if name else {}
-        _write(part, *own, source, loss, y, classes, normalise, schedule, more, spent)
+        _write(part, file, apart, source, loss, y, classes, normalise, schedule, more, spent)
 
 
 def _parts(seen: Seen, labels: list[Tensor]) -> Iterator[tuple[Seen, list[Tensor], int]]:

@@ -33,7 +33,8 @@ ARGUMENTS = ("input", "target", "weight")  # by place; those that follow are giv
 
 @dataclass
 class Step:
-    """One step of the optimiser: the inputs of its forward passes, what its losses were, its settings; what Opacus adds.
+    """One step of the optimiser: the inputs of its forward passes, what its losses were, its settings; what Opacus
+    adds.
 
     before, gradient: the weights that it began with and the gradient that it followed, of the first step and of those
     of DP-SGD.
