@@ -17,8 +17,9 @@ from pplleak.errors import BadInput, require_positive
 
 PASSES = 16  # after so many, every entry has passed; NVIDIA FLARE goes on for as long as it takes
 COUNTED = 16  # entries up to which the number that has passed is counted exactly, and not as a normal variable
-INNER, OUTER, MARKS = 6, 12, 16  # nodes of the threshold between its kinks and beyond them; of the mark
-FAR = 34.0  # nats below a peak that are no longer looked at
+INNER, OUTER, MARKS = 4, 12, 10  # nodes of the threshold between its kinks and beyond them; of the mark
+FAR = 20.0  # nats below a peak that are no longer looked at
+GRID = 32  # places at which the peak is looked for, within those of the last look
 NEVER = 1e-14  # the probability that another pass was needed, below which none is looked at
 TINY = 1e-300
 
@@ -169,11 +170,14 @@ class SVT(Channel):
         def height(x: Tensor) -> Tensor:
             return self._mark_log_prob(x, sent) + rest * torch.log1p(-(x * mean).clamp(max=1 - TINY))
 
-        grid = torch.linspace(0, 1, 2049, dtype=within.dtype, device=within.device)[1:-1].reshape(-1, *[1] * sent.dim())
-        heights = height(grid)
-        near = heights > heights.amax(0) - FAR
-        low = torch.where(near, grid, 1.0).amin(0) - 1 / 2048
-        high = torch.where(near, grid, 0.0).amax(0) + 1 / 2048
+        low, high = torch.zeros_like(mean), torch.ones_like(mean)
+        steps = torch.arange(1, GRID, dtype=mean.dtype, device=mean.device).reshape(-1, *[1] * mean.dim()) / GRID
+        looks = 0 if within.shape[-1] <= 2 * MARKS else 3  # a polynomial of fewer entries is integrated exactly
+        for _ in range(looks):  # each look is up to GRID / 2 times as near as the last
+            grid, gap = low + (high - low) * steps, (high - low) / GRID
+            heights = height(grid)
+            near = heights > heights.amax(0) - FAR
+            low, high = torch.where(near, grid, 1.0).amin(0) - gap, torch.where(near, grid, 0.0).amax(0) + gap
         nodes, weights = (torch.as_tensor(v, dtype=within.dtype, device=within.device).reshape(-1, *[1] * sent.dim())
                           for v in _legendre(MARKS))  # fmt: skip
         x = low + (high - low) * nodes
