@@ -115,7 +115,7 @@ def opacus(draw: int, noise: float, images: data.Images, folder: Path) -> tuple[
     )  # fmt: skip
     x, y = next((x, y) for x, y in loader if len(y))
     path = folder / f"opacus-{noise}-{draw}.safetensors"
-    with pl.record(net, path, optimizer=optimizer, engine=engine):
+    with pl.record(net, path):
         nn.CrossEntropyLoss()(net(x), y).backward()
         optimizer.step()
     return observed(path, images)

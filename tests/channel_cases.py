@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pplleak.channels.masked import random_mask
 from pplleak.client.update import Update
 
 SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1, BOUND = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5, 0.6
+EPSILON, NOISE_VAR, TAU, SHARE = 2.0, 4.0, 0.2, 0.1
 
 
 def sigmas(size: int) -> Tensor:
@@ -113,6 +115,36 @@ def percentile(g: np.ndarray, examples: np.ndarray) -> float:
     return np.log(np.where(g == 0, noisy.cdf(t) - noisy.cdf(-t), sent)).sum()
 
 
+def svt(g: np.ndarray, examples: np.ndarray) -> float:
+    """Threshold, passes and mark by quadrature and sums of their own; how many have passed by their polynomial."""
+    c, sent, n = np.clip(examples.sum(0), -BOUND, BOUND), g != 0, math.ceil(SHARE * len(g))
+    odds = (2 * n) ** (2 / 3)
+    wide, query = BOUND * (1 + odds) / EPSILON, 2 * BOUND * n * (1 + odds) / (odds * EPSILON)
+    (a, b), (y, z) = (np.polynomial.legendre.leggauss(k) for k in (12, 40))  # 40: exact for marks of up to 80 entries
+    edges = [-30 * wide, -3 * wide, 0.0, TAU, BOUND, 3 * wide, 30 * wide]
+    t, w = (np.concatenate([f(lo, hi) for lo, hi in itertools.pairwise(edges)])
+            for f in (lambda lo, hi: lo + (hi - lo) * (a + 1) / 2, lambda lo, hi: b * (hi - lo) / 2))  # fmt: skip
+    x, v = (y + 1) / 2, z / 2
+    misses = stats.laplace(0, query).cdf(t[:, None] - np.abs(c))  # (thresholds, entries): not within one pass
+    total, before = np.zeros(len(t)), np.zeros_like(misses)
+    for number in range(1, 17):
+        within = 1 - misses**number if number < 16 else np.ones_like(misses)
+        early, late = before[:, None], (within - before)[:, None]  # (thresholds, marks, entries)
+        marked = np.where(sent, 1.0, 1 - x[:, None])
+        counts = np.zeros((len(t), len(x), n))  # of how many pass before the last pass: 0, 1, …, n − 1
+        counts[..., 0] = 1
+        for i in range(len(g)):
+            stays = marked[:, i] * late[..., i] + (0.0 if sent[i] else 1 - within[:, None, i])
+            shifted = np.concatenate([np.zeros_like(counts[..., :1]), counts[..., :-1]], -1)
+            counts = counts * stays[..., None] + shifted * (marked[:, i] * early[..., i])[..., None]
+        if number > 1 and counts.sum(-1).max() < 1e-15:
+            break
+        total += (counts.sum(-1) * v * n * x ** (n - 1)).sum(-1)
+        before = within
+    chosen = np.log((w * stats.laplace(TAU, wide).pdf(t) * total).sum())
+    return float(chosen + stats.laplace(c, 2 * BOUND / NOISE_VAR).logpdf(g)[sent].sum())
+
+
 def dpsgd(g: np.ndarray, examples: np.ndarray) -> float:
     batch = len(examples)
     own_gradients = batch * examples
@@ -140,12 +172,14 @@ def aggregated(g: np.ndarray, examples: np.ndarray) -> float:
 @dataclass(frozen=True)
 class Case:
     """A channel, its textbook density, whether its density leaves a linear layer's update of one example lazy, and the
-    same channel with other noise."""
+    same channel with other noise; how near the two densities are, and draws that tell the twin from it."""
 
     make: Callable[[Update], channels.Channel]
     textbook: Callable[[np.ndarray, np.ndarray], float]
     lazy: bool
     twin: Callable[[Update], channels.Channel]
+    rel: float = 1e-9
+    draws: int = 10_000
 
 
 def aggregating(update: Update, sigma: float = SIGMA, clients: int = CLIENTS) -> channels.Channel:
@@ -154,6 +188,11 @@ def aggregating(update: Update, sigma: float = SIGMA, clients: int = CLIENTS) ->
 
 def clipped(update: Update, factor: float = 1.0) -> channels.Channel:
     return channels.DPSGD(update, noise_multiplier=factor * SIGMA, clip=CLIP)
+
+
+def filtered(update: Update, factor: float = 1.0) -> channels.Channel:
+    return channels.SVT(update, share=SHARE, epsilon=EPSILON, noise_var=factor * NOISE_VAR, gamma=BOUND, tau=TAU,
+                        replace=False)  # fmt: skip
 
 
 HALF = SIGMA / 2
@@ -201,6 +240,7 @@ CASES = {
         lambda u: channels.Percentile(u, SIGMA, rate=RATE, bound=BOUND), percentile, False,
         lambda u: channels.Percentile(u, HALF, rate=RATE, bound=BOUND),
     ),
+    "svt": Case(filtered, svt, False, lambda u: filtered(u, 2.0), rel=3e-4, draws=600),
     "dpsgd": Case(clipped, dpsgd, True, lambda u: clipped(u, 0.5)),
     "quantised": Case(
         lambda u: channels.Quantised(u, SIGMA, step=STEP), quantised, False,

@@ -63,8 +63,11 @@ class Audit(where.Where):
     defences: tuple[str, ...] = ()
     """What would protect: share the private batches anew behind each NAME:SETTING=VALUE,…, attack that by all attacks
     but auto, and draw what each leaves to see against what it costs. Needs --truth."""
+    train: int = 0
+    """Train the network behind each of --defences, and as it was recorded, for so many steps on the public images: the
+    picture then has accuracy as the cost. Its time is beside --budget."""
     seed: int = 0
-    """Of the attacks."""
+    """Of the attacks and the trainings."""
     out: Path = Path("audit-report")
     """Folder for report.html, audit.csv and the posteriors; a run with the same settings goes on there."""
 
@@ -77,6 +80,10 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput("--defences shares the private batches anew: name their folder, --truth")
     for text in args.defences:
         Protection.parse(text)
+    if args.train < 0 or (args.train and not args.defences):
+        raise BadInput(
+            "--train says the steps of a training behind each of --defences: name those, and a number above 0"
+        )
     if not args.budget > 0:
         raise BadInput(f"--budget is a positive number of minutes, not {args.budget}")
     with where.claim(args) as out:
@@ -106,7 +113,7 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
 
     found = plans.items(args.observations, args.truth)
     said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found]}
-    settled = runs.settings(said, leaving=("out", "budget", "defences", *where.LEAVING))
+    settled = runs.settings(said, leaving=("out", "budget", "defences", "train", *where.LEAVING))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
     plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget, args.defences)
     if args.truth is not None and not (out / curves.FILE).exists():
@@ -118,6 +125,8 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
         with where.spread(args, argv, maker, plan.take) as results:
             audit.audit(plan, results, out, load=opener(args), labels=args.labels, model=args.model,
                         beliefs=arguments.beliefs(args), progress=bar)  # fmt: skip
+        if args.train:
+            train(args, argv, out, found[0].path)
     except (KeyboardInterrupt, runs.WorkerLost) as stop:
         stopped = stop
     if stopped and not (out / audit.TABLE).exists():
@@ -130,6 +139,30 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
         kept = f"{why}: what was finished is kept, the same command goes on; "
     terminal().print(f"{kept}written to {out}/: report.html, audit.csv", highlight=False, soft_wrap=True)
     return 0 if stopped is None else 130 if isinstance(stopped, KeyboardInterrupt) else 2
+
+
+def train(args: Any, argv: Sequence[str], out: Path, first: Path) -> None:
+    """The trainings that are missing in a folder; a row of each as it ends."""
+    from pplleak.studies.audit import utility
+
+    missing = utility.missing(out, opener(args)(first), args.defences, args.train)
+    with where.spread(args, argv, trainer, runs.shard(missing, args.shard)) as results:
+        for _, row in zip(bar("trainings", len(missing)), results, strict=False):
+            utility.table(out).add([row])
+
+
+def trainer(argv: Sequence[str]) -> Callable[[str], dict[str, Any]]:
+    """What makes one training, of the network of the first observation."""
+    from pplleak import data
+    from pplleak.studies.audit import plan as plans
+    from pplleak.studies.audit import utility
+
+    args, _ = _parsed(argv)
+    first = plans.items(args.observations, args.truth)[0].path
+    return utility.trainer(
+        lambda: opener(args)(first), data.public(args.data, args.data_root), data.private(args.data, args.data_root),
+        args.data, args.out, args.train, args.seed,
+    )  # fmt: skip
 
 
 def opener(args: Any) -> Callable[[Path], Observation]:

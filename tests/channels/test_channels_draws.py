@@ -32,7 +32,7 @@ def ratios(case: Case, u: Update, v: Update, draws: Tensor) -> np.ndarray:
 @each_channel
 def test_its_draws_follow_its_density(case: Case) -> None:
     """E[p(g | v) / p(g | u)] = 1 under g ~ p(g | u), for any v; not so for draws of another u, or with other noise."""
-    u, count = [0.4, -0.25, 0.1, 0.5, -0.05], torch.Size([10_000])
+    u, count = [0.4, -0.25, 0.1, 0.5, -0.05], torch.Size([case.draws])
     here, near = plain(u), [plain([a + d for a in u]) for d in (0.15, -0.1)]
     if "directional" in case.textbook.__name__:
         near = [plain([0.4, -0.1, 0.2, 0.4, -0.05]), plain([0.5, -0.3, 0.0, 0.4, 0.1])]
@@ -194,3 +194,25 @@ def test_a_filter_whose_entries_are_all_cut_off_says_how_large_the_others_may_be
     share = float((draws == g).all(-1).double().mean())  # a point mass: as often as its density says
     assert abs(share - np.exp(found)) < 4 * np.sqrt(np.exp(found) / 40_000)
     assert abs(share - np.exp(sum(tails) + sum(rest))) > 4 * np.sqrt(np.exp(found) / 40_000)
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_sparse_vector_filter_sends_every_set_of_entries_as_often_as_its_density_says(replace: bool) -> None:
+    """All sets of four entries, whatever threshold, passes and draws led to them; not so for another update."""
+    update = plain([0.5, -0.3, 0.1, -0.05])
+    channel = channels.SVT(update, share=0.5, epsilon=12.0, noise_var=2.0, gamma=0.6, tau=0.3, replace=replace)
+
+    def probabilities(u: DenseUpdate) -> np.ndarray:
+        sets = (torch.arange(1, 16)[:, None] >> torch.arange(4)) & 1
+        sets = sets[(sets.sum(-1) == 2) | ((sets.sum(-1) == 1) & replace)]
+        c = u.materialise()  # sent without noise, where the Laplace densities of what is sent are at their peak
+        law = channels.SVT(u.expand(torch.Size([len(sets)])), **channel.settings)
+        return (law.log_prob(sets * c) + sets.sum(-1) * math.log(2 * law.scale)).exp().numpy()
+
+    expected = probabilities(update)
+    assert expected.sum() == pytest.approx(1, abs=1e-4)
+    sent = (channel.sample(torch.Size([20_000])) != 0).long() @ 2 ** torch.arange(4)
+    _, found = sent.unique(return_inverse=True)
+    assert_frequencies(found.reshape(4, -1).numpy(), expected)
+    with pytest.raises(AssertionError):
+        assert_frequencies(found.reshape(4, -1).numpy(), probabilities(plain([0.1, -0.3, 0.5, -0.05])))

@@ -23,7 +23,8 @@ from pplleak.studies.attack.attack import believe
 
 each_name = pytest.mark.parametrize("name", channels.names())
 OTHERS = {
-    "float": 0.25, "int": 7, "noise": "laplace", "order": "noise_first", "sigmas": (0.25, 0.5), "simulated": 40,
+    "float": 0.25, "int": 7, "bool": False, "noise": "laplace", "order": "noise_first", "sigmas": (0.25, 0.5),
+    "simulated": 40,
 }  # fmt: skip
 
 

@@ -134,6 +134,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: channels.Quantised(U, SIGMA, step=0.1).log_prob(torch.full((3,), 0.15)), "multiples of step"
     ),
     "support of another rate": (lambda: channels.TopK(U, SIGMA, rate=0.7).log_prob(torch.ones(3)), "sends 1 of 3"),
+    "share above one": (lambda: channels.SVT(U, share=1.5), "share must be at most 1"),
+    "entries of another share": (
+        lambda: channels.SVT(U, share=0.3, replace=False).log_prob(torch.ones(3)), "sends 1 of 3"
+    ),
     "unknown order": (lambda: channels.Pruned(U, SIGMA, order="never"), "unknown order 'never'"),  # type: ignore
     "unknown noise": (lambda: channels.Masked(U, SIGMA, noise="pink"), "unknown noise 'pink'"),  # type: ignore
     "moments of one update": (lambda: channels.moments(torch.zeros(1, 3)), "at least 2 simulated updates"),
@@ -156,8 +160,8 @@ def test_examples_that_a_network_mixes_are_not_clipped() -> None:
 
 
 def test_a_name_stands_for_every_channel_that_settings_say_in_full() -> None:
-    said = "aggregated directional dpsgd elastic gaussian laplace masked percentile pruned quantised sign topk weighted"
-    assert list(channels.names()) == said.split()
+    said = "aggregated directional dpsgd elastic gaussian laplace masked percentile pruned quantised sign svt topk"
+    assert list(channels.names()) == [*said.split(), "weighted"]
     for name, line in channels.names().items():
         assert line
         assert channels.get(name).__name__.lower() == name

@@ -261,7 +261,7 @@ def test_the_private_file_is_no_observation_and_no_other_file_is_one(tmp_path: P
 def test_a_step_of_opacus_is_recorded_with_its_noise_its_lot_and_its_epsilon(tmp_path: Path) -> None:
     opacus = pytest.importorskip("opacus")
     torch.manual_seed(1)
-    engine, network = opacus.PrivacyEngine(), Net()
+    engine, network = opacus.PrivacyEngine(accountant="rdp"), Net()
     wrapped, optimizer, loader = engine.make_private(
         module=network, optimizer=momentum(network.parameters()), noise_multiplier=0.5, max_grad_norm=0.1,
         data_loader=DataLoader(TensorDataset(*batch(40)), batch_size=BATCH),
@@ -270,10 +270,10 @@ def test_a_step_of_opacus_is_recorded_with_its_noise_its_lot_and_its_epsilon(tmp
     for k, (x, y) in enumerate(loader):
         path = tmp_path / f"{k}.safetensors"
         if k == 0:
-            with pytest.raises(BadInput, match="optimizer="), pl.record(wrapped, path):
+            with pytest.raises(BadInput, match="in the step of its own optimiser"), pl.record(wrapped, path):
                 F.cross_entropy(wrapped(x), y).backward()
             optimizer.zero_grad()
-        with pl.record(wrapped, path, optimizer=optimizer, engine=engine):
+        with pl.record(wrapped, path):
             F.cross_entropy(wrapped(x), y).backward()
             optimizer.step()
         optimizer.zero_grad()
@@ -284,12 +284,65 @@ def test_a_step_of_opacus_is_recorded_with_its_noise_its_lot_and_its_epsilon(tmp
         law = channels.make(channel, observed.client.update(kept.x, kept.y), observed.client, len(y), None)
         assert law.sigma == pytest.approx(0.5 * 0.1 / BATCH)
         squares.append(((observed.g - law.clipped.update.materialise()) / law.sigma).square().double())
-        assert observed.provenance["privacy"]["sample_rate"] == pytest.approx(BATCH / 40)
+        spent = observed.provenance["privacy"]
+        assert spent["sample_rate"] == pytest.approx(BATCH / 40)
+        assert spent["epsilon"] == pytest.approx(engine.get_epsilon(1e-5))
     found = torch.cat(squares)
     assert BATCH in lots  # Poisson: some batches have another size than is expected
     spread = (2 / len(found)) ** 0.5
     assert abs(float(found.mean()) - 1) < 4 * spread
     assert abs(float(found.mean()) * 0.8**2 - 1) > 4 * spread  # a wrong twin: noise of 1.25 σ
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_by_opacus_is_recorded_step_by_step(tmp_path: Path) -> None:
+    opacus = pytest.importorskip("opacus")
+    torch.manual_seed(0)
+    engine, network = opacus.PrivacyEngine(accountant="rdp"), Net()
+    sizes: list[int] = []
+    sent: list[Tensor] = []
+    wrapped, optimizer, loader = engine.make_private(
+        module=network, optimizer=momentum(network.parameters()), noise_multiplier=1e-4, max_grad_norm=0.3,
+        data_loader=DataLoader(TensorDataset(*batch(8)), batch_size=2),
+    )  # fmt: skip
+    with pl.record(None, tmp_path / "o.safetensors"):
+        for x, y in [*loader, (batch(0)), *loader]:  # Poisson sampling draws an empty batch at times
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(x), y).backward()
+            optimizer.step()
+            sizes.append(len(y))
+            sent.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    steps = [k for k, size in enumerate(sizes, 1) if size]
+    assert {p.stem for p in tmp_path.glob("*.safetensors")} == {f"o-step-{k}" for k in steps} and len(steps) > 4
+    spent = []
+    for k in steps:
+        path = tmp_path / f"o-step-{k}.safetensors"
+        observed = loaded(path)
+        torch.testing.assert_close(observed.g, sent[k - 1])
+        kept = capture.read(tmp_path / "private" / path.name)
+        assert observed.protection.channel is not None and len(kept.y) == sizes[k - 1]
+        update = observed.client.update(kept.x, kept.y)  # at the weights that this step began with
+        law = channels.make(observed.protection.channel, update, observed.client, len(kept.y), None)
+        assert isinstance(law, channels.DPSGD)
+        torch.testing.assert_close(law.clipped.update.materialise(), observed.g, rtol=1e-3, atol=1e-3)
+        spent.append(observed.provenance["privacy"])
+    assert [s["step"] for s in spent] == steps and {s["steps"] for s in spent} == {len(sizes)}
+    assert [s["epsilon"] for s in spent] == sorted(s["epsilon"] for s in spent)
+    assert spent[-1]["epsilon"] == pytest.approx(engine.get_epsilon(1e-5))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_clip_of_opacus_that_no_channel_has_is_refused(tmp_path: Path) -> None:
+    opacus = pytest.importorskip("opacus")
+    network = Net()
+    wrapped, optimizer, _ = opacus.PrivacyEngine().make_private(
+        module=network, optimizer=momentum(network.parameters()), noise_multiplier=1.0, clipping="per_layer",
+        max_grad_norm=[1.0] * len(list(network.parameters())), data_loader=DataLoader(TensorDataset(*batch(8))),
+    )  # fmt: skip
+    with pytest.raises(BadInput, match="DPPerLayerOptimizer clips otherwise"), pl.record(wrapped, tmp_path / "o"):
+        F.cross_entropy(wrapped(batch(2)[0]), batch(2)[1]).backward()
+        optimizer.step()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_with_a_part_that_is_called_module_is_recorded_whole(tmp_path: Path) -> None:

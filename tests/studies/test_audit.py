@@ -109,6 +109,26 @@ def test_private_batches_are_shared_anew_behind_protections_and_the_page_says_wh
     assert command(recorded, tmp_path / "x", "--defences", "nothing") == 2
 
 
+def test_the_recorded_network_is_trained_behind_protections_and_the_frontier_has_accuracy(
+    recorded: Path, tmp_path: Path, capsys: Any
+) -> None:
+    argv = ["--attacks", "quotient", "--defences", "gaussian:sigma=1", "--train", "150"]
+    assert command(recorded, tmp_path, *argv) == 0
+    rows = cells(tmp_path / "trainings.csv")
+    assert [r["protection"] for r in rows] == ["none", "gaussian:sigma=1"]
+    plain, noise = (float(r["accuracy"]) for r in rows)
+    assert noise < plain - 0.1  # so few steps tell noise from none
+    page = (tmp_path / "report.html").read_text()
+    assert "after 150 steps of training behind it" in page and f"{100 * noise:.1f} %" in page
+    before = (tmp_path / "trainings.csv").read_bytes()
+    (tmp_path / "training" / "none" / "step-150.safetensors").unlink()  # what stands in the table is not made again
+    assert command(recorded, tmp_path, *argv) == 0 and (tmp_path / "trainings.csv").read_bytes() == before
+    (tmp_path / "trainings.csv").unlink()  # killed before the rows were there: the trainings go on, to the same
+    assert command(recorded, tmp_path, *argv) == 0 and (tmp_path / "trainings.csv").read_bytes() == before
+    assert command(recorded, tmp_path / "x", "--attacks", "quotient", "--train", "30") == 2
+    assert "name those" in capsys.readouterr().err
+
+
 def test_every_worker_has_the_whole_budget_and_nothing_goes_on_after_its_end(tmp_path: Path) -> None:
     found = [plans.Item(str(k), tmp_path, None) for k in range(4)]
     plan = audit.plan(tmp_path, found, ["quotient", "map"], 60.0)

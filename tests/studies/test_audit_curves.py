@@ -71,6 +71,31 @@ def test_realised_success_under_dp_sgd_stays_below_its_limit_and_a_wrong_noise_i
     assert Group("x", "map", errors, None, True).limit(kappa) is None
 
 
+def test_a_guess_that_beats_the_attack_is_said() -> None:
+    guessed = Guess(100, [(k, k + 0.1) for k in (0.0, 0.0, 0.0, 0.1, 0.3, 0.5, 0.6, 0.8)], [])
+    weak, strong = (Group("no protection", "map", np.array(e), None, False)
+                    for e in ([0.02, 0.3, 0.5, 0.5], [0.01, 0.02, 0.02, 0.03]))  # fmt: skip
+    assert "At errors of 0.14 to 0.4, that guess comes near to more examples than map" in curves.beaten(weak, guessed)
+    assert curves.beaten(weak, guessed) in curves.sentences([weak], guessed)[0]
+    assert curves.beaten(strong, guessed) == ""
+
+
+def test_what_is_best_at_equal_utility_is_said_where_all_were_trained() -> None:
+    trained = {"none": 0.9, "small": 0.89, "large": 0.5}
+    rows = [{"name": "a", "attack": "map", "gain": 20.0, "cosine": 1.0}]
+    anew = [rows[0] | {"behind": n, "gain": g, "cosine": c} for n, g, c in (("small", 12.0, 0.7), ("large", 1.0, 0.9))]
+    found = frontier.points(rows, anew, trained, "none")
+    assert [p.left for p in found] == [0.9, 0.89, 0.5]
+    said = " ".join(frontier.sentences(found))
+    assert "At equal utility (accuracy within 2% of 90.0%), small hides most: 12.0 dB" in said
+    assert "large leaves most accuracy: 50.0%" in said
+    assert "accuracy after the training" in figures.tradeoff(found)
+    some = frontier.points(rows, anew, {"none": 0.9, "small": 0.89}, "none")  # one was not trained: the update's cosine
+    assert [p.left for p in some] == [1.0, 0.7, 0.9] and "equal utility" not in " ".join(frontier.sentences(some))
+    nothing = frontier.points(rows, anew, trained | {"small": 0.6}, "none")
+    assert "None that costs less than 2% of the accuracy" in " ".join(frontier.sentences(nothing))
+
+
 POINTS = [
     frontier.Point(frontier.RECORDED, 8.0, 1.0, 1.0, 4, 0),
     frontier.Point("gaussian:sigma=1", 1.0, 0.5, 0.2, 4, 0),
@@ -83,7 +108,7 @@ POINTS = [
 def test_the_frontier_is_what_no_other_beats_and_its_sentence_names_what_hides_most_for_least() -> None:
     assert [p.name for p in frontier.best(POINTS)] == ["gaussian:sigma=1", "topk:rate=0.9", "as recorded"]
     said = " ".join(frontier.sentences(POINTS))
-    assert "topk:rate=0.9 leaves most" in said and "(as recorded: 8.0 dB)" in said and "A better attack" in said
+    assert "topk:rate=0.9 leaves most" in said and "as recorded: 8.0)" in said and "A better attack" in said
     assert "On 1 more, no attack had a result" in said
     assert "None brings" in " ".join(frontier.sentences([POINTS[0], POINTS[3]]))
     little = frontier.Point(frontier.RECORDED, 0.8, 1.0, 1.0, 4, 0)

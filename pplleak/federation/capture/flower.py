@@ -19,11 +19,13 @@ from pplleak.federation.capture import server
 from pplleak.federation.capture.record import record
 from pplleak.federation.capture.server import Known
 
+NAME = re.compile(r"round-(?P<round>\d+)-client-(?P<client>.+?)(-step-\d+)?")
 WORK = "train"  # the kind of message whose work is recorded; others evaluate, or ask
 
 
 def recorder(folder: str | Path, **settings: Any) -> Callable[[Any, Any, Callable[[Any, Any], Any]], Any]:
-    """A mod for `flwr.clientapp.ClientApp(mods=[…])`: files round-R-client-C.safetensors in a folder.
+    """A mod for `flwr.clientapp.ClientApp(mods=[…])`: files round-R-client-C.safetensors in a folder, and of a client
+    that trains by Opacus round-R-client-C-step-S.safetensors.
 
     C is the client's partition where the app has partitions, else its node's number. A round that cannot be said by an
     observation is passed over with a warning that says why: the client goes on.
@@ -59,8 +61,8 @@ def _round(message: Any, folder: Path, client: str) -> int:
         for key in ("server-round", "server_round", "current_round"):
             if isinstance(number := record_of.get(key), int):
                 return number
-    names = (p.stem.partition("-client-") for p in folder.glob("round-*-client-*.safetensors"))
-    return 1 + max((int(r.removeprefix("round-")) for r, _, c in names if c == client), default=0)
+    named = (NAME.fullmatch(p.stem) for p in folder.glob("round-*-client-*.safetensors"))
+    return 1 + max((int(n["round"]) for n in named if n and n["client"] == client), default=0)
 
 
 def server_recorder[Strategy](strategy: Strategy, folder: str | Path, known: Known) -> Strategy:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pplleak.client import loss as losses
 from pplleak.client.training import Shares
 from pplleak.errors import BadInput
-from pplleak.federation import files, privacy
+from pplleak.federation import files
 from pplleak.federation.capture import private as privates
 from pplleak.federation.capture import training
 from pplleak.federation.capture.watch import Seen, require_seen, watched
@@ -40,8 +40,6 @@ def record(
     clip: float | None = None,
     prox: float = 0.0,
     shares: Shares = "difference",
-    optimizer: Any = None,
-    engine: Any = None,
     delta: float = 1e-5,
 ) -> Iterator[Seen]:
     """Write what a client shares of the training inside the block, and, apart from it, the private batch.
@@ -51,7 +49,8 @@ def record(
                 optimizer.zero_grad(); loss(network(x), y).backward(); optimizer.step()
 
     What is shared is θ_after − θ_before of all steps; the gradient of a single plain SGD step, from which it follows;
-    the gradient where no optimiser steps; behind Opacus the noised gradient of its one step. Inputs, labels, loss,
+    the gradient where no optimiser steps. Behind Opacus it is the noised gradient of every step, which is what ε is
+    reckoned for: FILE-step-1.safetensors, FILE-step-2.safetensors, … where there are several. Inputs, labels, loss,
     optimiser and weights are seen by themselves: a loss of `torch.nn.functional` or `torch.nn`, an optimiser of
     `torch.optim`, one forward pass a step. The rest is said by name.
 
@@ -66,78 +65,70 @@ def record(
         normalise: mean and sd that a transform normalised the inputs by, or those of each channel, means first.
         schedule, clip, prox: of local training (`pplleak.client.training`), which nothing here sees.
         shares: what is shared of the movement.
-        optimizer: Opacus' `DPOptimizer`, whose noise and clip are then the observation's channel. engine: its
-            `PrivacyEngine`, for the sampling rate, and the ε at `delta` of all its steps so far (by RDP).
+        delta: of the (ε, δ)-differential privacy of all steps so far that is written beside a step of Opacus (by RDP).
 
     Raises:
         BadInput: when the block is left: what was trained cannot be said by an observation. The training is done then,
-            and nothing is written.
+            and nothing is written (of a step of Opacus that cannot).
     """
     with watched(network) as seen:
         yield seen
     require_seen(seen)
-    _write(seen, Path(path), private, source, loss, labels, normalise, schedule,
-           {"clip": clip, "prox": prox, "shares": shares}, _opacus(seen, optimizer, engine, delta))  # fmt: skip
+    loss, each, classes = _loss(seen, loss, labels)
+    more = {"clip": clip, "prox": prox, "shares": shares}
+    kept = Path(private or Path(path).parent / PRIVATE / Path(path).name)
+    for part, y, number in _parts(seen, each):
+        name = f"-step-{number}" if number and len(seen.steps) > 1 else ""
+        file, apart = (p.with_stem(p.stem + name) for p in (Path(path), kept))
+        spent = part.steps[0].added.spent(delta) if part.steps and part.steps[0].added else {}
+        spent |= {"step": number, "steps": len(seen.steps)} if name else {}
+        _write(part, file, apart, source, loss, y, classes, normalise, schedule, more, spent)
 
 
-@dataclass(frozen=True)
-class _Private:
-    """What Opacus added: its channel, and what it spent."""
-
-    channel: Named
-    spent: dict[str, float]
-
-
-def _opacus(seen: Seen, optimizer: Any, engine: Any, delta: float) -> _Private | None:
-    """None without Opacus.
+def _parts(seen: Seen, labels: list[Tensor]) -> Iterator[tuple[Seen, list[Tensor], int]]:
+    """What an observation each is made of, with its labels: the whole training, or every step of DP-SGD that took
+    examples, with its number.
 
     Raises:
-        BadInput: the network is Opacus' and its optimiser was not named; more than one step was taken.
+        BadInput: Opacus' network was trained without its optimiser, or none of its steps took an example.
     """
-    clipping = seen.network is not None and any(hasattr(p, "grad_sample") for p in seen.network.parameters())
-    if not hasattr(optimizer, "noise_multiplier"):
-        if clipping:
-            raise BadInput("Opacus clips and noises this network's gradients: name its optimiser, optimizer=…")
-        return None
-    if len(seen.steps) != 1:
-        raise BadInput(
-            f"{len(seen.steps)} steps of DP-SGD were taken, and one a recording is modelled: record each step"
-        )
-    size = len(seen.steps[0].inputs[0])
-    lot = optimizer.expected_batch_size if optimizer.loss_reduction == "mean" else 1
-    settings = {"noise_multiplier": float(optimizer.noise_multiplier), "clip": float(optimizer.max_grad_norm)}
-    channel = Named("dpsgd", {**settings, "lot": 0 if lot == size else int(lot)})
-    spent = {} if engine is None else {
-        "epsilon": privacy.composed(engine.accountant.history, delta=delta), "delta": delta,
-        "sample_rate": float(engine.accountant.history[-1][1]),
-    }  # fmt: skip
-    return _Private(channel, spent)
+    if not any(s.added for s in seen.steps):
+        if seen.network is not None and any(hasattr(p, "grad_sample") for p in seen.network.parameters()):
+            raise BadInput("Opacus clips and noises this network's gradients in the step of its own optimiser, and "
+                           "none was taken in the block")  # fmt: skip
+        yield seen, labels, 0
+        return
+    filled = [(k, s, y) for k, (s, y) in enumerate(zip(seen.steps, labels, strict=True), 1) if len(y)]
+    if not filled or not all(s.added for s in seen.steps):
+        raise BadInput("nothing was recorded: the step took no example" if not filled else
+                       "some steps were private and some were not, which no observation says")  # fmt: skip
+    for k, step, y in filled:
+        yield replace(seen, steps=[step], before=step.before), [y], k
 
 
 def _write(
-    seen: Seen, path: Path, private: str | Path | None, source: str, loss: str, labels: Tensor | None,
-    normalise: Sequence[float], schedule: str, more: dict[str, Any], dp: _Private | None,
+    seen: Seen, path: Path, private: Path, source: str, loss: str, each: list[Tensor], classes: int,
+    normalise: Sequence[float], schedule: str, more: dict[str, Any], spent: dict[str, float],
 ) -> None:  # fmt: skip
     network = seen.network
     assert network is not None
     steps = seen.steps or [seen.open]
     if sum(len(s.inputs[0]) for s in steps if s.inputs) == 0 or not steps[0].inputs:
         raise BadInput("nothing was recorded: the step took no example")
-    loss, each, classes = _loss(seen, loss, labels)
     x, y, order = training.examples(steps, each)
-    local = None
-    if seen.steps:
+    local, dp = None, steps[0].added
+    if seen.steps and dp is None:
         rates = [float(s.settings[0]["lr"]) for s in seen.steps]
         optimizer = training.optimiser(seen.optimizer, seen.steps[0].settings)
-        if not seen.fresh and dp is None and optimizer != training.optimisers.check("optimizer", "sgd"):
+        if not seen.fresh and optimizer != training.optimisers.check("optimizer", "sgd"):
             raise BadInput("the optimiser remembers steps from before this recording, which the server is not modelled "
                            "to know: make a new one each round, or record from its first step on")  # fmt: skip
         local = training.local(optimizer, rates, order, schedule, **more)
     after = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
     weighed = torch.cat([p.double().reshape(-1) for p in after.values()]).square().mean().sqrt()
     eps = max(torch.finfo(p.dtype).eps for p in after.values())
-    if local is None or dp is not None or training.gradient_of(local):
-        shared = seen.gradient or {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+    if local is None or training.gradient_of(local):
+        shared = steps[0].gradient or {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
         shared = {n: shared.get(n, torch.zeros_like(p)) for n, p in after.items()}
         rounded = float(eps * weighed / local.lr) if local is not None else 0.0
         local = None
@@ -152,10 +143,10 @@ def _write(
         path, shared, input_shape=tuple(x.shape[1:]), num_classes=classes,
         network=Named.parse(source or source_of(network)), parameters=seen.before, batch_size=len(x), local=local,
         loss=loss, normalise=normalise, mode=seen.mode,
-        protection=Protection(channel=Named("gaussian", {"sigma": sigma}) if dp is None else dp.channel),
-        privacy=None if dp is None else dp.spent,
+        protection=Protection(channel=Named("gaussian", {"sigma": sigma}) if dp is None else dp.channel(len(x))),
+        privacy=spent or None,
     )  # fmt: skip
-    privates.write(private or path.parent / PRIVATE / path.name, x, y, order)
+    privates.write(private, x, y, order)
 
 
 def _loss(seen: Seen, loss: str, labels: Tensor | None) -> tuple[str, list[Tensor], int]:

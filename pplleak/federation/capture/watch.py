@@ -8,7 +8,7 @@ and all of it is gone when the block is left.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from pplleak.client import weights
 from pplleak.client.checks import unwrapped
 from pplleak.errors import BadInput
+from pplleak.federation.capture import dpsgd
 
 LOSSES: dict[Any, str] = {
     F.cross_entropy: "cross_entropy", F.nll_loss: "cross_entropy",  # of log-softmax, which softmax leaves as it is
@@ -32,11 +33,19 @@ ARGUMENTS = ("input", "target", "weight")  # by place; those that follow are giv
 
 @dataclass
 class Step:
-    """One step of the optimiser: the inputs of its forward passes, what its losses were, its settings."""
+    """One step of the optimiser: the inputs of its forward passes, what its losses were, its settings; what Opacus
+    adds.
+
+    before, gradient: the weights that it began with and the gradient that it followed, of the first step and of those
+    of DP-SGD.
+    """
 
     inputs: list[Tensor] = field(default_factory=list)
     losses: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)  # name with settings, output, labels
     settings: list[dict[str, Any]] = field(default_factory=list)  # of each parameter group
+    added: dpsgd.Added | None = None
+    before: dict[str, Tensor] = field(default_factory=dict)
+    gradient: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,7 +58,6 @@ class Seen:
     mode: str = ""
     open: Step = field(default_factory=Step)  # since the last step
     steps: list[Step] = field(default_factory=list)
-    gradient: dict[str, Tensor] = field(default_factory=dict)  # that the first step followed
     optimizer: torch.optim.Optimizer | None = None
     fresh: bool = True  # the optimiser remembered nothing of earlier steps
     doubts: list[str] = field(default_factory=list)
@@ -129,7 +137,7 @@ def _forward(seen: Seen, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if network is None or not torch.is_grad_enabled():
         return
     if not seen.before:
-        seen.before = {n: t.detach().clone() for n, t in weights.state(network).items()}
+        seen.before = _copy(weights.state(network))
         seen.mode = "train" if network.training else "eval"
     elif seen.mode != ("train" if network.training else "eval"):
         seen.doubts.append("the network changed between train and eval mode")
@@ -150,10 +158,16 @@ def _before(seen: Seen, optimizer: torch.optim.Optimizer) -> None:
         stepped = {id(p) for g in optimizer.param_groups for p in g["params"]}
         if any(p.requires_grad and id(p) not in stepped for p in network.parameters()):
             seen.doubts.append("the optimiser leaves some trainable parameters as they are: freeze those")
-        named = network.named_parameters()
-        seen.gradient = {n: p.grad.detach().clone() for n, p in named if p.grad is not None}
     elif optimizer is not seen.optimizer:
         seen.doubts.append("more than one optimiser trains the network")
+    try:
+        seen.open.added = dpsgd.added(optimizer)
+    except BadInput as error:  # said when the training is done
+        seen.doubts.append(str(error))
+    if seen.open.added is not None or not seen.steps:
+        seen.open.before = _copy(weights.state(network)) if seen.steps else seen.before
+        named = network.named_parameters()
+        seen.open.gradient = _copy({n: p.grad for n, p in named if p.grad is not None})
     seen.open.settings = [{n: v for n, v in g.items() if n != "params"} for g in optimizer.param_groups]
 
 
@@ -161,6 +175,10 @@ def _after(seen: Seen, optimizer: torch.optim.Optimizer) -> None:
     if seen.network is not None and _of(optimizer, seen.network):
         seen.steps.append(seen.open)
         seen.open = Step()
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t.detach().clone() for n, t in tensors.items()}
 
 
 def _of(optimizer: torch.optim.Optimizer, network: nn.Module) -> bool:

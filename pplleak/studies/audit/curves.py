@@ -177,5 +177,16 @@ def sentences(found: Sequence[Group], guessed: Guess | None) -> list[str]:
                          if low <= limit else
                          f" That is more than the {limit:.0%} that the noise allows any attack: the noise is not what "
                          "the file says, or the private images are not like the public ones.")  # fmt: skip
+            line += beaten(group, guessed)
         lines.append(line)
     return lines
+
+
+def beaten(group: Group, guessed: Guess) -> str:
+    """Where the best guess comes near to more examples than the attack, in plain words; "" where it nowhere does."""
+    worse = [d for d, (value, _) in zip(DELTAS, guessed.at(group.known), strict=True) if value > group.realised(d)[0]]
+    if not worse:
+        return ""
+    within = f"{worse[0]:g}" if len(worse) == 1 else f"{worse[0]:g} to {worse[-1]:g}"
+    return (f" At errors of {within}, that guess comes near to more examples than {group.attack} does: there the "
+            "attack is worse than none, which is no sign of privacy.")  # fmt: skip

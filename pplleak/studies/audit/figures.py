@@ -82,29 +82,35 @@ def privacy(found: Sequence[Group], guessed: Guess | None) -> str:
 
 
 def tradeoff(found: Sequence[Point]) -> str:
-    """What is left of the update against what attacks see."""
-    drawn = [(p.name, p.cosine, p.gain, p.error or 0.0) for p in found if p.gain is not None and p.cosine is not None]
+    """What is left for learning against what attacks see."""
+    drawn = [(p.name, p.left, p.gain, p.error or 0.0) for p in found if p.gain is not None and p.left is not None]
     if len(drawn) < 2:
         return ""
     figure = _figure(6.6, 3.6)
     axes = figure.subplots()
-    edge = [(p.cosine or 0.0, p.gain or 0.0) for p in frontier.best(found)]
+    edge = [(p.left or 0.0, p.gain or 0.0) for p in frontier.best(found)]
+    trained = all(p.accuracy is not None for p in found)
     axes.plot(*zip(*edge, strict=True), color=SOFT, lw=1, ls=":", zorder=1)
     axes.axhline(0, color=GREY, lw=1, ls="--")
     axes.text(0.005, 0, " a guess from public images", transform=axes.get_yaxis_transform(), fontsize=7.5, va="bottom",
               color=GREY)  # fmt: skip
-    for name, cosine, gain, error in drawn:
+    middle = float(np.mean([left for _, left, _, _ in drawn])) if trained else 0.6
+    for name, left, gain, error in drawn:
         plain = name == frontier.RECORDED
-        axes.errorbar(cosine, gain, yerr=error, fmt="D" if plain else "o", ms=5, capsize=3, lw=1.1,
+        axes.errorbar(left, gain, yerr=error, fmt="D" if plain else "o", ms=5, capsize=3, lw=1.1,
                       color=RED if plain else BLUE)  # fmt: skip
-        left = cosine > 0.6
-        axes.annotate(_text(name), (cosine, gain), xytext=(-7 if left else 7, 5), textcoords="offset points",
-                      ha="right" if left else "left", fontsize=7.5, color=INK)  # fmt: skip
-    axes.set_xlim(min(0.0, *(cosine for _, cosine, _, _ in drawn)) - 0.03, 1.04)
-    axes.set_xlabel("what is left of the update: its cosine to what the client computed (1: unharmed)")
+        leftwards = left > middle
+        axes.annotate(_text(name), (left, gain), xytext=(-7 if leftwards else 7, 5), textcoords="offset points",
+                      ha="right" if leftwards else "left", fontsize=7.5, color=INK)  # fmt: skip
+    if trained:
+        axes.set_xlabel("accuracy after the training behind it")
+        axes.xaxis.set_major_formatter("{x:.0%}")
+    else:
+        axes.set_xlim(min(0.0, *(left for _, left, _, _ in drawn)) - 0.03, 1.04)
+        axes.set_xlabel("what is left of the update: its cosine to what the client computed (1: unharmed)")
     axes.set_ylabel("attack above a guess (dB)")
-    return _svg(figure, "frontier", "What each protection leaves of the update against how much nearer than a guess "
-                "attacks come; the numbers are below.")  # fmt: skip
+    return _svg(figure, "frontier", f"What each protection leaves of the {'accuracy' if trained else 'update'} "
+                "against how much nearer than a guess attacks come; the numbers are below.")  # fmt: skip
 
 
 def _text(words: str) -> str:

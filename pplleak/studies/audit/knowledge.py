@@ -49,7 +49,10 @@ def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observa
         assumed += said
     else:
         how = "shared by the client"
-    local = observed.client.local
+    local, spent = observed.client.local, observed.provenance.get("privacy") or {}
+    if spent.get("steps", 1) > 1 and not item.behind:
+        assumed.append(f"the server sees each of the client's {spent['steps']:g} steps of DP-SGD, as ε supposes, and "
+                       "not only where they lead (the worst case)")  # fmt: skip
     if item.behind:
         assumed.append("the client as it is modelled shared it anew, and the server knows the protection")
     elif local is not None and local.batch_size is not None and observed.protection.is_channel("gaussian"):

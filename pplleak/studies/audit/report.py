@@ -19,7 +19,7 @@ from pplleak.posterior.cells import columns_of
 from pplleak.posterior.summary import colour, summarise, verdict
 from pplleak.posterior.tokens import vocabulary_of
 from pplleak.studies.attack.attack import versions
-from pplleak.studies.audit import audit, curves, figures, frontier, pictures, words
+from pplleak.studies.audit import audit, curves, figures, frontier, pictures, utility, words
 
 FILE, TEMPLATE = "report.html", "report.html"
 NC, ATTACK = "posterior.nc", "attack"  # of a folder that `pplleak attack` wrote
@@ -48,9 +48,10 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
         raise BadInput(f"{printable(folder)} holds no result of `pplleak attack` or `pplleak audit`: name its folder")
     opened = {} if posterior is None else {folder / NC: posterior}
     sections = [section(k, name, found, settings.get("files", {}), opened) for k, (name, found) in enumerate(of, 1)]
-    tradeoff = frontier.points([r for _, rows in of for r, _ in rows if r], anew) if anew else []
+    accuracy, plain, steps = utility.accuracies(folder) if anew else ({}, "", 0)
+    tradeoff = frontier.points([r for _, rows in of for r, _ in rows if r], anew, accuracy, plain) if anew else []
     said = words.first_screen(sections, frontier.sentences(tradeoff) if anew else [])
-    whole = _whole(sections, anew, curves.read(folder), tradeoff)
+    whole = _whole(sections, anew, curves.read(folder), tradeoff) | {"steps": steps}
     runs.text(folder / FILE, render(sections, said, settings, whole))
     return [*said["gives"], *said["sure"], *(said["protect"][:2] if anew else [])]
 

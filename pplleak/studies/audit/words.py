@@ -89,12 +89,13 @@ def first_screen(sections: Sequence[Mapping[str, Any]], tried: Sequence[str] = (
 
 
 def _shared(sections: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = [re.fullmatch(r"round-(\d+)-client-(.+)", s["name"]) for s in sections]
+    names = [re.fullmatch(r"round-(\d+)-client-(.+?)(-step-\d+)?", s["name"]) for s in sections]
     many = len(sections)
     said = _number(many, "update")
     if many > 1 and all(names):
         rounds, clients = ({n[g] for n in names if n} for g in (1, 2))
         said = f"{said}: of {_number(len(clients), 'client')} over {_number(len(rounds), 'round')}"
+        said += ", each step of their training by itself" if any(n and n[3] for n in names) else ""
     examples = sorted({s["examples"] for s in sections if s["examples"]})
     of = "" if not examples else (
         f",{' each' * (many > 1)} computed on {_number(examples[0], 'private example')}" if len(examples) == 1
