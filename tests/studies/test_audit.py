@@ -235,6 +235,14 @@ def test_a_protection_behind_which_nothing_could_be_judged_is_not_said_to_protec
     assert "judged" not in said[0]
 
 
+def test_a_protection_is_told_though_the_first_attack_was_declined_unseen() -> None:
+    declined = row(attack="auto", status="does not apply", why="no sampler")
+    made = row(protection="dpsgd:noise_multiplier=1.0,clip=1.0,lot=3", epsilon=2.0, labels="unknown: summed over")
+    found = report.section(1, "a", [(declined, None), (made, None)], {}, {})
+    assert found["protected"] == "DP-SGD (noise 1.0, clip 1.0)" and found["protection"].endswith(", ε = 2")
+    assert "an ε of 2 by the last" in words.first_screen([found])["protect"][0]
+
+
 def test_a_clock_ends_the_work_once_and_shares_are_of_what_is_left() -> None:
     clock = Clock(0.0)
     with pytest.raises(OutOfTime):
