@@ -19,7 +19,7 @@ from pplleak import data
 from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.posterior import Posterior
-from pplleak.studies.audit import audit, knowledge, report, words
+from pplleak.studies.audit import audit, knowledge, report, utility, words
 from pplleak.studies.audit import plan as plans
 from pplleak.studies.audit.clock import Clock, OutOfTime, share
 
@@ -124,6 +124,14 @@ def test_the_recorded_network_is_trained_behind_protections_and_the_frontier_has
     assert command(recorded, tmp_path, *argv) == 0 and (tmp_path / "trainings.csv").read_bytes() == before
     assert command(recorded, tmp_path / "x", "--attacks", "quotient", "--train", "30") == 2
     assert "name those" in capsys.readouterr().err
+
+
+def test_a_training_on_images_of_another_kind_is_refused_before_any_work(recorded: Path) -> None:
+    observed = pl.load(recorded / "round-1-client-0.safetensors", network="mlp:widths=(8,),activation=relu")
+    images = data.Images(torch.rand(400, 1, 4, 4), torch.zeros(400).long(), ("a",))
+    with pytest.raises(BadInput, match="--train takes images of --data"):
+        utility.require(observed, images, "tiny", [])
+    utility.require(observed, data.public("digits"), "digits", ["gaussian:sigma=1"])
 
 
 def test_every_worker_has_the_whole_budget_and_nothing_goes_on_after_its_end(tmp_path: Path) -> None:
