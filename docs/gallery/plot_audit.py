@@ -5,6 +5,7 @@ From a training step to a report
 `pl.record` stands around a client's own training step, and `pplleak audit` says what the step gave away.
 """
 
+import contextlib
 import re
 import tempfile
 from pathlib import Path
@@ -14,8 +15,7 @@ import torch
 from torch import nn
 
 import pplleak as pl
-from pplleak import data
-from pplleak.__main__ import main
+from pplleak import cli, data
 from pplleak.client import networks
 
 folder = Path(tempfile.mkdtemp())
@@ -29,7 +29,9 @@ for client in range(3):
 # %%
 # The audit, as on the command line. The private batches lie in `private`, for the score alone.
 
-main(["audit", str(folder), "--truth", str(folder / "private"), "--attacks", "quotient", "--out", str(folder / "out")])
+command = f"audit {folder} --truth {folder}/private --attacks quotient --out {folder}/out"
+with contextlib.suppress(SystemExit):  # with which every command ends
+    cli.main(command.split())
 page = (folder / "out" / "report.html").read_text()
 for line in re.findall(r'<section aria-labelledby="q2">.*?</section>', page, re.S):
     print(re.sub(r"<[^>]+>", " ", line))
