@@ -14,11 +14,20 @@ author = "pplleak contributors"
 copyright = "pplleak contributors"
 release = version = installed("pplleak")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "examples"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"]
+exclude_patterns = ["_build", "examples", "gallery"]
 suppress_warnings = ["ref.python"]  # a builtin in an annotation (`type`) may also be the name of two fields
 autodoc_mock_imports = ["nvflare"]  # an extra that the documentation is built without
 default_role = "code"  # our docstrings write `name`, not ``name``
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "show_memory": False,
+    "write_computation_times": False,  # a page of its own that differs in every build
+    "download_all_examples": False,
+    "within_subsection_order": "ExampleTitleSortKey",
+}
 
 html_theme = "furo"
 html_title = "pplleak"

@@ -108,7 +108,7 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     """The attacks that are missing in a folder, and its report; the exit code."""
     from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.studies.audit import audit, curves, report
+    from pplleak.studies.audit import audit, curves, report, utility
     from pplleak.studies.audit import plan as plans
 
     found = plans.items(args.observations, args.truth)
@@ -120,6 +120,8 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
         public = data.public(args.data, args.data_root)
         if any(opener(args)(i.path).client.input_shape == public.x.shape[1:] for i in found[:1]):
             runs.json(out / curves.FILE, dataclasses.asdict(curves.guess(public)))
+    if args.train:
+        utility.require(opener(args)(found[0].path), data.public(args.data, args.data_root), args.data, args.defences)
     stopped: BaseException | None = None
     try:
         with where.spread(args, argv, maker, plan.take) as results:

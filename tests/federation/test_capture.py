@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from pplleak import channels
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
 from pplleak.federation import capture
-from pplleak.federation.capture import training
+from pplleak.federation.capture import flower, training
 from pplleak.federation.capture.watch import watched
 
 SHAPE, N, BATCH = (1, 6, 6), 10, 4
@@ -329,6 +330,13 @@ def test_a_training_by_opacus_is_recorded_step_by_step(tmp_path: Path) -> None:
     assert [s["step"] for s in spent] == steps and {s["steps"] for s in spent} == {len(sizes)}
     assert [s["epsilon"] for s in spent] == sorted(s["epsilon"] for s in spent)
     assert spent[-1]["epsilon"] == pytest.approx(engine.get_epsilon(1e-5))
+
+
+def test_a_round_is_counted_from_what_was_recorded_where_no_server_says_it(tmp_path: Path) -> None:
+    silent = SimpleNamespace(content=SimpleNamespace(config_records={"fit": {}}))
+    for name in ("round-1-client-0", "round-2-client-0-step-1", "round-2-client-0-step-3", "round-7-client-1"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    assert [flower._round(silent, tmp_path, client) for client in ("0", "1", "2")] == [3, 8, 1]
 
 
 @pytest.mark.filterwarnings("ignore")

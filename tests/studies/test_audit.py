@@ -19,7 +19,7 @@ from pplleak import data
 from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.posterior import Posterior
-from pplleak.studies.audit import audit, knowledge, report, words
+from pplleak.studies.audit import audit, knowledge, report, utility, words
 from pplleak.studies.audit import plan as plans
 from pplleak.studies.audit.clock import Clock, OutOfTime, share
 
@@ -127,6 +127,14 @@ def test_the_recorded_network_is_trained_behind_protections_and_the_frontier_has
     assert command(recorded, tmp_path, *argv) == 0 and (tmp_path / "trainings.csv").read_bytes() == before
     assert command(recorded, tmp_path / "x", "--attacks", "quotient", "--train", "30") == 2
     assert "name those" in capsys.readouterr().err
+
+
+def test_a_training_on_images_of_another_kind_is_refused_before_any_work(recorded: Path) -> None:
+    observed = pl.load(recorded / "round-1-client-0.safetensors", network="mlp:widths=(8,),activation=relu")
+    images = data.Images(torch.rand(400, 1, 4, 4), torch.zeros(400).long(), ("a",))
+    with pytest.raises(BadInput, match="--train takes images of --data"):
+        utility.require(observed, images, "tiny", [])
+    utility.require(observed, data.public("digits"), "digits", ["gaussian:sigma=1"])
 
 
 def test_every_worker_has_the_whole_budget_and_nothing_goes_on_after_its_end(tmp_path: Path) -> None:
@@ -237,6 +245,14 @@ def test_a_protection_behind_which_nothing_could_be_judged_is_not_said_to_protec
     said = words.first_screen(sections)["protect"]
     assert said[1] == "Behind DP-SGD: 0 of 1 give something away, and 1 cannot be judged, which is no protection."
     assert "judged" not in said[0]
+
+
+def test_a_protection_is_told_though_the_first_attack_was_declined_unseen() -> None:
+    declined = row(attack="auto", status="does not apply", why="no sampler")
+    made = row(protection="dpsgd:noise_multiplier=1.0,clip=1.0,lot=3", epsilon=2.0, labels="unknown: summed over")
+    found = report.section(1, "a", [(declined, None), (made, None)], {}, {})
+    assert found["protected"] == "DP-SGD (noise 1.0, clip 1.0)" and found["protection"].endswith(", ε = 2")
+    assert "an ε of 2 by the last" in words.first_screen([found])["protect"][0]
 
 
 def test_a_clock_ends_the_work_once_and_shares_are_of_what_is_left() -> None:

@@ -114,7 +114,8 @@ def groups(rows: Sequence[Row]) -> list[Group]:
         if not found or not len(found[0][2]):
             continue
         _, attack, errors = max(found, key=lambda f: f[0])
-        known = not all(str(r["labels"]).startswith("unknown") for r in mine)
+        how = [str(r["labels"]) for r in mine if r["labels"]]  # of those that were looked at
+        known = not how or not all(h.startswith("unknown") for h in how)
         made.append(Group(str(words), attack, errors, noise_of(str(mine[0]["protection"])), known))
     return made
 

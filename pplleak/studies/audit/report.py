@@ -125,6 +125,7 @@ def section(
     finding = words.finding(rows)
     near = {a: audit.near(p) for a, p in posteriors.items()}
     chosen = _chosen(finding, rows, posteriors)
+    told = next((r for r in rows if r["protection"]), rows[0])  # one that was declined unseen does not say it
     base: Row = {
         "number": number, "name": printable(name), "level": finding.level, "measured": finding.measured,
         "words": words.LEVELS[finding.level],
@@ -133,9 +134,10 @@ def section(
         "examples": max((r["examples"] for r in rows), default=0), "more": 0,
         **{n: next((r[n] for r in rows if r[n] is not None), None) for n in ("guess_psnr", "replay", "epsilon")},
         "best_psnr": max((r["best_psnr"] for r in rows if r["best_psnr"] is not None), default=None),
-        "protected": _protected(rows[0]),
-        "curves": [{**{n: r[n] for n in ("attack", "protection", "labels", "examples")}, "name": name,
-                    "protected": _protected(rows[0]), "near": near.get(r["attack"], [])}
+        "protected": _in_words(str(told["protection"])), "protection": _protected(told),
+        "curves": [{**{n: r[n] for n in ("attack", "labels", "examples")}, "name": name,
+                    "protection": told["protection"], "protected": _in_words(str(told["protection"])),
+                    "near": near.get(r["attack"], [])}
                    for r in rows] if any(near.values()) else [],
     }  # fmt: skip
     if chosen is None:

@@ -46,6 +46,17 @@ def missing(out: Path, observed: Observation, defences: Iterable[str], steps: in
     return [p for p in dict.fromkeys([recorded(observed), *defences]) if (p, steps) not in done]
 
 
+def require(observed: Observation, public: Images, data: str, defences: Iterable[str]) -> None:
+    """Raise BadInput, before any work, where public images are of another kind than the recorded network takes, or a
+    protection cannot train it."""
+    client = replace(observed.client, local=None)
+    if public.x.shape[1:] != client.input_shape or int(public.y.max()) >= client.num_classes:
+        raise BadInput(f"--train takes images of --data, and those of {data} are {tuple(public.x.shape[1:])}, "
+                       f"where the recorded network takes {tuple(client.input_shape)}: name others")  # fmt: skip
+    for protection in (recorded(observed), *defences):
+        rounds.require(client, public, Federation(), Protection.parse(protection))
+
+
 def trainer(
     load: Callable[[], Observation], public: Images, test: Images, data: str, out: Path, steps: int, seed: int
 ) -> Callable[[str], Row]:
@@ -54,16 +65,12 @@ def trainer(
     Args:
         load: reads the first observation anew: a training changes the weights of its network.
 
-    What is given back raises BadInput where the images are of another kind than the network takes, or the protection
-    cannot train it, and KeyboardInterrupt for Ctrl-C.
+    What is given back raises KeyboardInterrupt for Ctrl-C.
     """
 
     def one(protection: str) -> Row:
         observed, protected = load(), Protection.parse(protection)
         client = replace(observed.client, local=None)
-        if public.x.shape[1:] != client.input_shape or int(public.y.max()) >= client.num_classes:
-            raise BadInput(f"--train takes images of --data, and those of {data} are {tuple(public.x.shape[1:])}, "
-                           f"where the recorded network takes {tuple(client.input_shape)}: name others")  # fmt: skip
         federation = Federation()
         origin = str(observed.provenance.get("observed", ""))
         settings = rounds.record(data, Named("recorded"), federation, protected, seed=seed, checkpoint=Path(origin))

@@ -159,7 +159,9 @@ def _protect(sections: Sequence[Mapping[str, Any]], tried: bool = False) -> list
     else:
         (only,) = groups or ["nothing"]
         other = "" if tried else " No other protection was measured in this audit."
-        lines.append(f"All were shared behind {only}.{other}")
+        spent = max((s["epsilon"] for s in sections if s.get("epsilon") is not None), default=None)
+        so_far = "" if spent is None else f", and have spent an ε of {spent:.3g} by the last of them at most"
+        lines.append(f"All were shared behind {only}{so_far}.{other}")
     lines.append("What hides an example is noise that is calibrated to it (differential privacy, DP-SGD), and a sum of "
                  "many clients that the server cannot take apart (secure aggregation). How much of it costs how much "
                  "accuracy is measured by the command defend, on your own data.")  # fmt: skip
