@@ -50,7 +50,9 @@ KEEP = 0.5  # effective share of the chains that a step in temperature leaves
 def refuses(model: Model, observed: Observation, client: Client) -> str:
     """Why it does not take a model, "" where it does: it needs sentences, and known labels."""
     if _law(model, client, observed) is None:
-        return "isir moves through the tokens of sentences: it takes a model whose prior is `sentences`, and a told sigma"
+        return (
+            "isir moves through the tokens of sentences: it takes a model whose prior is `sentences`, and a told sigma"
+        )
     return "" if observed.labels is not None else "isir takes known labels: share them, or recover them"
 
 

@@ -106,7 +106,9 @@ def _frames(observed: Observation) -> Tensor:
     if observed.truth is not None:
         n = lengths(observed.truth.long())
     else:
-        seen = [g.square().sum(1) for g in client.split(observed.g).values() if g.shape[:1] == (length,) and g.dim() == 2]
+        seen = [
+            g.square().sum(1) for g in client.split(observed.g).values() if g.shape[:1] == (length,) and g.dim() == 2
+        ]
         rows = (seen[0] > 1e-6 * seen[0].max()).nonzero() if seen else torch.tensor([[length - 1]])
         n = (rows.max() - 1).clamp(min=1).expand(size)
     place, n = torch.arange(length, device=client.device), n.to(client.device)[:, None]

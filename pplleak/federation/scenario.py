@@ -133,7 +133,14 @@ def build_client(
     withheld = () if shared is None else sharing.withheld(made, sharing.by_owner(made, shared, where))
     made = networks.normalised(made, normalise, input_shape)
     return Client(
-        made, input_shape, num_classes, local=local, loss=loss, withheld=withheld, columns=columns, vocabulary=vocabulary
+        made,
+        input_shape,
+        num_classes,
+        local=local,
+        loss=loss,
+        withheld=withheld,
+        columns=columns,
+        vocabulary=vocabulary,
     )
 
 
@@ -283,9 +290,7 @@ def load(
 def require_weights(client: Client, network: str | Named, where: str, *, seed: int) -> None:
     """Raise BadInput where a client that was built without weights owes them to the seed: nobody shared them."""
     named = network if isinstance(network, Named) else Scenario(network=network).network  # type: ignore[arg-type]
-    other = build_client(
-        named, client.input_shape, client.num_classes, seed=seed + 1, vocabulary=client.vocabulary
-    )
+    other = build_client(named, client.input_shape, client.num_classes, seed=seed + 1, vocabulary=client.vocabulary)
     same = (torch.equal(p.cpu().double(), q.cpu().double()) for p, q in zip(
         client.network.parameters(), other.network.parameters(), strict=False))  # fmt: skip
     if not all(same):

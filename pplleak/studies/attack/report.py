@@ -94,7 +94,13 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     posterior.save(out / "posterior.nc")
     columns = cells.columns_of(posterior)
     vocabulary = tokens.vocabulary_of(posterior)
-    for earlier in ("summary.json", "attack.png", "cells.csv", "tokens.csv", "report.html"):  # not this posterior's, should this be interrupted here
+    for earlier in (
+        "summary.json",
+        "attack.png",
+        "cells.csv",
+        "tokens.csv",
+        "report.html",
+    ):  # not this posterior's, should this be interrupted here
         (out / earlier).unlink(missing_ok=True)
     summary = summarise(posterior)
     runs.json(out / "summary.json", summary)

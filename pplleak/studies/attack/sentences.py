@@ -91,8 +91,13 @@ def picture(posterior: Posterior, summary: dict[str, Any], vocabulary: Vocabular
     height = 0.62 * len(lines) + 1.1 + 0.2 * len(foot)
     figure = Figure(figsize=(9.5, height))
     figure.text(0.02, 1 - 0.22 / height, heading, fontsize=10.5, color=INK, weight="bold", va="center")
-    share = "" if summary["token_accuracy"] is None else (
-        f"{summary['token_accuracy']:.0%} of the tokens are right, at their places; ROUGE-L {summary['rougel']:.2f}.  ")
+    share = (
+        ""
+        if summary["token_accuracy"] is None
+        else (
+            f"{summary['token_accuracy']:.0%} of the tokens are right, at their places; ROUGE-L {summary['rougel']:.2f}.  "
+        )
+    )
     below = "Below a wrong token: the truth.  " if found.truth is not None else ""
     bars = "" if posterior.kind == "point" else "Bars: how sure each token is."
     figure.text(0.02, 1 - 0.45 / height, f"{share}{below}{bars}", fontsize=8.5, color=INK, va="center")
@@ -162,4 +167,6 @@ def _rows(summary: dict[str, Any]) -> str:
     if named is None:
         return "Its gradient is not shared, or names no token: what is found rests on the layers behind it."
     how = "exactly" if summary["tokens_named_exactly"] else "more likely than not, through the noise"
-    return f"The rows of its gradient that are not zero name {len(named)} tokens, {how}: " + ", ".join(map(printable, named))
+    return f"The rows of its gradient that are not zero name {len(named)} tokens, {how}: " + ", ".join(
+        map(printable, named)
+    )

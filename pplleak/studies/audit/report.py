@@ -16,8 +16,8 @@ from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
 from pplleak.posterior.cells import columns_of
-from pplleak.posterior.tokens import vocabulary_of
 from pplleak.posterior.summary import colour, summarise, verdict
+from pplleak.posterior.tokens import vocabulary_of
 from pplleak.studies.attack.attack import versions
 from pplleak.studies.audit import audit, curves, figures, frontier, pictures, words
 
