@@ -73,9 +73,9 @@ def test_behind_noise_a_row_is_named_as_often_as_its_odds_say(file: Path) -> Non
 
 
 def test_networks_of_images_and_of_text_say_what_they_take(file: Path) -> None:
-    with pytest.raises(BadInput, match="takes images, and the data are text: take the network bert or gpt2"):
+    with pytest.raises(BadInput, match="takes images, and the data are text"):
         observe(Scenario(str(file), network="mlp"))
-    with pytest.raises(BadInput, match="attack text, --data FILE.txt"):
+    with pytest.raises(BadInput, match="attack text"):
         observe(Scenario("digits", network="bert"))
     with pytest.raises(BadInput, match="no multiple of 3"):
         shared(file, "gpt2", heads=3)
