@@ -2,7 +2,8 @@
 
 Words and punctuation marks, in small letters, are the tokens, and the vocabulary is that of the whole file: a
 federation agrees on its tokenizer before it trains. A tokenizer of your own is a file of the package `tokenizers`,
-tokenizer.json, which is data and no code. Sentences without a class get one of two in turn, so that there is something to learn.
+tokenizer.json, which is data and no code. Sentences without a class get one of two in turn, so that there is something
+to learn.
 
 A fifth of the lines, drawn once and for all, is private, the rest public.
 """
