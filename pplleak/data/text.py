@@ -134,5 +134,6 @@ def _opened(path: Path) -> Tokenizer:
     if not 2 <= made.get_vocab_size() <= WORDS:
         raise BadInput(f"the tokenizer {printable(path)} has a vocabulary of {made.get_vocab_size():,}, and needs 2 to "
                        f"{WORDS:,}")  # fmt: skip
-    made.no_truncation(), made.no_padding()
+    made.no_truncation()
+    made.no_padding()
     return made

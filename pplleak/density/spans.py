@@ -141,7 +141,7 @@ def inputs(client: Client, layer: Layer, ids: Tensor) -> Tensor:
         caught.append(args[0])
         raise _Enough
 
-    width = int(layer.module.weight.numel() ** 0.5)  # type: ignore[operator, union-attr]
+    width = int(layer.module.weight.numel() ** 0.5)  # type: ignore[operator]
     handle = layer.module.register_forward_pre_hook(catch)
     try:
         for part in ids.split(max(1, ROWS // (ids.shape[1] * width))):
