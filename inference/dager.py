@@ -4,11 +4,13 @@
                                                  row space of the first q, k and v's gradient
     s in a batch  ⇔  ‖h_i(s) − P₂ h_i(s)‖ < τ ‖h_i(s)‖ for all i,   h_i(s) what token i has become behind the attention
 
-As long as a batch has fewer different tokens at their places than the layer has inputs, the gradient's rank says so, and
-no other token lies in the span but by chance. A sentence alone is then read off the first test, all of its positions at
-once. Sentences of a batch are told apart by the second: a causal network's grow token by token, others are descended
-to (`pplleak.density.sentence_search`). No prior is needed, and neither the table of embeddings' own gradient nor labels:
-those that were shared are put beside the sentences that explain the gradient best with them.
+As long as a batch has fewer different tokens at their places than the layer has inputs, the gradient's rank says so,
+and no other token lies in the span but by chance. A sentence alone is then read off the first test, all of its
+positions at once. Sentences of a batch are told apart by the second: a causal network's grow token by token, others
+are descended to (`pplleak.density.sentence_search`). No prior is needed, nor the table's own gradient, nor labels:
+those that were shared are put beside the sentences that explain the gradient best with them. Embeddings of words and
+of positions are added: where a batch joins every word to every position, the span holds all of their sums, and the
+first test tells words alone.
 
 Source: Petrov, Dimitrov, Baader, Müller, Vechev, DAGER: Exact Gradient Inversion for Large Language Models, NeurIPS
 2024, arXiv 2405.15586. Their second test reads the next layer's projections, and they enumerate an encoder's sentences.
@@ -69,8 +71,8 @@ def run(
     second = Second(client, behind, after, after.near(tolerance))
     reasons: list[str] = []
     if not any(bool((c == END).any()) for c in candidates[1:]):
-        raise BadInput("no position's candidates hold an end of a sentence: noise, or pruning, hides the span; take the "
-                       "inference isir")  # fmt: skip
+        raise BadInput("no position's candidates hold an end of a sentence: noise, or pruning, hides the span; take "
+                       "the inference isir")  # fmt: skip
     if max(map(len, candidates)) == 1:
         found = _alone(candidates, length).to(client.device)
     elif second.of.full:

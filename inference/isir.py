@@ -4,15 +4,15 @@ In every sweep, in all chains at once, for the sentences b of a batch in turn an
 
     v_1 … v_K ~ q_i,  v_0 the old token;   one of them is taken  ∝  p(v_k, the rest) p(g | …)^β / q_i(v_k)
 
-which leaves p(sentences | g) as it is, whatever q is (Andrieu, Lee & Vihola 2018, i-SIR). q is what the gradient says of
-a token alone: its row of the table of embeddings, and how near it lies to the span of what the first layer took
+which leaves p(sentences | g) as it is, whatever q is (Andrieu, Lee & Vihola 2018, i-SIR). q is what the gradient says
+of a token alone: its row of the table of embeddings, and how near it lies to the span of what the first layer took
 (`pplleak.density.token_proposals`). Beside that, by Metropolis and Hastings: two tokens of a sentence change places; a
 last token comes, from q, or goes; two sentences exchange the token at a position, or all from there on. No slope of the
 density is asked for.
 
 It begins with tokens of q, and cools from β = 0 to 1 in islands of chains that are resampled within themselves (Del
-Moral et al. 2006). q then takes in what the chains have seen, once and for all. Chains go on from those within REACH nats
-of the best; R-hat compares them.
+Moral et al. 2006). q then takes in what the chains have seen, once and for all. Chains go on from those within REACH
+nats of the best; R-hat compares them.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def run(
     density: Density = build(model, client, observed, moves=True)
     sweep = Sweep(density, law, proposals(observed, law), candidates)
     sweep, state, within = _warmed(sweep, token_moves.begun(sweep, chains), islands, progress)
-    alone = [] if within > 1 or islands == 1 else [f"only one of {islands} islands ended near the best sentences that were "
-                                                   "seen: there may be better ones (more chains?)"]  # fmt: skip
+    doubt = f"only one of {islands} islands ended near the best sentences that were seen: there may be better ones"
+    alone = [] if within > 1 or islands == 1 else [doubt]
     best = [state.height.max(), state.codes[int(state.height.argmax())]]
 
     def chain(state: State) -> Iterator[dict[str, Tensor]]:
@@ -121,8 +121,8 @@ def run(
     ordered = [[draw[tokens.order(draw, like, labels)] for draw in own] for own in ids]
     codes = torch.as_tensor(np.array(ordered), device=client.device)
     return collect(
-        replace(density, exchangeable=False), nothing, mode=nothing[0, 0], kind="sampler", stats={"lp": kept["lp"]}, reasons=[*alone, *interrupted],
-        given={"codes": codes}, best_given={"codes": best[1][None]}, attrs=attrs,
+        replace(density, exchangeable=False), nothing, mode=nothing[0, 0], kind="sampler", stats={"lp": kept["lp"]},
+        given={"codes": codes}, best_given={"codes": best[1][None]}, reasons=[*alone, *interrupted], attrs=attrs,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Relaxed:
     client: Client
     network: nn.Module
     embedding: nn.Embedding
-    wanted: tuple[tuple[nn.Parameter, Tensor], ...]
+    wanted: tuple[tuple[Tensor, Tensor], ...]
     ids: Tensor
     labels: Tensor
     matching: str

@@ -127,7 +127,8 @@ def fit_settings(name: str) -> list[Setting]:
 
 def data() -> str:
     """The data that can be named, as a help text lists them."""
-    return f"{listed(folders.names(DATA, 'private'))}, a folder of images, the file of a table (FILE.csv) or of a text (FILE.txt)"
+    files = "the file of a table (FILE.csv) or of a text (FILE.txt)"
+    return f"{listed(folders.names(DATA, 'private'))}, a folder of images, {files}"
 
 
 def is_table(name: str) -> bool:

@@ -4,7 +4,7 @@
 for a new one. The *private* half holds the images that are attacked, the *public* one what an adversary could have
 collected beforehand; they never meet. A path instead of a name is a folder of images (`pplleak.data.folder`), whose
 halves may be one: then the attacked images are left out of the public ones; or the file of a table
-(`pplleak.data.table`), with settings or without: FILE.csv:target=COLUMN; or one of text (`pplleak.data.text`): FILE.txt.
+(`pplleak.data.table`) or of a text (`pplleak.data.text`), with settings or without: FILE.csv:target=COLUMN, FILE.txt.
 
 The data root is the folder that the datasets' own folders lie in: $PPLLEAK_DATA_ROOT, or ./data, where none is given.
 """

@@ -1,8 +1,9 @@
 """Text: FILE.txt, one sentence a line; behind a tab its class, where the lines have one.
 
-Words and punctuation marks, in small letters, are the tokens, and the vocabulary is that of the whole file: a federation
-agrees on its tokenizer before it trains. A tokenizer of your own is a file of the package `tokenizers`, tokenizer.json,
-which is data and no code. Sentences without a class get one of two in turn, so that there is something to learn.
+Words and punctuation marks, in small letters, are the tokens, and the vocabulary is that of the whole file: a
+federation agrees on its tokenizer before it trains. A tokenizer of your own is a file of the package `tokenizers`,
+tokenizer.json, which is data and no code. Sentences without a class get one of two in turn, so that there is something
+to learn.
 
 A fifth of the lines, drawn once and for all, is private, the rest public.
 """
@@ -84,12 +85,12 @@ def _lines(path: Path, said: str) -> tuple[list[str], torch.Tensor, tuple[str, .
         raise BadInput(f"{said} is no text in UTF-8: {printable(error)}") from error
     rows = [(k + 1, line.strip()) for k, line in enumerate(text.split("\n")) if line.strip()]
     if len(rows) < LEAST:
-        raise BadInput(f"{said} has {len(rows)} sentences, one a line, and needs {LEAST}: some are attacked, the others "
-                       "are what the adversary knows")  # fmt: skip
+        raise BadInput(f"{said} has {len(rows)} sentences, one a line, and needs {LEAST}: some are attacked, the "
+                       "others are what the adversary knows")  # fmt: skip
     for k, line in rows:
         if len(line) > LETTERS:
-            raise BadInput(f"line {k} of {said} has {len(line):,} letters, and a sentence at most {LONGEST} tokens: put "
-                           "one sentence on a line")  # fmt: skip
+            raise BadInput(f"line {k} of {said} has {len(line):,} letters, and a sentence at most {LONGEST} tokens: "
+                           "put one sentence on a line")  # fmt: skip
     cells = [line.split("\t") for _, line in rows]
     counts = {len(c) for c in cells}
     if counts == {1}:
@@ -133,5 +134,6 @@ def _opened(path: Path) -> Tokenizer:
     if not 2 <= made.get_vocab_size() <= WORDS:
         raise BadInput(f"the tokenizer {printable(path)} has a vocabulary of {made.get_vocab_size():,}, and needs 2 to "
                        f"{WORDS:,}")  # fmt: skip
-    made.no_truncation(), made.no_padding()
+    made.no_truncation()
+    made.no_padding()
     return made

@@ -95,8 +95,8 @@ def said(found: Named | None, vocabulary: Vocabulary, observed: Observation) -> 
     """What the rows say, in a line."""
     if found is None:
         frozen = table(observed.client) is None
-        return "embedding rows: " + ("the table of embeddings is not shared (frozen), and names no token" if frozen else
-                                     f"behind {observed.protection}, the zeros are not told from the others")  # fmt: skip
+        why = f"behind {observed.protection}, the zeros are not told from the others"
+        return f"embedding rows: {'the table is not shared (frozen), and names no token' if frozen else why}"
     if found.tied:
         return "embedding rows: the output layer shares the table, all its rows have a gradient, and name no token"
     how = "exactly" if found.exact else "more likely than not, through the noise"

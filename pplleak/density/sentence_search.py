@@ -79,8 +79,8 @@ def prefixes(second: Second, candidates: list[Tensor], progress: ProgressBar) ->
 def descended(
     second: Second, candidates: list[Tensor], count: int, rounds: int, progress: ProgressBar
 ) -> tuple[Tensor, bool]:
-    """Up to `count` different sentences, (N, length), whose every token lies in the span; and whether none was looked for
-    because their positions hold too many tokens.
+    """Up to `count` different sentences, (N, length), whose every token lies in the span; and whether none was looked
+    for because their positions hold too many tokens.
 
     Args:
         rounds: of random starts for every length that a sentence may have.

@@ -74,8 +74,8 @@ def layers(client: Client) -> tuple[Layer, Layer]:
             handle.remove()
     found = [of for of in groups.values() if of[0][2].dim() == 3]
     if len(found) < 3 or sum(_fan(m) for _, m, _ in found[0]) != 3 * found[0][0][2].shape[-1]:
-        raise BadInput("the network has no attention layer at its front whose q, k and v take the tokens: the span test "
-                       "cannot be made; take the inference isir")  # fmt: skip
+        raise BadInput("the network has no attention layer at its front whose q, k and v take the tokens: the span "
+                       "test cannot be made; take the inference isir")  # fmt: skip
     made = [Layer(tuple((f"{n}.weight", _transposed(m)) for n, m, _ in of), of[0][1]) for of in (found[0], found[2])]
     for layer in made:
         if missing := [n for n, _ in layer.weights if n not in client.layers]:
@@ -104,7 +104,8 @@ class Span:
 
     @property
     def full(self) -> bool:
-        return len(self.basis) >= self.basis.shape[1]
+        """Whether it tells nothing apart: what a LayerNorm returns sums to 0, and has a dimension less."""
+        return len(self.basis) >= self.basis.shape[1] - 1
 
     def near(self, tolerance: float) -> float:
         """The distance below which an input counts as in it: `tolerance` times the blur."""
@@ -140,7 +141,7 @@ def inputs(client: Client, layer: Layer, ids: Tensor) -> Tensor:
         caught.append(args[0])
         raise _Enough
 
-    width = int(layer.module.weight.numel() ** 0.5)  # type: ignore[operator, union-attr]
+    width = int(layer.module.weight.numel() ** 0.5)  # type: ignore[operator]
     handle = layer.module.register_forward_pre_hook(catch)
     try:
         for part in ids.split(max(1, ROWS // (ids.shape[1] * width))):

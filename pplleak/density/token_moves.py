@@ -165,9 +165,8 @@ class Sweep:
         accept = torch.rand_like(prior).log() < new.height - state.height
         self.accepted.see(accept)
         mixed = torch.where(accept[:, None, None], codes, state.codes)
-        return State(
-            mixed, *(torch.where(accept, n, o) for n, o in ((prior, state.prior), (fit, state.fit))), state.beta
-        )
+        priors, fits = torch.where(accept, prior, state.prior), torch.where(accept, fit, state.fit)
+        return State(mixed, priors, fits, state.beta)
 
     def heights(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """log p(codes) and log p(g | codes) of whole batches (C, B, length), up to the constant of `_Beside`."""

@@ -3,8 +3,8 @@
     log q_i(v) = ½ log p(v) + what v's row of the table says + what the first layer's span says of v at position i
 
 q may be anything that is positive: a sampler weighs its candidates by p(v) p(g | …) / q(v), so that the draws are those
-of the posterior whatever q is; a q that is near it wastes fewer of them. The row's log-odds and the span's standard score
-(against all other tokens at that position) are cut off, and a part MIXED of q is the words' own frequencies.
+of the posterior whatever q is; a q that is near it wastes fewer of them. The row's log-odds and the span's standard
+score (against all other tokens at that position) are cut off, and a part MIXED of q is the words' own frequencies.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def vocabulary_of(posterior: Posterior) -> Vocabulary | None:
 
 
 def order(ids: np.ndarray, like: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """The order of sentences ids (B, length) in which most tokens are those of others (B, length); where labels (B,) are
-    given, sentences of one label alone change places."""
+    """The order of sentences ids (B, length) in which most tokens are those of others (B, length); where labels (B,)
+    are given, sentences of one label alone change places."""
     if len(ids) == 1:
         return np.zeros(1, dtype=int)
     from scipy.optimize import linear_sum_assignment  # slow to import
@@ -117,9 +117,9 @@ def scores(posterior: Posterior, vocabulary: Vocabulary) -> dict[str, Any]:
 
     token_accuracy: share of the true tokens that are right, each at its position; exact_match: of sentences that are
     right in every token; rouge1, rouge2, rougeL: F₁, mean over the batch; token_probability: mean of what the posterior
-    claims of its tokens; calibration_error: of the claims; tokens_named: the tokens that rows of the table of embeddings
-    name, tokens_named_exactly whether no noise blurs that, both None where the table is not shared; sentences: each
-    with its tokens' probabilities.
+    claims of its tokens; calibration_error: of the claims; tokens_named: the tokens that rows of the table of
+    embeddings name, tokens_named_exactly whether no noise blurs that, both None where the table is not shared;
+    sentences: each with its tokens' probabilities.
     """
     found = tokens(posterior, vocabulary)
     right, point, own = found.right, posterior.kind == "point", found.estimate >= len(SPECIAL)

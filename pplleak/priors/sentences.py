@@ -20,12 +20,13 @@ from pplleak.priors._contract import Like
 
 @dataclass(frozen=True, eq=False)
 class Sentences:
-    """n ~ p(n);  w_i | w_{i−1} ~ (c(w_{i−1}, w_i) + κ p(w_i)) / (c(w_{i−1}) + κ), w_0 = [CLS];  x = [CLS] w_1 … w_n [SEP]
+    """n ~ p(n);   w_i | w_{i−1} ~ (c(w_{i−1}, w_i) + κ p(w_i)) / (c(w_{i−1}) + κ),   x = [CLS] w_1 … w_n [SEP]
 
-    with c the counts of public pairs, p(w) that of words and κ how many pairs the words alone weigh (a Dirichlet prior).
+    with c the counts of public pairs, p(w) that of words and κ how many pairs the words alone weigh (a Dirichlet prior:
+    MacKay & Peto 1995); w_0 = [CLS].
 
-    log_length (length + 1,), of n; words (V,), p(w), 0 of the special tokens; pairs (M,), v V + w of every public pair, in
-    growing order, and counts (M,) of them; befores (V,), c(v)
+    log_length (length + 1,), of n; words (V,), p(w), 0 of the special tokens; pairs (M,), v V + w of every public pair,
+    in growing order, and counts (M,) of them; befores (V,), c(v)
     """
 
     log_length: Tensor
@@ -116,8 +117,8 @@ class Ids(TorchDistribution):
         return lp.expand(np.broadcast_shapes(lp.shape, self.batch_shape))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        raise BadInput("the sentences of a batch are too many to enumerate: take the inference isir, which moves through "
-                       "them, or dager, which reads them off a clean gradient")  # fmt: skip
+        raise BadInput("the sentences of a batch are too many to enumerate: take the inference isir, which moves "
+                       "through them, or dager, which reads them off a clean gradient")  # fmt: skip
 
 
 def prior(like: Like, *, reference: str | Tensor = "digits", kappa: float = 100.0, unseen: float = 1.0) -> Sentences:

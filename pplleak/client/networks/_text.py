@@ -23,7 +23,7 @@ def package() -> Any:
 
 
 def sizes(input_shape: tuple[int, ...], vocabulary: int, width: int, heads: int) -> int:
-    """The longest sentence; raises BadInput for inputs that are no token ids, and for widths that heads do not divide."""
+    """The longest sentence; raises BadInput for inputs that are no token ids, and a width that heads do not divide."""
     if vocabulary < 2 or len(input_shape) != 1:
         raise BadInput("this network takes the token ids of sentences: attack text, --data FILE.txt")
     if width % heads:

@@ -217,8 +217,9 @@ def _table(observed: Observation) -> dict[str, Any]:
     if vocabulary is not None:
         named = embedding_rows.named(observed)
         told = None if named is None or named.tied else named
-        return {"vocabulary": list(vocabulary.tokens), "tokens_named_exactly": told and told.exact,
-                "tokens_named": told and [vocabulary.tokens[i] for i in told.tokens if i < len(vocabulary)]}  # fmt: skip
+        words = None if told is None else [vocabulary.tokens[i] for i in told.tokens if i < len(vocabulary)]
+        exact = None if told is None else told.exact
+        return {"vocabulary": list(vocabulary.tokens), "tokens_named": words, "tokens_named_exactly": exact}
     if columns is None:
         return {}
     guess = [] if observed.public is None else cells.guess(columns, observed.public).tolist()

@@ -66,8 +66,8 @@ def write(posterior: Posterior, vocabulary: Vocabulary, out: Path) -> list[dict[
 
 
 def picture(posterior: Posterior, summary: dict[str, Any], vocabulary: Vocabulary, heading: str, said: str) -> Figure:
-    """Sentences (at most SHOWN) as their tokens, one beside the other, each over a bar for how sure that is, green where
-    it is right, red where not; below a wrong one stands the truth.
+    """Sentences (at most SHOWN) as their tokens, one beside the other, each over a bar for how sure that is, green
+    where it is right, red where not; below a wrong one stands the truth.
 
     Args:
         heading: what was attacked. said: the verdict.
@@ -95,7 +95,8 @@ def picture(posterior: Posterior, summary: dict[str, Any], vocabulary: Vocabular
         ""
         if summary["token_accuracy"] is None
         else (
-            f"{summary['token_accuracy']:.0%} of the tokens are right, at their places; ROUGE-L {summary['rougel']:.2f}.  "
+            f"{summary['token_accuracy']:.0%} of the tokens are right, at their places; "
+            f"ROUGE-L {summary['rougel']:.2f}.  "
         )
     )
     below = "Below a wrong token: the truth.  " if found.truth is not None else ""
