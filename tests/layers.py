@@ -150,6 +150,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "conv 1x1": (lambda: conv(60, 2, 3, 1), P, True),
     "conv as wide as the image": (lambda: conv(30, 2, 30, (5, 4)), P, True),
     "conv as wide as the image, grouped": (lambda: conv(30, 2, 30, (5, 4), groups=2), P, True),
+    "conv beyond the image": (lambda: conv(60, 2, 3, (11, 3), padding=(5, 1)), P, True),
+    "conv on one pixel, grouped": (
+        lambda: head(6, nn.Conv2d(2, 4, (5, 4)), nn.Tanh(), nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.Tanh()),
+        P,
+        True,
+    ),
+    "conv that leaves a corner of its kernel out": (
+        lambda: head(5, nn.Conv2d(2, 4, (4, 3)), nn.Tanh(), nn.Conv2d(4, 5, 3, stride=2, padding=1, bias=False)),
+        P,
+        True,
+    ),
     "conv padded and strided": (lambda: conv(6, 2, 3, 3, stride=(3, 2), padding=(1, 0)), P, True),
     "conv same": (lambda: conv(60, 2, 3, 3, padding="same"), P, True),
     "conv same, even kernel, dilated": (lambda: conv(60, 2, 3, (2, 3), padding="same", dilation=(2, 1)), P, True),

@@ -162,7 +162,7 @@ class _Taps(TorchFunctionMode):
             out = kernels.conv2d(a, kernel, stride, pad, dilation, groups)
 
             def rows(d: Tensor) -> tuple[Tensor, Tensor]:
-                return tuple(t.unflatten(1, (groups, -1)).mT for t in (patches(), d.flatten(2)))  # type: ignore[return-value]
+                return patches().unflatten(1, (groups, -1)).mT, d.flatten(2).unflatten(1, (groups, -1)).mT
 
         out = out if bias is None else out + bias.view(-1, 1, 1)
         return self._layer(out, rows, weight, bias, window)

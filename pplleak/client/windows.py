@@ -64,9 +64,8 @@ def seen(
             return None, input, before
         return None, F.pad(input, (before[1], after[1], before[0], after[0])), (0, 0)
     frame = []
-    for n, k, s, low, high, d, (first, last) in zip(
-        sizes, kernel, strides, before, after, dilations, ends, strict=True
-    ):
+    along = zip(sizes, kernel, strides, before, after, dilations, ends, strict=True)
+    for n, k, s, low, high, d, (first, last) in along:
         end = (_outputs(n, k, s, low, high, d) - 1) * s + (last - 1) * d - low
         frame.append((low - first * d, end - (n - 1)))
     window = Window(kernel, *ends)

@@ -14,7 +14,6 @@ from torch import Tensor, fx
 
 from pplleak.density.recording.graphs import CAST, SHAPED, Shapes, aten, attribute, call
 
-
 BLOCK = 64  # times as many unit vectors at once as there are chains
 
 
