@@ -10,7 +10,7 @@ import torch
 from command_line import one_line
 
 from pplleak import density
-from pplleak.density.search import maximise
+from pplleak.density.search import peaks
 from pplleak.errors import BadInput
 from pplleak.federation import half
 from pplleak.federation.protection import QUIET
@@ -55,7 +55,7 @@ def test_an_attack_on_a_bfloat16_client_is_explained_by_its_rounding() -> None:
     believed = functools.partial(optimal.model, sigma=observed.sigma, reference=observed.public)
     pyro.set_rng_seed(0)
     target = density.build(believed, observed.client, observed)
-    x = target.images(maximise(target, starts=2, steps=400).z)[0]
+    x = target.images(peaks(target, starts=2, steps=200)[0][None])[0]
     assert float(psnr(x[0].numpy(), observed.truth.numpy()).mean()) > 40
     with torch.no_grad():
         square = float(observed.client.update(x, observed.labels[None]).sqdist(observed.g)) / len(observed.g)
