@@ -135,6 +135,15 @@ def pooled_and_normalised() -> nn.Module:
     ).eval()
 
 
+def function_in_place() -> nn.Module:
+    """Normalised features overwritten by a function, as in GoogLeNet."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return net.c(F.silu(net.b(net.a(x)), inplace=True).flatten(1))  # type: ignore[operator]
+
+    return Net(forward, a=nn.Conv2d(2, 3, 3), b=nn.BatchNorm2d(3, eps=1e-3), c=nn.Linear(18, 3)).eval()
+
+
 V, T, P = (6,), (3, 4), (2, 5, 4)  # vectors, tokens, pictures
 # name -> (network, input_shape, does it keep its closed form?)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
@@ -176,6 +185,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "adaptive pooling": (lambda: conv(3, 2, 3, 3, then=nn.AdaptiveAvgPool2d(1)), P, True),
     "two convs": (lambda: head(6, nn.Conv2d(2, 4, 3), nn.GELU(), nn.Conv2d(4, 3, 2), nn.Tanh()), P, True),
     "relu in place": (lambda: head(5, nn.Linear(6, 5), nn.ReLU(inplace=True)), V, True),
+    "batch norm and a function in place": (function_in_place, P, True),
     "dropout in eval mode": (lambda: head(5, nn.Linear(6, 5), nn.Dropout(0.5)).eval(), V, True),
     "residual connection": (residual, V, True),
     "frozen bias": (lambda: frozen("1.bias"), V, True),

@@ -87,6 +87,8 @@ class _Taps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("inplace"):  # it would overwrite the outputs that are tapped
+            kwargs = {**kwargs, "inplace": False}
         if func in _NORMS:
             return self._norm(func, *args, **kwargs)
         if func is F.multi_head_attention_forward:
