@@ -2,8 +2,8 @@
 
     uv run benchmarks/scaling.py --data-root ../shared/data
 
-Smooth clients, one thread: CIFAR-10 images of several sizes behind a GELU convnet with a stride-4 stem, σ a tenth of the
-gradient's rms, the Gaussian prior of 60 public images; and a batch of eight MNIST digits behind 784-256-10 GELU at
+Smooth clients, one thread: CIFAR-10 images of several sizes behind a GELU convnet with a stride-4 stem, σ a tenth of
+the gradient's rms, the Gaussian prior of 60 public images; and a batch of eight MNIST digits behind 784-256-10 GELU at
 σ = 0.1. With `--sample`, `hmc` is run on the cases named there. A row that the CSV holds is not made again.
 
     seconds_a_gradient   of one chain, where `--chains` are computed together, least of five
