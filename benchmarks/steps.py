@@ -7,7 +7,7 @@ One CIFAR-10 image, torchvision's resnet18 in eval mode with random weights, run
 
     training     forward, backward and a step of SGD, of the same image
     plain        ‖∇θ ℓ − g‖² and its slope in the image, differentiated twice by autograd
-    breaching    the closure that its attack `invertinggradients` (cosine, total variation) optimises, where it is installed
+    breaching    the closure that its attack `invertinggradients` (cosine, total variation) optimises, if installed
     pplleak      log p(z | g) and its slope, prior included (60 public images), for one start and for eight
     recorded     the same by `Density.recorded`, and how long recording took
 

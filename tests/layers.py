@@ -135,6 +135,15 @@ def pooled_and_normalised() -> nn.Module:
     ).eval()
 
 
+def function_in_place() -> nn.Module:
+    """Normalised features overwritten by a function, as in GoogLeNet."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return net.c(F.silu(net.b(net.a(x)), inplace=True).flatten(1))  # type: ignore[operator]
+
+    return Net(forward, a=nn.Conv2d(2, 3, 3), b=nn.BatchNorm2d(3, eps=1e-3), c=nn.Linear(18, 3)).eval()
+
+
 V, T, P = (6,), (3, 4), (2, 5, 4)  # vectors, tokens, pictures
 # name -> (network, input_shape, does it keep its closed form?)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
@@ -150,6 +159,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "conv 1x1": (lambda: conv(60, 2, 3, 1), P, True),
     "conv as wide as the image": (lambda: conv(30, 2, 30, (5, 4)), P, True),
     "conv as wide as the image, grouped": (lambda: conv(30, 2, 30, (5, 4), groups=2), P, True),
+    "conv beyond the image": (lambda: conv(60, 2, 3, (11, 3), padding=(5, 1)), P, True),
+    "conv on one pixel, grouped": (
+        lambda: head(6, nn.Conv2d(2, 4, (5, 4)), nn.Tanh(), nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.Tanh()),
+        P,
+        True,
+    ),
+    "conv that leaves a corner of its kernel out": (
+        lambda: head(5, nn.Conv2d(2, 4, (4, 3)), nn.Tanh(), nn.Conv2d(4, 5, 3, stride=2, padding=1, bias=False)),
+        P,
+        True,
+    ),
     "conv padded and strided": (lambda: conv(6, 2, 3, 3, stride=(3, 2), padding=(1, 0)), P, True),
     "conv same": (lambda: conv(60, 2, 3, 3, padding="same"), P, True),
     "conv same, even kernel, dilated": (lambda: conv(60, 2, 3, (2, 3), padding="same", dilation=(2, 1)), P, True),
@@ -165,6 +185,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "adaptive pooling": (lambda: conv(3, 2, 3, 3, then=nn.AdaptiveAvgPool2d(1)), P, True),
     "two convs": (lambda: head(6, nn.Conv2d(2, 4, 3), nn.GELU(), nn.Conv2d(4, 3, 2), nn.Tanh()), P, True),
     "relu in place": (lambda: head(5, nn.Linear(6, 5), nn.ReLU(inplace=True)), V, True),
+    "batch norm and a function in place": (function_in_place, P, True),
     "dropout in eval mode": (lambda: head(5, nn.Linear(6, 5), nn.Dropout(0.5)).eval(), V, True),
     "residual connection": (residual, V, True),
     "frozen bias": (lambda: frozen("1.bias"), V, True),

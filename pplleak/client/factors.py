@@ -10,13 +10,14 @@ layer materialises it. Which of the two a layer takes changes the cost, never th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
+from pplleak.client.kept import kept
 from pplleak.client.windows import Window
 
 
@@ -48,19 +49,25 @@ def square(d: Tensor) -> Tensor:
     return found
 
 
-@lru_cache(maxsize=256)  # an observation stays, and is asked for at every step; a tensor's hash is its identity
 def _in_double(g: Tensor, start: int, stop: int, window: Window | None = None) -> tuple[Tensor, Tensor]:
     """g[start:stop], of a kernel what the window shows, and its squared norm in float64."""
-    part = g[start:stop] if window is None else window.of_fan(g[start:stop])
-    part = part.double()
-    return part, part.square().sum()
+
+    def made() -> tuple[Tensor, Tensor]:
+        part = g[start:stop] if window is None else window.of_fan(g[start:stop])
+        part = part.double()
+        return part, part.square().sum()
+
+    return kept(g, (start, stop, window), made)
 
 
-@lru_cache(maxsize=256)
 def _unseen(g: Tensor, precision: Tensor | None, start: int, stop: int, window: Window) -> Tensor:
     """Σ_i λ_i g_i² over the entries of a kernel that the window does not show, float64."""
-    hidden = g[start:stop].double() - window.filled_fan(window.of_fan(g[start:stop])).double()
-    return dot(hidden, hidden if precision is None else precision[start:stop] * hidden, 1)
+
+    def made() -> Tensor:
+        hidden = g[start:stop].double() - window.filled_fan(window.of_fan(g[start:stop])).double()
+        return dot(hidden, hidden if precision is None else precision[start:stop] * hidden, 1)
+
+    return kept(g, ("unseen", start, stop, window), made) if precision is None else made()
 
 
 def _bilinear(deltas: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None = None) -> Tensor:

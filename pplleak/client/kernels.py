@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 
@@ -58,7 +59,8 @@ class _Adjoint(torch.autograd.Function):
     def forward(ctx: Any, slope: Tensor, weight: Tensor, how: tuple[Any, ...], shape: torch.Size) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.how = how
-        return torch.nn.grad.conv2d_input(list(shape), weight, slope, *how)  # type: ignore[no-untyped-call, no-any-return]
+        found: Tensor = conv2d_input(list(shape), weight, slope, *how)
+        return found
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:

@@ -98,6 +98,8 @@ class _Taps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("inplace"):  # it would overwrite the outputs that are tapped
+            kwargs = {**kwargs, "inplace": False}
         if func in _NORMS:
             return self._norm(func, *args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -206,7 +208,7 @@ class _Taps(TorchFunctionMode):
             out = kernels.conv2d(a, kernel, stride, pad, dilation, groups)
 
             def rows(d: Tensor) -> tuple[Tensor, Tensor]:
-                return tuple(t.unflatten(1, (groups, -1)).mT for t in (patches(), d.flatten(2)))  # type: ignore[return-value]
+                return patches().unflatten(1, (groups, -1)).mT, d.flatten(2).unflatten(1, (groups, -1)).mT
 
         out = out if bias is None else out + bias.view(-1, 1, 1)
         return self._layer(out, rows, weight, bias, window)

@@ -14,7 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from pplleak.client.kept import kept
 
 Ends = tuple[int, int]  # the first, and one behind the last
 
@@ -64,9 +65,8 @@ def seen(
             return None, input, before
         return None, F.pad(input, (before[1], after[1], before[0], after[0])), (0, 0)
     frame = []
-    for n, k, s, low, high, d, (first, last) in zip(
-        sizes, kernel, strides, before, after, dilations, ends, strict=True
-    ):
+    along = zip(sizes, kernel, strides, before, after, dilations, ends, strict=True)
+    for n, k, s, low, high, d, (first, last) in along:
         end = (_outputs(n, k, s, low, high, d) - 1) * s + (last - 1) * d - low
         frame.append((low - first * d, end - (n - 1)))
     window = Window(kernel, *ends)
@@ -112,14 +112,11 @@ def pair(value: Any) -> tuple[int, int]:
     return one, other[0] if other else one
 
 
-_CUT: Any = WeakTensorKeyDictionary()  # weight -> {window: (the weight's version, what was cut out of it)}
-
-
 def cut(weight: Tensor, window: Window) -> Tensor:
     """The window of a frozen weight (out, in, height, width), contiguous; kept as long as the weight."""
-    kept = _CUT.setdefault(weight, {})
-    if window not in kept or kept[window][0] != weight._version:
+
+    def made() -> Tensor:
         with disable_proxy_modes_tracing():  # a constant of every recording
-            kept[window] = weight._version, window.of(weight.detach()).contiguous()
-    found: Tensor = kept[window][1]
-    return found
+            return window.of(weight.detach()).contiguous()
+
+    return kept(weight, window, made)

@@ -8,8 +8,10 @@ from conftest import batch_of
 from layers import CASES, assert_close, assert_quantities, client_of, reference, some_g
 from torch import Tensor
 
+from pplleak.client import taps
 from pplleak.client.factors import Factor
 from pplleak.client.update import DenseUpdate, LazyUpdate
+from pplleak.client.windows import Window
 
 each_case = pytest.mark.parametrize("case", list(CASES))
 
@@ -93,6 +95,32 @@ def test_the_form_that_a_layer_takes_changes_no_result(case: str, monkeypatch: p
     for dense in (True, False):  # weight gradients, Gram matrices
         monkeypatch.setattr(Factor, "dense", dense)
         assert_quantities(client.update(x, y), expected, some_g(client))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "conv" in c and CASES[c][2]])
+def test_kernels_of_convolutions_and_products_of_patches_are_the_same(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, g = client_of(case), some_g(client_of(case))
+    x, y = batch_of(client, (3,), 2)
+    found = []
+    for few in (0, 10**6):
+        monkeypatch.setattr(taps, "FEW", few)
+        leaf = x.clone().requires_grad_()
+        distance = client.update(leaf, y).sqdist(g)
+        found.append((distance.detach(), *torch.autograd.grad(distance.sum(), leaf)))
+    for kernel, product in zip(*found, strict=True):
+        assert_close(kernel, product)
+
+
+def test_what_a_kernel_has_beyond_the_image_is_neither_read_nor_shared() -> None:
+    client = client_of("conv on one pixel, grouped")
+    found = client.update(*batch_of(client))
+    assert isinstance(found, LazyUpdate)
+    (window,) = {f.window for f in found.factors if isinstance(f, Factor) and f.window}
+    assert window == Window((3, 3), (1, 2), (1, 2))
+    u = client.split(found.materialise())["2.weight"]
+    assert bool((window.filled(window.of(u)) == u).all()) and float(u.abs().max()) > 0
 
 
 @each_case

@@ -12,7 +12,7 @@ from pplleak import memory
 from pplleak.errors import BadInput
 from pplleak.posterior import fit
 from pplleak.priors import _principal, mixture
-from pplleak.priors._principal import Reflections
+from pplleak.priors._principal import Dense, Reflections
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian
 from pplleak.priors.ppca import fit_ppca
 
@@ -51,6 +51,17 @@ def test_a_gaussian_of_few_images_is_the_dense_one_to_the_last_digit() -> None:
     assert bool((prior.widths.diff() >= -1e-12).all())  # the leading components come last
     wrong = dense(x, floor=0.021)
     assert float((prior.log_prob(held) - wrong.log_prob(held.flatten(1))).abs().min()) > 1
+
+
+def test_few_images_are_kept_by_their_directions_and_many_by_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_principal, "SMALL", 10)
+    monkeypatch.setattr(_principal, "EIGHTH", 2)
+    fit_gaussian.cache_clear()
+    assert isinstance(fit_gaussian(images(31)).root, Dense)
+    few = fit_gaussian(x := images(30))
+    assert isinstance(few.root, Reflections)
+    held = torch.rand(5, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(few.log_prob(held), dense(x).log_prob(held.flatten(1)), rtol=1e-9, atol=1e-7)
 
 
 @pytest.mark.usefixtures("lean")
