@@ -240,7 +240,7 @@ CASES = {
         lambda u: channels.Percentile(u, SIGMA, rate=RATE, bound=BOUND), percentile, False,
         lambda u: channels.Percentile(u, HALF, rate=RATE, bound=BOUND),
     ),
-    "svt": Case(filtered, svt, False, lambda u: filtered(u, 2.0), rel=3e-4, draws=600),
+    "svt": Case(filtered, svt, False, lambda u: filtered(u, 4.0), rel=3e-4, draws=300),
     "dpsgd": Case(clipped, dpsgd, True, lambda u: clipped(u, 0.5)),
     "quantised": Case(
         lambda u: channels.Quantised(u, SIGMA, step=STEP), quantised, False,

@@ -172,14 +172,14 @@ class SVT(Channel):
 
         low, high = torch.zeros_like(mean), torch.ones_like(mean)
         steps = torch.arange(1, GRID, dtype=mean.dtype, device=mean.device).reshape(-1, *[1] * mean.dim()) / GRID
-        looks = 0 if within.shape[-1] <= 2 * MARKS else 3  # a polynomial of fewer entries is integrated exactly
-        for _ in range(looks):  # each look is up to GRID / 2 times as near as the last
+        few = within.shape[-1] <= 2 * MARKS and not self.replace  # a polynomial: that many nodes are exact
+        for _ in range(0 if few else 3):  # each look is up to GRID / 2 times as near as the last
             grid, gap = low + (high - low) * steps, (high - low) / GRID
             heights = height(grid)
             near = heights > heights.amax(0) - FAR
             low, high = torch.where(near, grid, 1.0).amin(0) - gap, torch.where(near, grid, 0.0).amax(0) + gap
         nodes, weights = (torch.as_tensor(v, dtype=within.dtype, device=within.device).reshape(-1, *[1] * sent.dim())
-                          for v in _legendre(MARKS))  # fmt: skip
+                          for v in _legendre((within.shape[-1] + 1) // 2 if few else MARKS))  # fmt: skip
         x = low + (high - low) * nodes
         return x, (weights * (high - low)).log() + self._mark_log_prob(x, sent)
 
