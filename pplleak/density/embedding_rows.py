@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pplleak.client import Client
-from pplleak.data.vocabulary import SPECIAL, Vocabulary, lengths
+from pplleak.data.vocabulary import SPECIAL, Vocabulary
 from pplleak.federation.observation import Observation
 
 CLEAN = 1e-6  # of the largest row: what is smaller is rounding
@@ -110,4 +110,4 @@ def _score(found: Named, observed: Observation) -> str:
     ids = observed.truth.long()
     true = {int(i) for i in ids.flatten() if int(i) >= len(SPECIAL)}
     right = len(true & set(found.tokens))
-    return f" ({right} of the {len(true)} of its {int(lengths(ids).sum())} words, {len(found.tokens) - right} others)"
+    return f" ({right} of the {len(true)} different ones that it has, and {len(found.tokens) - right} others)"
