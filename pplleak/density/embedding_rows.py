@@ -59,7 +59,7 @@ def named(observed: Observation) -> Named | None:
     rows = client.split(observed.g)[name].double()
     square, width, sigma = rows.square().sum(1), rows.shape[1], observed.sigma or 0.0
     largest = float(square[len(SPECIAL) :].max())
-    if width * sigma**2 < (CLEAN * 1e2) ** 2 * largest:  # the noise of a row is smaller than a ten-thousandth of one
+    if width * sigma**2 < (3 * CLEAN) ** 2 * largest:  # the noise of a row is far below any that counts
         there = square > max((CLEAN**2) * largest, 16 * width * sigma**2)
         odds = torch.where(there, torch.inf, -torch.inf).double()
         return Named(_own(there), True, odds, tied=bool(there.double().mean() > 0.9))
