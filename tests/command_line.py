@@ -30,6 +30,8 @@ TINY = {
     "smc": ["islands=2", "particles=8", "moves=1", "refresh=2", "steps=5"],
     "refractive": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
     "gibbs": ["draws=8", "particles=8", "moves=1", "settle=1", "starts=2", "steps=5", "inner=1"],
+    "isir": ["draws=8", "chains=4", "candidates=2", "islands=2"],
+    "lamp": ["steps=3"],
     "billiard": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
 }
 

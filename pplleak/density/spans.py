@@ -52,7 +52,7 @@ def layers(client: Client) -> tuple[Layer, Layer]:
     if client.local is not None:
         raise BadInput("the span test is of one gradient, and this client shares local training")
     if client.vocabulary is None:
-        raise BadInput("the span test is of sentences, and this client takes none: attack text, --data FILE.txt")
+        raise BadInput("the span test is of sentences, and this client takes none: attack text, FILE.txt")
     groups: dict[int, list[tuple[str, nn.Module, Tensor]]] = {}
     handles = []
     for name, module in client.network.named_modules():

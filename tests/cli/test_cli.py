@@ -20,6 +20,7 @@ from command_line import ROOT, run, shell, tiny, tiny_settings
 from pyro import poutine
 from safetensors.torch import save_file
 from scenes import build_client, from_data
+from texts import written
 
 from pplleak import channels, priors, programs
 from pplleak.federation.observation import Observation
@@ -41,6 +42,9 @@ def test_an_inference_file_is_a_script(tmp_path: Path) -> None:
     assert (tmp_path / "o" / "summary.json").exists()
 
 
+OF_TEXT = {"dager", "isir", "lamp"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("inference", sorted(programs.names("inference")))
 def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(
@@ -49,27 +53,29 @@ def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(
     """As `python FILE` runs it, but in this process: a new interpreter takes longer than the attack."""
     monkeypatch.chdir(tmp_path)
     file = str(ROOT / "inference" / f"{inference}.py")
-    of_records = inference == "gibbs"
-    data = ["--data", "wine"] if of_records else []
-    monkeypatch.setattr(sys, "argv", [file, "--out", "o", *NO_SEARCH, "--network.widths", "4", *data, *tiny(inference)])
+    score, data = "psnr_map", ["--network.widths", "4"]
+    if inference == "gibbs":
+        score, data = "cell_accuracy", [*data, "--data", "wine"]
+    elif inference in OF_TEXT:
+        told = ["--network", "bert", "--network.width", "32", "--network.heads", "2", "--dtype", "float64"]
+        score, data = "token_accuracy", ["--data", str(written(tmp_path / "t.txt")), *told, "--sigma", "1e-9"]
+    monkeypatch.setattr(sys, "argv", [file, "--out", "o", *NO_SEARCH, *data, *tiny(inference)])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(file, run_name="__main__")
     shown = capsys.readouterr().out
     assert not stopped.value.code
     assert inference in shown and "verdict" in shown
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
-    if of_records:
-        assert summary["cell_accuracy"] is not None
-    else:
-        assert set(summary) >= KEYS
-        assert summary["psnr_map"] is not None
+    assert summary[score] is not None
+    assert score != "psnr_map" or set(summary) >= KEYS
     assert (tmp_path / "o" / "attack.png").read_bytes().startswith(b"\x89PNG")
     posterior = Posterior.load(tmp_path / "o" / "posterior.nc")
     assert posterior.attrs["inference"] == inference and posterior.attrs["seed"] == 0
     assert set(posterior.attrs["versions"]) >= {"pplleak", "torch", "pyro-ppl"}
 
 
-OPTIMAL = [*(f"optimal:prior={p}" for p in priors.names()), *(f"optimal:channel={c}" for c in channels.names())]
+IMAGES = [p for p in priors.names() if p != "sentences"]  # that of text: tests/cli/test_cli_text.py
+OPTIMAL = [*(f"optimal:prior={p}" for p in IMAGES), *(f"optimal:channel={c}" for c in channels.names())]
 
 
 def true_channel(model: str) -> str:

@@ -179,7 +179,9 @@ def made(name: str, public: Tensor, count: int = 2, dtype: torch.dtype = torch.f
 
 
 def test_every_prior_can_be_named_and_set() -> None:
-    assert list(priors.names()) == sorted([*SITES, "records"])  # that of tables: tests/inference/test_gibbs.py
+    assert list(priors.names()) == sorted(
+        [*SITES, "records", "sentences"]
+    )  # tests/inference/test_gibbs.py, test_isir.py
     for name, line in priors.names().items():
         assert line
         assert all(s.help for s in priors.settings(name))

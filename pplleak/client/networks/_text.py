@@ -25,7 +25,7 @@ def package() -> Any:
 def sizes(input_shape: tuple[int, ...], vocabulary: int, width: int, heads: int) -> int:
     """The longest sentence; raises BadInput for inputs that are no token ids, and a width that heads do not divide."""
     if vocabulary < 2 or len(input_shape) != 1:
-        raise BadInput("this network takes the token ids of sentences: attack text, --data FILE.txt")
+        raise BadInput("this network takes the token ids of sentences: attack text, FILE.txt")
     if width % heads:
         raise BadInput(f"the width is split over the heads, and {width} is no multiple of {heads}")
     return input_shape[0]

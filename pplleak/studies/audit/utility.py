@@ -51,7 +51,7 @@ def require(observed: Observation, public: Images, data: str, defences: Iterable
     protection cannot train it."""
     client = replace(observed.client, local=None)
     if public.x.shape[1:] != client.input_shape or int(public.y.max()) >= client.num_classes:
-        raise BadInput(f"--train takes images of --data, and those of {data} are {tuple(public.x.shape[1:])}, "
+        raise BadInput(f"a training takes images of one kind, and those of {data} are {tuple(public.x.shape[1:])}, "
                        f"where the recorded network takes {tuple(client.input_shape)}: name others")  # fmt: skip
     for protection in (recorded(observed), *defences):
         rounds.require(client, public, Federation(), Protection.parse(protection))

@@ -16,6 +16,7 @@ POINT = ["--inference", "lamp", "--inference.steps", "3"]
 QUICK = ["--inference.draws", "8", "--inference.chains", "4", "--inference.candidates", "2", "--inference.islands", "2"]
 
 
+@pytest.mark.slow
 def test_an_attack_on_text_tells_its_tokens_and_a_hostile_one_stays_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,6 +47,7 @@ def test_an_attack_on_text_tells_its_tokens_and_a_hostile_one_stays_words(
     one_line(["report", str(out)], capsys, "is of text")
 
 
+@pytest.mark.slow
 def test_a_shared_file_is_attacked_with_its_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, shared = written(tmp_path / "notes.txt"), tmp_path / "shared.safetensors"
     words = ["--data", str(file), "--out"]
