@@ -115,7 +115,7 @@ class SVT(Channel):
         kept = sent.double()
         released = -(kept * (g - c).abs()).sum(-1) / self.scale - counts * math.log(2 * self.scale)
         terms = [w + self._sent(t, u, kept) for t, w in self._thresholds()]
-        ways = torch.as_tensor(_log_coverings(self.n), device=u.device)[counts] if self.replace else 0.0
+        ways = torch.as_tensor(_log_coverings(self.n), device=u.device).take(counts) if self.replace else 0.0
         return released + torch.stack(terms).logsumexp(0) + ways
 
     def _thresholds(self) -> list[tuple[float, float]]:

@@ -20,7 +20,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,7 +85,14 @@ def read(
         at = [tensor for tensor, _ in taps.taps]
         gradients = torch.autograd.grad(loss(output), at, create_graph=differentiable, materialize_grads=True)
     with torch.set_grad_enabled(differentiable):
-        return [part for (_, shares), d in zip(taps.taps, gradients, strict=True) for part in shares(d)]
+        found = [part for (_, shares), d in zip(taps.taps, gradients, strict=True) for part in shares(d)]
+    # a view is made of its base's graph even where none is kept
+    return found if differentiable else [_detached(part) for part in found]
+
+
+def _detached(part: Call | Looked | Copies) -> Call | Looked | Copies:
+    tensors: dict[str, Any] = {n: t.detach() for n, t in vars(part).items() if isinstance(t, Tensor)}
+    return replace(part, **tensors)
 
 
 class _Taps(TorchFunctionMode):

