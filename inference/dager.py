@@ -27,7 +27,7 @@ from torch import Tensor
 from pplleak.client import Client
 from pplleak.client.loss import get
 from pplleak.data.vocabulary import BEGIN, END, PAD
-from pplleak.density import Model, spans
+from pplleak.density import Model, require_finite, spans
 from pplleak.density.sentence_search import Second, causal, descended, prefixes
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -53,8 +53,7 @@ def run(
         rounds: of random sentences that are descended from, where the network is not causal.
     """
     require_positive(tolerance=tolerance, rounds=rounds)
-    if not observed.g.isfinite().all():
-        raise BadInput("the observation holds NaN or infinity")
+    require_finite(observed)
     first, behind = spans.layers(client)
     pyro.set_rng_seed(seed)
     size, (length,) = observed.batch_size, client.input_shape

@@ -28,11 +28,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, cell_starts
+from pplleak.density import Density, Model, build, cell_starts, traced
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Residual, likelihood
 from pplleak.density.chains import keep
@@ -47,7 +46,7 @@ KNOWN = {"codes", "scores"}
 
 def declines(model: Model, observed: Observation, client: Client) -> str:
     """Why it does not take a model, "" where it does: it needs records, and known labels."""
-    nodes = _nodes(model, client, observed)
+    nodes = traced(model, client, observed.batch_size).nodes
     latents = {n for n, v in nodes.items() if v["type"] == "sample" and n not in ("x", "y", "g")}
     latents = {n for n in latents if not isinstance(nodes[n]["fn"], PLATE)}
     if not latents or latents - KNOWN or not all("records" in nodes[n]["infer"] for n in latents):
@@ -57,15 +56,10 @@ def declines(model: Model, observed: Observation, client: Client) -> str:
     return ""
 
 
-def _nodes(model: Model, client: Client, observed: Observation) -> dict[str, Any]:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-        return dict(poutine.trace(model).get_trace(client, observed.batch_size).nodes)
-
-
 def opened(model: Model, client: Client, observed: Observation) -> tuple[Density, Any]:
     """The density with its codes as a site that is moved through, and the law of the records."""
     density = build(model, client, observed, moves=True)
-    nodes = _nodes(model, client, observed)
+    nodes = traced(model, client, observed.batch_size).nodes
     records = next(nodes[n]["infer"]["records"] for n in ("codes", "scores") if n in nodes)
     if "codes" in density.discrete:  # few enough to be summed out: others may, this one moves
         rest = {n: v for n, v in density.discrete.items() if n != "codes"}

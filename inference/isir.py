@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.data.vocabulary import SPECIAL
-from pplleak.density import Density, Model, build, token_moves
+from pplleak.density import Density, Model, build, token_moves, traced
 from pplleak.density.chains import keep
 from pplleak.density.resampling import next_temperature, resample
 from pplleak.density.token_moves import State, Sweep
@@ -59,8 +58,7 @@ def refuses(model: Model, observed: Observation, client: Client) -> str:
 def _law(model: Model, client: Client, observed: Observation) -> Sentences | None:
     if client.vocabulary is None:
         return None
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-        nodes = poutine.trace(model).get_trace(client, observed.batch_size).nodes
+    nodes = traced(model, client, observed.batch_size).nodes
     known = {"codes", "x", "y", "g"}
     others = [n for n, v in nodes.items() if v["type"] == "sample" and n not in known]
     return nodes["codes"]["infer"].get("sentences") if "codes" in nodes and not others else None

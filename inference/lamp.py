@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from pplleak.client import Client
 from pplleak.client.loss import get, total
 from pplleak.data.vocabulary import BEGIN, END, PAD, SPECIAL, lengths
-from pplleak.density import Model
+from pplleak.density import Model, embedding_rows, require_finite
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
@@ -85,18 +85,17 @@ class Relaxed:
 def relaxed(client: Client, observed: Observation, matching: str, alpha: float) -> Relaxed:
     """The network with free embeddings; raises BadInput where it has no table, or its labels are not known."""
     if client.vocabulary is None or client.local is not None:
-        raise BadInput("lamp attacks one gradient of text: give --data FILE.txt, and no local training")
+        raise BadInput("lamp attacks one gradient of text: give FILE.txt as data, and no local training")
     if observed.labels is None:
         raise BadInput("lamp takes known labels: share them, or recover them")
     network = copy.deepcopy(client.network)
-    size = len(client.vocabulary)
-    tables = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Embedding) and m.num_embeddings >= size]
-    if not tables:
+    found = embedding_rows.embedding(network, client.vocabulary)
+    if found is None:
         raise BadInput("lamp needs a network with a table of embeddings")
-    name, embedding = tables[0]
+    name, embedding = found
     parts = client.split(observed.g)
     wanted = [(p.requires_grad_(), parts[n]) for n, p in network.named_parameters()
-              if n in parts and n != f"{name}.weight"]  # fmt: skip
+              if n in parts and n != name]  # fmt: skip
     return Relaxed(client, network, embedding, tuple(wanted), _frames(observed), observed.labels, matching, alpha)
 
 
@@ -147,8 +146,7 @@ def run(
     require_positive(steps=steps, lr=lr, every=every)
     if min(norm, alpha, moves, fluency) < 0:
         raise BadInput("norm, alpha, moves and fluency must not be negative")
-    if not observed.g.isfinite().all():
-        raise BadInput("the observation holds NaN or infinity")
+    require_finite(observed)
     pyro.set_rng_seed(seed)
     of = relaxed(client, observed, matching, alpha)
     law = _law(client, observed)

@@ -223,9 +223,8 @@ class Client:
         x, y = x.to(self.dtype), self.target(y)
         event, own = len(self.input_shape), _own_shape(y)
         size = y.shape[y.dim() - 1 - len(own)]
-        lead = np.broadcast_shapes(
-            x.shape[: -event - 1], y.shape[: y.dim() - 1 - len(own)]
-        )  # torch's own imports a computer algebra system
+        # numpy's, since torch's own imports a computer algebra system
+        lead = np.broadcast_shapes(x.shape[: -event - 1], y.shape[: y.dim() - 1 - len(own)])
         if self.noise_shape is not None:
             inner = len(self.noise_shape)
             noise = x.new_zeros(size, *self.noise_shape) if noise is None else noise.to(self.dtype)

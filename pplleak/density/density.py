@@ -30,7 +30,7 @@ from torch.distributions import Transform, biject_to
 from pplleak.client import Client
 from pplleak.density.exchange import exchangeable, interchangeable
 from pplleak.density.recording.tape import Plain, Recorded, record
-from pplleak.density.refusals import require_program
+from pplleak.density.refusals import require_finite, require_program
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.priors.labels import Labels
@@ -218,6 +218,12 @@ def marginal(prior: Tensor, likelihood: Tensor, temperature: float | Tensor = 1.
 PLATE = pyro.poutine.subsample_messenger._Subsample
 
 
+def traced(model: Model, client: Client, batch_size: int) -> poutine.Trace:
+    """The model's sites with a draw of each; torch's generator stays where it was."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        return poutine.trace(model).get_trace(client, batch_size)
+
+
 def build(model: Model, client: Client, observed: Observation, *, moves: bool = False) -> Density:
     """Read the model's sites once and check what a model file promises.
 
@@ -232,10 +238,8 @@ def build(model: Model, client: Client, observed: Observation, *, moves: bool = 
         raise BadInput(
             f"the observation has shape {tuple(observed.g.shape)}, the client's update ({client.update_size},)"
         )
-    if not observed.g.isfinite().all():
-        raise BadInput("the observation holds NaN or infinity")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-        trace = poutine.trace(model).get_trace(client, observed.batch_size)
+    require_finite(observed)
+    trace = traced(model, client, observed.batch_size)
     nodes = trace.nodes
     for name, meaning in (("x", "the data"), ("y", "the labels"), ("g", "the shared gradient")):
         if name not in nodes:

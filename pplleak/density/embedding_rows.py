@@ -40,12 +40,15 @@ class Named:
 
 def table(client: Client) -> str | None:
     """The name of the shared table of embeddings: a row a token; None where none is shared (frozen, or none there)."""
-    if client.vocabulary is None:
-        return None
-    for name, module in client.network.named_modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings >= len(client.vocabulary):
-            weight = f"{name}.weight" if name else "weight"
-            return weight if weight in client.layers else None
+    found = None if client.vocabulary is None else embedding(client.network, client.vocabulary)
+    return found[0] if found is not None and found[0] in client.layers else None
+
+
+def embedding(network: nn.Module, vocabulary: Vocabulary) -> tuple[str, nn.Embedding] | None:
+    """A network's table with a row a token, the first there is, and the name of its parameter; None without one."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings >= len(vocabulary):
+            return (f"{name}.weight" if name else "weight"), module
     return None
 
 

@@ -12,9 +12,16 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.errors import BadInput
+from pplleak.federation.observation import Observation
 
 if TYPE_CHECKING:
     from pplleak.density.density import Density
+
+
+def require_finite(observed: Observation) -> None:
+    """Raise BadInput for a gradient that is no number somewhere."""
+    if not observed.g.isfinite().all():
+        raise BadInput("the observation holds NaN or infinity")
 
 
 def require_told(density: Density, inference: str) -> None:

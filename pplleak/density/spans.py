@@ -60,9 +60,8 @@ def layers(client: Client) -> tuple[Layer, Layer]:
         if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding):
 
             def watch(m: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                groups.setdefault(id(args[0]), []).append(
-                    (name, m, args[0])
-                )  # the tensor is held: its id stays its own
+                # the tensor is held: its id stays its own
+                groups.setdefault(id(args[0]), []).append((name, m, args[0]))
 
             handles.append(module.register_forward_pre_hook(watch))
     try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -16,7 +15,7 @@ from pplleak import data, memory
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._principal import DENSE
-from pplleak.priors.gaussian import standard_normal_log_prob
+from pplleak.priors.gaussian import standard_normal, standard_normal_log_prob
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +51,7 @@ class ClassGaussian:
 
     def coefficients(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, pixels)."""
-        one = torch.ones((), dtype=self.means.dtype, device=self.means.device)
-        return dist.Normal(0 * one, one).expand([batch_size, self.means.shape[1]]).to_event(2)
+        return standard_normal(self.means, batch_size, self.means.shape[1])
 
     def decode(self, z: Tensor) -> Tensor:
         """z (*chains, batch, pixels) -> x (…, *chains, batch, *input_shape) of the labels that were given.

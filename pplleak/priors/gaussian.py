@@ -50,8 +50,7 @@ class FittedGaussian:
 
     def coefficients(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, rank)."""
-        one = torch.ones((), dtype=self.mean.dtype, device=self.mean.device)
-        return dist.Normal(0 * one, one).expand([batch_size, self.rank]).to_event(2)
+        return standard_normal(self.mean, batch_size, self.rank)
 
     def decode(self, z: Tensor) -> Tensor:
         """z (*chains, batch, rank) -> x (*chains, batch, *input_shape).
@@ -91,6 +90,12 @@ def prior(like: Like, *, reference: str | Tensor = "digits", floor: float = 0.02
     """
     images = data.reference(reference, like.input_shape)
     return fit_gaussian(images, floor=floor, dtype=like.dtype, device=like.device)
+
+
+def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:
+    """Normal(0, I), event shape `shape`, in the precision and on the device of a tensor."""
+    one = torch.ones((), dtype=like.dtype, device=like.device)
+    return dist.Normal(0 * one, one).expand(shape).to_event(len(shape))
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -17,6 +16,7 @@ from pplleak import data
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._fitting import flat
+from pplleak.priors.gaussian import standard_normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +50,7 @@ class GMRF:
 
     def noise(self, batch_size: int = 1) -> TorchDistribution:
         """ε ~ Normal(0, I), event shape (batch_size, *input_shape)."""
-        one = torch.ones((), dtype=self.mean.dtype, device=self.mean.device)
-        return dist.Normal(0 * one, one).expand([batch_size, *self.input_shape]).to_event(1 + len(self.input_shape))
+        return standard_normal(self.mean, batch_size, *self.input_shape)
 
     def decode(self, e: Tensor) -> Tensor:
         """ε, in cosine coordinates, (*chains, batch, *input_shape) -> x of the same shape."""

@@ -16,7 +16,13 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._fitting import apart, flat
 from pplleak.priors._store import trained
-from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
+from pplleak.priors.gaussian import (
+    FittedGaussian,
+    fit_gaussian,
+    restore_gaussian,
+    standard_normal,
+    standard_normal_log_prob,
+)
 from pplleak.progress import ProgressBar, silent
 
 
@@ -99,8 +105,7 @@ def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "") -> 
 
 def rest(base: FittedGaussian, rank: int, batch_size: int) -> TorchDistribution:
     """w ~ Normal(0, I): the coefficients behind the leading `rank`, event shape (batch_size, pixels − rank)."""
-    one = torch.ones((), dtype=base.mean.dtype, device=base.mean.device)
-    return dist.Normal(0 * one, one).expand([batch_size, base.rank - rank]).to_event(2)
+    return standard_normal(base.mean, batch_size, base.rank - rank)
 
 
 def fit(

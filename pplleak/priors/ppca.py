@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -17,6 +16,7 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._fitting import flat
 from pplleak.priors._principal import components
+from pplleak.priors.gaussian import standard_normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,7 @@ class PPCA:
 
     def noise(self, batch_size: int = 1) -> TorchDistribution:
         """ε ~ Normal(0, I), event shape (batch_size, pixels)."""
-        one = torch.ones((), dtype=self.mean.dtype, device=self.mean.device)
-        return dist.Normal(0 * one, one).expand([batch_size, len(self.mean)]).to_event(2)
+        return standard_normal(self.mean, batch_size, len(self.mean))
 
     def decode(self, e: Tensor) -> Tensor:
         """x = mean + C^½ ε, with the symmetric root of C = W Wᵀ + sd² I; (*chains, batch, pixels) -> x."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -16,7 +15,7 @@ from pplleak import data
 from pplleak.errors import require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._fitting import flat
-from pplleak.priors.gaussian import standard_normal_log_prob
+from pplleak.priors.gaussian import standard_normal, standard_normal_log_prob
 from pplleak.priors.gmrf import grid
 
 AT_ONCE = 2**22  # pixels that are transformed together in a fit
@@ -52,8 +51,7 @@ class Stationary:
 
     def noise(self, batch_size: int = 1) -> TorchDistribution:
         """ε ~ Normal(0, I), event shape (batch_size, *input_shape)."""
-        one = torch.ones((), dtype=self.mean.dtype, device=self.mean.device)
-        return dist.Normal(0 * one, one).expand([batch_size, *self.input_shape]).to_event(1 + len(self.input_shape))
+        return standard_normal(self.mean, batch_size, *self.input_shape)
 
     def decode(self, e: Tensor) -> Tensor:
         """ε (*chains, batch, *input_shape) -> x of the same shape."""

@@ -17,6 +17,7 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on, one_cycle
 from pplleak.priors._store import trained
+from pplleak.priors.gaussian import standard_normal
 from pplleak.progress import ProgressBar, silent
 
 
@@ -48,11 +49,11 @@ class VAE:
 
     def latent(self, batch_size: int = 1) -> TorchDistribution:
         """z ~ Normal(0, I), event shape (batch_size, latents)."""
-        return _standard_normal(self.sd, (batch_size, self.latents))
+        return standard_normal(self.sd, batch_size, self.latents)
 
     def noise(self, batch_size: int = 1) -> TorchDistribution:
         """ε ~ Normal(0, I), event shape (batch_size, pixels)."""
-        return _standard_normal(self.sd, (batch_size, len(self.sd)))
+        return standard_normal(self.sd, batch_size, len(self.sd))
 
     def decode(self, z: Tensor, e: Tensor) -> Tensor:
         """z (*chains, batch, latents), ε (*chains, batch, pixels) -> x (*chains, batch, *input_shape)."""
@@ -106,11 +107,6 @@ def log_importance(vae: VAE, x: Tensor, prior: Callable[[Tensor], Tensor], parti
         p = dist.Normal(vae.decoder(z), vae.sd).log_prob(part).double().sum(-1)
         rows.append((p + prior(z) - q.log_prob(z).double().sum(-1)).logsumexp(0) - math.log(particles))
     return torch.cat(rows)
-
-
-def _standard_normal(like: Tensor, shape: tuple[int, ...]) -> TorchDistribution:
-    one = torch.ones((), dtype=like.dtype, device=like.device)
-    return dist.Normal(0 * one, one).expand(shape).to_event(len(shape))
 
 
 def _normal(code: Tensor) -> dist.Normal:
