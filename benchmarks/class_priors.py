@@ -36,9 +36,10 @@ class Settings:
 
 def main(settings: Settings) -> None:
     kept = runs.Rows(OUT, COLUMNS, ("prior", "sigma", "index"))
+    done = {kept.about(r) for r in kept.read()}
     for index in range(settings.images):
         for prior in PRIORS:
-            if (prior, settings.sigma, index) in {(r["prior"], r["sigma"], r["index"]) for r in kept.read()}:
+            if (prior, settings.sigma, index) in done:
                 continue
             scene = pl.Scenario(data="mnist", root=settings.data_root, index=index,
                                 protection=f"gaussian:sigma={settings.sigma}")  # fmt: skip

@@ -128,9 +128,7 @@ def main(args: Settings) -> None:
         if job in done:
             continue
         row = measure(args, *job)
-        kept = [r for r in table.read() if table.about(r) != job]
-        args.csv.unlink(missing_ok=True)
-        table.add([*kept, row])
+        table.add([row])
         print(", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in row.items()), flush=True)
 
 

@@ -123,8 +123,7 @@ def main(args: Settings) -> None:
          "of_plain": middle[what] / middle["plain", 1], "setup_seconds": setup[what]}
         for what, t in taken.items()
     ]  # fmt: skip
-    args.csv.unlink(missing_ok=True)
-    runs.Rows(args.csv, COLUMNS, ("what", "starts")).add(rows)
+    runs.table(args.csv, rows, list(COLUMNS))
     for row in rows:
         print(f"{row['what']:<10} {row['starts']} start(s): {row['seconds']:.4f} s a start (least {row['least']:.4f}), "
               f"{row['of_plain']:.2f} of plain; {row['setup_seconds']:.1f} s before")  # fmt: skip
