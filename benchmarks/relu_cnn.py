@@ -4,12 +4,12 @@
     uv run benchmarks/relu_cnn.py --data mnist --data-root DIR --sigma 0.1 --network mlp --widths 256 \
         --routes refractive --chains 16 --warmup 100 --starts 8 --minutes 5
 
-One image, its label known, the Gaussian prior fitted to public images. A route starts cold, runs on one thread, and is
-interrupted when its processor time is up: what it has drawn counts. `cpu_seconds` are processor time since the start
-(search for the MAP and warm-up included), `seconds` wall time, which says little on a busy machine; rows at an eighth,
-two eighths, … of the draws show how R-hat falls. R-hat is rank-normalised split R-hat: rhat_max the worst pixel,
-rhat_lp the log-density. ess_per_s is the median over pixels, per processor second of sampling. `hmc` and `smc` cannot
-cross the jumps: their rows show what that looks like.
+One image, its label known, the Gaussian prior fitted to public images. A route starts cold and is interrupted when its
+time is up: what it has drawn counts. `seconds` are wall time since the start (search for the MAP and warm-up included),
+`cpu_seconds` processor time, that of the processes which draw a group of the chains shared out evenly over the draws;
+rows at an eighth, two eighths, … of the draws show how R-hat falls. R-hat is rank-normalised split R-hat: rhat_max the
+worst pixel, rhat_lp the log-density. ess_min is the smallest of the pixels' effective sample sizes, ess_per_s their
+median per processor second of sampling. `hmc` and `smc` cannot cross the jumps: their rows show what that looks like.
 
 Writes benchmarks/results/relu_cnn.csv, eight rows a route, and docs/_static/relu_cnn.png; an earlier run of the same
 route, network, σ and chains is replaced.
@@ -18,6 +18,7 @@ route, network, σ and chains is replaced.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -37,9 +38,9 @@ from pplleak.programs import MODEL
 from pplleak.settings import Named
 from pplleak.studies.attack import attack
 
-COLUMNS = ["network", "route", "sigma", "chains", "draws", "seconds", "cpu_seconds", "rhat_max", "rhat_lp",
-           "acceptance", "ess_per_s", "coverage_90"]  # fmt: skip
-KEY = ("network", "route", "sigma", "chains")
+COLUMNS = ["network", "route", "sigma", "image", "chains", "draws", "seconds", "cpu_seconds", "rhat_max", "rhat_lp",
+           "acceptance", "ess_min", "ess_per_s", "coverage_90"]  # fmt: skip
+KEY = ("network", "route", "sigma", "image", "chains")
 PARTS = 8
 
 
@@ -53,7 +54,7 @@ class Settings:
     activation: str = "relu"
     sigma: float = 0.1
     routes: tuple[str, ...] = ("billiard",)
-    chains: int = 8
+    chains: int = 16
     warmup: int = 60
     starts: int = 4
     minutes: float = 20.0
@@ -69,15 +70,22 @@ class Budget:
         self.times: list[tuple[float, float]] = []  # at the beginning of every draw, and at the end of the last
 
     def now(self) -> tuple[float, float]:
+        """Wall time, and processor time of this process."""
         return time.perf_counter() - self.start, time.process_time() - self.cpu
 
     def __call__(self, label: str, total: int) -> Iterator[int]:
         for k in range(total):
             if label == "sampling":
                 self.times.append(self.now())
-                if self.times[-1][1] > self.seconds and k >= PARTS:
+                if self.times[-1][0] > self.seconds and k >= PARTS:
                     raise KeyboardInterrupt
             yield k
+
+
+def children() -> float:
+    """Processor seconds of the processes that this one started and that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def measure(route: str, observed: Observation, args: Settings) -> list[dict[str, Any]]:
@@ -85,25 +93,26 @@ def measure(route: str, observed: Observation, args: Settings) -> list[dict[str,
     settings: dict[str, Any] = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts}
     if route == "smc":  # islands are its chains; all of its draws are there at once
         settings = {"islands": args.chains, "particles": 32}
-    budget = Budget(60 * args.minutes)
+    budget, before = Budget(60 * args.minutes), children()
     found = programs.load("inference", route)(model, observed, observed.client, progress=budget, **settings)
     x = found.x.reshape(*found.x.shape[:2], -1).astype(np.float64)
     seen = np.concatenate([x, found.stats["lp"][..., None]], -1)
     truth, network = observed.truth.numpy().reshape(-1), " ".join([args.network, *map(str, args.widths)])
     draws = seen.shape[1]
     counts = sorted({max(PARTS, round(k * draws / PARTS)) for k in range(1, PARTS + 1)}) if budget.times else [draws]
-    begun = budget.times[0][1] if budget.times else 0.0
+    begun, others = budget.times[0][1] if budget.times else 0.0, children() - before
     rows = []
     for n in counts:
         wall, cpu = budget.times[n] if budget.times else budget.now()
+        cpu += others * n / draws
         rhat = np.asarray(arviz.rhat(seen[:, :n]))
         ess = np.asarray(arviz.ess(seen[:, :n]))
         low, high = np.quantile(x[:, :n].reshape(-1, x.shape[2]), [0.05, 0.95], axis=0)
         accepted = found.stats["acceptance_rate"][:, :n].mean() if "acceptance_rate" in found.stats else np.nan
         rows.append(dict(zip(COLUMNS, [
-            network, route, f"{args.sigma:g}", str(args.chains), n, f"{wall:.0f}", f"{cpu:.0f}",
+            network, route, f"{args.sigma:g}", str(args.index), str(args.chains), n, f"{wall:.0f}", f"{cpu:.0f}",
             f"{rhat[:-1].max():.4f}", f"{rhat[-1]:.4f}", "" if np.isnan(accepted) else f"{accepted:.3f}",
-            f"{np.median(ess) / (cpu - begun):.2f}",
+            f"{ess[:-1].min():.0f}", f"{np.median(ess) / (cpu - begun):.2f}",
             f"{((low <= truth) & (truth <= high)).mean():.3f}",
         ], strict=True)))  # fmt: skip
     return rows
@@ -126,7 +135,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
             mine = [r for r in rows if tuple(r[k] for k in KEY) == key]
             colour = ["#c8553d", "#5c6b8a", "#7a9e7e", "#b08bbb"][routes.index(key[1]) % 4]
             axes.plot([float(r["cpu_seconds"]) for r in mine], [float(r["rhat_max"]) - 1 for r in mine], "o-",
-                      color=colour, markersize=4, label=f"{key[1]}, {key[3]} chains")  # fmt: skip
+                      color=colour, markersize=4, label=f"{key[1]}, image {key[3]}, {key[4]} chains")  # fmt: skip
         axes.axhline(0.01, color="#333333", linestyle="--", linewidth=0.8)
         axes.set(
             xlim=(0, None),
@@ -144,7 +153,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(args: Settings) -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # of each process
     settings = {"activation": args.activation, **({"widths": args.widths} if args.widths else {})}
     protection = Protection.parse(f"gaussian:sigma={args.sigma}")
     observed = observe(

@@ -25,6 +25,7 @@ where their share is about constant (`Field.jump`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,6 +42,7 @@ from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import Gated, Idle, gated
 from pplleak.density.kinks.tuning import SHARPNESS, trials
 from pplleak.density.kinks.walls import Field
+from pplleak.density.parallel import shares, side_by_side
 from pplleak.density.resampling import resample
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, jittered, trajectory_steps
 from pplleak.density.whitening import Laplace, locate, starting_points
@@ -152,6 +154,7 @@ def run(
     starts: int = 8,
     steps: int = 400,
     beta: float = 0.0,
+    processes: int = 2,
 ) -> Posterior:
     """Draws from p(x, y | g), exact for clients with ReLU, leaky ReLU and max pooling. Ctrl-C keeps what was drawn.
 
@@ -163,8 +166,10 @@ def run(
         steps: its Adam steps.
         beta: sharpness of the gates, per unit of a pre-activation: sharper is closer, and needs smaller steps. 0: the
             best of some, found in warm-up.
+        processes: groups of chains, each drawn by a process of its own; the draws depend on their number, and not on
+            the machine's.
     """
-    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
+    require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps, processes=processes)
     if not (math.isfinite(beta) and beta >= 0):
         raise BadInput(f"beta must be a positive number, or 0 for one that is found in warm-up, not {beta:g}")
     if not client.kinks:
@@ -178,12 +183,17 @@ def run(
     field, state, leapfrogs = warm_up(field, starting_points(found, chains), warmup, betas, progress)
     size = TRAJECTORY / leapfrogs
 
-    def chain(state: State) -> Iterator[dict[str, Tensor]]:
-        while True:
-            state, info, walk = step(field, state, jittered(size), leapfrogs)
-            yield {"z": field.laplace.decode(state.w), "lp": -state.energy, **info.stats, "kinks": walk.walls}
+    groups = shares(chains, processes)
 
-    stats, reasons = keep(chain(state), draws, progress)
+    def chain(k: int) -> Iterator[dict[str, Tensor]]:
+        own = state.rows(groups[k])
+        while True:
+            own, info, walk = step(field, own, jittered(size), leapfrogs)
+            yield {"z": field.laplace.decode(own.w), "lp": -own.energy, **info.stats, "kinks": walk.walls}
+
+    draws_of_all = side_by_side(chain, len(groups), seed, client.device)
+    with contextlib.closing(draws_of_all):
+        stats, reasons = keep(draws_of_all, draws, progress)
     return collect(
         density,
         stats.pop("z"),

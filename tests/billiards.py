@@ -34,6 +34,12 @@ def convolutional(*, activation: str = "relu", pool: str = "avg") -> nn.Module:
     return network
 
 
+def deep() -> nn.Module:
+    """Two dense layers with walls behind the convolution."""
+    wide = (nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+    return nn.Sequential(*convolutional()[:6], *seeded(lambda: nn.Sequential(*wide), 5)).double()
+
+
 def curved() -> nn.Module:
     """Smooth before the dense layer, whose walls are then smooth and curved, and no gate blurs the energy."""
     network = convolutional()
@@ -79,4 +85,4 @@ def cheaply(field: walls.Field) -> walls.Field:
     assert field.gates.late is not None
     density = replace(field.soft, client=field.gates.late)
     units = field.walls(torch.zeros(1, DIM).double()).shape[1]
-    return replace(field, late=(density, torch.zeros(units).double()))
+    return replace(field, late=walls.LateJumps(density, 1.0, torch.zeros(units).double()))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from billiards import DIM, NETWORKS, SHAPE, aimed, attack, cheaply, convolutional, each_network, normal
+from billiards import DIM, NETWORKS, SHAPE, aimed, attack, cheaply, convolutional, deep, each_network, normal
 from torch import Tensor, nn
 
 from pplleak.density.kinks import billiard as kernel
 from pplleak.density.kinks import tuning, walls
 from pplleak.density.kinks.gates import SoftMaxPool, gated
+from pplleak.density.kinks.head import Head
+from pplleak.inference import billiard
 
 
 @each_network
@@ -86,7 +89,7 @@ def test_a_jump_of_the_late_layers_changes_its_sign_with_the_direction_and_is_ne
     assert aimed(NETWORKS["two dense"]).gates.late is None  # no layer is early there
     w, pattern, unit = on_walls(field, 200)
     fitted = tuning.calibrated(field, kernel.place(field, normal(64, DIM, seed=17)))
-    assert fitted.late is not None and float(fitted.late[1].abs().max()) > 0
+    assert fitted.late is not None and float(fitted.late.rest.abs().max()) > 0
     whole = field.jump(w, pattern, unit, 1.0)
     torch.testing.assert_close(whole, -field.jump(w, kernel.flipped(pattern, unit), unit, 1.0))
     errors = []
@@ -95,6 +98,38 @@ def test_a_jump_of_the_late_layers_changes_its_sign_with_the_direction_and_is_ne
         torch.testing.assert_close(found, -cheap.jump(w, kernel.flipped(pattern, unit), unit, 1.0))
         errors.append(float((found - whole).square().mean().sqrt()))
     assert 0 < errors[0] < errors[1]  # another function than ΔV, which a Metropolis test on U makes up for
+
+
+@pytest.mark.parametrize(
+    "network", [convolutional, NETWORKS["leaky conv, max pooling"], deep], ids=["conv", "leaky", "deep"]
+)
+def test_jumps_in_closed_form_are_those_of_the_late_layers(network, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(tuning, "VAGUE", 100.0)
+    field = aimed(network)
+    w, pattern, unit = on_walls(field, 200)
+    fitted = tuning.calibrated(field, kernel.place(field, normal(64, DIM, seed=17))).late
+    assert fitted is not None and isinstance(fitted.late, Head)
+    none = torch.zeros_like(fitted.rest)
+    slow, fast, other = (
+        replace(field, late=walls.LateJumps(late, 1.0, none)).jump(w, pattern, unit, 0.5)
+        for late in (cheaply(field).late.late, fitted.late, replace(fitted.late, net=replace(fitted.late.net, label=0)))
+    )
+    torch.testing.assert_close(fast, slow)
+    assert not torch.allclose(other, slow, atol=0.1)  # a wrong twin: of another label
+    n, jump = replace(field, late=fitted).meet(w, pattern, unit, 0.5)
+    torch.testing.assert_close(jump, replace(field, late=fitted).jump(w, pattern, unit, 0.5))
+    ahead, behind = (field.walls(w + s * 1e-6 * n)[torch.arange(len(w)), unit] for s in (1, -1))
+    torch.testing.assert_close((ahead - behind) / 2e-6, n.square().sum(1), rtol=1e-3, atol=1e-6)
+
+
+def test_no_closed_form_is_taken_for_another_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "VAGUE", 100.0)
+    field = aimed(convolutional)
+    state = kernel.place(field, normal(64, DIM, seed=17))
+    smoothed = replace(field.exact.client, loss="cross_entropy:label_smoothing=0.3")
+    other = billiard.soften(replace(field.exact, client=smoothed), gated(smoothed, 20.0), field.laplace)
+    late = tuning.calibrated(other, state).late
+    assert late is not None and not isinstance(late.late, Head)
 
 
 def test_a_late_update_is_the_whole_one_of_the_late_layers() -> None:

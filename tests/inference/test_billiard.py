@@ -146,7 +146,7 @@ def test_moments_equal_importance_sampling(network) -> None:  # type: ignore[no-
 def test_jumps_that_are_far_off_cost_acceptance_and_change_no_moment() -> None:
     field = cheaply(aimed(convolutional, sigma=0.5, beta=5.0))
     assert field.late is not None
-    assert deviation(replace(field, late=(field.late[0], field.late[1] + 1.0)), convolutional) < 5
+    assert deviation(replace(field, late=replace(field.late, rest=field.late.rest + 1.0)), convolutional) < 5
 
 
 @pytest.mark.slow

@@ -107,13 +107,15 @@ class Wall(nn.Module):
 class Gated:
     """A client whose walls are held and whose gates are softened; taps: its walls' names, in forward order.
 
-    network: the true one, laid out for forward passes. late: the same gated client, of whose update only the layers
-    from the one before the first wall on are computed, which a switch changes most; None where these are all.
+    network: the true one, laid out for forward passes. tail: the modules from the layer before the first wall on, in
+    forward order; () where these are all or are no such thing. late: the same gated client, of whose update only
+    their layers are computed, which a switch changes most; None where there is no tail.
     """
 
     client: Client
     taps: tuple[str, ...]
     network: nn.Module
+    tail: tuple[str, ...]
     late: Late | None
     beta: float
 
@@ -124,7 +126,7 @@ class Gated:
         return [tuple(cast(Wall, network.get_submodule(tap)) for network in networks) for tap in self.taps]
 
     def hold(self, pattern: Tensor) -> None:
-        """Hold the walls at `pattern` (chains, units) bool, until the next call: what `preactivations` > 0 gives."""
+        """Hold the walls at `pattern` (chains, units), until the next call: what `preactivations` > 0 gives."""
         every = self.walls
         widths = [wall.width for wall, *_ in every]
         batch = pattern.shape[1] // max(1, sum(widths))
@@ -134,17 +136,30 @@ class Gated:
 
     def preactivations(self, x: Tensor) -> Tensor:
         """The inputs of the walls in the true network, side by side: x (chains, batch, …) -> (chains, units)."""
+        return _beside(self._inputs(x, self.taps), x)
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`preactivations`, and the input of the tail, (chains, batch, features)."""
+        features, *seen = self._inputs(x, (self.tail[0], *self.taps))
+        return _beside(seen, x), features.unflatten(0, x.shape[:2])
+
+    def _inputs(self, x: Tensor, names: tuple[str, ...]) -> list[Tensor]:
+        """What the true network gives to the modules of these names, in forward order."""
         seen: list[Tensor] = []
         handles = [
-            self.network.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-            for tap in self.taps
+            self.network.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            for name in names
         ]
         try:
             self.network(x.flatten(0, 1))
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat([h.reshape(len(x), -1) for h in seen] or [x.new_zeros(len(x), 0)], 1)
+        return seen
+
+
+def _beside(seen: list[Tensor], x: Tensor) -> Tensor:
+    return torch.cat([h.reshape(len(x), -1) for h in seen] or [x.new_zeros(len(x), 0)], 1)
 
 
 def gated(client: Client, beta: float) -> Gated:
@@ -178,19 +193,21 @@ def gated(client: Client, beta: float) -> Gated:
     def swift(network: nn.Module) -> nn.Module:  # forward passes are faster so, double backward ones slower
         return copy.deepcopy(network).to(memory_format=torch.channels_last)
 
-    late = _late(client, names, taps)
+    tail = _tail(client, names, taps)
+    late = tuple(name for name in client.parameters if name.rpartition(".")[0] in tail)
     behind = extended(Late, replace(client, network=swift(network)), late=late) if late else None
-    return Gated(replace(client, network=network), tuple(taps), swift(client.network), behind, beta)
+    soft = replace(client, network=network)
+    return Gated(soft, tuple(taps), swift(client.network), tail, behind, beta)
 
 
-def _late(client: Client, names: list[str], taps: list[str]) -> tuple[str, ...]:
-    """The parameters of the modules that are called from the layer before the first wall on; () where all are."""
+def _tail(client: Client, names: list[str], taps: list[str]) -> tuple[str, ...]:
+    """The modules that are called from the layer before the first wall on; () where nothing is before them, or one of
+    them is called there, too."""
     if not taps or not client.lazy:
         return ()
     first = names.index(taps[0]) - 1
-    modules = set(names[first:])
-    late = tuple(name for name in client.parameters if name.rpartition(".")[0] in modules)
-    return late if modules.isdisjoint(names[:first]) and len(late) < len(client.parameters) else ()
+    before = {name for name in client.parameters if name.rpartition(".")[0] in names[:first]}
+    return tuple(names[first:]) if before and set(names[first:]).isdisjoint(names[:first]) else ()
 
 
 def _plain(pool: nn.MaxPool2d) -> bool:

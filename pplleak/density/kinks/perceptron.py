@@ -15,6 +15,7 @@ At a kink of unit j (h_j = 0) the activations do not change, only δ_j switches;
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -187,7 +188,6 @@ def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
     Raises:
         BadInput: the network is not Linear layers with ReLU or leaky ReLU between them.
     """
-    chain = [(n, m) for n, m in client.network.named_modules() if not isinstance(m, nn.Sequential)]
     needs = "inference refractive needs a stack of Linear layers with ReLU or LeakyReLU between them"
     if client.local:
         raise BadInput("inference refractive needs a client that shares its gradient, and this one trains locally")
@@ -196,7 +196,28 @@ def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
         raise BadInput(f"{needs}, but the network is a {type(client.network).__name__}: use hmc on a smooth network")
     if client.network._forward_pre_hooks:
         raise BadInput(f"{needs}, and nothing before them: this one normalises its inputs")
-    shared = client.split(g.to(torch.float64))
+    chain = [(n, m) for n, m in client.network.named_modules() if not isinstance(m, nn.Sequential)]
+    try:
+        return stack(chain, client.split(g.to(torch.float64)), label, sigma)
+    except NoStack as error:
+        raise BadInput(f"{needs}, {error}: inference billiard takes ReLU, leaky ReLU and max pooling in any "
+                       "network" if error.foreign else f"{needs}, {error}") from error  # fmt: skip
+
+
+class NoStack(ValueError):
+    """Modules that are no Linear layers with rectifiers between them; foreign: one of them is of another kind."""
+
+    def __init__(self, why: str, foreign: bool = False) -> None:
+        super().__init__(why)
+        self.foreign = foreign
+
+
+def stack(chain: Iterable[tuple[str, nn.Module]], shared: dict[str, Tensor], label: int, sigma: float) -> Perceptron:
+    """Modules and their names, in the order in which they are called, and what was shared of their gradients.
+
+    Raises:
+        NoStack: they are not Linear layers with ReLU or leaky ReLU between them.
+    """
     layers: list[Layer] = []
     leaks: list[float] = []
     for name, module in chain:
@@ -219,8 +240,7 @@ def read(client: Client, g: Tensor, label: int, sigma: float) -> Perceptron:
         elif not isinstance(module, (nn.Flatten, nn.Identity, nn.Dropout)) or (
             layers and isinstance(module, nn.Flatten)
         ):
-            raise BadInput(f"{needs}, but this one holds a {type(module).__name__} ('{name}'): inference billiard "
-                           "takes ReLU, leaky ReLU and max pooling in any network")  # fmt: skip
+            raise NoStack(f"but this one holds a {type(module).__name__} ('{name}')", foreign=True)
     if not leaks or len(layers) != len(leaks) + 1:
-        raise BadInput(f"{needs}, ending in a Linear layer, with at least one of each")
+        raise NoStack("ending in a Linear layer, with at least one of each")
     return Perceptron(tuple(layers), tuple(leaks), label, sigma)

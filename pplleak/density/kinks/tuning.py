@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import gated
-from pplleak.density.kinks.walls import Field, beyond, next_wall, turned
+from pplleak.density.kinks.head import head
+from pplleak.density.kinks.walls import Field, LateJumps, beyond, next_wall, turned
 from pplleak.density.step_size import TRAJECTORY, jittered
 from pplleak.progress import ProgressBar, silent
 
@@ -30,38 +32,53 @@ def sharpened(field: Field, beta: float) -> Field:
 
 
 @torch.no_grad()
-def calibrated(field: Field, state: State, rounds: int = 12, span: float = 0.4) -> Field:
-    """The field with ΔV from the layers behind the first wall alone, the rest taken for its mean at every unit; or as
-    it is, where that rest is not about constant.
-
-    Walls are met as trajectories meet them: the first ones on random arcs from where the chains are.
-    """
-    full = replace(field, late=None)
-    if field.gates.late is None:
-        return full
-    density = replace(field.soft, client=field.gates.late)
-    rest = torch.zeros(state.h.shape[1], dtype=torch.float64, device=state.w.device)
-    cheap, units, gaps = replace(field, late=(density, rest)), [], []
+def met(field: Field, state: State, rounds: int = 24, span: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
+    """Walls as trajectories meet them, the first ones on random arcs from where the chains are: w (walls, dim), the
+    pattern before it and the unit."""
+    found = []
     for _ in range(rounds):
         p, time = torch.randn_like(state.w), torch.full_like(state.w[:, 0], span)
         h_end = field.walls(turned(state.w, p, time)[0])
         hit = beyond(h_end, state.pattern).any(1)
-        if not bool(hit.any()):
-            continue
         w, p, pattern = state.w[hit], p[hit], state.pattern[hit]
         t, unit, _, failed = next_wall(field, w, p, time[hit], pattern, state.h[hit], h_end[hit])
-        w, sign = turned(w, p, t)[0], 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].double()
-        gap = sign * (full.jump(w, pattern, unit, 1.0) - cheap.jump(w, pattern, unit, 1.0))
-        units.append(unit[~failed])
-        gaps.append(gap[~failed])
-    if not units:
+        found.append((turned(w, p, t)[0][~failed], pattern[~failed], unit[~failed]))
+    w, pattern, unit = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return w, pattern, unit
+
+
+def calibrated(field: Field, state: State) -> Field:
+    """The field with ΔV from the layers behind the first wall alone, in closed form where there is one, and the share
+    of those before it guessed; or as it is, where the guess is not good enough.
+
+    The share is a little of theirs and a mean of that unit's own, drawn to zero as by one wall that leaves nothing out:
+    least squares over walls as trajectories meet them.
+    """
+    full = replace(field, late=None)
+    if field.gates.late is None:
         return full
-    unit, gap = torch.cat(units), torch.cat(gaps)
-    count, total = torch.zeros_like(rest).index_add(0, unit, torch.ones_like(gap)), rest.index_add(0, unit, gap)
-    others = (total[unit] - gap) / count[unit]  # a gap is judged by the mean of the others, drawn a little to zero
-    if not float((gap - others).square().mean().sqrt()) < VAGUE:
+    w, pattern, unit = met(full, state)
+    if not len(unit):
         return full
-    return replace(cheap, late=(density, total / (count + 1)))
+    none = torch.zeros(state.h.shape[1], dtype=torch.float64, device=state.w.device)
+    count = none.index_add(0, unit, torch.ones_like(none[unit]))
+    density, closed = replace(field.soft, client=field.gates.late), head(field.idle, field.gates, state.w[:1])
+    sign = 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].double()
+    late = sign * replace(field, late=LateJumps(density, 1.0, none)).jump(w, pattern, unit, 1.0)
+    gap = sign * full.jump(w, pattern, unit, 1.0) - late
+
+    def mean(v: Tensor) -> Tensor:
+        return none.index_add(0, unit, v) / (count + 1)
+
+    slope = (late * (gap - mean(gap)[unit])).sum() / (late * (late - mean(late)[unit])).sum()
+    left = gap - slope * late
+    others = (none.index_add(0, unit, left)[unit] - left) / count[unit]  # a gap is judged by the mean of the others
+    if not float((left - others).square().mean().sqrt()) < VAGUE:
+        return full
+    if closed is not None:
+        same = sign * replace(field, late=LateJumps(closed, 1.0, none)).jump(w, pattern, unit, 1.0)
+        closed = closed if torch.allclose(same, late, rtol=1e-3, atol=1e-2) else None
+    return replace(field, late=LateJumps(closed or density, 1 + float(slope), mean(left)))
 
 
 @dataclass
