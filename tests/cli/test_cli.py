@@ -27,6 +27,8 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.studies.attack.attack import attack
 
+pytestmark = pytest.mark.usefixtures("short_trajectories")  # no test here asks how good a draw is
+
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",
         "divergences", "seconds", "converged"}  # fmt: skip
 # No search for the cause where a fit fails, as tiny ones do: it takes longer than the attack.

@@ -22,7 +22,7 @@ from pplleak.inference import gibbs
 from pplleak.models import optimal
 
 SCORES = torch.linspace(-5, 5, 201, dtype=torch.float64)
-QUICK: dict[str, Any] = {"draws": 3, "settle": 3}
+QUICK: dict[str, Any] = {"draws": 3, "settle": 3, "inner": 0}
 FEW: dict[str, Any] = {"chains": 64, "particles": 64, "draws": 60, "settle": 6, "moves": 1, "most": 8, "starts": 0}
 
 

@@ -57,7 +57,7 @@ def away(found: np.ndarray, states: Tensor, weights: Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "draws"), [(1, 60), (2, 30)])
+@pytest.mark.parametrize(("batch", "draws"), [(1, 25), (2, 15)])
 def test_tokens_have_the_probabilities_of_enumeration(batch: int, draws: int, file: Path) -> None:
     """Of one sentence, and of two. The twins are told less noise, and draw with a move that forgets q."""
     observed, model = shared(file, "bert", batch=batch, sigma=0.05, **SMALL)
