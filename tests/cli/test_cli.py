@@ -242,10 +242,12 @@ def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path)
     # A bar is drawn where there is a terminal; here progress shows in the file that marks the start of sampling.
     code = (
         "import signal, sys, pplleak.cli as cli, pplleak.cli.attack as command\n"
+        "from pplleak.density import step_size\n"
+        "step_size.MAX_STEPS = 4\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "def bar(label, total):\n"
         "    for k in range(total):\n"
-        "        if label in ('sampling', 'SVI (full)') and k == 20: open('started', 'w').close()\n"
+        "        if label in ('sampling', 'SVI (full)') and k == 10: open('started', 'w').close()\n"
         "        yield k\n"
         "command.bar = bar\n"
         "cli.main(sys.argv[1:])\n"

@@ -151,8 +151,8 @@ def test_a_ball_that_shrinks_to_a_point_is_map(size: int) -> None:
 def test_a_ball_that_shrinks_to_a_point_is_map_on_the_pixel_box() -> None:
     client = tiny(shape=SHAPE)
     observed, model = observe(client, 0.05), functools.partial(dlg.model, sigma=0.05)
-    point = map.run(model, observed, client, starts=2, steps=200).mode
-    assert np.abs(ball.run(model, observed, client, delta=1e-4, samples=2, starts=2, steps=200).mode - point).max() < 1e-2
+    point = map.run(model, observed, client, starts=4, steps=400).mode
+    assert np.abs(ball.run(model, observed, client, delta=1e-4, samples=2, steps=400).mode - point).max() < 1e-2
 
 
 SPIKE = {"at": 0.9, "width": 0.02, "weight": 0.2}

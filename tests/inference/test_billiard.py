@@ -28,11 +28,11 @@ from pplleak.models import dlg
 @each_network
 def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network)
-    state, p = kernel.place(field, normal(96, DIM, seed=7)), normal(96, DIM, seed=8)
+    state, p = kernel.place(field, normal(160, DIM, seed=7)), normal(160, DIM, seed=8)
 
     def travel(start: kernel.State, p: Tensor) -> tuple[kernel.State, Tensor, Tensor, Tensor]:
         w, h, pattern, force = start.w, start.h, start.pattern, start.force
-        met, lost = torch.zeros(96, dtype=torch.long), torch.zeros(96, dtype=torch.bool)
+        met, lost = torch.zeros(160, dtype=torch.long), torch.zeros(160, dtype=torch.bool)
         for _ in range(6):
             d = kernel.drift(field, w, p - 0.1 * (force - w), h, pattern, 0.2, 1.0)
             w, h, pattern, force = d.w, d.h, d.pattern, field.soft_energy_and_force(d.w, d.pattern, 1.0)[1]
@@ -153,7 +153,7 @@ def test_jumps_that_are_far_off_cost_acceptance_and_change_no_moment() -> None:
 @pytest.mark.slow
 def test_a_sampler_that_never_asks_the_true_client_is_rejected() -> None:
     field = aimed(convolutional, sigma=0.5, beta=1.0)
-    assert deviation(Careless(*vars(field).values()), convolutional) > 5
+    assert deviation(Careless(*vars(field).values()), convolutional, chains=1000) > 5
 
 
 @pytest.mark.slow
