@@ -15,7 +15,6 @@ from __future__ import annotations
 import pyro
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from pplleak import channels
 from pplleak.client import Client
@@ -39,6 +38,7 @@ def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, alpha: flo
     event = len(client.input_shape) + 1
     batches = x.to(client.dtype).reshape(-1, *x.shape[-event:])
     predicted = torch.vmap(client.network)(batches).softmax(-1).reshape(*x.shape[:-event], batch_size, -1)
-    misfit = (predicted - one_hot(y, client.num_classes)).square().sum((-2, -1))
+    one_hot = torch.eye(client.num_classes).to(predicted)[y]  # torch's own looks at the labels, which no tape records
+    misfit = (predicted - one_hot).square().sum((-2, -1))
     pyro.factor("label", -alpha * misfit / (2 * sigma**2))
     return pyro.sample("g", channels.Gaussian(client.update(x, y), sigma))

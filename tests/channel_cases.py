@@ -238,7 +238,7 @@ CASES = {
     ),
     "percentile": Case(
         lambda u: channels.Percentile(u, SIGMA, rate=RATE, bound=BOUND), percentile, False,
-        lambda u: channels.Percentile(u, HALF, rate=RATE, bound=BOUND),
+        lambda u: channels.Percentile(u, HALF, rate=RATE, bound=BOUND), draws=1_500,
     ),
     "svt": Case(filtered, svt, False, lambda u: filtered(u, 4.0), rel=3e-4, draws=300),
     "dpsgd": Case(clipped, dpsgd, True, lambda u: clipped(u, 0.5)),

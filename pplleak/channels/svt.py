@@ -21,6 +21,7 @@ INNER, OUTER, MARKS = 4, 12, 10  # nodes of the threshold between its kinks and 
 FAR = 20.0  # nats below a peak that are no longer looked at
 GRID = 32  # places at which the peak is looked for, within those of the last look
 NEVER = 1e-14  # the probability that another pass was needed, below which none is looked at
+TOGETHER = 2**14  # entries, over chains and thresholds, up to which several thresholds are one operation
 TINY = 1e-300
 
 
@@ -114,16 +115,19 @@ class SVT(Channel):
         c = u.clamp(-self.gamma, self.gamma)
         kept = sent.double()
         released = -(kept * (g - c).abs()).sum(-1) / self.scale - counts * math.log(2 * self.scale)
-        terms = [w + self._sent(t, u, kept) for t, w in self._thresholds()]
+        t, w = (torch.as_tensor(v, dtype=u.dtype, device=u.device).reshape(-1, *[1] * (u.dim() - 1))
+                for v in self._thresholds())  # fmt: skip
+        together = max(1, TOGETHER // u.numel())  # a small update costs its operations, a large one its entries
+        terms = [b + self._sent(a[..., None], u, kept) for a, b in zip(t.split(together), w.split(together), strict=True)]
         ways = torch.as_tensor(_log_coverings(self.n), device=u.device).take(counts) if self.replace else 0.0
-        return released + torch.stack(terms).logsumexp(0) + ways
+        return released + torch.cat(terms).logsumexp(0) + ways
 
-    def _thresholds(self) -> list[tuple[float, float]]:
+    def _thresholds(self) -> tuple[list[float], list[float]]:
         """Nodes of T and the logarithms of their weights under Laplace(τ, γ/ε₁): beyond all kinks on either side, and
         between them; the prior has its own at τ, and what passes at |c_i| in [0, γ]."""
         edges, scale = sorted({0.0, self.gamma, self.tau}), self.threshold_scale
         s, log_w = _laguerre(OUTER)
-        nodes = []
+        nodes: list[tuple[float, float]] = []
         for edge, side in ((edges[0], -1), (edges[-1], 1)):
             beyond = -abs(edge - self.tau) / scale - math.log(2)
             nodes += [(edge + side * scale * a, beyond + b) for a, b in zip(s, log_w, strict=True)]
@@ -132,10 +136,11 @@ class SVT(Channel):
             for a, b in zip(x, w, strict=True):
                 t = low + (high - low) * a
                 nodes.append((t, math.log(b * (high - low) / (2 * scale)) - abs(t - self.tau) / scale))
-        return nodes
+        return [t for t, _ in nodes], [w for _, w in nodes]
 
-    def _sent(self, threshold: float, u: Tensor, kept: Tensor) -> Tensor:
-        """log P(S sent | u, T), (*chains,), of draws with replacement less the ways in which they cover S."""
+    def _sent(self, threshold: Tensor, u: Tensor, kept: Tensor) -> Tensor:
+        """log P(S sent | u, T), (thresholds, *chains), of T (thresholds, *1, 1); of draws with replacement less the ways
+        in which they cover S."""
         above = (threshold - u.clamp(-self.gamma, self.gamma).abs()) / self.query_scale
         far = above.abs().neg().exp() / 2
         miss = torch.where(above > 0, torch.log1p(-far), -above.abs() - math.log(2))  # log P(not within one pass)

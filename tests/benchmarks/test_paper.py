@@ -20,6 +20,7 @@ from conftest import assert_moments, observe, rows, tiny
 from scenes import from_data
 
 from pplleak import channels
+from pplleak.client.networks.convnet import convnet
 from pplleak.density import build
 from pplleak.errors import BadInput
 from pplleak.models import logistic, optimal
@@ -44,6 +45,15 @@ def quick_vae() -> Iterator[None]:
 
         shorter.__signature__ = inspect.signature(fit)  # type: ignore[attr-defined]
         patch.setattr(module, "fit", shorter)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_convnet() -> Iterator[None]:
+    """The paper's CNN with few channels: the tests run its scripts, and look at no figure of the paper."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert convnet.__kwdefaults__ is not None
+        patch.setattr(convnet, "__kwdefaults__", convnet.__kwdefaults__ | {"channels": (4, 6), "width": 16})
         yield
 
 

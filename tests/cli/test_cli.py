@@ -27,6 +27,8 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.studies.attack.attack import attack
 
+pytestmark = pytest.mark.usefixtures("short_trajectories")  # no test here asks how good a draw is
+
 KEYS = {"psnr_map", "psnr_mean", "ssim_map", "ssim_mean", "sd_mean", "coverage_90", "rhat_max", "ess_min",
         "divergences", "seconds", "converged"}  # fmt: skip
 # No search for the cause where a fit fails, as tiny ones do: it takes longer than the attack.
@@ -240,10 +242,12 @@ def test_ctrl_c_keeps_what_was_drawn_and_says_so(inference: str, tmp_path: Path)
     # A bar is drawn where there is a terminal; here progress shows in the file that marks the start of sampling.
     code = (
         "import signal, sys, pplleak.cli as cli, pplleak.cli.attack as command\n"
+        "from pplleak.density import step_size\n"
+        "step_size.MAX_STEPS = 4\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "def bar(label, total):\n"
         "    for k in range(total):\n"
-        "        if label in ('sampling', 'SVI (full)') and k == 20: open('started', 'w').close()\n"
+        "        if label in ('sampling', 'SVI (full)') and k == 10: open('started', 'w').close()\n"
         "        yield k\n"
         "command.bar = bar\n"
         "cli.main(sys.argv[1:])\n"

@@ -94,7 +94,7 @@ BAD = {
     "dates": (lines("joined,y", "2020-01-02", "2021-11-30"), "holds dates ('2020-01-02')"),
     "names": (lines("name,y", *(f"person {k}" for k in range(300)), count=300), "300 categories, more than 256"),
     "infinite": (lines("size,y", "1", "inf"), "infinity"),
-    "wide": (WORDS(f"c{k}" for k in range(1_000_000)) + "\n1\n", "1000000 columns or more"),
+    "wide": ("c," * 999_999 + "c\n1\n", "1000000 columns or more"),
     "short": (lines("size,y", "1", count=1), "has 1 rows, and a table needs 5"),
     "bare": ("1,2,3\n" * 9, "the first line of"),
     "same": (lines("size,y", "7"), "is the same in all rows"),

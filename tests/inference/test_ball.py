@@ -139,10 +139,10 @@ def test_the_objective_of_a_quadratic_is_its_mean_over_the_ball() -> None:
 @pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_ball_that_shrinks_to_a_point_is_map(size: int) -> None:
     model, client, observed = gaussian_case(size)
-    point = map.run(model, observed, client, starts=4, steps=400).mode
-    small = ball.run(model, observed, client, delta=1e-4, samples=2, starts=2, steps=400)
+    point = map.run(model, observed, client, starts=2, steps=200).mode
+    small = ball.run(model, observed, client, delta=1e-4, samples=2, starts=2, steps=200)
     assert np.abs(small.mode - point).max() < 1e-3
-    large = ball.run(model, observed, client, delta=1.0, starts=2, steps=100)
+    large = ball.run(model, observed, client, delta=1.0, starts=2, steps=60)
     assert np.abs(large.mode - point).max() > 0.01, "the ball makes no difference here: the test tests nothing"
     assert small.kind == "point" and small.x.shape[:2] == (1, 1) and np.array_equal(small.x[0, 0], small.mode)
 

@@ -22,20 +22,20 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "settings"),
-    [("bert", {"moves": 5}), ("gpt2", {"matching": "tag", "moves": 0, "norm": 0.0})],
+    [("bert", {"moves": 5, "steps": 120}), ("gpt2", {"matching": "tag", "moves": 0, "norm": 0.0, "steps": 200})],
     ids=["lamp", "tag"],
 )
 def test_most_tokens_of_a_clean_gradient_are_found_and_none_of_noise(
     network: str, settings: dict[str, float], file: Path
 ) -> None:
-    observed, _ = shared(file, network, width=64)
+    observed, _ = shared(file, network, width=32 if network == "bert" else 64)
     assert observed.truth is not None
     truth, n = observed.truth.long().numpy(), int(lengths(observed.truth.long()))
 
     def right(g: torch.Tensor) -> float:
         """The share of tokens that are right at their places, of what is made of a gradient."""
         seen = replace(observed, g=g)
-        found = lamp.run(lambda: None, seen, observed.client, steps=200, **settings)  # type: ignore[arg-type]
+        found = lamp.run(lambda: None, seen, observed.client, **settings)  # type: ignore[arg-type]
         return float((found.mode.astype(int) == truth)[0, 1 : n + 1].mean())
 
     draw = torch.Generator().manual_seed(0)

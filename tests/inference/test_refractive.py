@@ -152,11 +152,11 @@ def sampled(target, chains: int, draws: int) -> Tensor:  # type: ignore[no-untyp
 
 def moments_of(density) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     """Means and second moments of z by importance sampling, with their standard errors."""
-    z = normal(200_000, 4, seed=12)
+    z = normal(100_000, 4, seed=12)
     with torch.no_grad():
         log_weights = torch.cat([density(part) for part in z.split(50_000)]) + 0.5 * z.square().sum(1)
     weights = log_weights.softmax(0)
-    assert float(1 / weights.square().sum()) > 5000  # else the reference itself is not to be trusted
+    assert float(1 / weights.square().sum()) > 2500  # else the reference itself is not to be trusted
     moments = torch.cat([z, z.square(), z[:, :1] * z[:, 1:]], 1)
     expected = (weights[:, None] * moments).sum(0)
     return expected, (weights.square()[:, None] * (moments - expected).square()).sum(0).sqrt()
@@ -165,7 +165,7 @@ def moments_of(density) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def
 def deviation(reference: tuple[Tensor, Tensor], target, laplace) -> float:  # type: ignore[no-untyped-def]
     """The largest |sampler − importance sampling| over means and second moments of z, in standard errors."""
     expected, expected_se = reference
-    draws = laplace.decode(sampled(target, 256, 40).flatten(0, 1)).unflatten(0, (256, 40))
+    draws = laplace.decode(sampled(target, 256, 16).flatten(0, 1)).unflatten(0, (256, 16))
     got = torch.cat([draws, draws.square(), draws[..., :1] * draws[..., 1:]], -1).numpy()
     ess = np.asarray(arviz.ess(got, method="mean"))
     assert ess.min() > 500
@@ -201,10 +201,10 @@ class WithoutJumps(kinks.Perceptron):
 def test_run(dtype: torch.dtype) -> None:
     network = seeded(partial(networks.get("mlp"), SHAPE, 3, widths=(8,), activation="relu"), 0).to(dtype)
     model, observed, client = attack(network=network, sigma=0.5)
-    settings = {"seed": 1, "chains": 16, "draws": 150, "warmup": 60, "steps": 50}
+    settings = {"seed": 1, "chains": 16, "draws": 40, "warmup": 30, "steps": 50}
     found = [refractive.run(model, observed, client, **settings) for _ in range(2)]
     assert np.array_equal(found[0].x, found[1].x)
-    assert found[0].x.shape == (16, 150, 1, *SHAPE) and found[0].kind == "sampler"
+    assert found[0].x.shape == (16, 40, 1, *SHAPE) and found[0].kind == "sampler"
     assert found[0].rhat_max is not None and found[0].rhat_max < 1.05
     assert next(client.network.parameters()).dtype == dtype  # the caller's client is left as it was
 

@@ -102,8 +102,8 @@ def test_its_beliefs_are_keyword_arguments_with_defaults_and_a_line_of_help(name
 def test_stock_nuts_runs_on_it(name: str, known: bool) -> None:
     client = tiny()
     model = pyro.condition(bound(name, client), data=data_for(name, client, 1, known))
-    kernel = NUTS(model, max_tree_depth=3)
-    mcmc = MCMC(kernel, num_samples=6, warmup_steps=12, disable_progbar=True)
+    kernel = NUTS(model, max_tree_depth=2)
+    mcmc = MCMC(kernel, num_samples=6, warmup_steps=10, disable_progbar=True)
     mcmc.run(client)
     samples = mcmc.get_samples()
     assert samples

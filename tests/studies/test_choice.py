@@ -92,6 +92,7 @@ def test_the_choice_is_said_on_the_terminal_and_in_the_files_and_takes_its_setti
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_trajectories")
 def test_nothing_is_said_of_a_smooth_network_and_of_what_was_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

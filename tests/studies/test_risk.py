@@ -135,6 +135,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_trajectories")
 @pytest.mark.parametrize("source", ["data", "model"])
 def test_risk_writes_every_image_its_curves_and_a_picture(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

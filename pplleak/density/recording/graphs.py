@@ -6,11 +6,14 @@ A graph is what `make_fx` records: one operation of torch a node, the constants 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 SAME = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.clone.default}
@@ -21,6 +24,20 @@ SHAPED = RESHAPES | {aten.permute.default, aten.transpose.int, aten.expand.defau
                      aten.select.int}  # fmt: skip
 CAST = aten._to_copy.default
 SLOPES = {aten.gelu_backward.default, aten.silu_backward.default, aten.softplus_backward.default}
+
+
+def recorded(function: Callable[..., Any], example: Sequence[Tensor]) -> fx.GraphModule:
+    """What a function of tensors does to them, simplified.
+
+    `make_fx` notes every value's shape in a tensor without storage, under a mode that it makes anew for each, with a
+    stack trace, where none is there already: half of the time of a recording.
+
+    Raises:
+        RuntimeError, TypeError: it looks at values, or has an operation that is not recorded.
+        ValueError: it draws random numbers or changes a tensor in place.
+    """
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return simplify(make_fx(function)(*(t.clone() for t in example)), example)
 
 
 def simplify(module: fx.GraphModule, example: Sequence[Tensor]) -> fx.GraphModule:

@@ -24,7 +24,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplleak.density.recording import frontier, graphs
 
@@ -273,7 +272,7 @@ def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
         with torch.enable_grad():
             return log_density(z.requires_grad_())
 
-    module = graphs.simplify(make_fx(forward)(example.clone()), (example,))
+    module = graphs.recorded(forward, (example,))
     leaves, quadratic = frontier.frontier(module, example)
     rest = frontier.cut(module, [*leaves, *quadratic])
     affine = frontier.Evaluated(module, example)
@@ -299,7 +298,7 @@ def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
         return (value.detach(), *slopes)
 
     at = (*linear(example), *quadratics(example)[0])
-    return Tape(graphs.simplify(make_fx(value_and_grad)(*at), at), linear, quadratics)
+    return Tape(graphs.recorded(value_and_grad, at), linear, quadratics)
 
 
 def _agree(tape: Tape, plain: Plain, example: Tensor) -> bool:
