@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pplleak import channels
 from pplleak.channels.masked import random_mask
+from pplleak.channels.projected import measurement
 from pplleak.client.update import Update
 
 SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1, BOUND = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5, 0.6
@@ -88,6 +89,14 @@ def sparse(g: np.ndarray, examples: np.ndarray) -> float:
 def sparse_laplace(g: np.ndarray, examples: np.ndarray) -> float:
     kept = (1 - RATE) * stats.laplace(examples.sum(0), SIGMA / math.sqrt(2)).pdf(g)
     return np.log(np.where(g == 0, RATE, kept)).sum()
+
+
+def projected(g: np.ndarray, examples: np.ndarray) -> float:
+    """With A written out, row by row."""
+    signs, rows = (t.numpy() for t in measurement(len(g), RATE, 0))
+    angle = 2 * np.pi * np.outer(rows, np.arange(len(g))) / len(g)
+    a = (np.cos(angle) + np.sin(angle)) / np.sqrt(len(g)) * signs
+    return stats.norm(a @ examples.sum(0), SIGMA).logpdf(a @ g).sum()
 
 
 def topk(g: np.ndarray, examples: np.ndarray) -> float:
@@ -232,6 +241,10 @@ CASES = {
     "pruned, laplace first": Case(
         lambda u: channels.Pruned(u, SIGMA, rate=RATE, order="noise_first", noise="laplace"), sparse_laplace, False,
         lambda u: channels.Pruned(u, HALF, rate=RATE, order="noise_first", noise="laplace"),
+    ),
+    "projected": Case(
+        lambda u: channels.Projected(u, SIGMA, rate=RATE), projected, False,
+        lambda u: channels.Projected(u, HALF, rate=RATE),
     ),
     "topk": Case(
         lambda u: channels.TopK(u, SIGMA, rate=RATE), topk, False, lambda u: channels.TopK(u, HALF, rate=RATE)
