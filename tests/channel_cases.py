@@ -161,6 +161,11 @@ def dpsgd(g: np.ndarray, examples: np.ndarray) -> float:
     return stats.norm(np.mean(clipped, 0), SIGMA * CLIP / batch).logpdf(g).sum()
 
 
+def dpfedavg(g: np.ndarray, examples: np.ndarray) -> float:
+    u = examples.sum(0)
+    return stats.norm(u * min(1.0, CLIP / np.linalg.norm(u)), SIGMA * CLIP).logpdf(g).sum()
+
+
 def quantised(g: np.ndarray, examples: np.ndarray) -> float:
     noisy = stats.norm(examples.sum(0), SIGMA)
     return np.log(noisy.cdf(g + STEP / 2) - noisy.cdf(g - STEP / 2)).sum()
@@ -255,6 +260,10 @@ CASES = {
     ),
     "svt": Case(filtered, svt, False, lambda u: filtered(u, 4.0), rel=3e-4, draws=300),
     "dpsgd": Case(clipped, dpsgd, True, lambda u: clipped(u, 0.5)),
+    "dpfedavg": Case(
+        lambda u: channels.DPFedAvg(u, noise_multiplier=SIGMA, clip=CLIP), dpfedavg, True,
+        lambda u: channels.DPFedAvg(u, noise_multiplier=HALF, clip=CLIP),
+    ),
     "quantised": Case(
         lambda u: channels.Quantised(u, SIGMA, step=STEP), quantised, False,
         lambda u: channels.Quantised(u, HALF, step=STEP),

@@ -38,9 +38,9 @@ class Projected(Channel):
 
     a density on the m-dimensional row space of A, where g lies and y = A g: the gradient that the server applies is the
     least-squares one, and knows as much as the measurements do. A is that of a subsampled randomised transform (Woolfe
-    et al. 2008): D log D operations and two vectors in place of m × D numbers. Its seed is shared, for the server has to
-    know A, and so is the same A in every round. What lies outside of the row space is not sent, and no adversary
-    has it but from the prior. It needs entries.
+    et al. 2008): D log D operations and two vectors in place of m × D numbers. The server has to know A: client and
+    server share its seed, and A is the same in every round. What lies outside of the row space is not sent, and an
+    adversary has it from the prior alone. It needs entries.
 
     Source: the form A u of Li et al. 2021 (compressed sensing of gradients for federated learning); Konečný et al.
     2016, section 3.2, randomly rotate by such a transform and sub-sample. A sparse update could be recovered from y by

@@ -39,9 +39,10 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
     """The update that noise hides, and λ: the Fisher information of g about it is at most diag(λ), in 1 / unit².
 
     Additive noise of density p on each entry has λ = ∫ p'² / p: 1/σ² (Gaussian), 2/σ² (Laplace of standard deviation
-    σ), 1/σ² + l1 / (σ² Z) (elastic). A known mask keeps λ where it is 1; known measurements are the entries of A u. What is done to a noisy update afterwards
-    (rounding, signs, top-k, pruning at random) adds no information (data processing; Zamir 1998): for these, λ
-    is an upper bound, and what is computed from it is a valid lower bound on the error.
+    σ), 1/σ² + l1 / (σ² Z) (elastic). A known mask keeps λ where it is 1; of known measurements A u, they are the
+    entries. What is done to a noisy update afterwards (rounding, signs, top-k, pruning at random) adds no information
+    (data processing; Zamir 1998): for these, λ is an upper bound, and what is computed from it is a valid lower bound
+    on the error.
 
     Raises:
         BadInput: the channel's noise is not independent from entry to entry.
@@ -50,7 +51,7 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
     match channel:
         case channels.Weighted():
             return channel.update, channel.sigmas**-2
-        case channels.DPSGD():
+        case channels.DPSGD() | channels.DPFedAvg():
             return channel.clipped.update, channel.sigma**-2
         case channels.Elastic():
             c = channel.l1 / 2 / channel.sigma
