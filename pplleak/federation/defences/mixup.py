@@ -11,7 +11,7 @@ InstaHide's bound of 0.65 on the largest weight is left out: a larger alpha make
 partner for every epoch anew, among private images, and in its second variant k − 2 among public ones: here they are
 images of one dataset, and drawn at every gradient.
 
-Sources: Zhang, Cisse, Dauphin and Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018; Huang, Song, Li and
+Source: Zhang, Cisse, Dauphin and Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018; Huang, Song, Li and
 Arora, InstaHide: Instance-hiding Schemes for Private Distributed Learning, ICML 2020 (equations 1 and 2); as a defence
 of gradients: Huang, Gupta, Song, Li and Arora, Evaluating Gradient Inversion Attacks and Defenses in Federated
 Learning, NeurIPS 2021.

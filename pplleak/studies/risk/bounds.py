@@ -112,7 +112,7 @@ def fisher_of(client: Client, channel: Callable[[Update], Channel], x: Tensor, y
     Raises:
         BadInput: the network has kinks: where u jumps, g tells x apart more sharply than any Fisher information.
     """
-    _require_smooth(client)
+    require_smooth(client)
 
     def at(points: Tensor) -> Channel:
         return channel(client.update(points.reshape(-1, *x.shape), y.expand(len(points), -1)))
@@ -120,7 +120,8 @@ def fisher_of(client: Client, channel: Callable[[Update], Channel], x: Tensor, y
     return fisher(at, x.flatten())
 
 
-def _require_smooth(client: Client) -> None:
+def require_smooth(client: Client) -> None:
+    """Raise BadInput for a client whose network has kinks."""
     if client.kinks:
         raise BadInput("bounds by Fisher information need an update that is continuous in x, but the network has kinks "
                        f"({', '.join(client.kinks)}): take a smooth activation (gelu, softplus)")  # fmt: skip
@@ -161,7 +162,7 @@ def van_trees(density: Density, draws: int = 20, *, seed: int = 0, progress: Pro
         BadInput: the network has kinks, the model is known only up to a factor, or as for `entry_information`.
     """
     require_positive(draws=draws)
-    _require_smooth(density.client)
+    require_smooth(density.client)
     free = replace(density, observed=replace(density.observed, labels=None), discrete={}, log_orders={})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
