@@ -9,9 +9,10 @@ y′ ~ client's label prior                   (batch (k − 1),)
 ε ~ Normal(0, I),  s = sign ε               (batch, *input_shape), with InstaHide's signs alone
 g ~ Normal(u(x̃(x, x′, λ, s), q), sigma²)    (update_size,);   x̃ and q as in `pplleak.federation.defences.mixup`
 
-The partners' labels are summed out. The gradient tells x̃ and q as well as it tells image and label of any client; which
-part of x̃ is the private image only the priors say. The signs change the density by jumps, and the slope in ε is that of
-a smooth one. Of a public seed the server draws weights, partners and signs as the client did: they are then no latents.
+The partners' labels are summed out; `transformed` is x̃, and `target` q. The gradient tells x̃ and q as well as it tells
+the image and the label of any client; which part of x̃ is the private image only the priors say. The signs change the
+density by jumps, and the slope in ε is that of a smooth one. Of a public seed the server draws weights, partners and
+signs as the client did: they are then no latents.
 
 Source: Balunović et al. 2022, section 4 (the optimal adversary), for the mixtures of Huang et al. 2020. The attack of
 Carlini et al. 2021 on InstaHide's published images (|2 x̃ − 1| is free of the signs) needs many of them; this one has a
@@ -65,23 +66,20 @@ def model(
     x = pyro.deterministic("x", prior.decode(z))
     y = pyro.sample("y", client.label_prior(batch_size))
     if public_seed != mixup.SECRET:
-        made = mixup.draws(
-            client, batch_size, images=images, alpha=alpha, signs=signs, others=others, public_seed=public_seed
-        )
-        u = client.update(
-            mixup.mix(x, made.partners, made.weights, made.signs),
-            mixup.targets(client, y, made.labels, made.weights),
-        )
-        return pyro.sample("g", channels.Gaussian(u, sigma))
-    one = torch.ones((), dtype=client.dtype, device=client.device)
-    rest = images - 1
-    theirs = pyro.sample("partners", standard_normal(one, batch_size, rest, prior.rank))
-    weights = pyro.sample("weights", dist.Dirichlet(alpha * one.expand(images)).expand([batch_size]).to_event(1))
-    law = Labels(torch.zeros(client.labels, dtype=client.dtype, device=client.device), batch_size * rest)
-    labels = pyro.sample("labels", law).unflatten(-1, (batch_size, rest))
-    flips = one.expand(batch_size, *client.input_shape)
-    if signs:
-        flips = mixup.signs_of(pyro.sample("signs", standard_normal(one, *flips.shape)))
-    mixed = mixup.mix(x, prior.decode(theirs), weights.to(client.dtype), flips)
-    u = client.update(mixed, mixup.targets(client, y, labels, weights.to(client.dtype)))
-    return pyro.sample("g", channels.Gaussian(u, sigma))
+        asked = {"images": images, "alpha": alpha, "signs": signs, "others": others}
+        made = mixup.draws(client, batch_size, **asked, public_seed=public_seed)
+        partners, labels, weights, flips = made.partners, made.labels, made.weights, made.signs
+    else:
+        one = torch.ones((), dtype=client.dtype, device=client.device)
+        rest = images - 1
+        partners = prior.decode(pyro.sample("partners", standard_normal(one, batch_size, rest, prior.rank)))
+        law = dist.Dirichlet(alpha * one.expand(images)).expand([batch_size]).to_event(1)
+        weights = pyro.sample("weights", law).to(client.dtype)
+        classes = Labels(torch.zeros(client.labels, dtype=client.dtype, device=client.device), batch_size * rest)
+        labels = pyro.sample("labels", classes).unflatten(-1, (batch_size, rest))
+        flips = one.expand(batch_size, *client.input_shape)
+        if signs:
+            flips = mixup.signs_of(pyro.sample("signs", standard_normal(one, *flips.shape)))
+    transformed = pyro.deterministic("transformed", mixup.mix(x, partners, weights, flips))
+    target = pyro.deterministic("target", mixup.targets(client, y, labels, weights))
+    return pyro.sample("g", channels.Gaussian(client.update(transformed, target), sigma))
