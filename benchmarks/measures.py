@@ -55,7 +55,7 @@ CASE = {
     "case": int, "network": str, "steps": int, "protection": str, "index": int, **dict.fromkeys(MEASURES, float),
     "rms": float, "rms_blind": float, "converged": bool, "cpu_seconds": float,
 }  # fmt: skip
-SEARCH = {"starts": 2, "steps": 300}
+SEARCH = {"starts": 2, "steps": 200}
 RESAMPLES = 2000
 
 
@@ -155,9 +155,8 @@ def picture(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> 
                       color=f"C{k}", label=kind)  # fmt: skip
         axes.set(xscale="log", yscale="log")
         axes.set_xlabel(line["what"], fontsize=8)
-        axes.set_title(
-            f"Spearman {line['spearman']:.2f} [{line['low']:.2f}, {line['high']:.2f}]", fontsize=9, loc="left"
-        )
+        interval = f"[{line['low']:.2f}, {line['high']:.2f}]"
+        axes.set_title(f"Spearman {line['spearman']:.2f} {interval}", fontsize=9, loc="left")
         axes.tick_params(labelsize=7.5)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[:, 0]:
@@ -176,6 +175,8 @@ def main(args: Settings) -> None:
         if case not in done and time.monotonic() < end:
             table.add([measure(case)])
     rows = [r for r in table.read() if r["case"] < args.count]
+    if len(rows) < 4:
+        raise SystemExit(f"{len(rows)} cases in {args.minutes:g} minutes: too few to rank; the same command goes on")
     found = ranked(rows)
     runs.table(args.out / "measures.csv", found, list(found[0]), lambda v: f"{v:.4g}" if isinstance(v, float) else v)
     runs.figure(args.out / "measures.png", picture(rows, found), dpi=130)

@@ -32,7 +32,7 @@ from pplleak.federation.defences import mixup
 from pplleak.priors.gaussian import fit_gaussian, standard_normal
 from pplleak.priors.labels import Labels
 
-MAP = {"starts": 8, "lr": 0.1}  # the images of a mixture may change places
+MAP = {"starts": 4, "lr": 0.1}  # the images of a mixture may change places
 
 
 def model(
@@ -66,8 +66,9 @@ def model(
     x = pyro.deterministic("x", prior.decode(z))
     y = pyro.sample("y", client.label_prior(batch_size))
     if public_seed != mixup.SECRET:
-        asked = {"images": images, "alpha": alpha, "signs": signs, "others": others}
-        made = mixup.draws(client, batch_size, **asked, public_seed=public_seed)
+        made = mixup.draws(
+            client, batch_size, images=images, alpha=alpha, signs=signs, others=others, public_seed=public_seed
+        )
         partners, labels, weights, flips = made.partners, made.labels, made.weights, made.signs
     else:
         one = torch.ones((), dtype=client.dtype, device=client.device)
