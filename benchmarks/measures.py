@@ -140,9 +140,11 @@ def ranked(rows: Sequence[dict[str, Any]], among: str) -> list[dict[str, Any]]:
         values = np.where(np.isfinite(values), values, sign * 1e300)  # infinite ones rank last, and tie
         found = [stats.spearmanr(values[p], rms[p]).statistic for p in picks]
         low, high = np.nanquantile(found, [0.025, 0.975])
-        made.append({"measure": name, "what": what, "among": among, "cases": len(rows), "infinite": int((abs(values) > 1e299).sum()),
-                     "spearman": float(stats.spearmanr(values, rms).statistic), "low": float(low),
-                     "high": float(high)})  # fmt: skip
+        made.append({
+            "measure": name, "what": what, "among": among, "cases": len(rows),
+            "infinite": int((abs(values) > 1e299).sum()), "spearman": float(stats.spearmanr(values, rms).statistic),
+            "low": float(low), "high": float(high),
+        })  # fmt: skip
     return sorted(made, key=lambda r: -r["spearman"])
 
 
