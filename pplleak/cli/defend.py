@@ -129,7 +129,7 @@ def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path, 
         runs.figure(out / "defences.png", defend_report.picture(cells), dpi=150)
         board = leaderboard.board(cells)
         defend.write(out / "leaderboard.csv", board, leaderboard.BOARD)
-        runs.figure(out / "leaderboard.png", leaderboard.picture(board), dpi=150)
+        runs.figure(out / leaderboard.PICTURE, leaderboard.picture(board), dpi=150)
         runs.text(out / "leaderboard.html", leaderboard.page(board, command))
         console.print(defend_report.table(cells))
     files = "leaderboard.html, .csv, .png; defences.csv, .png, defences_images.csv, training/"

@@ -11,7 +11,7 @@ from pplleak.federation import privacy, rounds
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
 
-TRAINED = ("projected:rate=0.5", "dpfedavg:noise_multiplier=0.01", "mixup", "conceal:steps=3", "mix:clients=3")  # fmt: skip
+TRAINED = ("projected:rate=0.5", "dpfedavg:noise_multiplier=0.01", "mixup", "conceal:steps=1", "mix:clients=3")
 
 
 @pytest.mark.parametrize("said", TRAINED)

@@ -7,9 +7,7 @@ trained without a defence, less that of the one behind it, at the same step.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BOARD = ("step", "rank", "strongest", *COLUMNS, "accuracy_paid")
+PICTURE = "leaderboard.png"
 SHOWN = {
     "rank": "rank", "name": "defence", "attack": "strongest adversary", "leak": "what it sees, dB",
     "blind": "a guess without the gradient, dB", "claimed": "what its paper's attack sees, dB",
@@ -87,17 +86,14 @@ def picture(rows: Sequence[Row]) -> Figure:
 
 
 def page(rows: Sequence[Row], command: str) -> str:
-    """One self-contained HTML page: the figure, and a table a step, a line a defence."""
-    kept = io.BytesIO()
-    picture(rows).savefig(kept, format="png", dpi=150)
-    encoded = base64.b64encode(kept.getvalue()).decode()
+    """The HTML page: the figure, which lies beside it, and a table a step, a line a defence."""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Leaderboard of defences</title><style>body{font:"
         f"15px/1.5 system-ui,sans-serif;color:{INK};max-width:75rem;margin:2rem auto;padding:0 1rem}}table{{border-"
         "collapse:collapse;font-size:13px}td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
         "td:nth-child(2),th:nth-child(2),td:nth-child(3),th:nth-child(3){text-align:left}img{max-width:100%}</style>"
         "<h1>What each defence hides from its strongest adversary</h1>"
-        f"<img alt='PSNR of the strongest adversary against accuracy paid' src='data:image/png;base64,{encoded}'>"
+        f"<img alt='PSNR of the strongest adversary against accuracy paid' src='{PICTURE}'>"
     ]
     for step in sorted({r["step"] for r in rows}):
         mine = [r for r in rows if r["step"] == step]
