@@ -91,6 +91,29 @@ def test_of_layers_the_squares_add_up() -> None:
     assert found["1 (4×4)"] != pytest.approx(float(last.square().sum().sqrt()) / SIGMA / math.sqrt(n), rel=1e-2)
 
 
+def test_no_noise_of_the_same_power_leaks_less_than_the_least_leaking() -> None:
+    client = tiny()
+    x, y = batch_of(client)
+    sizes = torch.tensor([shape.numel() for shape in client.layers.values()], dtype=torch.float64)
+
+    def leaked(widths: Tensor) -> float:
+        found = bounds.fisher_of(
+            client, lambda u: channels.Weighted(u, channels.by_layer(client, widths.tolist())), x, y
+        )
+        return float(found.trace())
+
+    found = torch.tensor(measures.least_leaking(client, SIGMA, x, y), dtype=torch.float64)
+    assert float(sizes @ found.square()) == pytest.approx(float(sizes.sum()) * SIGMA**2)
+    least, generator = leaked(found), torch.Generator().manual_seed(0)
+    for other in (torch.full_like(found, SIGMA), *(found * torch.exp(s * torch.randn(
+            4, generator=generator, dtype=torch.float64)) for s in (0.05, 0.05, 0.3, 1.0))):  # fmt: skip
+        other = other * (sizes.sum() * SIGMA**2 / (sizes @ other.square())).sqrt()
+        assert leaked(other) > least
+    steeper = found.square() / found.square().mean().sqrt()  # σ² ∝ A / D, without the root
+    steeper = steeper * (sizes.sum() * SIGMA**2 / (sizes @ steeper.square())).sqrt()
+    assert leaked(steeper) > 1.01 * least
+
+
 def test_the_linearised_error_is_that_of_a_linear_gaussian_model() -> None:
     generator = torch.Generator().manual_seed(0)
     j, root = (torch.randn(n, 3, dtype=torch.float64, generator=generator) for n in (6, 3))

@@ -15,7 +15,7 @@ them ranks leaks as the realised attack does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,10 +26,11 @@ from pplleak.channels import Channel
 from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
-from pplleak.studies.bits.layers import ALL, parts
+from pplleak.studies.bits.layers import parts
 from pplleak.studies.risk import bounds
 
 UNIT = 1.0  # σ of the noise whose Fisher information is JᵀJ
+QUIETEST = 1e-3  # of an equal σ: the least that a tensor is given
 
 
 def influence(client: Client, x: Tensor, y: Tensor, deviation: Tensor) -> float:
@@ -93,13 +94,46 @@ def by_layer(client: Client, sigma: float, x: Tensor, y: Tensor) -> dict[str, fl
     Source: Hannun, Guo and van der Maaten, Measuring Data Leakage in Machine-Learning Models with Fisher Information,
     UAI 2021, by layer; η of the whole is `bounds.leakage`.
     """
-    found = {}
-    for layer, names in parts(client).items():
-        kept = {n: shape for n, shape in client.layers.items() if n in names}
-        held = (*client.withheld, *(n for n in client.layers if n not in names))
-        alone = client if layer == ALL else replace(client, layers=kept, withheld=held)
-        found[layer] = bounds.leakage(bounds.fisher_of(alone, lambda u: channels.Gaussian(u, sigma), x, y))
-    return found
+    return {layer: _of(client, names, sigma, x, y) for layer, names in parts(client).items()}
+
+
+def least_leaking(client: Client, sigma: float, x: Tensor, y: Tensor) -> tuple[float, ...]:
+    """σ_p of each parameter tensor, for the channel `weighted`: of Gaussian noise with the power of an equal σ, that
+    which leaves the least Fisher information tr I_g(x).
+
+        minimise Σ_p A_p / σ_p²  with  Σ_p D_p σ_p² = D σ²      →      σ_p² ∝ √(A_p / D_p),   A_p = ‖∂u_p/∂x‖²
+
+    over the D_p entries of a tensor. One that does not depend on x gets no noise by this rule; here it keeps a
+    thousandth of σ, for a channel has some everywhere. It is the best for this x, and is itself read off x: take a
+    public image, or the noise tells of the private one.
+
+    Args:
+        x: (batch, *input_shape). y: (batch,).
+
+    Raises:
+        BadInput: the network has kinks, or nothing that it shares depends on x.
+
+    Source: Chen, Gürsoy and Lei, Optimal Defenses Against Gradient Reconstruction Attacks, arXiv 2411.03746: noise that
+    is customised to the parameters under a lower bound by Fisher information. Only its abstract and introduction were
+    read; the programme above and its solution (Cauchy-Schwarz) are derived here, a tensor at a time.
+    """
+    require_positive(sigma=sigma)
+    sizes = [shape.numel() for shape in client.layers.values()]
+    pixels = x.numel()
+    slopes = [pixels * _of(client, (name,), UNIT, x, y) ** 2 for name in client.layers]
+    shares = [math.sqrt(a / d) for a, d in zip(slopes, sizes, strict=True)]
+    power = sum(d * s for d, s in zip(sizes, shares, strict=True))
+    if not power:
+        raise BadInput("nothing that the network shares depends on this image: no noise is needed")
+    return tuple(max(sigma * math.sqrt(sum(sizes) * s / power), QUIETEST * sigma) for s in shares)
+
+
+def _of(client: Client, names: Sequence[str], sigma: float, x: Tensor, y: Tensor) -> float:
+    """η of what these parameters share."""
+    kept = {n: shape for n, shape in client.layers.items() if n in names}
+    held = (*client.withheld, *(n for n in client.layers if n not in names))
+    alone = client if len(kept) == len(client.layers) else replace(client, layers=kept, withheld=held)
+    return bounds.leakage(bounds.fisher_of(alone, lambda u: channels.Gaussian(u, sigma), x, y))
 
 
 def linearised(information: Tensor, covariance: Tensor) -> float:
