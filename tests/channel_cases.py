@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pplleak import channels
 from pplleak.channels.masked import random_mask
+from pplleak.channels.projected import measurement
 from pplleak.client.update import Update
 
 SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1, BOUND = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5, 0.6
@@ -90,6 +91,14 @@ def sparse_laplace(g: np.ndarray, examples: np.ndarray) -> float:
     return np.log(np.where(g == 0, RATE, kept)).sum()
 
 
+def projected(g: np.ndarray, examples: np.ndarray) -> float:
+    """With A written out, row by row."""
+    signs, rows = (t.numpy() for t in measurement(len(g), RATE, 0))
+    angle = 2 * np.pi * np.outer(rows, np.arange(len(g))) / len(g)
+    a = (np.cos(angle) + np.sin(angle)) / np.sqrt(len(g)) * signs
+    return stats.norm(a @ examples.sum(0), SIGMA).logpdf(a @ g).sum()
+
+
 def topk(g: np.ndarray, examples: np.ndarray) -> float:
     noisy, t = stats.norm(examples.sum(0), SIGMA), np.abs(g[g != 0]).min()
     return np.log(np.where(g == 0, noisy.cdf(t) - noisy.cdf(-t), noisy.pdf(g))).sum()
@@ -150,6 +159,11 @@ def dpsgd(g: np.ndarray, examples: np.ndarray) -> float:
     own_gradients = batch * examples
     clipped = [v * min(1.0, CLIP / np.linalg.norm(v)) for v in own_gradients]
     return stats.norm(np.mean(clipped, 0), SIGMA * CLIP / batch).logpdf(g).sum()
+
+
+def dpfedavg(g: np.ndarray, examples: np.ndarray) -> float:
+    u = examples.sum(0)
+    return stats.norm(u * min(1.0, CLIP / np.linalg.norm(u)), SIGMA * CLIP).logpdf(g).sum()
 
 
 def quantised(g: np.ndarray, examples: np.ndarray) -> float:
@@ -233,6 +247,10 @@ CASES = {
         lambda u: channels.Pruned(u, SIGMA, rate=RATE, order="noise_first", noise="laplace"), sparse_laplace, False,
         lambda u: channels.Pruned(u, HALF, rate=RATE, order="noise_first", noise="laplace"),
     ),
+    "projected": Case(
+        lambda u: channels.Projected(u, SIGMA, rate=RATE), projected, False,
+        lambda u: channels.Projected(u, HALF, rate=RATE),
+    ),
     "topk": Case(
         lambda u: channels.TopK(u, SIGMA, rate=RATE), topk, False, lambda u: channels.TopK(u, HALF, rate=RATE)
     ),
@@ -242,6 +260,10 @@ CASES = {
     ),
     "svt": Case(filtered, svt, False, lambda u: filtered(u, 4.0), rel=3e-4, draws=300),
     "dpsgd": Case(clipped, dpsgd, True, lambda u: clipped(u, 0.5)),
+    "dpfedavg": Case(
+        lambda u: channels.DPFedAvg(u, noise_multiplier=SIGMA, clip=CLIP), dpfedavg, True,
+        lambda u: channels.DPFedAvg(u, noise_multiplier=HALF, clip=CLIP),
+    ),
     "quantised": Case(
         lambda u: channels.Quantised(u, SIGMA, step=STEP), quantised, False,
         lambda u: channels.Quantised(u, HALF, step=STEP),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ class Defend(where.Where):
     quick: bool = False
     """Three defences, two steps, two images (`--quick True`), where they are not named: minutes."""
     out: Path = Path("defend")
-    """Folder for defences.csv, defences_images.csv, defences.png and the trainings; the same settings go on there."""
+    """Folder for the leaderboard, defences.csv, defences_images.csv and the trainings; the same settings go on."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -92,12 +93,12 @@ def run(argv: Sequence[str]) -> int:
         args = dataclasses.replace(args, **{n: v for n, v in QUICK.items() if not said(argv, f"--{n}")})
     protections, sweep = _checked(args)
     with where.claim(args) as out:
-        return work(args, protections, sweep, out)
+        return work(args, protections, sweep, out, shlex.join(["pplleak", "defend", *argv]))
 
 
-def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path) -> int:
+def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path, command: str) -> int:
     """The trainings and attacks that are missing in a folder, and its tables and picture; the exit code."""
-    from pplleak.studies.defend import defend
+    from pplleak.studies.defend import defend, leaderboard
     from pplleak.studies.defend import report as defend_report
 
     table = defend.images(out / "defences_images.csv")
@@ -126,8 +127,13 @@ def work(args: Any, protections: Sequence[Protection], sweep: Sweep, out: Path) 
     if cells:
         defend.write(out / "defences.csv", cells)
         runs.figure(out / "defences.png", defend_report.picture(cells), dpi=150)
+        board = leaderboard.board(cells)
+        defend.write(out / "leaderboard.csv", board, leaderboard.BOARD)
+        runs.figure(out / leaderboard.PICTURE, leaderboard.picture(board), dpi=150)
+        runs.text(out / "leaderboard.html", leaderboard.page(board, command))
         console.print(defend_report.table(cells))
-    written = f"written to {out}/: defences.csv, defences_images.csv, defences.png, training/" if cells else ""
+    files = "leaderboard.html, .csv, .png; defences.csv, .png, defences_images.csv, training/"
+    written = f"written to {out}/: {files}" if cells else ""
     kept = "" if whole else f"interrupted: {len(rows)} of {len(asked)} attacks kept, the same command goes on"
     console.print("; ".join(filter(None, (kept, written))), highlight=False, soft_wrap=True)
     return 0 if whole else 130

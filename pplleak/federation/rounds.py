@@ -90,7 +90,11 @@ def milestones(steps: int) -> tuple[int, ...]:
 
 
 def epsilon(federation: Federation, protection: Protection, examples: int, steps: int) -> float | None:
-    """The ε that DP-SGD has spent on the examples of any one client after so many steps; None for other defences."""
+    """The ε that DP-SGD has spent on the examples of any one client after so many steps, or DP-FedAvg on all that a
+    client holds; None for other defences."""
+    if protection.is_channel("dpfedavg"):  # of a user, who takes turns and is not sampled
+        noise = protection.filled().settings["noise_multiplier"]
+        return privacy.epsilon(noise, 1.0, federation.turns(steps), delta=federation.delta)
     if not protection.is_channel("dpsgd"):
         return None
     smallest = examples // federation.clients  # whose examples take part most often
@@ -143,6 +147,8 @@ def require(client: Client, images: Images, federation: Federation, protection: 
             f"{len(images)} training images dealt out to {federation.clients} clients are {smallest} each, fewer "
             f"than a batch of {federation.batch_size}: take fewer clients or a smaller batch"
         )
+    if protection.is_channel("dpfedavg"):
+        privacy.require_opacus()
     if protection.is_channel("dpsgd"):
         privacy.require_opacus()
         channels.require_examples(client, federation.batch_size)

@@ -35,7 +35,8 @@ def test_it_exports_one_entry_whose_settings_have_defaults_and_help(name: str) -
 @each_defence
 @pytest.mark.parametrize("size", [1, 2])
 def test_what_it_shares_is_as_large_as_an_update_and_another_than_it(name: str, size: int) -> None:
-    target = from_data(defence=name, batch_size=size, settings={"widths": (16,)}, sigma=1e-6, dtype="float64")
+    network, settings = ("convnet", {"channels": (2, 2)}) if name == "cvb" else ("mlp", {"widths": (16,)})
+    target = from_data(defence=name, batch_size=size, network=network, settings=settings, sigma=1e-6, dtype="float64")
     client, y = target.client, target.labels
     assert target.truth is not None and y is not None
     assert target.g.shape == (client.update_size,)

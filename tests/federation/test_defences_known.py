@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from scenes import from_data, known
 from torch import Tensor
 
-from pplleak import density, programs
+from pplleak import channels, density, programs
 from pplleak.client import Client, masks, weights
 from pplleak.density import Density
 from pplleak.errors import BadInput
@@ -122,6 +122,28 @@ def test_behind_dropout_the_mask_is_a_latent_variable() -> None:
     assert not torch.allclose(expected.diff(), twin.diff(), rtol=1e-3)
 
 
+def test_behind_a_mean_over_clients_their_number_is_known_and_their_updates_are_those_of_public_images() -> None:
+    target = from_data(settings={"widths": (6,)}, defence="mix", defence_settings={"clients": 5}, sigma=SIGMA,
+                       dtype="float64")  # fmt: skip
+    client, y = target.client, target.labels
+    assert y is not None and target.public is not None
+    built = density.build(believe(programs.load("models", "optimal:channel=aggregated"), target), client, target)
+    z = built.sample_prior(3)
+    u = client.materialised(built.images(z)[0], y.expand(3, -1)).materialise()
+    mean, variance, factor = channels.aggregated.others(client, target.public, 1, 200, 20)
+
+    def expected(clients: int) -> Tensor:
+        spread = (clients - 1) / clients**2 * (variance.diag() + factor @ factor.mT)
+        law = torch.distributions.MultivariateNormal(
+            (u + (clients - 1) * mean) / clients, spread + SIGMA**2 * torch.eye(len(mean), dtype=torch.float64)
+        )
+        return law.log_prob(target.g)
+
+    found = built.terms(z)[1].diff()
+    torch.testing.assert_close(found, expected(5).diff(), rtol=1e-6, atol=1e-8)
+    assert not torch.allclose(found, expected(4).diff(), rtol=1e-2)
+
+
 def test_a_dropped_feature_has_the_slope_of_a_smooth_mask_and_the_value_of_a_hard_one() -> None:
     noise = torch.tensor([[0.0, masks.bound(0.3) + 1e-6, -3.0]], dtype=torch.float64, requires_grad=True)
     mask = masks.mask(noise, 0.3)
@@ -144,11 +166,13 @@ def found(defence: str, settings: tuple[tuple[str, Any], ...], model: str) -> fl
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("defence", "settings"),
-    [("soteria", {"rate": 0.8}), ("ats", {"policy": "24-1-3"}), ("precode", {"size": 32}), ("dropout", {"rate": 0.5})],
-)
+    [("soteria", {"rate": 0.8}), ("ats", {"policy": "24-1-3"}), ("precode", {"size": 32}), ("dropout", {"rate": 0.5}),
+     ("mix", {"clients": 2}), ("conceal", {})],
+)  # fmt: skip
 def test_who_knows_the_defence_sees_more(defence: str, settings: dict[str, Any]) -> None:
     plain = found("", (), "optimal")
-    ignorant, knowing = (found(defence, tuple(settings.items()), m) for m in ("optimal", defence))
+    known_by = defences.load(defence).ATTACKS.knowing
+    ignorant, knowing = (found(defence, tuple(settings.items()), m) for m in ("optimal", known_by))
     assert plain > ignorant + 3, "the defence hides nothing from who does not know it"
     assert knowing > ignorant + 3
 

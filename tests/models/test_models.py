@@ -155,7 +155,7 @@ def test_conditioned_on_data_its_density_is_finite_and_is_the_channels(name: str
     assert trace.log_prob_sum().isfinite()
     assert trace.nodes["g"]["is_observed"]
     assert trace.nodes["y"]["is_observed"] is known
-    x, y = trace.nodes.get("transformed", trace.nodes["x"])["value"], trace.nodes["y"]["value"]
+    x, y = (trace.nodes.get(n, trace.nodes[m])["value"] for n, m in (("transformed", "x"), ("target", "y")))
     channel, update = trace.nodes["g"]["fn"], client.materialised(x.to(client.dtype), y)
     expected = type(channel)(update, **channel.settings).log_prob(data["g"])
     if isinstance(channel, channels.Gaussian):

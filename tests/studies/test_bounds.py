@@ -44,6 +44,21 @@ def test_the_lazy_fisher_information_is_that_of_the_dense_jacobian(size: int) ->
     torch.testing.assert_close(found, j.mT @ (j / sigmas[:, None] ** 2), rtol=1e-9, atol=1e-9)
 
 
+def test_of_measurements_and_behind_a_clipped_user_it_is_that_of_what_is_sent() -> None:
+    j, x, y = slopes()
+    client = tiny()
+    u = client.materialised(x, y).materialise()
+    measured = channels.Projected(DenseUpdate(j.mT[:, None]), SIGMA, rate=0.6).measured().materialise().mT  # A J
+    found = bounds.fisher_of(client, lambda u: channels.Projected(u, SIGMA, rate=0.6), x, y)
+    torch.testing.assert_close(found, measured.mT @ measured / SIGMA**2, rtol=1e-8, atol=1e-8)
+    assert 0.2 < float(found.trace() * SIGMA**2 / (j.mT @ j).trace()) < 0.8  # of four dimensions in ten
+    clip = 0.5 * float(u.norm())
+    one, many = (bounds.fisher_of(client, c, x, y) for c in (
+        lambda u: channels.DPFedAvg(u, noise_multiplier=0.2, clip=clip),
+        lambda u: channels.DPSGD(u, noise_multiplier=0.2, clip=clip)))  # fmt: skip
+    torch.testing.assert_close(one, many)  # of a user with one example
+
+
 def test_behind_dpsgd_it_is_that_of_the_clipped_update() -> None:
     j, x, y = slopes()
     client = tiny()

@@ -14,13 +14,12 @@ from scenes import from_data
 
 from pplleak import channels, programs
 from pplleak.errors import BadInput
-from pplleak.federation import rounds
+from pplleak.federation import defences, rounds
 from pplleak.federation.protection import QUIET, Protection
 from pplleak.posterior import metrics
 from pplleak.settings import Named
 from pplleak.studies.defend import candidates, defend
 from pplleak.studies.defend import report as defend_report
-from pplleak.studies.defend.adversaries import ADVERSARIES
 from pplleak.studies.defend.defend import Job, Sweep
 
 TINY = [
@@ -45,12 +44,18 @@ def rows(path: str = "defend/defences.csv") -> list[dict[str, str]]:
 
 
 def test_every_channel_s_adversaries_are_models_that_there_are() -> None:
-    for row in ADVERSARIES:
+    for name in (*channels.names(), *defences.names()):
+        row = defend.adversaries(name)
         assert row.source
         assert row.own in programs.names("models")
-        if row.defence in channels.names():
-            assert row.knowing in programs.names("models")
-            assert Protection.parse(row.defence).name == row.defence
+        assert callable(programs.load("models", row.knowing))
+        assert Protection.parse(name).name == name
+
+
+def test_a_defence_whose_file_names_no_adversary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(defences.load("mix"), "ATTACKS")
+    with pytest.raises(BadInput, match="no adversary is known to attack the defence 'mix'"):
+        defend.adversaries("mix+laplace")
 
 
 def test_a_batch_and_a_channel_are_told_in_one_line() -> None:
@@ -227,7 +232,6 @@ MISTAKES = {
     "impossible setting": (["--defences", "topk:rate=2"], "rate must be at least 0"),
     "a setting of none": (["--defences", "none:sigma=1"], "none stands alone"),
     "a setting without a value": (["--defences", "topk:rate"], "must read NAME:SETTING=VALUE"),
-    "a defence that nobody attacks": (["--defences", "mix"], "no adversary is known"),
     "the same defence twice": (["--defences", "sign", "sign"], "names one twice"),
     "steps out of order": (["--steps", "10", "0"], "steps must ascend"),
     "no images": (["--count", "0"], "count must be a positive"),

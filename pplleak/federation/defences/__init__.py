@@ -4,7 +4,8 @@
     network(base, input_shape, num_classes, *, settings) -> nn.Module      the client's network, changed
 
 A file that shares may also export `sent(client, x, y, *, settings) -> Tensor (D,)`, bool: which entries it sends at
-all; a channel's noise is then on those alone. Noise, clipping, pruning, rounding and signs are `pplleak.channels`.
+all; a channel's noise is then on those alone. `ATTACKS`, an `Attacks`, says who attacks it in `pplleak defend`. Noise,
+clipping, pruning, rounding and signs are `pplleak.channels`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +25,16 @@ from pplleak.client import Client
 from pplleak.errors import BadInput, unknown
 from pplleak.settings import Named
 
-__all__ = ["check", "entry", "load", "names", "sent", "share"]
+__all__ = ["Attacks", "check", "entry", "load", "names", "sent", "share"]
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """Who attacks a defence: the model of its own paper's attack, where that stands, and the model that knows it."""
+
+    own: str
+    source: str
+    knowing: str
 
 
 def names() -> dict[str, str]:

@@ -30,7 +30,10 @@ from torch.nn.functional import conv2d, pad
 
 from pplleak.client import Client
 from pplleak.errors import BadInput
+from pplleak.federation.defences import Attacks
 from pplleak.priors.labels import Labels
+
+ATTACKS = Attacks("inverting_gradients", "Gao et al. 2021", "ats")
 
 OPERATIONS: tuple[tuple[str, int], ...] = (  # of the authors' policy.py: name and magnitude, 0 to 9
     ("invert", 7), ("contrast", 6), ("rotate", 2), ("translateX", 9), ("sharpness", 1),

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from pplleak.client.last_layer import before_last
 from pplleak.client.masks import mask
 from pplleak.errors import BadInput
+from pplleak.federation.defences import Attacks
+
+ATTACKS = Attacks("inverting_gradients", "Scheliga et al. 2023, before they know the mask", "dropout")
 
 
 class Dropout(nn.Module):

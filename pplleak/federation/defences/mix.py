@@ -17,6 +17,9 @@ from torch import Tensor
 from pplleak import data
 from pplleak.client import Client
 from pplleak.errors import BadInput
+from pplleak.federation.defences import Attacks
+
+ATTACKS = Attacks("dlg", "none of its own; Deep Leakage from Gradients", "optimal:channel=aggregated")
 
 
 def share(client: Client, x: Tensor, y: Tensor, *, clients: int = 2, others: str = "digits") -> Tensor:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from pplleak.client.last_layer import before_last
 from pplleak.errors import require_positive
+from pplleak.federation.defences import Attacks
+
+ATTACKS = Attacks("inverting_gradients", "Scheliga et al. 2022", "precode")
 
 
 class Precode(nn.Module):

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from pplleak.client import Client
 from pplleak.errors import BadInput
+from pplleak.federation.defences import Attacks
+
+ATTACKS = Attacks("inverting_gradients", "Sun et al. 2021", "soteria")
 
 OFFSET = 0.1  # of the authors' code: no division by an inactive feature
 

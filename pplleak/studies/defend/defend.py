@@ -278,6 +278,6 @@ def images(path: Path) -> Rows:
     return Rows(path, IMAGE_COLUMNS, KEY)
 
 
-def write(path: Path, cells: Sequence[Row]) -> None:
+def write(path: Path, cells: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """The averages, for people: floats with six digits."""
-    runs.table(path, cells, COLUMNS, lambda v: f"{v:.6g}" if isinstance(v, float) else v)
+    runs.table(path, cells, columns, lambda v: f"{v:.6g}" if isinstance(v, float) else v)

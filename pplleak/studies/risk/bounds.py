@@ -39,9 +39,10 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
     """The update that noise hides, and λ: the Fisher information of g about it is at most diag(λ), in 1 / unit².
 
     Additive noise of density p on each entry has λ = ∫ p'² / p: 1/σ² (Gaussian), 2/σ² (Laplace of standard deviation
-    σ), 1/σ² + l1 / (σ² Z) (elastic). A known mask keeps λ where it is 1. What is done to a noisy update afterwards
-    (rounding, signs, top-k, pruning at random) adds no information (data processing; Zamir 1998): for these, λ
-    is an upper bound, and what is computed from it is a valid lower bound on the error.
+    σ), 1/σ² + l1 / (σ² Z) (elastic). A known mask keeps λ where it is 1; of known measurements A u, they are the
+    entries. What is done to a noisy update afterwards (rounding, signs, top-k, pruning at random) adds no information
+    (data processing; Zamir 1998): for these, λ is an upper bound, and what is computed from it is a valid lower bound
+    on the error.
 
     Raises:
         BadInput: the channel's noise is not independent from entry to entry.
@@ -50,7 +51,7 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
     match channel:
         case channels.Weighted():
             return channel.update, channel.sigmas**-2
-        case channels.DPSGD():
+        case channels.DPSGD() | channels.DPFedAvg():
             return channel.clipped.update, channel.sigma**-2
         case channels.Elastic():
             c = channel.l1 / 2 / channel.sigma
@@ -64,6 +65,8 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
             return channel.update, channel.mask * (2 if laplace else 1) / channel.sigma**2
         case channels.Pruned():
             return channel.update, (1 - channel.rate) * (2 if laplace else 1) / channel.sigma**2
+        case channels.Projected():
+            return channel.measured(), channel.sigma**-2
         case channels.Laplace():
             return channel.update, 2 / channel.sigma**2
         case channels.Gaussian() | channels.TopK() | channels.Quantised() | channels.Sign():
@@ -109,7 +112,7 @@ def fisher_of(client: Client, channel: Callable[[Update], Channel], x: Tensor, y
     Raises:
         BadInput: the network has kinks: where u jumps, g tells x apart more sharply than any Fisher information.
     """
-    _require_smooth(client)
+    require_smooth(client)
 
     def at(points: Tensor) -> Channel:
         return channel(client.update(points.reshape(-1, *x.shape), y.expand(len(points), -1)))
@@ -117,7 +120,8 @@ def fisher_of(client: Client, channel: Callable[[Update], Channel], x: Tensor, y
     return fisher(at, x.flatten())
 
 
-def _require_smooth(client: Client) -> None:
+def require_smooth(client: Client) -> None:
+    """Raise BadInput for a client whose network has kinks."""
     if client.kinks:
         raise BadInput("bounds by Fisher information need an update that is continuous in x, but the network has kinks "
                        f"({', '.join(client.kinks)}): take a smooth activation (gelu, softplus)")  # fmt: skip
@@ -158,7 +162,7 @@ def van_trees(density: Density, draws: int = 20, *, seed: int = 0, progress: Pro
         BadInput: the network has kinks, the model is known only up to a factor, or as for `entry_information`.
     """
     require_positive(draws=draws)
-    _require_smooth(density.client)
+    require_smooth(density.client)
     free = replace(density, observed=replace(density.observed, labels=None), discrete={}, log_orders={})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
