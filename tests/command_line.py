@@ -46,6 +46,8 @@ def tiny(inference: str, prefix: str = "inference") -> list[str]:
     words = [w for n, v in pairs if n in known for w in (f"--{prefix}.{n}", v)]
     if prefix == "inference" and inference in ("refractive", "billiard"):
         words += ["--network.activation", "relu"]
+    if prefix == "inference" and inference == "rgap":
+        words += ["--network.activation", "tanh"]
     return words
 
 
