@@ -32,6 +32,7 @@ TINY = {
     "gibbs": ["draws=8", "particles=8", "moves=1", "settle=1", "starts=2", "steps=5", "inner=1"],
     "isir": ["draws=8", "chains=4", "candidates=2", "islands=2"],
     "lamp": ["steps=3"],
+    "npe": ["simulations=300", "epochs=1", "hidden=4", "proposals=64", "rounds=2", "chains=2", "draws=8"],
     "billiard": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
 }
 
@@ -46,6 +47,8 @@ def tiny(inference: str, prefix: str = "inference") -> list[str]:
     words = [w for n, v in pairs if n in known for w in (f"--{prefix}.{n}", v)]
     if prefix == "inference" and inference in ("refractive", "billiard"):
         words += ["--network.activation", "relu"]
+    if prefix == "inference" and inference == "rgap":
+        words += ["--network.activation", "tanh"]
     return words
 
 

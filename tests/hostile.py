@@ -26,6 +26,8 @@ from pplleak import runs
 from pplleak.client import weights
 from pplleak.data import folder as folder_of_images
 from pplleak.data import mnist
+from pplleak.density import estimator
+from pplleak.density.predictive import Informed, Sketch
 from pplleak.federation import files, scenario
 from pplleak.posterior import Posterior
 from pplleak.priors import _store as store
@@ -53,6 +55,13 @@ def client() -> Any:
     return build_client("mlp", {"widths": (4,)}, SHAPE, CLASSES)
 
 
+def learnt() -> estimator.Estimator:
+    """An estimator of three latents from six entries, that has learnt nothing."""
+    torch.manual_seed(0)
+    sketch = Sketch(torch.rand(6), torch.rand(6, 2), torch.ones(2))
+    return estimator.untrained(sketch, Informed(torch.eye(3), 2, 0.1), torch.rand(9, 3), torch.rand(9, 2), 4, "m")
+
+
 def good(folder: Path) -> dict[str, bytes]:
     """The bytes of a good file of each kind."""
     torch.manual_seed(0)
@@ -67,6 +76,8 @@ def good(folder: Path) -> dict[str, bytes]:
     encoder, decoder = vae._perceptrons(4, 2, 3)
     store.save(folder / "v", "vae", vae.VAE(encoder, decoder, torch.full((4,), 0.1), SHAPE), {"settings": {}})
     made |= {"mixture": (folder / "m").read_bytes(), "vae": (folder / "v").read_bytes()}
+    estimator.save(learnt(), folder / "q")
+    made["estimator"] = (folder / "q").read_bytes()
     for kind in PICTURES:
         packed = io.BytesIO()
         pixels = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
@@ -116,6 +127,11 @@ def _prior(path: Path) -> None:
     assert drawn.isfinite().all() and drawn.abs().max() < 1e4
 
 
+def _estimator(path: Path) -> None:
+    z, log_det = estimator.load(path, "m", torch.ones(1)).decode(torch.rand(5, 3), torch.rand(6))
+    assert z.shape == (5, 3) and log_det.shape == (5,)
+
+
 def _picture(path: Path) -> None:
     read = folder_of_images._pixels(path)
     assert read.dim() == 3 and bool(((read >= 0) & (read <= 1)).all()) and read.numel() < 1e8
@@ -154,10 +170,11 @@ def _posterior(path: Path) -> None:
 
 READERS: dict[str, Callable[[Path], None]] = {
     "observation": _observation, "checkpoint": _checkpoint, "mixture": _prior, "vae": _prior,
+    "estimator": _estimator,
     **dict.fromkeys((*PICTURES, "pfm"), _picture), "idx": _idx, "idx.gz": _idx, "draw": _draw, "rows": _rows,
     "settings": _settings, "posterior": _posterior,
 }  # fmt: skip
-METADATA = ("observation", "mixture", "vae", "checkpoint")
+METADATA = ("observation", "mixture", "vae", "estimator", "checkpoint")
 
 
 # -- edits -------------------------------------------------------------------------------------------------------------

@@ -114,6 +114,18 @@ def khat(log_weights: np.ndarray) -> float | None:
     return HOPELESS if math.isnan(found) else found  # one weight is everything, and there is no tail to fit
 
 
+def smoothed(log_weights: np.ndarray) -> np.ndarray:
+    """The same log-weights (N,), normalised, the largest of them smoothed by the Pareto distribution that k-hat is of
+    (Vehtari et al. 2024, section 2); as they are, where there are too few or no tail."""
+    flat = log_weights - np.logaddexp.reduce(log_weights)
+    if len(log_weights) < FEW or np.ptp(log_weights) < 1e-6:
+        return flat
+    from arviz_stats.base import array_stats
+
+    found, k = array_stats.psislw(-log_weights)
+    return flat if math.isnan(k) else np.asarray(found)
+
+
 def relabelled(
     x: np.ndarray, y: np.ndarray, reference: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ class Posterior:
                  names; `approximation`: a fitted family; `point`: one estimate, no spread
     stats        per-draw statistics (chain, draw): `lp`, `diverging`, `acceptance_rate`, `energy`, …
     curves       traces of an optimisation: name -> (step,) or (step, restart)
-    log_weights  (chain·draw,) log p − log q of an approximation, for its k-hat
+    log_weights  (proposal,) log p − log q of an approximation's draws, or of those that they were picked of, for k-hat
     approximation  what stands in for the posterior, in plain words: a surrogate network, …; "" where nothing does
     reasons      why this result is not to be trusted, in plain words; () where nothing is known against it
     attrs        what was run: model, inference, settings, seed, versions, seconds, …
