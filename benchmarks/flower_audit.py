@@ -1,10 +1,12 @@
 """A Flower app audited end to end by the lines that the documentation shows: with plain local training, and by DP-SGD.
 
     uv run --all-extras benchmarks/flower_audit.py
+    uv run --all-extras benchmarks/flower_audit.py --data cifar10 --data-root /path/to/data
 
 `docs/examples/flower_app.py` (SGD with momentum) and `flower_dp_app.py` (a NumPyClient whose steps are Opacus'): a CNN
-with ReLU and max-pooling on digits, four clients, two rounds, Flower's own simulation. What was recorded is audited by
-`pplleak audit … --truth …`. A row an app: lines of the app that are there for the recording; seconds of the app and of
+with ReLU and max-pooling on digits, four clients, two rounds, Flower's own simulation; on CIFAR-10, with the network of
+Flower's PyTorch quickstart in its place. What was recorded is audited by `pplleak audit … --truth …`. A row an app and
+data: lines of the app that are there for the recording; seconds of the app and of
 the audit; updates, those of each finding, and the share with an attack that is trusted; PSNR, of the best attack on each
 update, on average and of the example that was given away most, beside a guess's; ε of the last step, and what share of
 such examples no attack on one step brings back to an RMS error of 0.1 (`studies.audit.curves`; empty without DP-SGD).
@@ -21,7 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -31,24 +33,57 @@ from pplleak.studies.audit import audit, curves, words
 ROOT = Path(__file__).parents[1]
 APPS = ("flower_app", "flower_dp_app")
 ROUNDS = "num_rounds=2"
+COLUMNS = {
+    "app": str, "data": str, "lines": int, "app_seconds": float, "audit_seconds": float, "updates": int,
+    **dict.fromkeys(words.LEVELS, int), "trusted": float, "psnr_mean": float, "psnr_best": float, "guess_mean": float,
+    "epsilon": float | None, "limit": float | None,
+}  # fmt: skip
+PRIVATE = r"class Net\(nn\.Module\):.*?(?=\n\n\n(?:app|def weights))"  # of an app, what it trains and on what
+QUICKSTART = """class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(16 * 5 * 5, 120), nn.Linear(120, 84), nn.Linear(84, 10)
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.conv2(self.pool(F.relu(self.conv1(x))))))
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
+
+
+def load_data(client: int) -> DataLoader:
+    from pathlib import Path
+
+    from pplleak import data
+
+    images = data.load("cifar10", Path(ROOT))
+    return DataLoader(TensorDataset(*images.batch(10 * client, 10)), batch_size=4, shuffle=True)"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     budget: float = 4.0
     """Minutes of each audit."""
+    data: Literal["digits", "cifar10"] = "digits"
+    data_root: Path | None = None
     csv: Path = Path("benchmarks/results/flower_audit.csv")
 
 
-def audited(app: str, folder: Path, budget: float) -> dict[str, Any]:
+def audited(app: str, folder: Path, settings: Settings) -> dict[str, Any]:
     """The row of one app, run and audited in a folder of its own."""
     source = (ROOT / "docs" / "examples" / f"{app}.py").read_text(encoding="utf-8")
-    file = folder / f"{app}.py"
-    file.write_text(re.sub(r"num_rounds=\d", ROUNDS, source), encoding="utf-8")
+    file, public = folder / f"{app}.py", ["--data", settings.data]
+    run = re.sub(r"num_rounds=\d", ROUNDS, source)
+    if settings.data_root is not None:
+        root = str(settings.data_root.resolve())
+        run, made = re.subn(PRIVATE, lambda _: QUICKSTART.replace("ROOT", repr(root)), run, flags=re.DOTALL)
+        assert made == 1
+        public += ["--data-root", root]
+    file.write_text(run, encoding="utf-8")
     app_seconds = ran(sys.executable, file.name, "recorded", folder=folder)
     audit_seconds = ran(
         sys.executable, "-m", "pplleak", "audit", "recorded", "--truth", "recorded/private",
-        "--network", f"{file.name}:Net", "--budget", str(budget), folder=folder,
+        "--network", f"{file.name}:Net", "--budget", str(settings.budget), *public, folder=folder,
     )  # fmt: skip
     out = folder / "audit-report"
     rows = audit.tables(out)[0].read()
@@ -62,7 +97,7 @@ def audited(app: str, folder: Path, budget: float) -> dict[str, Any]:
         known = guessed.at(True)[curves.DELTAS.index(curves.NEAR)][1]
         limit = curves.rero.gaussian(known, noise)
     return {
-        "app": app, "lines": sum("recorder" in line for line in source.splitlines()),
+        "app": app, "data": settings.data, "lines": sum("recorder" in line for line in source.splitlines()),
         "app_seconds": round(app_seconds, 1), "audit_seconds": round(audit_seconds, 1), "updates": len(by_name),
         **{level: found[level] for level in words.LEVELS},
         "trusted": sum(any(r["trusted"] for r in of) for of in by_name) / len(by_name),
@@ -83,12 +118,14 @@ def ran(*command: str, folder: Path) -> float:
 
 
 def main(settings: Settings) -> None:
-    made: list[dict[str, Any]] = []
+    if (settings.data == "digits") != (settings.data_root is None):
+        raise SystemExit("--data cifar10 needs --data-root, the folder that holds it; digits are a package's own")
+    rows = runs.Rows(settings.csv, COLUMNS, ("app", "data"))
     for app in APPS:
         with tempfile.TemporaryDirectory() as folder:
-            made.append(audited(app, Path(folder), settings.budget))
-        print(made[-1], flush=True)
-        runs.table(settings.csv, made, tuple(made[0]), lambda v: f"{v:.4g}" if isinstance(v, float) else v)
+            made = audited(app, Path(folder), settings)
+        print(made, flush=True)
+        rows.add([made])
 
 
 if __name__ == "__main__":
