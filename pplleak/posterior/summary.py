@@ -144,7 +144,7 @@ def verdict(summary: dict[str, Any]) -> str:
         stopped = [] if summary["converged"] else ["did not converge: " + "; ".join(ended)]
         return "Not to be believed: " + "; ".join([*wrong, *stopped])
     if summary["kind"] == "point":
-        return f"A point estimate: one {thing}, no uncertainty; {_fitting(summary)}"
+        return f"A point estimate, without uncertainty; {_fitting(summary)}"
     how = f"{_fitting(summary)}; {_converging(summary)}"
     ratio = summary["sd_ratio"]
     if ratio is None:
