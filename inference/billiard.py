@@ -42,7 +42,6 @@ from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import Gated, Idle, gated
 from pplleak.density.kinks.tuning import SHARPNESS, trials
 from pplleak.density.kinks.walls import Field
-from pplleak.density.parallel import shares, side_by_side
 from pplleak.density.resampling import resample
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, jittered, trajectory_steps
 from pplleak.density.whitening import Laplace, locate, starting_points
@@ -50,6 +49,7 @@ from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
+from pplleak.runs.parallel import shares, side_by_side
 
 HOT = 5.0  # the noise that warm-up begins with, in units of σ
 SHORTEST, LONGEST = 0.05, 0.5  # step size, while dual averaging still guesses

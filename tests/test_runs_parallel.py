@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pplleak.density import parallel
 from pplleak.errors import BadInput
+from pplleak.runs import parallel
 
 CPU = torch.device("cpu")
 
