@@ -118,7 +118,9 @@ class SVT(Channel):
         t, w = (torch.as_tensor(v, dtype=u.dtype, device=u.device).reshape(-1, *[1] * (u.dim() - 1))
                 for v in self._thresholds())  # fmt: skip
         together = max(1, TOGETHER // u.numel())  # a small update costs its operations, a large one its entries
-        terms = [b + self._sent(a[..., None], u, kept) for a, b in zip(t.split(together), w.split(together), strict=True)]
+        terms = [
+            b + self._sent(a[..., None], u, kept) for a, b in zip(t.split(together), w.split(together), strict=True)
+        ]
         ways = torch.as_tensor(_log_coverings(self.n), device=u.device).take(counts) if self.replace else 0.0
         return released + torch.cat(terms).logsumexp(0) + ways
 
@@ -139,8 +141,8 @@ class SVT(Channel):
         return [t for t, _ in nodes], [w for _, w in nodes]
 
     def _sent(self, threshold: Tensor, u: Tensor, kept: Tensor) -> Tensor:
-        """log P(S sent | u, T), (thresholds, *chains), of T (thresholds, *1, 1); of draws with replacement less the ways
-        in which they cover S."""
+        """log P(S sent | u, T), (thresholds, *chains), of thresholds T, (thresholds, *1, 1); of draws with replacement
+        less the ways in which they cover S."""
         above = (threshold - u.clamp(-self.gamma, self.gamma).abs()) / self.query_scale
         far = above.abs().neg().exp() / 2
         miss = torch.where(above > 0, torch.log1p(-far), -above.abs() - math.log(2))  # log P(not within one pass)

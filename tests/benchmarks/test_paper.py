@@ -62,7 +62,7 @@ def test_noise_defences_attack_every_cell_and_go_on_where_they_stopped(
     paper: Callable[[str], ModuleType], effort: Any, tmp_path: Path
 ) -> None:
     script = paper("noise_defences")
-    common = {"datasets": ("digits",), "steps": (0,), "tuning": 1, "trials": 2, "workers": 1, "effort": effort}
+    common = {"datasets": ("digits",), "steps": (0,), "tuning": 1, "trials": 1, "workers": 1, "effort": effort}
     script.main(script.Settings(**common, images=1, out=tmp_path, defences=("gaussian", "pruned_laplace")))
     kept = rows(tmp_path / "noise_defences_images.csv")
     cells = {(r["defence"], r["mask_known"]) for r in kept}
@@ -90,7 +90,7 @@ def test_stronger_priors_attack_with_every_prior(
         priors=few,
         images=1,
         tuning=1,
-        trials=2,
+        trials=1,
         workers=1,
         effort=effort,
         out=tmp_path,
