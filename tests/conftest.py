@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import importlib
@@ -65,8 +66,8 @@ def fresh() -> Iterator[None]:
     yield
 
 
-@pytest.fixture()
-def quick_priors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextlib.contextmanager
+def quick_fits() -> Iterator[None]:
     """What is fitted on the fly is fitted in one epoch: for tests that need such a prior, and no good one."""
     from pplleak.priors import _store as store
 
@@ -76,10 +77,17 @@ def quick_priors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         fit = real(kind)
         return functools.partial(fit, epochs=1) if "epochs" in inspect.signature(fit).parameters else fit
 
-    monkeypatch.setattr(store, "fitter", fitter)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "fitter", fitter)
+        store.trained.cache_clear()
+        yield
     store.trained.cache_clear()
-    yield
-    store.trained.cache_clear()
+
+
+@pytest.fixture()
+def quick_priors() -> Iterator[None]:
+    with quick_fits():
+        yield
 
 
 @pytest.fixture()

@@ -141,8 +141,8 @@ class SVT(Channel):
         return [t for t, _ in nodes], [w for _, w in nodes]
 
     def _sent(self, threshold: Tensor, u: Tensor, kept: Tensor) -> Tensor:
-        """log P(S sent | u, T), (thresholds, *chains), of T (thresholds, *1, 1); of draws with replacement less the
-        ways in which they cover S."""
+        """log P(S sent | u, T), (thresholds, *chains), of thresholds T, (thresholds, *1, 1); of draws with replacement
+        less the ways in which they cover S."""
         above = (threshold - u.clamp(-self.gamma, self.gamma).abs()) / self.query_scale
         far = above.abs().neg().exp() / 2
         miss = torch.where(above > 0, torch.log1p(-far), -above.abs() - math.log(2))  # log P(not within one pass)

@@ -22,6 +22,8 @@ from scenes import from_data
 from pplleak import channels
 from pplleak.client.networks.convnet import convnet
 from pplleak.density import build
+from pplleak.density import density as density_module
+from pplleak.density.recording.tape import Plain
 from pplleak.errors import BadInput
 from pplleak.models import logistic, optimal
 from pplleak.priors.vae import fit as fit_vae
@@ -57,12 +59,19 @@ def small_convnet() -> Iterator[None]:
         yield
 
 
+@pytest.fixture()
+def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains of six steps do not pay for the recording of their density."""
+    monkeypatch.setattr(density_module, "record", lambda density, example: Plain(density))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded")
 def test_noise_defences_attack_every_cell_and_go_on_where_they_stopped(
     paper: Callable[[str], ModuleType], effort: Any, tmp_path: Path
 ) -> None:
     script = paper("noise_defences")
-    common = {"datasets": ("digits",), "steps": (0,), "tuning": 1, "trials": 2, "workers": 1, "effort": effort}
+    common = {"datasets": ("digits",), "steps": (0,), "tuning": 1, "trials": 1, "workers": 1, "effort": effort}
     script.main(script.Settings(**common, images=1, out=tmp_path, defences=("gaussian", "pruned_laplace")))
     kept = rows(tmp_path / "noise_defences_images.csv")
     cells = {(r["defence"], r["mask_known"]) for r in kept}
@@ -79,6 +88,7 @@ def test_noise_defences_attack_every_cell_and_go_on_where_they_stopped(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded")
 def test_stronger_priors_attack_with_every_prior(
     paper: Callable[[str], ModuleType], effort: Any, tmp_path: Path
 ) -> None:
@@ -90,7 +100,7 @@ def test_stronger_priors_attack_with_every_prior(
         priors=few,
         images=1,
         tuning=1,
-        trials=2,
+        trials=1,
         workers=1,
         effort=effort,
         out=tmp_path,
@@ -107,6 +117,7 @@ def test_stronger_priors_attack_with_every_prior(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded")
 def test_training_time_keeps_checkpoints_and_says_their_accuracy(
     paper: Callable[[str], ModuleType], effort: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +203,7 @@ def test_the_chains_draw_from_a_posterior_that_is_known(paper: Callable[[str], M
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded")
 def test_a_posterior_on_a_smooth_network_says_so(paper: Callable[[str], ModuleType], effort: Any) -> None:
     """On a ReLU client the chains run on a surrogate, with a k-hat, unless beta is 0; pruned or not."""
     attacks, pruning = paper("attacks"), paper("pruning")

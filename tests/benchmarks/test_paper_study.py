@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,13 +101,16 @@ def double(job: Any) -> list[dict[str, Any]]:
     return [{"psnr": 2.0 * job[0]}]
 
 
-@pytest.mark.slow
-@pytest.mark.process
-def test_workers_give_the_rows_of_one(paper: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    study = paper("study")
+def test_workers_give_the_rows_of_one(
+    paper: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand for the processes, which tests/test_runs_executors.py starts."""
+    study, asked = paper("study"), []
+    monkeypatch.setattr(study.runs, "workers", lambda n: asked.append(n) or ThreadPoolExecutor(n))
     jobs = [(k,) for k in range(5)]
     for workers in (1, 2):
         study.run("", jobs, double, tmp_path / f"{workers}.csv", ("index", "psnr"), ("index",), workers)
+    assert asked == [1, 2]
     one, two = (sorted(tuple(r.items()) for r in rows(tmp_path / f"{w}.csv")) for w in (1, 2))
     assert one == two and [dict(r)["psnr"] for r in one] == ["0.0000", "2.0000", "4.0000", "6.0000", "8.0000"]
 

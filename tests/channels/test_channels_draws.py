@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from pplleak import channels
+from pplleak.channels import svt
 from pplleak.channels.directional import log_bessel_i
 from pplleak.client.update import DenseUpdate, Update
 from pplleak.errors import BadInput
@@ -43,6 +45,24 @@ def test_its_draws_follow_its_density(case: Case) -> None:
     other_noise = case.twin(here).sample(count)
     for wrong in (shifted, other_noise):
         assert max(misfit(ratios(case, here, v, wrong), 1.0, floor=20) for v in near) > LIMIT
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_thresholds_of_a_sparse_vector_filter_are_looked_at_together_as_one_by_one(
+    replace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = tiny()
+    x, y = batch_of(client, (3,))
+    settings: dict[str, Any] = {"share": 0.1, "epsilon": 2.0, "noise_var": 4.0, "gamma": 0.6, "tau": 0.2}
+    g = channels.SVT(client.update(*batch_of(client, seed=1)), replace=replace, **settings).sample()
+    found = []
+    for together in (svt.TOGETHER, 1):
+        monkeypatch.setattr(svt, "TOGETHER", together)
+        seen = x.clone().requires_grad_()
+        value = channels.SVT(client.update(seen, y), replace=replace, **settings).log_prob(g)
+        found.append((value.detach(), torch.autograd.grad(value.sum(), seen)[0]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 CONTINUOUS = ["gaussian", "weighted", "laplace", "elastic", "masked", "masked, laplace", "pruned", "pruned, laplace",

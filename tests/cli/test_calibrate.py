@@ -1,4 +1,4 @@
-"""The command `pplleak calibrate`: what it writes, that it goes on, in one process or several, and what it refuses."""
+"""The command `pplleak calibrate`: what it writes, that it goes on, and what it refuses."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.process
-def test_a_run_that_was_interrupted_goes_on_and_comes_to_the_same_as_one_of_several_processes(
+def test_a_run_that_was_interrupted_goes_on_and_comes_to_the_same_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stops(label: str, total: int) -> Iterator[int]:
@@ -45,7 +44,7 @@ def test_a_run_that_was_interrupted_goes_on_and_comes_to_the_same_as_one_of_seve
     said = json.loads((tmp_path / "a" / "calibration.json").read_text())
     assert said["draws"] == 4 and len(said["coverage"]) == 4 and said["settings"]["inference"] == "laplace"
     assert (tmp_path / "a" / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    assert run([*TINY, "--draws", "3", "--workers", "2", "--out", str(tmp_path / "b")]) == 0
+    assert run([*TINY, "--draws", "3", "--out", str(tmp_path / "b")]) == 0
     for k in range(3):
         name = f"draws/{k:05d}.npz"
         assert same(tmp_path / "a" / name, tmp_path / "b" / name)

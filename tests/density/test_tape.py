@@ -16,7 +16,7 @@ from pplleak.client import Client
 from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
 from pplleak.federation.observation import Observation
-from pplleak.models import dlg, optimal
+from pplleak.models import cpl, dlg, optimal
 from pplleak.priors._principal import Dense
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian
 from pplleak.studies.attack.attack import believe
@@ -61,6 +61,15 @@ def test_a_tape_replays_the_density(name, state) -> None:
     model = (optimal.model, dlg.model)[(list(NETWORKS).index(name) + state) % 2]
     batch_size, labels_shared = STATES[state]
     d = built(model, target_of(name, batch_size=batch_size, labels_shared=labels_shared))
+    recorded = d.recorded(3)
+    assert isinstance(recorded, Tape)
+    torch.manual_seed(1)
+    assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
+
+
+def test_a_model_that_compares_labels_is_recorded() -> None:
+    """torch's own one_hot looks at their values, which no recording may."""
+    d = built(cpl.model, target_of("linear"))
     recorded = d.recorded(3)
     assert isinstance(recorded, Tape)
     torch.manual_seed(1)

@@ -54,9 +54,11 @@ def update(observed: Observation, x: Tensor | None = None) -> Tensor:
     return observed.client.update(observed.truth if x is None else x, observed.labels).materialise()
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.02])
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_right_client_is_not_doubted(sigma: float, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "sigma"),
+    [(1, 0.1), *(pytest.param(n, s, marks=pytest.mark.slow) for n, s in ((1, 0.02), (2, 0.1), (2, 0.02)))],
+)
+def test_a_right_client_is_not_doubted(size: int, sigma: float) -> None:
     observed = scene(sigma, batch_size=size)
     summary, said = told(observed)
     assert summary["fits"] is True and said == "" and abs(summary["chi2_sd"]) < 4

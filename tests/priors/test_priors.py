@@ -14,7 +14,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from conftest import LIMIT, assert_frequencies, assert_moments, chains_of, misfit
+from conftest import LIMIT, assert_frequencies, assert_moments, chains_of, misfit, quick_fits
 from pyro import poutine
 from torch import Tensor
 
@@ -166,8 +166,8 @@ class Like:
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensor]:
-    """Public images; what is fitted to them is kept in a cache that ends with the tests."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Public images; what is fitted to them, in no time, is kept in a cache that ends with the tests."""
+    with quick_fits(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PPLLEAK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield torch.rand(60, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 

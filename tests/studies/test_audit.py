@@ -109,6 +109,7 @@ def test_private_batches_are_shared_anew_behind_protections_and_the_page_says_wh
     assert command(recorded, tmp_path / "x", "--defences", "nothing") == 2
 
 
+@pytest.mark.slow
 def test_the_recorded_network_is_trained_behind_protections_and_the_frontier_has_accuracy(
     recorded: Path, tmp_path: Path, capsys: Any
 ) -> None:
