@@ -92,13 +92,15 @@ def run(
     mark = predictive.mark(density, learnt)
     path = Path(kept) if kept else store.cache() / f"npe-{mark}.safetensors"
     if path.is_file():
-        q = estimator.load(path, mark, observed.g)
+        q = estimator.load(path, mark, observed.g, density.dim)
     else:
         pyro.set_rng_seed(0)  # not the attack's own: one estimator serves all of them
         q, whole = trained(density, mark, progress=progress, **learnt)
         if whole:
             estimator.save(q, path)
-            q = estimator.load(path, mark, observed.g)  # so that the first attack is the same as all later ones
+            q = estimator.load(
+                path, mark, observed.g, density.dim
+            )  # so that the first attack is the same as all later ones
         else:
             reasons.append("interrupted while it learnt: the best estimator so far is taken, and not kept")
     pyro.set_rng_seed(seed)
