@@ -4,8 +4,9 @@
 
 A client trains on `examples` digits (8 x 8), `epochs` epochs in batches of `batch` that it shuffles, and shares how its
 weights moved; labels are known. The adversaries: `plain` takes the movement for one gradient at the first weights
-(Inverting Gradients); `sme`, for one at latent weights between the first and the last (Zhu et al. 2023); `order`
-simulates the epochs and batches and searches the order with the images (optimal behind a client that shuffles);
+(Inverting Gradients); `sme`, for one at latent weights between the first and the last (Zhu et al. 2023); `epochs` gives
+every epoch images of its own, which are alike as sets (Dimitrov et al. 2022); `order` simulates the epochs and batches
+and searches the order with the images (optimal behind a client that shuffles);
 `given` is told the order, the bound of what `order` can be. share: of images above 19 dB, over `clients` clients (se:
 over clients); psnr: the mean; seconds: the median of one attack. A row that the CSV holds is not made again.
 """
@@ -35,6 +36,7 @@ COLUMNS = {"adversary": str, "client": int, "share": float, "psnr": float, "seco
 ADVERSARIES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("inverting_gradients", {"steps": 1000, "optimizer": "adam", "decay": "cosine", "starts": 4}),
     "sme": ("sme", {"steps": 1000}),
+    "epochs": ("epochs", {"steps": 600}),
     "order": ("optimal:prior=ppca", {"steps": 600, "starts": 2, "polish": 0}),
     "given": ("optimal:prior=ppca", {"steps": 600, "starts": 2, "polish": 0}),
 }
@@ -48,7 +50,7 @@ class Settings:
     batch: int = 2
     lr: float = 0.05
     sigma: float = 1e-5
-    adversaries: tuple[str, ...] = ("plain", "sme", "order", "given")
+    adversaries: tuple[str, ...] = ("plain", "sme", "epochs", "order", "given")
     csv: Path = Path("benchmarks/results/fedavg.csv")
 
 

@@ -6,7 +6,8 @@ MNIST digits behind perceptrons of one hidden ReLU layer, with random weights an
 public half (`epochs` of Adam), gradients in float32 with noise of `sigma`. A draw is another batch; an untrained one
 has other weights, too. exact_rate: the share of images above 60 dB; psnr: the mean, in dB, of all images, 0 where
 nothing was found; seconds: of the attack, the median. A cell ends after `draws` batches, or with the batch in which it
-has taken `seconds`; the table says how many. A cell that the CSV holds is not run again.
+has taken `seconds`; the table says how many. A cell that the CSV holds is not run again, but where it has fewer batches
+than that; none begins after `minutes`.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ class Settings:
     widths: tuple[int, ...] = (256, 1000)
     sigmas: tuple[float, ...] = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3)
     """Noise, the others than the first at a batch of 8 alone."""
-    draws: int = 4
+    draws: int = 10
     seconds: float = 40.0
     """After which a cell begins no other draw."""
     epochs: int = 1
     """Of the trained weights."""
+    minutes: float = 60.0
     csv: Path = Path("benchmarks/results/spear.csv")
 
 
@@ -106,7 +108,10 @@ def measure(args: Settings, cell: Cell, checkpoint: Path | None) -> dict[str, An
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
     table = runs.Rows(args.csv, COLUMNS, ("batch", "width", "trained", "sigma"))
-    done = {table.about(r) for r in table.read()}
+    end = time.monotonic() + 60 * args.minutes
+    done = {
+        table.about(r) for r in table.read() if r["draws"] >= args.draws or r["draws"] * r["seconds"] > args.seconds
+    }
     first, *noisy = args.sigmas
     sizes = [(b, first) for b in args.batches] + [(8, s) for s in noisy]
     wanted = [(b, w, t, s) for w in args.widths for t in (False, True) for b, s in sizes]
@@ -114,6 +119,8 @@ def main(args: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoints: dict[int, Path] = {}
         for k in bar("cells", len(left)):
+            if time.monotonic() > end:
+                break
             _, width, trained, _ = left[k]
             if trained and width not in checkpoints:
                 checkpoints[width] = train(args, width, Path(folder) / f"{width}.safetensors")

@@ -30,6 +30,7 @@ import torch
 
 from pplleak.client import Client
 from pplleak.density import Density, Model, build, decrement, moves
+from pplleak.density import starts as starts_
 from pplleak.density.box import Box, boxed
 from pplleak.density.decrement import Decrement
 from pplleak.density.search import Decay, Maximum, Optimizer, maximise
@@ -88,6 +89,7 @@ def run(
     consensus: float = 0.0,
     newton: int = 0,
     polish: int = 10,
+    begin: str = "",
 ) -> Posterior:
     """The MAP as a posterior of one draw.
 
@@ -103,6 +105,8 @@ def run(
         newton: steps of Newton's method, at most, from the best end; each takes a Hessian-vector product a coordinate.
         polish: truncated Newton steps, at most, that follow Adam on its cosine outside a box where more than 0.01 nats
             are left; never more than one for every 100 of `steps`, so that a short climb stays short.
+        begin: an inference that reads images off the gradient (quotient, spear, imprint, rgap): one of the starts is
+            what it finds. A small lr stays near it.
     """
     require_positive(starts=starts, steps=steps, lr=lr)
     for name, number in (("newton", newton), ("polish", polish)):
@@ -119,6 +123,12 @@ def run(
     if box:
         density, bounds = boxed(density)
     how: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "decay": decay, "box": bounds, "consensus": consensus}
+    if begin:
+        if density.moved:
+            raise BadInput("the search moves through labels or orders here, from starts of its own: leave begin out, "
+                           "or give the labels")  # fmt: skip
+        near, others = starts_.read_off(density, begin, seed, progress), density.sample_prior(starts)[1:]
+        how["begin"] = torch.cat([near, others])
     if density.moved:
         found, values = moves.climb(density, starts=starts, steps=steps, progress=progress, **how)
         density = density.fixed(values)

@@ -12,7 +12,8 @@ posterior; the other coordinates stay at the prior (`pplleak.density.estimator`,
 in a few rounds, before each of which the normal that q is made of takes the weighted mean and widths of the last round
 (population Monte Carlo, Cappé et al. 2008). The tail of w is smoothed (Vehtari et al. 2024). With many proposals the
 draws are those of p(z | g), however badly the network has learnt; how far from that these are, k-hat says: above 0.7
-the result is not to be trusted.
+the result is not to be trusted. (A batch whose examples may change places has a copy of every mode for each order, and
+one normal bent by a flow is hard put to hold them.)
 
 Source: Papamakarios and Murray 2016, equation 2 (the loss); Greenberg et al. 2019 (flows); Wu et al. 2023 (Learning To
 Invert), which learns g -> x as a point.
@@ -66,7 +67,8 @@ def run(
     draws: int = 500,
     kept: str = "",
 ) -> Posterior:
-    """Independent draws from the learnt posterior, corrected, labelled as the approximation they are.
+    """Independent draws from the learnt posterior, corrected, labelled as the approximation they are. The mode is the
+    likeliest of the proposals: nothing is climbed.
 
     Args:
         simulations: draws of the program that it learns from, where no trained estimator is kept.
@@ -92,13 +94,15 @@ def run(
     mark = predictive.mark(density, learnt)
     path = Path(kept) if kept else store.cache() / f"npe-{mark}.safetensors"
     if path.is_file():
-        q = estimator.load(path, mark, observed.g)
+        q = estimator.load(path, mark, observed.g, density.dim)
     else:
         pyro.set_rng_seed(0)  # not the attack's own: one estimator serves all of them
         q, whole = trained(density, mark, progress=progress, **learnt)
         if whole:
             estimator.save(q, path)
-            q = estimator.load(path, mark, observed.g)  # so that the first attack is the same as all later ones
+            q = estimator.load(
+                path, mark, observed.g, density.dim
+            )  # so that the first attack is the same as all later ones
         else:
             reasons.append("interrupted while it learnt: the best estimator so far is taken, and not kept")
     pyro.set_rng_seed(seed)

@@ -128,8 +128,8 @@ def _prior(path: Path) -> None:
 
 
 def _estimator(path: Path) -> None:
-    z, log_det = estimator.load(path, "m", torch.ones(1)).decode(torch.rand(5, 3), torch.rand(6))
-    assert z.shape == (5, 3) and log_det.shape == (5,)
+    z, log_det = estimator.load(path, "m", torch.ones(6), 3).decode(torch.rand(5, 3), torch.rand(6))
+    assert z.shape == (5, 3) and log_det.shape == (5,)  # whose densities are those that it says: tests/inference
 
 
 def _picture(path: Path) -> None:

@@ -115,11 +115,11 @@ def save(estimator: Estimator, path: Path) -> None:
     runs.tensors(path, tensors, {n: json.dumps(v) for n, v in said.items()})
 
 
-def load(path: Path, mark: str, like: Tensor) -> Estimator:
-    """Read an estimator without running anything in it, in the precision and on the device of a tensor.
+def load(path: Path, mark: str, g: Tensor, dim: int) -> Estimator:
+    """Read an estimator without running anything in it, in the precision and on the device of g.
 
     Args:
-        mark: what it has to be trained for (`pplleak.density.predictive.mark`).
+        mark: what it has to be trained for (`pplleak.density.predictive.mark`). g: (D,), and dim: of z, which it fits.
 
     Raises:
         BadInput: no whole safetensors file, no estimator, one of another program, or tensors that do not fit.
@@ -131,20 +131,23 @@ def load(path: Path, mark: str, like: Tensor) -> Estimator:
     if said.mark != mark:
         raise BadInput(f"{printable(path)} was trained for another model, client, noise, labels or settings: name "
                        "another file, or delete it")  # fmt: skip
-    own = {n: t.to(like.device, like.dtype) for n, t in tensors.items() if t.is_floating_point()}
+    own = {n: t.to(g.device, g.dtype) for n, t in tensors.items() if t.is_floating_point()}
     network = {n.removeprefix(PREFIX): t for n, t in tensors.items() if n.startswith(PREFIX)}
     try:
         centre, basis, scale, directions, slope, factor = (
             own[n] for n in ("centre", "basis", "scale", "directions", "slope", "factor")
         )
-        (size, features), (dim, d) = basis.shape, (len(directions), said.count)
-        shapes = [t.shape for t in (centre, scale, directions, slope, factor)]
-        fits = shapes == [(size,), (features,), (dim, dim), (features + 1, d), (d, d)]
+        features, d = len(scale), said.count
+        shapes = [t.shape for t in (centre, basis, scale, directions, slope, factor)]
+        fits = shapes == [g.shape, (len(g), features), (features,), (dim, dim), (features + 1, d), (d, d)]
         if not fits or not 0 < d <= dim or not 0 < said.hidden <= WIDEST or not 0 <= said.missed < 1e9:
             raise BadInput("its tensors do not fit each other")
         if not (scale > 0).all() or not (factor.diagonal() > 0).all():
             raise BadInput("its widths are not positive")
-        flow = couplings(d, said.hidden).to(like.device, like.dtype)
+        turned = directions.mT @ directions - torch.eye(dim).to(g)
+        if not turned.abs().max() < 1e-3 or not torch.equal(factor, factor.tril()):  # or weights would be wrong, unseen
+            raise BadInput("its directions are not orthonormal, or its factor is no triangle")
+        flow = couplings(d, said.hidden).to(g.device, g.dtype)
         if set(network) != {n for n, _ in flow.named_parameters()}:
             raise BadInput("its flow has other parameters")
         flow.load_state_dict({**flow.state_dict(), **network})  # masks are made, not read

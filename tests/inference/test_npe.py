@@ -22,7 +22,7 @@ from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import npe
 from pplleak.models import logistic
-from pplleak.posterior import Posterior
+from pplleak.posterior import Posterior, diagnostics
 from pplleak.studies.attack.attack import believe
 from pplleak.studies.calibration import uniformity
 
@@ -174,6 +174,38 @@ def test_a_file_that_is_no_estimator_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(BadInput, match="holds no estimator"):
         attacked(model, shared, kept=str(tmp_path / "x.safetensors"))
+
+
+def test_directions_that_are_bent_and_a_factor_that_is_no_triangle_are_refused(tmp_path: Path) -> None:
+    """The weights would be wrong, and nothing would show it."""
+    q, path = replace(learnt(), mark="m"), tmp_path / "q.safetensors"
+    for bent in (replace(q, informed=replace(q.informed, directions=2 * q.informed.directions)),
+                 replace(q, factor=q.factor + q.factor.mT)):  # fmt: skip
+        estimator.save(bent, path)
+        with pytest.raises(BadInput, match="not orthonormal, or its factor is no triangle"):
+            estimator.load(path, "m", case()[1].g, 4)
+
+
+def test_the_density_of_an_estimators_draws_is_the_one_it_says() -> None:
+    """log |∂z/∂v| against the Jacobian itself, of a flow that is not the identity."""
+    q, g = learnt(), case()[1].g
+    torch.manual_seed(0)
+    flow = estimator.couplings(4, 16).double()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    bent, v = replace(q, flow=flow), torch.randn(4, dtype=torch.float64)
+    step = 1e-6 * torch.eye(4, dtype=torch.float64)
+    jacobian = (bent.decode(v + step, g)[0] - bent.decode(v - step, g)[0]) / 2e-6
+    assert float(bent.decode(v[None], g)[1]) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-5)
+    assert abs(float(bent.decode(v[None], g)[1]) - float(q.decode(v[None], g)[1])) > 0.01
+
+
+def test_smoothing_touches_the_largest_weights_alone() -> None:
+    log_w = 3 * np.random.default_rng(0).normal(size=2000)
+    smooth, order = diagnostics.smoothed(log_w), np.argsort(log_w)
+    apart = (smooth - log_w)[order]
+    assert np.ptp(apart[:1500]) < 1e-9 < np.ptp(apart) and np.logaddexp.reduce(smooth) == pytest.approx(0.0, abs=1e-9)
+    assert smooth.max() < (log_w - np.logaddexp.reduce(log_w)).max()
 
 
 def test_ctrl_c_takes_what_has_been_learnt_and_keeps_no_file(tmp_path: Path) -> None:
