@@ -169,9 +169,8 @@ def picture(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> 
     for axes in grid[:, 0]:
         axes.set_ylabel("error of the attack, RMS of a pixel", fontsize=8)
     grid[0, 0].legend(fontsize=7, frameon=False)
-    figure.suptitle(f"Which measure ranks leaks as the attack does? {len(rows)} random clients, protections and digits\n"
-                    "(hollow: the attack did not converge)",
-                    fontsize=11, weight="bold", x=0.01, ha="left")  # fmt: skip
+    title = f"Which measure ranks leaks as the attack does? {len(rows)} random clients, protections and digits"
+    figure.suptitle(f"{title}\n(hollow: the attack did not converge)", fontsize=11, weight="bold", x=0.01, ha="left")
     return figure
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplleak.channels._base import Channel, Sigma, per_chain, per_entry, require_rate, require_sigma
 from pplleak.client.update import DenseUpdate, Update
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, require_seed
 
 OUTSIDE = 1e-3  # share of ‖g‖ that single precision may leave outside of the row space of A
 
@@ -58,6 +58,7 @@ class Projected(Channel):
     def __init__(self, update: Update, sigma: Sigma = 0.1, *, rate: float = 0.9, matrix_seed: int = 0) -> None:
         require_sigma(sigma)
         require_rate(rate)
+        require_seed(matrix_seed, "matrix_seed")
         self.sigma = sigma
         self.signs, self.rows = measurement(update.size, rate, matrix_seed)
         super().__init__(update, sigma=sigma, rate=rate, matrix_seed=matrix_seed)

@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 from pplleak import data
 from pplleak.client import Client
 from pplleak.client.loss import DEFAULT, get
-from pplleak.errors import BadInput, require_positive
+from pplleak.errors import BadInput, require_positive, require_seed
 from pplleak.federation.defences import Attacks
 from pplleak.settings import Named
 
@@ -69,15 +69,17 @@ def share(
         others: whose images are mixed in: digits, mnist, cifar10 or a FOLDER ($PPLLEAK_DATA_ROOT).
         public_seed: of weights, partners and signs, where the server has it, too; -1: only the client knows them.
     """
-    require(client, images, alpha)
+    require(client, images, alpha, public_seed)
     made = draws(client, len(y), images=images, alpha=alpha, signs=signs, others=others, public_seed=public_seed)
     mixed = mix(x.to(client.dtype), made.partners, made.weights, made.signs)
     return client.update(mixed, targets(client, y, made.labels, made.weights)).materialise()
 
 
-def require(client: Client, images: int, alpha: float) -> None:
+def require(client: Client, images: int, alpha: float, public_seed: int) -> None:
     """Raise BadInput for a mixture that cannot be: of its settings, or of the client's loss."""
     require_positive(alpha=alpha)
+    if public_seed != SECRET:
+        require_seed(public_seed, "public_seed")
     if not 2 <= images <= MOST:
         raise BadInput(f"mixup takes at least 2 images (the private one included) and at most {MOST}, not {images}")
     loss = get(client.loss)
