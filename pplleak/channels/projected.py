@@ -42,9 +42,9 @@ class Projected(Channel):
     server share its seed, and A is the same in every round. What lies outside of the row space is not sent, and an
     adversary has it from the prior alone. It needs entries.
 
-    Source: the form A u of Li et al. 2021 (compressed sensing of gradients for federated learning); Konečný et al.
-    2016, section 3.2, randomly rotate by such a transform and sub-sample. A sparse update could be recovered from y by
-    basis pursuit; the server here does not try, so that g is linear in u.
+    Source: Konečný et al. 2016 (sketched updates: a structured random rotation, then sub-sampling). As a defence of
+    gradients, compressed sensing is that of Chen et al. 2024, which was not at hand: y = A u + ε is taken from it.
+    A sparse update could be recovered from y by basis pursuit; the server here does not try, so that g is linear in u.
 
     Args:
         update: u(x, y), as `client.update` returns it.

@@ -7,12 +7,13 @@
 with k − 1 partners for every example, drawn at random from other images and mixed in with their labels. Signs are those
 of pixels in [−1, 1], of which x ∈ [0, 1] is the half. Mixup is k = 2 without signs; InstaHide is k = 4 or 6 with them.
 
-InstaHide's bound of 0.65 on the largest weight is left out: a larger alpha makes weights more alike. It draws a
-partner for every epoch anew, among private images, and in its second variant k − 2 among public ones: here they are
-images of one dataset, and drawn at every gradient.
+Weights are Dirichlet as in the authors' library GradAttack, which gives the private image an alpha of 3. InstaHide's
+bound of 0.65 on the largest weight is left out: a larger alpha makes weights more alike. It draws a partner for
+every epoch anew, among private images, and in its second variant k − 2 among public ones: here they are images of one
+dataset, and drawn at every gradient.
 
 Source: Zhang, Cisse, Dauphin and Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018; Huang, Song, Li and
-Arora, InstaHide: Instance-hiding Schemes for Private Distributed Learning, ICML 2020 (equations 1 and 2); as a defence
+Arora, InstaHide: Instance-hiding Schemes for Private Distributed Learning, ICML 2020; as a defence
 of gradients: Huang, Gupta, Song, Li and Arora, Evaluating Gradient Inversion Attacks and Defenses in Federated
 Learning, NeurIPS 2021.
 """
