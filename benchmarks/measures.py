@@ -7,8 +7,9 @@ digit, and a protection that is known in full (noise, a mask, measurements, a cl
 random over three decades). For each, the measures of `pplleak.studies.bits.measures` and `risk.bounds` at the truth,
 and the error of the Bayes adversary's MAP (`optimal`, the Gaussian prior, labels known) in root-mean-square units of a
 pixel: the leak. Spearman's rank correlation of every measure with that error, over the cases, with an interval of 95 %
-from 2,000 bootstrap resamples of cases; signs so that a measure that predicts perfectly has correlation 1. Among the
-cases of Gaussian and Laplace noise alone, too: there δ is noise, and no clipping or mask that the adversary knows of.
+from 1,000 bootstrap resamples of cases; signs so that a measure that predicts perfectly has correlation 1. Also
+among those whose attack converged, for a failed search looks like privacy to no measure; and among those of Gaussian
+and Laplace noise alone: there δ is noise, and no clipping or mask that the adversary knows of.
 
 A case that benchmarks/results/measures_cases.csv holds is not run again; the same command adds cases until --minutes
 are over or there are --count. Writes measures.csv, measures_cases.csv and measures.png to benchmarks/results.
@@ -57,7 +58,7 @@ CASE = {
     "rms": float, "rms_blind": float, "converged": bool, "cpu_seconds": float,
 }  # fmt: skip
 SEARCH = {"starts": 2, "steps": 200}
-RESAMPLES = 2000
+RESAMPLES = 1000
 NOISE = ("gaussian", "laplace")  # channels that add noise and nothing else: δ is what they added
 
 
@@ -155,8 +156,10 @@ def picture(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> 
     for axes, line in zip(grid.flat, table, strict=True):
         for k, kind in enumerate(kinds):
             mine = [r for r in rows if r["protection"].startswith(kind) and math.isfinite(r[line["measure"]])]
-            axes.plot([r[line["measure"]] for r in mine], [r["rms"] for r in mine], "o", ms=3.5, alpha=0.75,
-                      color=f"C{k}", label=kind)  # fmt: skip
+            for rested in (True, False):
+                some = [r for r in mine if r["converged"] is rested]
+                axes.plot([r[line["measure"]] for r in some], [r["rms"] for r in some], "o", ms=3.5, alpha=0.75,
+                          color=f"C{k}", mfc=f"C{k}" if rested else "none", label=kind if rested else None)  # fmt: skip
         axes.set(xscale="log", yscale="log")
         axes.set_xlabel(line["what"], fontsize=8)
         interval = f"[{line['low']:.2f}, {line['high']:.2f}]"
@@ -166,8 +169,8 @@ def picture(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> 
     for axes in grid[:, 0]:
         axes.set_ylabel("error of the attack, RMS of a pixel", fontsize=8)
     grid[0, 0].legend(fontsize=7, frameon=False)
-    figure.suptitle(f"Which measure ranks leaks as the attack does? {len(rows)} random clients, protections and digits",
-                    fontsize=11, weight="bold", x=0.01, ha="left")  # fmt: skip
+    title = f"Which measure ranks leaks as the attack does? {len(rows)} random clients, protections and digits"
+    figure.suptitle(f"{title}\n(hollow: the attack did not converge)", fontsize=11, weight="bold", x=0.01, ha="left")
     return figure
 
 
@@ -181,8 +184,12 @@ def main(args: Settings) -> None:
     rows = [r for r in table.read() if r["case"] < args.count]
     if len(rows) < 4:
         raise SystemExit(f"{len(rows)} cases in {args.minutes:g} minutes: too few to rank; the same command goes on")
-    every, noisy = ranked(rows, "all"), [r for r in rows if r["protection"].startswith(NOISE)]
-    found = [*every, *(ranked(noisy, "noise alone") if len(noisy) > 3 else [])]
+    groups = {
+        "all": rows, "converged": [r for r in rows if r["converged"]],
+        "noise alone": [r for r in rows if r["protection"].startswith(NOISE)],
+    }  # fmt: skip
+    found = [line for among, mine in groups.items() if len(mine) > 3 for line in ranked(mine, among)]
+    every = [line for line in found if line["among"] == "all"]
     runs.table(args.out / "measures.csv", found, list(found[0]), lambda v: f"{v:.4g}" if isinstance(v, float) else v)
     runs.figure(args.out / "measures.png", picture(rows, every), dpi=130)
     for r in found:

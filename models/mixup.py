@@ -60,7 +60,7 @@ def model(
         reference: the public images the prior is fitted to: digits, mnist, cifar10 or a FOLDER (or a tensor).
         floor: standard deviation, in pixel units, that even a constant pixel keeps.
     """
-    mixup.require(client, images, alpha)
+    mixup.require(client, images, alpha, public_seed)
     prior = fit_gaussian(data.reference(reference, client.input_shape), floor=floor, dtype=client.dtype)
     z = pyro.sample("z", prior.coefficients(batch_size))
     x = pyro.deterministic("x", prior.decode(z))

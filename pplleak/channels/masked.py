@@ -25,6 +25,7 @@ from pplleak.channels._base import (
     require_sigma,
 )
 from pplleak.client.update import Update
+from pplleak.errors import require_seed
 
 
 @lru_cache(maxsize=8)  # a model builds the same channel at every step
@@ -59,6 +60,7 @@ class Masked(Channel):
         require_sigma(sigma)
         require_rate(rate)
         require_choice("noise", noise, Noise)
+        require_seed(mask_seed, "mask_seed")
         self.sigma, self.noise = sigma, noise
         self.mask = random_mask(update.size, rate, mask_seed)
         super().__init__(update, sigma=sigma, rate=rate, noise=noise, mask_seed=mask_seed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplleak.channels._base import Channel, Sigma, per_chain, per_entry, require_rate, require_sigma
 from pplleak.client.update import DenseUpdate, Update
-from pplleak.errors import BadInput
+from pplleak.errors import BadInput, require_seed
 
 OUTSIDE = 1e-3  # share of ‖g‖ that single precision may leave outside of the row space of A
 
@@ -42,9 +42,9 @@ class Projected(Channel):
     server share its seed, and A is the same in every round. What lies outside of the row space is not sent, and an
     adversary has it from the prior alone. It needs entries.
 
-    Source: the form A u of Li et al. 2021 (compressed sensing of gradients for federated learning); Konečný et al.
-    2016, section 3.2, randomly rotate by such a transform and sub-sample. A sparse update could be recovered from y by
-    basis pursuit; the server here does not try, so that g is linear in u.
+    Source: Konečný et al. 2016 (sketched updates: a structured random rotation, then sub-sampling). As a defence of
+    gradients, compressed sensing is that of Chen et al. 2024, which was not at hand: y = A u + ε is taken from it.
+    A sparse update could be recovered from y by basis pursuit; the server here does not try, so that g is linear in u.
 
     Args:
         update: u(x, y), as `client.update` returns it.
@@ -58,6 +58,7 @@ class Projected(Channel):
     def __init__(self, update: Update, sigma: Sigma = 0.1, *, rate: float = 0.9, matrix_seed: int = 0) -> None:
         require_sigma(sigma)
         require_rate(rate)
+        require_seed(matrix_seed, "matrix_seed")
         self.sigma = sigma
         self.signs, self.rows = measurement(update.size, rate, matrix_seed)
         super().__init__(update, sigma=sigma, rate=rate, matrix_seed=matrix_seed)

@@ -134,6 +134,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: channels.Quantised(U, SIGMA, step=0.1).log_prob(torch.full((3,), 0.15)), "multiples of step"
     ),
     "support of another rate": (lambda: channels.TopK(U, SIGMA, rate=0.7).log_prob(torch.ones(3)), "sends 1 of 3"),
+    "a seed that is none": (lambda: channels.Projected(U, SIGMA, matrix_seed=2**70), "matrix_seed must be a whole"),
+    "a mask's seed that is none": (lambda: channels.Masked(U, SIGMA, mask_seed=-(2**70)), "mask_seed must be a whole"),
+    "measurements of another matrix": (
+        lambda: channels.Projected(U, SIGMA, rate=0.6).log_prob(torch.tensor([1.0, 2.0, 4.0])), "1 dimensions that are"
+    ),
     "share above one": (lambda: channels.SVT(U, share=1.5), "share must be at most 1"),
     "entries of another share": (
         lambda: channels.SVT(U, share=0.3, replace=False).log_prob(torch.ones(3)), "sends 1 of 3"

@@ -297,7 +297,7 @@ def test_fedavg_clients_and_batches_are_attacked_from_the_command_line(workshop:
 
 
 MISTAKES = {
-    "unknown channel": (["--channel", "dpsdg"], "did you mean dpsgd?"),
+    "unknown channel": (["--channel", "dpsdg"], "did you mean dpsgd or dpfedavg?"),
     "unknown defence": (["--defence", "soterai"], "unknown defence 'soterai'"),
     "steps out of order": (["--checkpoints", "0", "20", "10"], "steps must ascend"),
     "a checkpoint after the end": (["--checkpoints", "0", "40"], "after the last of --steps 30"),

@@ -105,7 +105,7 @@ def test_what_hides_the_image_is_that_nobody_knows_what_was_mixed_in() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({"images": 1}, "at least 2 images"), ({"images": 65}, "at most 64"), ({"alpha": 0.0}, "alpha must be a positive"),
-     ({"others": "cifar10"}, "cifar10")],
+     ({"others": "cifar10"}, "cifar10"), ({"public_seed": 2**70}, "public_seed must be a whole number")],
 )  # fmt: skip
 def test_a_mixture_that_cannot_be_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):

@@ -7,12 +7,13 @@
 with k − 1 partners for every example, drawn at random from other images and mixed in with their labels. Signs are those
 of pixels in [−1, 1], of which x ∈ [0, 1] is the half. Mixup is k = 2 without signs; InstaHide is k = 4 or 6 with them.
 
-InstaHide's bound of 0.65 on the largest weight is left out: a larger alpha makes weights more alike. It draws a
-partner for every epoch anew, among private images, and in its second variant k − 2 among public ones: here they are
-images of one dataset, and drawn at every gradient.
+Weights are Dirichlet as in the authors' library GradAttack, which gives the private image an alpha of 3. InstaHide's
+bound of 0.65 on the largest weight is left out: a larger alpha makes weights more alike. It draws a partner for
+every epoch anew, among private images, and in its second variant k − 2 among public ones: here they are images of one
+dataset, and drawn at every gradient.
 
 Source: Zhang, Cisse, Dauphin and Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018; Huang, Song, Li and
-Arora, InstaHide: Instance-hiding Schemes for Private Distributed Learning, ICML 2020 (equations 1 and 2); as a defence
+Arora, InstaHide: Instance-hiding Schemes for Private Distributed Learning, ICML 2020; as a defence
 of gradients: Huang, Gupta, Song, Li and Arora, Evaluating Gradient Inversion Attacks and Defenses in Federated
 Learning, NeurIPS 2021.
 """
@@ -28,7 +29,7 @@ from torch.nn.functional import one_hot
 from pplleak import data
 from pplleak.client import Client
 from pplleak.client.loss import DEFAULT, get
-from pplleak.errors import BadInput, require_positive
+from pplleak.errors import BadInput, require_positive, require_seed
 from pplleak.federation.defences import Attacks
 from pplleak.settings import Named
 
@@ -69,15 +70,17 @@ def share(
         others: whose images are mixed in: digits, mnist, cifar10 or a FOLDER ($PPLLEAK_DATA_ROOT).
         public_seed: of weights, partners and signs, where the server has it, too; -1: only the client knows them.
     """
-    require(client, images, alpha)
+    require(client, images, alpha, public_seed)
     made = draws(client, len(y), images=images, alpha=alpha, signs=signs, others=others, public_seed=public_seed)
     mixed = mix(x.to(client.dtype), made.partners, made.weights, made.signs)
     return client.update(mixed, targets(client, y, made.labels, made.weights)).materialise()
 
 
-def require(client: Client, images: int, alpha: float) -> None:
+def require(client: Client, images: int, alpha: float, public_seed: int) -> None:
     """Raise BadInput for a mixture that cannot be: of its settings, or of the client's loss."""
     require_positive(alpha=alpha)
+    if public_seed != SECRET:
+        require_seed(public_seed, "public_seed")
     if not 2 <= images <= MOST:
         raise BadInput(f"mixup takes at least 2 images (the private one included) and at most {MOST}, not {images}")
     loss = get(client.loss)

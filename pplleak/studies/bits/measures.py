@@ -47,7 +47,7 @@ def influence(client: Client, x: Tensor, y: Tensor, deviation: Tensor) -> float:
         BadInput: the network has kinks.
 
     Source: Zhang, Hong, Deng, Mahdavi and Zhou, Understanding Deep Gradient Leakage via Inversion Influence Functions,
-    NeurIPS 2023, section 3.1; J there is the transpose of this one.
+    NeurIPS 2023; J there is the transpose of this one.
     """
     gram = bounds.fisher_of(client, lambda u: channels.Gaussian(u, UNIT), x, y)
     values, vectors = torch.linalg.eigh(gram)
@@ -63,7 +63,7 @@ def influence_bound(client: Client, x: Tensor, y: Tensor, deviation: Tensor, *, 
     Never forms JᵀJ: a slope for Jᵀ δ, and a Hessian-vector product an iteration for λ_max (power iteration; what it has
     not reached makes the bound too large by that much). Arguments and errors as for `influence`.
 
-    Source: Zhang et al. 2023, section 3.1 and the authors' `demos/bound_I2F.py`.
+    Source: Zhang et al. 2023; its two parts as in the authors' code, `demos/bound_I2F.py`.
     """
     require_positive(iterations=iterations)
     bounds.require_smooth(client)

@@ -9,8 +9,6 @@ from pplleak.federation.defences import Attacks
 from pplleak.federation.protection import NONE
 
 CLASSIC = ("dlg", "inverting_gradients")  # they know no defence
-
-
 OPTIMAL = "optimal"  # knows the data's distribution, and the channel, whichever it is
 NOBODY = Attacks("dlg", "none of its own; Deep Leakage from Gradients", OPTIMAL)
 CHANNELS = {
