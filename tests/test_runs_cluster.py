@@ -21,6 +21,7 @@ def two() -> Iterator[runs.Workers]:
         yield executor
 
 
+@pytest.mark.slow
 def test_work_errors_and_killed_workers_are_as_in_processes(two: runs.Workers, tmp_path: Path) -> None:
     assert two.count == 2 and sorted(runs.spread(abs, [-1, -2, -3], two)) == [1, 2, 3]
     with pytest.raises(ZeroDivisionError) as told:

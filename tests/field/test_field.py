@@ -26,7 +26,7 @@ from pplleak.posterior.summary import colour
 from pplleak.settings import Named
 from pplleak.studies.attack.report import signal
 
-MAP = {"starts": 2, "steps": 200, "newton": 8}
+MAP = {"starts": 2, "steps": 100, "newton": 8}
 SHAPE = (1, 8, 8)
 
 

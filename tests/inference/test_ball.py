@@ -136,7 +136,8 @@ def test_the_objective_of_a_quadratic_is_its_mean_over_the_ball() -> None:
     assert misses(0.0) > LIMIT, "the check does not tell the ball from its centre"
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
 def test_a_ball_that_shrinks_to_a_point_is_map(size: int) -> None:
     model, client, observed = gaussian_case(size)
     point = map.run(model, observed, client, starts=2, steps=200).mode

@@ -210,7 +210,8 @@ def test_a_result_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        *((n, w) for n, k in KINDS.items() if k == "sampler" and n != "nuts" for w in ("known label", "open label")),
+        *((n, "open label") for n, k in KINDS.items() if k == "sampler" and n != "nuts"),
+        *(pytest.param(n, "known label", marks=pytest.mark.slow) for n in ("hmc", "langevin")),
         pytest.param("nuts", "open label", marks=pytest.mark.slow),
     ],
 )
