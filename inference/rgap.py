@@ -88,6 +88,9 @@ def run(
         else:
             x = inverse(step.module, x)
             k = _pulled_back(step.module, x, k)
+        if not x.isfinite().all() or not k.abs().max() > 0:
+            raise BadInput(f"what comes after a {type(step.module).__name__} says more than it can give: with so much "
+                           f"noise there is no way back through it; {ELSE}")  # fmt: skip
     labels = observed.labels if observed.labels is not None else label_rules.of_one(client, observed)
     return read_off(client, observed, x[None], labels, "the equations of every layer, from the last to the first")
 

@@ -49,6 +49,8 @@ def test_a_recursion_that_forgets_the_slopes_of_the_activations_is_not(monkeypat
 def test_noise_is_multiplied_by_every_layer() -> None:
     deep, shallow = (shared(settings={"widths": w, "activation": "tanh"}, sigma=1e-7) for w in ((32, 16), (32,)))
     assert 1e-9 < error(shallow) < 1e-3 and error(deep) < 0.1
+    with pytest.raises(BadInput, match="there is no way back through it"):  # through a saturated sigmoid
+        error(shared(network="lenet", sigma=1e-2))
 
 
 def test_a_convolution_needs_its_gradient_and_a_wide_stride_leaves_pixels_open() -> None:
