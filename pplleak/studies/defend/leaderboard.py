@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pplleak.studies.attack.report import INK
 from pplleak.studies.defend.defend import COLUMNS, Row
-from pplleak.studies.defend.report import label
+from pplleak.studies.defend.report import CEILING, label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,8 +61,9 @@ def picture(rows: Sequence[Row]) -> Figure:
         mine = [r for r in rows if r["step"] == step and label(r) in names]
         for r in (r for r in mine if r["strongest"]):
             own = next((o for o in mine if label(o) == label(r) and o["attack"] == "own"), r)
-            x, y = paid[label(r)], r["psnr_mean"]
-            axes.annotate("", (x, y), (x, own["psnr_mean"]), arrowprops={"arrowstyle": "->", "color": "#bbbbbb"})
+            x, y, claimed = paid[label(r)], min(r["psnr_mean"], CEILING), min(own["psnr_mean"], CEILING)
+            axes.annotate("", (x, y), (x, claimed), arrowprops={"arrowstyle": "->", "color": "#bbbbbb"})
+            axes.update_datalim([(x, claimed)])
             axes.errorbar(x, y, r["psnr_se"] or 0, fmt="o", ms=4.5, color="#1f6feb", capsize=2, lw=1)
             axes.annotate(str(names[label(r)]), (x, y), xytext=(5, 2), textcoords="offset points", fontsize=7.5)
         blind = [r["psnr_blind"] for r in mine if r["strongest"]]
@@ -76,11 +77,13 @@ def picture(rows: Sequence[Row]) -> Figure:
     panels[-1].set_axis_off()
     panels[-1].text(0, 1, "\n".join(f"{k}  {name}" for name, k in names.items()), va="top", fontsize=7.5, color=INK,
                     transform=panels[-1].transAxes)  # fmt: skip
-    images = max(r["images"] for r in rows)
+    images, highest = max(r["images"] for r in rows), max(r["psnr_mean"] for r in rows)
+    count = f"{images} image{'s' * (images > 1)}"
+    above = f" {CEILING:g} dB stand for all above." * (highest > CEILING)
     figure.suptitle(
         f"Protection that is left, against accuracy that is paid: low and to the left is best ({rows[0]['dataset']}, "
-        f"{rows[0]['network']}, {images} images)\nArrows begin at what the attack of the defence's own paper sees. At "
-        "the dotted line nothing is learnt of the image.", fontsize=9, x=0.01, ha="left", color=INK,
+        f"{rows[0]['network']}, {count})\nArrows begin at what the attack of the defence's own paper sees. At "
+        f"the dotted line nothing is learnt of the image.{above}", fontsize=9, x=0.01, ha="left", color=INK,
     )  # fmt: skip
     return figure
 
