@@ -4,7 +4,7 @@ c_e ~ Uniform(0, 1), e = 1 … epochs                                    (epochs
 p(c) ∝ exp(−kappa (alike Σ_{e<f} ‖h(c_e) − h(c_f)‖² + alpha TV(c)))    h: the mean image, whatever the order
 x = the mean of the copies, each in the order nearest to the first     (batch, *input_shape)
 y ~ client's label prior                                               (batch,)
-g / ‖g‖ | c, y ~ von Mises-Fisher(u(c, y) / ‖u(c, y)‖, kappa)          (update_size,);   epoch e is trained on c_e
+g / ‖g‖ | x, y ~ von Mises-Fisher(u(c, y) / ‖u(c, y)‖, kappa)          (update_size,);   epoch e is trained on c_e
 
 Who does not know the order in which a client shuffles its examples need not search it: every epoch has images of its
 own, in the order in which it takes them, and only what does not depend on that order ties them together. The distances
