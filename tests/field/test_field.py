@@ -311,7 +311,7 @@ def test_noise_that_hides_everything_leaves_the_priors_guess() -> None:
 
 
 def test_a_point_estimate_is_neither_good_nor_bad() -> None:
-    found = attacked(scene())
+    found = attacked(scene(), steps=200)
     assert found.summary["trusted"] is None and colour(found.summary) == "open"
     assert found.verdict.startswith("A point estimate")
 
