@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from pplleak.channels._base import Channel, Sigma, log_interval, noise_log_prob,
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
 
+NODES = 48
+BELOW, ABOVE = 8.0, 5.0  # where the least of many entries lies about the least u, in units of σ
 CLOSE = 1e-6  # of the bound: an entry that is nearer to it than float32 tells is on it
 
 
@@ -31,7 +34,8 @@ class Percentile(Channel):
 
         p(g | u) = ∫_γ^∞ h(t) Π_{i ∈ S} Φ((sign(g_i) u_i − t) / σ) Π_{i ∉ S} [Φ((t − u_i) / σ) − Φ((−t − u_i) / σ)] dt
 
-    with h(t) = −d/dt Σ_{i ∈ S} log Φ((sign(g_i) u_i − t) / σ), by Gauss-Laguerre quadrature in h(γ) (t − γ).
+    with h(t) = −d/dt Σ_{i ∈ S} log Φ((sign(g_i) u_i − t) / σ): by Gauss-Laguerre quadrature in h(γ) (t − γ) or, where
+    all of S lies far beyond γ, by Gauss-Legendre quadrature around the least of it.
 
     Source: Shokri & Shmatikov 2015, Privacy-preserving deep learning (the share of the largest gradients, in a range
     [−γ, γ]); NVIDIA FLARE's `PercentilePrivacy` is it with σ = 0.
@@ -95,16 +99,37 @@ class Percentile(Channel):
 
             return self.total(entry, value)
 
-        rate = hazard(self.bound).detach()
         terms = []
-        for x, log_weight in zip(*_laguerre(), strict=True):
-            t = (self.bound + x / rate)[..., None]
-            terms.append(log_weight + x + self._cut_at(t, t, value, sigma) + hazard(t).log() - rate.log())
+        for t, log_weight in self._thresholds(hazard(self.bound).detach(), value, sigma[..., 0]):
+            terms.append(
+                log_weight + self._cut_at(t[..., None], t[..., None], value, sigma) + hazard(t[..., None]).log()
+            )
         return torch.stack(terms).logsumexp(0)
+
+    def _thresholds(self, rate: Tensor, value: Tensor, sigma: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Nodes t (*chains,) and the logarithms of their weights: around the least of what was sent, with which they
+        move, where that lies beyond the bound and h is next to nothing there; else from the bound on, as fast as h
+        falls."""
+        g, u = self.entries(value)
+        least = torch.where(g != 0, g.sign() * u, math.inf).amin(-1)
+        near = least <= self.bound + sigma
+        rate = torch.where(near, rate, 1.0)
+        start, end = (least - BELOW * sigma).clamp(min=self.bound), least + ABOVE * sigma
+        half = (end - start) / 2
+        for (x, log_w), (v, log_v) in zip(_laguerre(), _legendre(), strict=True):
+            t = torch.where(near, self.bound + x / rate, (start + end) / 2 + v * half)
+            yield t, torch.where(near, log_w + x - rate.log(), log_v + half.log())
 
 
 @functools.cache
-def _laguerre(nodes: int = 48) -> tuple[list[float], list[float]]:
+def _laguerre(nodes: int = NODES) -> list[tuple[float, float]]:
     """Nodes x and the logarithms of the weights w of ∫₀^∞ e^−x f(x) dx ≈ Σ w f(x)."""
     x, w = np.polynomial.laguerre.laggauss(nodes)
-    return x.tolist(), np.log(w).tolist()
+    return list(zip(x.tolist(), np.log(w).tolist(), strict=True))
+
+
+@functools.cache
+def _legendre(nodes: int = NODES) -> list[tuple[float, float]]:
+    """Nodes x and the logarithms of the weights w of ∫ f(x) dx ≈ Σ w f(x) from −1 to 1."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return list(zip(x.tolist(), np.log(w).tolist(), strict=True))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from channel_cases import CASES, KAPPA, SIGMA, STEP, Case, each_channel
 from conftest import LIMIT, assert_frequencies, assert_moments, batch_of, chains_of, misfit, tiny
-from scipy import stats
+from scipy import integrate, stats
 from torch import Tensor
 
 from pplleak import channels
@@ -214,6 +214,22 @@ def test_a_filter_whose_entries_are_all_cut_off_says_how_large_the_others_may_be
     share = float((draws == g).all(-1).double().mean())  # a point mass: as often as its density says
     assert abs(share - np.exp(found)) < 4 * np.sqrt(np.exp(found) / 40_000)
     assert abs(share - np.exp(sum(tails) + sum(rest))) > 4 * np.sqrt(np.exp(found) / 40_000)
+
+
+@pytest.mark.parametrize("quieter", [1.0, 0.3, 0.1, 1e-6])
+def test_what_is_cut_off_far_beyond_the_bound_is_weighed_and_has_a_slope(quieter: float) -> None:
+    """Beside quadrature of another kind; with next to no noise, the least that was sent is where its u is."""
+    sigma, bound = quieter * SIGMA, 0.05
+    u = torch.tensor([0.9, -1.1, 0.2, 0.55, 0.5], dtype=torch.float64, requires_grad=True)
+    g = torch.tensor([bound, -bound, 0.0, bound, 0.0], dtype=torch.float64)
+    found = channels.Percentile(DenseUpdate(u[None]), sigma, rate=0.4, bound=bound).log_prob(g)
+    (slope,) = torch.autograd.grad(found, u)
+    assert slope.isfinite().all() and float(slope[3]) > -1e-3 and float(slope[4]) < 1e-3
+    x = np.linspace(max(bound, 0.55 - 10 * sigma), 0.55 + 8 * sigma, 20_001)
+    sent = np.stack([stats.norm.sf(x, v, sigma) for v in (0.9, 1.1, 0.55)])
+    falls = sum(stats.norm.pdf(x, v, sigma) * np.delete(sent, k, 0).prod(0) for k, v in enumerate((0.9, 1.1, 0.55)))
+    rest = np.prod([stats.norm.cdf(x, v, sigma) - stats.norm.cdf(-x, v, sigma) for v in (0.2, 0.5)], 0)
+    assert float(found.detach()) == pytest.approx(np.log(integrate.trapezoid(falls * rest, x)), abs=1e-3)
 
 
 @pytest.mark.parametrize("replace", [True, False])

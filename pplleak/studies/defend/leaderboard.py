@@ -18,7 +18,7 @@ from pplleak.studies.defend.report import CEILING, label
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BOARD = ("step", "rank", "strongest", *COLUMNS, "accuracy_paid")
+BOARD = ("rank", "strongest", *COLUMNS, "accuracy_paid")
 PICTURE = "leaderboard.png"
 SHOWN = {
     "rank": "rank", "name": "defence", "attack": "strongest adversary", "leak": "what it sees, dB",
