@@ -46,7 +46,7 @@ KINDS = {
 ELSEWHERE = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
 TINY: dict[str, dict[str, Any]] = {
     "hmc": {"chains": 16, "draws": 100, "warmup": 60, "starts": 4, "steps": 60},
-    "nuts": {"chains": 2, "draws": 220, "warmup": 30, "starts": 2, "steps": 60},
+    "nuts": {"chains": 2, "draws": 220, "warmup": 50, "starts": 2, "steps": 60},
     "langevin": {"chains": 16, "draws": 100, "warmup": 100, "thin": 4, "starts": 4, "steps": 60},
     "laplace": {"chains": 4, "draws": 150, "starts": 4, "steps": 60},
     "svi": {"chains": 4, "draws": 150, "starts": 4, "steps": 60, "iterations": 100},
