@@ -43,6 +43,7 @@ from pplleak.priors import _store as store
 from pplleak.progress import ProgressBar, silent
 
 BATCH, RATE = 256, 1e-3
+FEWEST = 100  # draws of the program
 HELD_OUT = 0.1  # share of the draws that judge, and are not learnt from
 ENOUGH = 0.1  # nats that leaving coordinates to the prior may miss, on average
 KEEP = 0.1  # effective share of the proposals that a round's mean and widths are taken over
@@ -85,6 +86,8 @@ def run(
     """
     require_positive(simulations=simulations, epochs=epochs, features=features, latents=latents, hidden=hidden,
                      proposals=proposals, chains=chains, draws=draws)  # fmt: skip
+    if simulations < FEWEST:
+        raise BadInput(f"simulations must be at least {FEWEST}, not {simulations}: fewer draws teach nothing")
     if rounds < 0:
         raise BadInput(f"rounds must not be negative, not {rounds}: it is a number of rounds")
     if isinstance(client, Surrogate):

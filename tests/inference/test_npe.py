@@ -228,6 +228,8 @@ def test_what_it_cannot_learn_is_refused() -> None:
     model, own, _ = case()
     with pytest.raises(BadInput, match=r"is not Normal\(0, I\), so that none of them can be left"):
         attacked(model, own, latents=2)
+    with pytest.raises(BadInput, match="simulations must be at least 100, not 5"):
+        attacked(model, own, simulations=5)
     with pytest.raises(BadInput, match="rounds must not be negative"):
         attacked(model, own, rounds=-1)
 
