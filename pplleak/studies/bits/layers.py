@@ -126,7 +126,7 @@ def table(rows: Sequence[Row], pixels: int) -> Table:
 
     made = Table(title="what is known of the inputs from one layer alone", title_justify="left")
     for column in ("layer", "bits", "a pixel", "of all layers'", "converged"):
-        made.add_column(column, justify="left" if column == "layer" else "right")
+        made.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
     for r in summarise(rows):
         error = "" if r["se"] is None else f" ± {r['se']:.1f}"
         share = "–" if r["share"] is None else f"{r['share']:.0%}"
@@ -141,9 +141,10 @@ def picture(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     summary = summarise(rows)
-    figure = Figure(figsize=(7.5, 1.6 + 0.32 * len(summary)), layout="constrained")
-    axes = figure.subplots()
     names = [r["layer"] for r in summary]
+    width = 5.5 + 0.075 * max(map(len, names))  # room for the names beside the bars
+    figure = Figure(figsize=(width, 1.8 + 0.32 * len(summary)), layout="constrained")
+    axes = figure.subplots()
     axes.barh(
         names,
         [r["bits"] for r in summary],
@@ -155,9 +156,12 @@ def picture(rows: Sequence[Row]) -> Figure:
         doubt = "" if r["converged"] == r["draws"] else " (not converged)"
         axes.annotate(f" {r['bits']:.0f}{doubt}", (max(r["bits"], 0), k), va="bottom", fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("bits about the image, if this layer's gradient alone is shared (± 2 standard errors)")
-    axes.set_title(
-        "Which layers may be shared? Those with a short bar tell little; bars do not add up", fontsize=10, loc="left"
-    )
+    axes.margins(x=0.3)  # and for what is said at their ends
+    axes.set_xlim(left=min(0.0, *(r["bits"] for r in summary)))
+    axes.set_xlabel("bits about the image, if this layer's\ngradient alone is shared (± 2 standard errors)")
+    figure.suptitle(
+        "Which layers may be shared? Those with a short bar tell little; bars do not add up", fontsize=10, x=0.01,
+        ha="left",
+    )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     return figure
