@@ -5,7 +5,7 @@ x = mean + factor z                         (batch, *input_shape)
 y ~ client's label prior                    (batch,)
 c ~ Normal(1/2, spread²)                    (batch, *input_shape): what was made to conceal
 y′ ~ client's label prior                   (batch,), summed out
-g ~ Normal(u([c, x], [q, e(y)]), sigma²)    (update_size,);   as in `pplleak.federation.defences.conceal`
+g | x, y ~ Normal(u([c, x], [q, e(y)]), sigma²)   (update_size,);   as in `pplleak.federation.defences.conceal`
 
 The prior of c is a wide one: that it descends from x to a gradient like that of x is knowledge which this adversary
 leaves out, so that the true posterior is no wider. `transformed` are c and x, `target` their labels.

@@ -7,7 +7,7 @@ z′ ~ Normal(0, I), x′ = mean + factor z′    (batch, k − 1, rank) and (ba
 y′ ~ client's label prior                   (batch (k − 1),)
 λ ~ Dirichlet(alpha, …, alpha)              (batch, k)
 ε ~ Normal(0, I),  s = sign ε               (batch, *input_shape), with InstaHide's signs alone
-g ~ Normal(u(x̃(x, x′, λ, s), q), sigma²)    (update_size,);   x̃ and q as in `pplleak.federation.defences.mixup`
+g | x, y ~ Normal(u(x̃(x, x′, λ, s), q), sigma²)   (update_size,);   x̃ and q as in `pplleak.federation.defences.mixup`
 
 The partners' labels are summed out; `transformed` is x̃, and `target` q. The gradient tells x̃ and q as well as it tells
 the image and the label of any client; which part of x̃ is the private image only the priors say. The signs change the

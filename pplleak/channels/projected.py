@@ -86,7 +86,7 @@ class Projected(Channel):
         g, u = self.entries(value)
         y = self.measure(g)
         outside = g.square().sum(-1) - y.square().sum(-1)
-        if (outside > OUTSIDE**2 * g.square().sum(-1)).any():
+        if not (outside <= OUTSIDE**2 * g.square().sum(-1)).all():
             raise BadInput(f"the observation does not lie in the {m} dimensions that are measured of {self.update.size}"
                            ": set rate and matrix_seed, or believe in another channel")  # fmt: skip
         square = (y - self.measure(u)).square().sum(-1)

@@ -232,8 +232,8 @@ def test_the_command_line_shows_and_takes_the_models_own_settings(
     assert run("--model", "inverting_gradients", "--inference.steps", "3", "--inference.starts", "2") == 0
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["settings"] == {
-        "starts": 2, "steps": 3, "lr": 0.1, "optimizer": "signed_adam", "decay": "step", "box": True, "consensus": 0.0,
-        "newton": 0, "polish": 10,
+        "begin": "", "starts": 2, "steps": 3, "lr": 0.1, "optimizer": "signed_adam", "decay": "step", "box": True,
+        "consensus": 0.0, "newton": 0, "polish": 10,
     }  # fmt: skip
     mine = tmp_path / "mine.py"
     mine.write_text(programs.locate("models", "dlg").read_text().replace('"box"', '"boxx"'))

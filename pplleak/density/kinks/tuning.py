@@ -35,11 +35,13 @@ def sharpened(field: Field, beta: float) -> Field:
 def met(field: Field, state: State, rounds: int = 24, span: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
     """Walls as trajectories meet them, the first ones on random arcs from where the chains are: w (walls, dim), the
     pattern before it and the unit."""
-    found = []
+    found = [(state.w[:0], state.pattern[:0], torch.zeros(0, dtype=torch.long, device=state.w.device))]
     for _ in range(rounds):
         p, time = torch.randn_like(state.w), torch.full_like(state.w[:, 0], span)
         h_end = field.walls(turned(state.w, p, time)[0])
         hit = beyond(h_end, state.pattern).any(1)
+        if not bool(hit.any()):
+            continue
         w, p, pattern = state.w[hit], p[hit], state.pattern[hit]
         t, unit, _, failed = next_wall(field, w, p, time[hit], pattern, state.h[hit], h_end[hit])
         found.append((turned(w, p, t)[0][~failed], pattern[~failed], unit[~failed]))
