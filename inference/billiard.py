@@ -19,8 +19,8 @@ Metropolis test on the exact U ends the trajectory: what the gates leave out cos
 
 A draw costs as many forces as there are steps, and about as much again for every wall. The step size ε and the gates'
 sharpness β are those of a few that gave most effective draws for that in short trials: an acceptance that is aimed at
-has no answer where no smaller step brings back what U and V differ by. ΔV leaves out the layers before the first wall
-where their share is about constant (`Field.jump`).
+has no answer where no smaller step brings back what U and V differ by. ΔV is that of the layers
+from the first wall on, and guesses what those before it add, where a trial finds that near enough (`Field.jump`).
 """
 
 from __future__ import annotations
