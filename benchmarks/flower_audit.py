@@ -52,11 +52,9 @@ QUICKSTART = """class Net(nn.Module):
 
 
 def load_data(client: int) -> DataLoader:
-    from pathlib import Path
-
     from pplleak import data
 
-    images = data.load("cifar10", Path(ROOT))
+    images = data.private("cifar10", ROOT)
     return DataLoader(TensorDataset(*images.batch(10 * client, 10)), batch_size=4, shuffle=True)"""
 
 
