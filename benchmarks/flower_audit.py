@@ -6,11 +6,12 @@
 `docs/examples/flower_app.py` (SGD with momentum) and `flower_dp_app.py` (a NumPyClient whose steps are Opacus'): a CNN
 with ReLU and max-pooling on digits, four clients, two rounds, Flower's own simulation; on CIFAR-10, with the network of
 Flower's PyTorch quickstart in its place. What was recorded is audited by `pplleak audit … --truth …`. A row an app and
-data: lines of the app that are there for the recording; seconds of the app and of
-the audit; updates, those of each finding, and the share with an attack that is trusted; PSNR, of the best attack on each
-update, on average and of the example that was given away most, beside a guess's; ε of the last step, and what share of
-such examples no attack on one step brings back to an RMS error of 0.1 (`studies.audit.curves`; empty without DP-SGD).
-"""  # noqa: E501
+data: lines of the app that are there for the recording; seconds of the app and of the audit; updates, those of each
+finding, and the share with an attack that is trusted; how many of them an attack had time for and was scored; PSNR of
+the best attack on each of these, on average and of the example that was given away most, beside a guess's; ε of the
+last step, and what share of such examples no attack on one step brings back to an RMS error of 0.1
+(`studies.audit.curves`; empty without DP-SGD).
+"""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ APPS = ("flower_app", "flower_dp_app")
 ROUNDS = "num_rounds=2"
 COLUMNS = {
     "app": str, "data": str, "lines": int, "app_seconds": float, "audit_seconds": float, "updates": int,
-    **dict.fromkeys(words.LEVELS, int), "trusted": float, "psnr_mean": float, "psnr_best": float, "guess_mean": float,
-    "epsilon": float | None, "limit": float | None,
+    **dict.fromkeys(words.LEVELS, int), "trusted": float, "scored": int, "psnr_mean": float, "psnr_best": float,
+    "guess_mean": float, "epsilon": float | None, "limit": float | None,
 }  # fmt: skip
 PRIVATE = r"class Net\(nn\.Module\):.*?(?=\n\n\n(?:app|def weights))"  # of an app, what it trains and on what
 QUICKSTART = """class Net(nn.Module):
@@ -87,7 +88,10 @@ def audited(app: str, folder: Path, settings: Settings) -> dict[str, Any]:
     rows = audit.tables(out)[0].read()
     by_name = [[r for r in rows if r["name"] == name] for name in dict.fromkeys(r["name"] for r in rows)]
     found = Counter(words.finding(of).level for of in by_name)
-    scored = [max((r for r in of if r["psnr"] is not None), key=lambda r: r["psnr"]) for of in by_name]
+    judged = ([r for r in of if r["psnr"] is not None] for of in by_name)
+    scored = [max(of, key=lambda r: r["psnr"]) for of in judged if of]  # of the others no attack had time
+    if not scored:
+        raise SystemExit(f"no attack on {app} was scored: give it more time, by --budget")
     noises = {curves.noise_of(r["protection"]) for r in rows} - {None}
     guessed, limit = curves.read(out), None
     if noises and guessed is not None:
@@ -99,7 +103,8 @@ def audited(app: str, folder: Path, settings: Settings) -> dict[str, Any]:
         "app_seconds": round(app_seconds, 1), "audit_seconds": round(audit_seconds, 1), "updates": len(by_name),
         **{level: found[level] for level in words.LEVELS},
         "trusted": sum(any(r["trusted"] for r in of) for of in by_name) / len(by_name),
-        "psnr_mean": sum(r["psnr"] for r in scored) / len(scored), "psnr_best": max(r["best_psnr"] for r in scored),
+        "scored": len(scored), "psnr_mean": sum(r["psnr"] for r in scored) / len(scored),
+        "psnr_best": max(r["best_psnr"] for r in scored),
         "guess_mean": sum(r["guess_psnr"] for r in scored) / len(scored),
         "epsilon": max((r["epsilon"] for r in rows if r["epsilon"] is not None), default=None), "limit": limit,
     }  # fmt: skip
