@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pplleak import data
 from pplleak.client import Client
 from pplleak.client.loss import DEFAULT
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.defences import Attacks
+from pplleak.federation.defences._others import images_of
 
 ATTACKS = Attacks("inverting_gradients", "Wu et al. 2024", "conceal")
 WEIGHT_X, WEIGHT_F = 0.01, 0.01  # λ_x and λ_f of the authors' code, for MNIST
@@ -56,10 +56,7 @@ def share(
     """
     require(client, mixing)
     require_positive(steps=steps, lr=lr, far=far)
-    held = data.private(others)
-    if held.input_shape != client.input_shape:
-        raise BadInput(f"the images of '{others}' have shape {held.input_shape}, the client's "
-                       f"{tuple(client.input_shape)}: set its others to images like the client's")  # fmt: skip
+    held = images_of(others, client)
     picks = torch.randint(len(held), (len(y),))
     start, labels = held.x[picks].to(client.device, client.dtype), held.y[picks].to(client.device)
     x = x.to(client.dtype)

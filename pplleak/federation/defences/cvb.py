@@ -17,49 +17,24 @@ made here; softplus, beta and bits are those of PRECODE's code.
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.defences import Attacks
+from pplleak.federation.defences._bottleneck import Bottleneck
 
 ATTACKS = Attacks("inverting_gradients", "Scheliga et al. 2023", "precode")
 
 
-class CVB(nn.Module):
-    """A network with a bottleneck behind one convolution: forward(x, ε) gives logits and β KL of every example.
-
-    noise_shape  of ε for one example, (K, height, width)
-    """
+class CVB(Bottleneck):
+    """The bottleneck behind one convolution, of outputs of `shape`; ε (size, height, width) for one example."""
 
     def __init__(self, base: nn.Module, first: str, shape: tuple[int, ...], size: int, beta: float) -> None:
-        super().__init__()
-        self.encoder = nn.Conv2d(shape[0], 2 * size, 3, padding=1)
-        self.decoder = nn.Conv2d(size, shape[0], 3, padding=1)
-        self.base, self.first, self.beta = base, first, beta  # base last: rules for labels look at the gradient's end
-        self.noise_shape = (size, *shape[1:])
-
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (batch, num_classes) and β KL (batch,); the logits alone at ε = 0 where no noise is given."""
-        kl: list[Tensor] = []
-
-        def squeeze(module: nn.Module, inputs: tuple[Tensor], h: Tensor) -> Tensor:
-            mean, raw = self.encoder(h).chunk(2, 1)
-            scale = F.softplus(raw)
-            each = 0.5 * (mean.square() + scale.square() - 1) - scale.log()
-            kl.append(each.mean((2, 3)).sum(1) / math.log(2))
-            found: Tensor = self.decoder(mean if noise is None else mean + scale * noise)
-            return found
-
-        handle = self.base.get_submodule(self.first).register_forward_hook(squeeze)
-        try:
-            logits = self.base(x)
-        finally:
-            handle.remove()
-        return logits if noise is None else (logits, self.beta * kl[0])
+        encoder = nn.Conv2d(shape[0], 2 * size, 3, padding=1)
+        decoder = nn.Conv2d(size, shape[0], 3, padding=1)
+        super().__init__(base, first, encoder, decoder, noise_shape=(size, *shape[1:]), beta=beta, behind=True)
 
 
 def network(

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplleak import data
 from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.federation.defences import Attacks
+from pplleak.federation.defences._others import images_of
 
 ATTACKS = Attacks("dlg", "none of its own; Deep Leakage from Gradients", "optimal:channel=aggregated")
 
@@ -31,10 +31,7 @@ def share(client: Client, x: Tensor, y: Tensor, *, clients: int = 2, others: str
     """
     if clients < 1:
         raise BadInput(f"mix takes at least 1 client (this one), not {clients}")
-    images = data.private(others)
-    if images.input_shape != client.input_shape:
-        raise BadInput(f"the images of '{others}' have shape {images.input_shape}, the client's "
-                       f"{tuple(client.input_shape)}: set its others to images like the client's")  # fmt: skip
+    images = images_of(others, client)
     total = client.update(x, y, client.noise(len(y))).materialise()
     if clients > 1:
         picks = torch.randint(len(images), (clients - 1, len(y)))

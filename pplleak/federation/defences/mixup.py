@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pplleak import data
 from pplleak.client import Client
 from pplleak.client.loss import DEFAULT, get
 from pplleak.errors import BadInput, require_positive, require_seed
 from pplleak.federation.defences import Attacks
+from pplleak.federation.defences._others import images_of
 from pplleak.settings import Named
 
 ATTACKS = Attacks("inverting_gradients", "Huang et al. 2021", "mixup")
@@ -96,10 +96,7 @@ def draws(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(public_seed)
             return draws(client, batch_size, images=images, alpha=alpha, signs=signs, others=others, public_seed=SECRET)
-    held = data.private(others)
-    if held.input_shape != client.input_shape:
-        raise BadInput(f"the images of '{others}' have shape {held.input_shape}, the client's "
-                       f"{tuple(client.input_shape)}: set its others to images like the client's")  # fmt: skip
+    held = images_of(others, client)
     weights = torch.distributions.Dirichlet(torch.full((images,), alpha, dtype=torch.float64)).sample((batch_size,))
     picks = torch.randint(len(held), (batch_size, images - 1))
     shape = (batch_size, *client.input_shape)

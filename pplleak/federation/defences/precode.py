@@ -12,49 +12,24 @@ Source: Scheliga, Mäder and Seeland, PRECODE - A Generic Model Extension to Pre
 
 from __future__ import annotations
 
-import math
-
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from pplleak.client.last_layer import before_last
 from pplleak.errors import require_positive
 from pplleak.federation.defences import Attacks
+from pplleak.federation.defences._bottleneck import Bottleneck
 
 ATTACKS = Attacks("inverting_gradients", "Scheliga et al. 2022", "precode")
 
 
-class Precode(nn.Module):
-    """A network with a bottleneck before its last linear layer: forward(x, ε) gives logits and β KL of every example.
-
-    noise_shape  of ε for one example, (size,)
-    """
+class Precode(Bottleneck):
+    """The bottleneck before a network's last linear layer; ε (size,) for one example."""
 
     def __init__(self, base: nn.Module, last: str, size: int, beta: float) -> None:
-        super().__init__()
         features = base.get_submodule(last)
         assert isinstance(features, nn.Linear)
-        self.encoder = nn.Linear(features.in_features, 2 * size)
-        self.decoder = nn.Linear(size, features.in_features)
-        self.base = base  # last: rules that read labels off the last layer look at the end of the gradient
-        self.last, self.beta, self.noise_shape = last, beta, (size,)
-
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (batch, num_classes) and β KL (batch,); the logits alone at ε = 0 where no noise is given."""
-        kl: list[Tensor] = []
-
-        def squeeze(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-            mean, raw = self.encoder(inputs[0]).chunk(2, -1)
-            scale = F.softplus(raw)
-            kl.append((0.5 * (mean.square() + scale.square() - 1) - scale.log()).sum(-1) / math.log(2))
-            return self.decoder(mean if noise is None else mean + scale * noise)
-
-        handle = self.base.get_submodule(self.last).register_forward_pre_hook(squeeze)
-        try:
-            logits = self.base(x)
-        finally:
-            handle.remove()
-        return logits if noise is None else (logits, self.beta * kl[0])
+        encoder, decoder = nn.Linear(features.in_features, 2 * size), nn.Linear(size, features.in_features)
+        super().__init__(base, last, encoder, decoder, noise_shape=(size,), beta=beta, behind=False)
 
 
 def network(
