@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pplleak.density.hamiltonian import DIVERGED, Info
 from pplleak.density.kinks.perceptron import flipped
-from pplleak.density.kinks.walls import MAX_BRACKETS, Brackets, Field, beyond, turned
+from pplleak.density.kinks.walls import MAX_BRACKETS, Brackets, Field, beyond, next_wall, turned
 
 MAX_EVENTS = 100  # walls in one drift; a trajectory that meets more is rejected, as its reverse would be
+ARCS = 2**12  # whose ways back are looked at in one batch, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,54 +64,80 @@ class Phase(IntEnum):
     SEARCH = 1  # for the wall, between the arc's two ends
     MEET = 2  # at a wall
     ARRIVED = 3  # at the end of the drift
-    KICK = 4  # the same, and its way back is being looked at
-    IDLE = 5
+    IDLE = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Arcs:
+    """Arcs that were flown, seen from their ends, before what happens there: chain (arcs,), w and p turned round
+    (arcs, dim), h and pattern (arcs, units), `left` (arcs,) of the way back through the drift they are part of. They
+    began at the wall of `unit` (arcs,) at `origin` (arcs, dim); −1: with the drift."""
+
+    chain: Tensor
+    w: Tensor
+    p: Tensor
+    h: Tensor
+    pattern: Tensor
+    left: Tensor
+    unit: Tensor
+    origin: Tensor
+
+    @torch.no_grad()
+    def other(self, field: Field) -> Tensor:
+        """The arcs (arcs,) bool whose way back is another one: it meets another wall first, or one where there was
+        none."""
+        h_end = field.walls(turned(self.w, self.p, self.left)[0])
+        hit = beyond(h_end, self.pattern).any(1)
+        left, unit, failed = self.left.clone(), torch.full_like(self.unit, -1), torch.zeros_like(hit)
+        if bool(hit.any()):
+            w, p, pattern = self.w[hit], self.p[hit], self.pattern[hit]
+            found = next_wall(field, w, p, self.left[hit], pattern, self.h[hit], h_end[hit])
+            left[hit], unit[hit], _, failed[hit] = found
+        return failed | (unit != self.unit) | ~near(turned(self.w, self.p, left)[0], self.origin)
 
 
 @dataclass(eq=False)
 class Flights:
-    """Rows on their way, tensors that are written in place: w, p (rows, dim), h, pattern (rows, units) where their arcs
-    begin, the time `left` (rows,) of the drift, and the walls met in it: `met` (rows,), and each as it was before it,
-    log_w, log_p (rows, events, dim), log_unit (rows, events), log_pattern (rows, events, units)."""
+    """Chains on their way, tensors that are written in place: w, p (chains, dim), h, pattern (chains, units) where
+    their arcs begin, the wall there, `unit` (chains,) or −1 at the beginning of the drift, which is `origin`; the time
+    `left` (chains,) of the drift, and how many walls were met in it; the arcs that led to a wall or away from one."""
 
     phase: Tensor
     w: Tensor
     p: Tensor
     h: Tensor
     pattern: Tensor
+    unit: Tensor
     left: Tensor
     met: Tensor
     search: Brackets
-    log_w: Tensor
-    log_p: Tensor
-    log_unit: Tensor
-    log_pattern: Tensor
+    arcs: list[Arcs]
 
     @staticmethod
-    def idle(rows: int, w: Tensor, h: Tensor) -> Flights:
-        """`rows` of them, as wide as w (…, dim) and h (…, units)."""
-
-        def room(*shape: int, dtype: torch.dtype = w.dtype) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=dtype, device=w.device)
-
-        def log(*shape: int, dtype: torch.dtype = w.dtype) -> Tensor:  # read where it was written alone
-            return torch.empty(rows, MAX_EVENTS, *shape, dtype=dtype, device=w.device)
-
-        dim, units = w.shape[1], h.shape[1]
+    def launched(w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float) -> Flights:
+        none = torch.zeros(len(w), dtype=torch.long, device=w.device)
         return Flights(
-            room(dtype=torch.long) + Phase.IDLE, room(dim), room(dim), room(units), room(units, dtype=torch.bool),
-            room(), room(dtype=torch.long), Brackets.empty(room(units, dtype=h.dtype)),
-            log(dim), log(dim), log(dtype=torch.long), log(units, dtype=torch.bool),
+            none + Phase.LOOK, w.clone(), p.clone(), h.clone(), pattern.clone(), none - 1,
+            torch.full_like(w[:, 0], size), none.clone(), Brackets.empty(h), [],
         )  # fmt: skip
 
-    def launch(self, at: Tensor, w: Tensor, p: Tensor, h: Tensor, pattern: Tensor, size: float) -> None:
-        self.w[at], self.p[at], self.h[at], self.pattern[at] = w, p, h, pattern
-        self.left[at], self.met[at], self.phase[at] = size, 0, Phase.LOOK
+    def relaunch(self, at: Tensor, p: Tensor, size: float) -> None:
+        self.p[at], self.unit[at], self.left[at], self.met[at], self.phase[at] = p, -1, size, 0, Phase.LOOK
+
+    def arrive(self, at: Tensor, w: Tensor, p: Tensor, h: Tensor, spent: Tensor, wall: bool) -> None:
+        """Come to the end of an arc: (w, p, h), at a wall or at the end of the drift, of which `spent` is over."""
+        bent = self.unit[at] >= 0  # without a wall at either end an arc is its own way back
+        kept = slice(None) if wall else bent
+        if wall or bool(bent.any()):
+            i = at[kept]
+            arc = Arcs(i, w[kept], -p[kept], h[kept], self.pattern[i], spent[kept], self.unit[i], self.w[i])
+            self.arcs.append(arc)
+        self.w[at], self.p[at], self.h[at] = w, p, h
 
     @torch.no_grad()
-    def look(self, at: Tensor, field: Field) -> Tensor:
-        """Find h at the ends of arcs and inside brackets, and what follows from it. Returns the rows that met too many
-        walls, or did not find one where one must be."""
+    def look(self, at: Tensor, field: Field, size: float) -> Tensor:
+        """Find h at the ends of arcs and inside brackets, and what follows from it. Returns the chains that met too
+        many walls, or did not find one where one must be."""
         looking = self.phase[at] == Phase.LOOK
         t = torch.where(looking, self.left[at], self.search.t[at])
         w, p = turned(self.w[at], self.p[at], t)
@@ -118,18 +145,21 @@ class Flights:
         hit = beyond(here, pattern).any(1)
         ended, opened, met = looking & ~hit, looking & hit, ~looking
         rows = at[ended]
-        self.w[rows], self.p[rows], self.h[rows], self.phase[rows] = w[ended], p[ended], here[ended], Phase.ARRIVED
+        if len(rows):
+            self.arrive(rows, w[ended], p[ended], here[ended], torch.full_like(t[ended], size), wall=False)
+            self.phase[rows] = Phase.ARRIVED
         rows = at[opened]
-        self.search.open(rows, t[opened], self.h[rows], here[opened])
-        self.phase[rows] = Phase.SEARCH
+        if len(rows):
+            self.search.open(rows, t[opened], self.h[rows], here[opened])
+            self.phase[rows] = Phase.SEARCH
         met[~looking] = self.search.narrow(at[~looking], here[~looking], pattern[~looking])
         rows = at[met]
         if len(rows):
-            unit, k = self.search.unit[rows], self.met[rows]
-            self.w[rows], self.p[rows], self.h[rows] = w[met], p[met], here[met].scatter(1, unit[:, None], 0.0)
-            self.log_w[rows, k], self.log_p[rows, k], self.log_pattern[rows, k] = w[met], p[met], pattern[met]
-            self.log_unit[rows, k] = unit
+            unit = self.search.unit[rows]
+            on = here[met].scatter(1, unit[:, None], 0.0)
             self.left[rows] -= t[met]
+            self.arrive(rows, w[met], p[met], on, size - self.left[rows], wall=True)
+            self.unit[rows] = unit
             self.met[rows] += 1
             self.phase[rows] = Phase.MEET
         searching = ~ended & ~met
@@ -138,7 +168,7 @@ class Flights:
 
     def bend(self, at: Tensor, field: Field, power: float, jumps: bool) -> None:
         """Cross the wall or be reflected by it."""
-        w, p, unit, pattern = self.w[at], self.p[at], self.search.unit[at], self.pattern[at]
+        w, p, unit, pattern = self.w[at], self.p[at], self.unit[at], self.pattern[at]
         n, jump = field.meet(w, pattern, unit, power, jumps)
         n = n / n.norm(dim=1, keepdim=True)
         rate = (p * n).sum(1)
@@ -151,15 +181,15 @@ class Flights:
         self.pattern[at] = torch.where(cross[:, None], flipped(pattern, unit), pattern)
         self.phase[at] = Phase.LOOK
 
-    def unbend(self, at: Tensor, there: Tensor, events: Tensor) -> Tensor:
-        """Undo on the way back what happened at this wall on the way there, in rows `there`, which met `events` walls
-        (len(at),). Returns the rows where it is another wall."""
-        k = events - self.met[at]
-        known = k >= 0
-        k = k.clamp(min=0)
-        known &= (self.log_unit[there, k] == self.search.unit[at]) & near(self.log_w[there, k], self.w[at])
-        self.p[at], self.pattern[at], self.phase[at] = -self.log_p[there, k], self.log_pattern[there, k], Phase.LOOK
-        return at[~known]
+    def lost(self, field: Field) -> Tensor:
+        """The chains (chains,) bool of which the way back is another one along one of their arcs."""
+        lost = torch.zeros(len(self.w), dtype=torch.bool, device=self.w.device)
+        if self.arcs:
+            together = Arcs(*(torch.cat(part) for part in zip(*(vars(a).values() for a in self.arcs), strict=True)))
+            pieces = (v.split(ARCS) for v in vars(together).values())
+            for piece in map(Arcs, *pieces):
+                lost[piece.chain[piece.other(field)]] = True
+        return lost
 
 
 def near(a: Tensor, b: Tensor) -> Tensor:
@@ -176,58 +206,29 @@ def fly(
     """Drifts of `size`, as many as `then` asks for; a chain is lost where the way back of one is another one.
 
     A wall that is crossed twice between two looks at it was not seen, and need not be missed from the other side. The
-    way there may only be taken where the way back is its inverse (Zappa, Holmes-Cerfon & Goodman 2018). The way back
-    looks for the walls only: at one that was met on the way there, the law undoes what it did. It is looked at while
-    its chain goes on.
+    way there may only be taken where the way back is its inverse (Zappa, Holmes-Cerfon & Goodman 2018): where every
+    arc, flown from its end, meets the wall first that it began at. What happens at the walls is undone by the same law.
+    So the arcs' ways back are independent of each other, and all of them are flown in one batch in the end.
     """
-    count, device = len(w), w.device
-    chains = torch.arange(count, device=device)
-    f = Flights.idle(3 * count, w, h)  # chains on their way, on their way back, and what the way there met
-    way, back, kept = chains, chains + count, chains + 2 * count
-    f.launch(way, w, p, h, pattern, size)
-    start_w, start_pattern = w.clone(), pattern.clone()
-    goal_w, goal_pattern, events = w.clone(), pattern.clone(), torch.zeros_like(chains)
-    total, lost = torch.zeros_like(chains), torch.zeros(count, dtype=torch.bool, device=device)
-
-    def lose(rows: Tensor) -> None:
-        lost[rows % count] = True
-        f.phase[way[lost]] = f.phase[back[lost]] = Phase.IDLE
-
+    f = Flights.launched(w, p, h, pattern, size)
+    total, failed = torch.zeros_like(f.met), torch.zeros_like(f.met, dtype=torch.bool)
     while True:
-        here, there = f.phase[way], f.phase[back]
-        i = chains[there == Phase.MEET]
-        if len(i):
-            lose(f.unbend(back[i], kept[i], events[i]))
-        i = chains[there == Phase.ARRIVED]
-        if len(i):
-            f.phase[back[i]] = Phase.IDLE
-            right = (f.met[back[i]] == events[i]) & near(f.w[back[i]], goal_w[i])
-            lose(i[~(right & (f.pattern[back[i]] == goal_pattern[i]).all(1))])
-        i = chains[(here == Phase.ARRIVED) & (f.phase[back] == Phase.IDLE) & ~lost]
-        if len(i):
-            f.phase[i] = Phase.KICK
+        waiting = torch.bincount(f.phase, minlength=len(Phase)).tolist()
+        looks = waiting[Phase.LOOK] + waiting[Phase.SEARCH]
+        if looks >= max(waiting[Phase.MEET], waiting[Phase.ARRIVED], 1):
+            gone = f.look((f.phase <= Phase.SEARCH).nonzero()[:, 0], field, size)
+            failed[gone], f.phase[gone] = True, Phase.IDLE
+        elif waiting[Phase.MEET] > waiting[Phase.ARRIVED]:
+            f.bend((f.phase == Phase.MEET).nonzero()[:, 0], field, power, jumps)
+        elif waiting[Phase.ARRIVED]:
+            i = (f.phase == Phase.ARRIVED).nonzero()[:, 0]
             total[i] += f.met[i]
-            i = i[f.met[i] > 0]
-            events[i], goal_w[i], goal_pattern[i] = f.met[i], start_w[i], start_pattern[i]
-            most = int(f.met[i].max()) if len(i) else 0
-            for log in (f.log_w, f.log_p, f.log_unit, f.log_pattern):
-                log[kept[i], :most] = log[i, :most]
-            f.launch(back[i], f.w[i], -f.p[i], f.h[i], f.pattern[i], size)
-        looks = (f.phase <= Phase.SEARCH).nonzero()[:, 0]
-        bends, kicks = ((f.phase[way] == phase).nonzero()[:, 0] for phase in (Phase.MEET, Phase.KICK))
-        if len(looks) >= max(len(bends), len(kicks), 1):
-            lose(f.look(looks, field))
-        elif len(bends) > len(kicks):
-            f.bend(bends, field, power, jumps)
-        elif len(kicks):
-            f.p[kicks], onwards = then(kicks, f.w[kicks], f.p[kicks], f.pattern[kicks])
-            f.phase[kicks] = Phase.IDLE
-            i = kicks[onwards]
-            start_w[i], start_pattern[i] = f.w[i], f.pattern[i]
-            f.launch(i, f.w[i], f.p[i], f.h[i], f.pattern[i], size)
-        elif not bool(((f.phase[way] == Phase.ARRIVED) & ~lost).any()):
+            behind, onwards = then(i, f.w[i], f.p[i], f.pattern[i])
+            f.p[i], f.phase[i] = behind, Phase.IDLE
+            f.relaunch(i[onwards], behind[onwards], size)
+        else:
             break
-    return Drift(f.w[way], f.p[way], f.h[way], f.pattern[way], total, lost)
+    return Drift(f.w, f.p, f.h, f.pattern, total, failed | f.lost(field))
 
 
 def drift(

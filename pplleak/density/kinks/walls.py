@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pplleak.density import Density
+from pplleak.density.kinks.forces import Recordings
 from pplleak.density.kinks.gates import Gated
 from pplleak.density.kinks.head import Head
 from pplleak.density.kinks.perceptron import flipped
@@ -122,9 +124,16 @@ class Field:
 
     def soft_energy_and_force(self, w: Tensor, pattern: Tensor, power: float) -> tuple[Tensor, Tensor]:
         """V (chains,) and ∇V (chains, dim)."""
-        self.gates.hold(pattern)
-        value, gradient = self.soft.value_and_grad(self.laplace.decode(w), temperature=power)
-        return -value, -gradient @ self.laplace.factor
+        return self._forces(w, pattern, power)
+
+    @cached_property
+    def _forces(self) -> Recordings:
+        def plain(w: Tensor, pattern: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+            self.gates.hold(pattern)
+            value, gradient = self.soft.value_and_grad(self.laplace.decode(w), temperature=power)
+            return -value, -gradient @ self.laplace.factor
+
+        return Recordings(plain)
 
     def energy(self, w: Tensor, power: float) -> Tensor:
         """U (chains,)."""
