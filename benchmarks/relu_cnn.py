@@ -8,8 +8,9 @@ One image, its label known, the Gaussian prior fitted to public images. A route 
 time is up: what it has drawn counts. `seconds` are wall time since the start (search for the MAP and warm-up included),
 `cpu_seconds` processor time, that of the processes which draw a group of the chains shared out evenly over the draws;
 rows at an eighth, two eighths, … of the draws show how R-hat falls. R-hat is rank-normalised split R-hat: rhat_max the
-worst pixel, rhat_lp the log-density. ess_min is the smallest of the pixels' effective sample sizes, ess_per_s their
-median per processor second of sampling. `hmc` and `smc` cannot cross the jumps: their rows show what that looks like.
+worst pixel, rhat_lp the log-density; with `--superchains` the nested one (`inference/billiard.py`). ess_min is the
+smallest of the pixels' effective sample sizes, ess_per_s their median per second of sampling: of processor time, and on
+an accelerator of wall time. `hmc` and `smc` cannot cross the jumps: their rows show what that looks like.
 
 Writes benchmarks/results/relu_cnn.csv, eight rows a route, and docs/_static/relu_cnn.png; an earlier run of the same
 route, network, σ and chains is replaced.
@@ -25,7 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import arviz
 import numpy as np
 import torch
 import tyro
@@ -34,13 +34,14 @@ from pplleak import programs, runs
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
 from pplleak.federation.scenario import Scenario, observe
+from pplleak.posterior import convergence
 from pplleak.programs import MODEL
 from pplleak.settings import Named
 from pplleak.studies.attack import attack
 
-COLUMNS = ["network", "route", "sigma", "image", "chains", "draws", "seconds", "cpu_seconds", "rhat_max", "rhat_lp",
-           "acceptance", "ess_min", "ess_per_s", "coverage_90"]  # fmt: skip
-KEY = ("network", "route", "sigma", "image", "chains")
+COLUMNS = ["network", "route", "sigma", "image", "chains", "device", "draws", "seconds", "cpu_seconds", "rhat_max",
+           "rhat_lp", "acceptance", "ess_min", "ess_per_s", "coverage_90"]  # fmt: skip
+KEY = ("network", "route", "sigma", "image", "chains", "device")
 PARTS = 8
 
 
@@ -54,7 +55,9 @@ class Settings:
     activation: str = "relu"
     sigma: float = 0.1
     routes: tuple[str, ...] = ("billiard",)
-    chains: int = 16
+    chains: int = 4
+    superchains: int = 0
+    device: str = "cpu"
     warmup: int = 60
     starts: int = 4
     minutes: float = 20.0
@@ -74,6 +77,7 @@ class Budget:
         return time.perf_counter() - self.start, time.process_time() - self.cpu
 
     def __call__(self, label: str, total: int) -> Iterator[int]:
+        print(f"{self.now()[0]:.0f} s: {label}", flush=True)
         for k in range(total):
             if label == "sampling":
                 self.times.append(self.now())
@@ -93,58 +97,63 @@ def measure(route: str, observed: Observation, args: Settings) -> list[dict[str,
     settings: dict[str, Any] = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts}
     if route == "smc":  # islands are its chains; all of its draws are there at once
         settings = {"islands": args.chains, "particles": 32}
+    if args.superchains:
+        settings["superchains"] = args.superchains
     budget, before = Budget(60 * args.minutes), children()
     found = programs.load("inference", route)(model, observed, observed.client, progress=budget, **settings)
     x = found.x.reshape(*found.x.shape[:2], -1).astype(np.float64)
     seen = np.concatenate([x, found.stats["lp"][..., None]], -1)
     truth, network = observed.truth.numpy().reshape(-1), " ".join([args.network, *map(str, args.widths)])
-    draws = seen.shape[1]
+    draws, cuda = seen.shape[1], observed.client.device.type == "cuda"
+    device = torch.cuda.get_device_name() if cuda else "cpu"
     counts = sorted({max(PARTS, round(k * draws / PARTS)) for k in range(1, PARTS + 1)}) if budget.times else [draws]
-    begun, others = budget.times[0][1] if budget.times else 0.0, children() - before
+    begun, others = budget.times[0][0 if cuda else 1] if budget.times else 0.0, children() - before
     rows = []
     for n in counts:
         wall, cpu = budget.times[n] if budget.times else budget.now()
         cpu += others * n / draws
-        rhat = np.asarray(arviz.rhat(seen[:, :n]))
-        ess = np.asarray(arviz.ess(seen[:, :n]))
+        agree = convergence.measure(seen[:, :n], superchains=args.superchains)
+        rhat, ess = agree.rhat, agree.ess_bulk
         low, high = np.quantile(x[:, :n].reshape(-1, x.shape[2]), [0.05, 0.95], axis=0)
         accepted = found.stats["acceptance_rate"][:, :n].mean() if "acceptance_rate" in found.stats else np.nan
+        shown = "" if np.isnan(accepted) else f"{accepted:.3f}"
         rows.append(dict(zip(COLUMNS, [
-            network, route, f"{args.sigma:g}", str(args.index), str(args.chains), n, f"{wall:.0f}", f"{cpu:.0f}",
-            f"{rhat[:-1].max():.4f}", f"{rhat[-1]:.4f}", "" if np.isnan(accepted) else f"{accepted:.3f}",
-            f"{ess[:-1].min():.0f}", f"{np.median(ess) / (cpu - begun):.2f}",
+            network, route, f"{args.sigma:g}", str(args.index), str(args.chains), device, n,
+            f"{wall:.0f}", f"{cpu:.0f}", f"{rhat[:-1].max():.4f}", f"{rhat[-1]:.4f}", shown,
+            f"{ess[:-1].min():.0f}", f"{np.median(ess) / ((wall if cuda else cpu) - begun):.2f}",
             f"{((low <= truth) & (truth <= high)).mean():.3f}",
         ], strict=True)))  # fmt: skip
     return rows
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """R-hat of the worst pixel against processor seconds, its excess over 1 on a log axis: a line a route."""
+    """R-hat of the worst pixel against seconds, its excess over 1: a line an image, a colour a route and device."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    def kind(row: dict[str, Any]) -> str:
+        where = "two cores" if row["device"] == "cpu" else row["device"].removeprefix("NVIDIA ")
+        return f"{row['route']}, {row['chains']} chains, {where}"
+
     panels = sorted({(r["network"], r["sigma"]) for r in rows}, key=lambda p: (p[0], float(p[1])))
-    routes = list(dict.fromkeys(r["route"] for r in rows))
-    figure, grid = plt.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(3.6 * len(panels) + 0.8, 3.4))
-    for axes, (network, sigma) in zip(grid[0], panels, strict=True):
-        for key in dict.fromkeys(
-            tuple(r[k] for k in KEY) for r in rows if (r["network"], r["sigma"]) == (network, sigma)
-        ):
-            mine = [r for r in rows if tuple(r[k] for k in KEY) == key]
-            colour = ["#c8553d", "#5c6b8a", "#7a9e7e", "#b08bbb"][routes.index(key[1]) % 4]
-            axes.plot([float(r["cpu_seconds"]) for r in mine], [float(r["rhat_max"]) - 1 for r in mine], "o-",
-                      color=colour, markersize=4, label=f"{key[1]}, image {key[3]}, {key[4]} chains")  # fmt: skip
+    kinds = list(dict.fromkeys(map(kind, rows)))
+    figure, grid = plt.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(3.6 * len(panels) + 0.8, 3.8))
+    for axes, panel in zip(grid[0], panels, strict=True):
+        inside = [r for r in rows if (r["network"], r["sigma"]) == panel]
+        for key in dict.fromkeys(tuple(r[k] for k in KEY) for r in inside):
+            mine = [r for r in inside if tuple(r[k] for k in KEY) == key]
+            seconds, excess = ([float(r[k]) for r in mine] for k in ("seconds", "rhat_max"))
+            label = kind(mine[0])
+            axes.plot(seconds, [e - 1 for e in excess], "o-", color=f"C{kinds.index(label) % 10}", ms=3, lw=1.2,
+                      label=label)  # fmt: skip
         axes.axhline(0.01, color="#333333", linestyle="--", linewidth=0.8)
-        axes.set(
-            xlim=(0, None),
-            yscale="log",
-            title=f"{network}, noise σ = {sigma}",
-            xlabel="processor seconds from a cold start",
-        )
+        axes.set(xlim=(0, None), yscale="log", title=f"{panel[0]}, noise σ = {panel[1]}",
+                 xlabel="seconds from a cold start")  # fmt: skip
         axes.yaxis.set_major_formatter(lambda excess, _: f"{1 + excess:g}")
-        axes.legend(fontsize=7.5, frameon=False)
+        lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(lines.values(), lines.keys(), fontsize=7, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0, 0].set_ylabel("R-hat of the worst pixel\n(converged below the dashed line, 1.01)")
     figure.tight_layout()
@@ -157,7 +166,14 @@ def main(args: Settings) -> None:
     settings = {"activation": args.activation, **({"widths": args.widths} if args.widths else {})}
     protection = Protection.parse(f"gaussian:sigma={args.sigma}")
     observed = observe(
-        Scenario(args.data, args.data_root, args.index, network=Named(args.network, settings), protection=protection)
+        Scenario(
+            args.data,
+            args.data_root,
+            args.index,
+            network=Named(args.network, settings),
+            protection=protection,
+            device=args.device,
+        )
     )
     for route in args.routes:
         new = measure(route, observed, args)

@@ -155,6 +155,8 @@ def run(
     steps: int = 400,
     beta: float = 0.0,
     processes: int = 2,
+    superchains: int = 0,
+    settle: int = 20,
 ) -> Posterior:
     """Draws from p(x, y | g), exact for clients with ReLU, leaky ReLU and max pooling. Ctrl-C keeps what was drawn.
 
@@ -167,9 +169,15 @@ def run(
         beta: sharpness of the gates, per unit of a pre-activation: sharper is closer, and needs smaller steps. 0: the
             best of some, found in warm-up.
         processes: groups of chains, each drawn by a process of its own; the draws depend on their number, and not on
-            the machine's.
+            the machine's. An accelerator draws all chains in one.
+        superchains: where there is an accelerator: warm up so many chains alone, go on from each with as many copies
+            as make `chains` of them, and judge these groups (nested R-hat): many chains, a few draws each.
+        settle: draws in which the copies part, and which are thrown away.
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps, processes=processes)
+    if superchains < 0 or settle < 0 or superchains == 1 or (superchains and chains % superchains):
+        raise BadInput(f"{chains} chains cannot be cut into {superchains} superchains: take two or more, a divisor of "
+                       "their number, and none or more draws in which they settle")  # fmt: skip
     if not (math.isfinite(beta) and beta >= 0):
         raise BadInput(f"beta must be a positive number, or 0 for one that is found in warm-up, not {beta:g}")
     if not client.kinks:
@@ -180,10 +188,14 @@ def run(
     density = build(model, client, observed)
     found = locate(density, starts=starts, steps=steps, progress=progress)
     field = soften(density, gates, found.base)
-    field, state, leapfrogs = warm_up(field, starting_points(found, chains), warmup, betas, progress)
+    field, state, leapfrogs = warm_up(field, starting_points(found, superchains or chains), warmup, betas, progress)
     size = TRAJECTORY / leapfrogs
+    if superchains:
+        state = state.rows(torch.arange(superchains, device=client.device).repeat_interleave(chains // superchains))
+        for _ in progress("settling", settle):
+            state, _, _ = step(field, state, jittered(size), leapfrogs)
 
-    groups = shares(chains, processes)
+    groups = shares(chains, processes if client.device.type == "cpu" else 1)
 
     def chain(k: int) -> Iterator[dict[str, Tensor]]:
         own = state.rows(groups[k])
@@ -206,6 +218,7 @@ def run(
             "leapfrog_steps": leapfrogs,
             "nats_left": found.left.number,
             "beta": field.gates.beta,
+            **({"superchains": superchains} if superchains else {}),
         },
     )
 

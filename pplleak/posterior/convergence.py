@@ -9,6 +9,13 @@ within them and B/n the variance of their means (Vehtari, Gelman, Simpson, Carpe
 with var⁺ = (n − 1)/n W + B/n, the sum over pairs of lags cut at the first that is not positive and made to decrease
 (Geyer 1992). The bulk ESS is that of z, the tail ESS the smaller of those of 1[x ≤ 5 % quantile] and 1[x ≤ 95 %].
 
+Many short chains are judged in groups, superchains of m chains that began at one point (Margossian, Hoffman, Sountsov,
+Riou-Durand, Vehtari & Gelman 2024, equations 4 to 8): nothing is asked of the length of a chain, only that a group has
+forgotten where it began. With B̃ the variance between the means of the superchains, and B_k and W_k that between and
+within the chains of superchain k,
+
+    nested R-hat = √(1 + B̃ / mean_k (B_k + W_k)),  again of z and of |x − median|, and of halved chains
+
 ArviZ computes the same numbers, quantity by quantity: for 784 pixels that takes longer than many a sampler. Here a
 block of pixels takes one pass; the tests hold it to ArviZ.
 """
@@ -32,15 +39,17 @@ class Convergence:
     ess_tail: np.ndarray
 
 
-def measure(*values: np.ndarray) -> Convergence:
+def measure(*values: np.ndarray, superchains: int = 0) -> Convergence:
     """R-hat and effective sample sizes of arrays (chain, draw, quantity), one after the other; at least four draws.
+
+    superchains: how many there are, each of as many neighbours among the chains; R-hat is then the nested one.
 
     A quantity that never moves has an R-hat of NaN and as many effective draws as draws; one with a NaN has NaN.
     """
     blocks = []
     for x in values:
         width = max(1, BLOCK // (x.shape[0] * x.shape[1]))
-        blocks += [_measure(x[..., k : k + width]) for k in range(0, x.shape[2], width)]
+        blocks += [_measure(x[..., k : k + width], superchains) for k in range(0, x.shape[2], width)]
     return Convergence(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
@@ -50,12 +59,14 @@ def bfmi(energy: np.ndarray) -> np.ndarray:
     return np.square(np.diff(energy, axis=1)).mean(1) / energy.var(1, ddof=1)
 
 
-def _measure(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _measure(x: np.ndarray, superchains: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     split = _halves(x)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = _scores(split)
         folded = _scores(np.abs(split - np.median(split, (0, 1))))
-        rhat = np.maximum(_rhat(z), _rhat(folded)) if len(x) > 1 else np.full(x.shape[2], np.nan)
+        rhat = (
+            np.maximum(_rhat(z, superchains), _rhat(folded, superchains)) if len(x) > 1 else np.full(x.shape[2], np.nan)
+        )
         low, high = (_ess(_halves(x <= q)) for q in np.quantile(x, TAILS, axis=(0, 1)))
         found = rhat, _ess(z), np.minimum(low, high)
     broken = ~np.isfinite(x).all((0, 1))
@@ -78,8 +89,13 @@ def _scores(x: np.ndarray) -> np.ndarray:
     return np.asarray(ndtri((ranks - 3 / 8) / (len(flat) + 1 / 4))).reshape(x.shape)
 
 
-def _rhat(z: np.ndarray) -> np.ndarray:
+def _rhat(z: np.ndarray, superchains: int) -> np.ndarray:
     n = z.shape[1]
+    if superchains:
+        means, variances = (v.reshape(2, superchains, -1, z.shape[2]) for v in (z.mean(1), z.var(1, ddof=1)))
+        means = means.swapaxes(0, 1).reshape(superchains, -1, z.shape[2])  # both halves of its chains beside each other
+        within = (variances.mean((0, 2)) + means.var(1, ddof=1)).mean(0)
+        return np.sqrt(1 + means.mean(1).var(0, ddof=1) / within)
     within, between = z.var(1, ddof=1).mean(0), z.mean(1).var(0, ddof=1)
     return np.sqrt((n - 1) / n + between / within)
 

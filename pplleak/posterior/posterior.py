@@ -98,11 +98,12 @@ class Posterior:
                 one, count = np.ones(1), np.full(1, float(len(self.draws)))
                 return convergence.Convergence(one, count, count)
         scalars = [v[..., None] for v in (*self.latents.values(), *([self.stats["lp"]] if "lp" in self.stats else []))]
-        return convergence.measure(flat, *scalars)
+        return convergence.measure(flat, *scalars, superchains=int(self.attrs.get("superchains", 0)))
 
     @cached_property
     def rhat_max(self) -> float | None:
-        """Worst rank-normalised split R-hat over pixels and log-density (Vehtari et al. 2021, eq. 4 and section 4)."""
+        """Worst rank-normalised split R-hat over pixels and log-density (Vehtari et al. 2021, eq. 4 and section 4); the
+        nested one where the chains are superchains."""
         if self.kind not in CHAINS or self.x.shape[0] < 2 or self.x.shape[1] < 4:
             return None
         return diagnostics.worst(self.convergence.rhat)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from pplleak.client import seeded
 from pplleak.density import build
 from pplleak.density.kinks import billiard as kernel
-from pplleak.density.kinks import walls
+from pplleak.density.kinks import forces, walls
 from pplleak.density.kinks.gates import gated
 from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
 from pplleak.inference import billiard
 from pplleak.models import dlg
+from pplleak.posterior import convergence
 
 
 @pytest.mark.slow
@@ -55,6 +56,9 @@ def test_reversible_and_patterns_agree_with_the_position(network) -> None:  # ty
     torch.testing.assert_close(back.w[kept], state.w[kept], rtol=0, atol=1e-5)
     torch.testing.assert_close(-r[kept], p[kept], rtol=0, atol=1e-5)
     assert torch.equal(back_met[kept], met[kept]) and torch.equal(back.pattern[kept], state.pattern[kept])
+    if bool(lost.any()):  # wrong twin: whoever is lost does not come back
+        home = (back.w - state.w).abs().amax(1) < 1e-3
+        assert float(home[lost].double().mean()) < 0.5
 
 
 @pytest.mark.slow
@@ -166,6 +170,49 @@ def test_run() -> None:
     assert found[0].x.shape == (4, 4, 1, *SHAPE) and found[0].kind == "sampler"
     assert found[0].stats["acceptance_rate"].mean() > 0.3
     assert found[0].stats["kinks"].sum() > 20
+
+
+@pytest.mark.slow
+def test_superchains_are_copies_of_the_chains_of_warm_up_and_are_judged_together() -> None:
+    network = seeded(convolutional, 0).float()
+    model, observed, client = attack(lambda: network, sigma=0.5)
+    settings = {"seed": 1, "chains": 64, "draws": 6, "warmup": 4, "starts": 2, "steps": 20, "superchains": 4}
+    found, still = (billiard.run(model, observed, client, **settings, settle=settle) for settle in (30, 0))
+    assert found.x.shape == (64, 6, 1, *SHAPE) and found.attrs["superchains"] == 4
+    assert found.rhat_max is not None and still.rhat_max is not None
+    assert found.rhat_max < still.rhat_max and still.rhat_max > 1.1  # wrong twin: no draw is thrown away
+    assert found.rhat_max < convergence.measure(found.x.reshape(64, 6, -1)).rhat.max()  # six draws alone tell little
+    with pytest.raises(BadInput, match="64 chains cannot be cut into 5 superchains"):
+        billiard.run(model, observed, client, **{**settings, "superchains": 5})
+
+
+def test_forces_of_few_rows_are_replayed_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = aimed(NETWORKS["conv"])
+    force = field._forces
+    for rows in (1, 3):
+        w = normal(rows, DIM, seed=30 + rows)
+        pattern = field.walls(w) > 0
+        for power in (1.0, 0.37):
+            expected = force.plain(w, pattern, torch.tensor(power, dtype=torch.float64))
+            for _ in range(forces.OFTEN):
+                found = field.soft_energy_and_force(w, pattern, power)
+            assert rows in force.kept and force.kept[rows] is not force.plain
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            other = field.soft_energy_and_force(w, ~pattern, power)
+            assert not torch.equal(other[0], found[0])  # the pattern is none of the recording's constants
+
+    def looks_at_values(*_: object) -> None:
+        raise RuntimeError("it looks at values")
+
+    monkeypatch.setattr(forces.graphs, "recorded", looks_at_values)
+    fresh = replace(field)
+    with pytest.warns(RuntimeWarning, match="cannot be recorded.*looks at values") as caught:
+        for rows in (1, 2):
+            for _ in range(forces.OFTEN + 1):
+                fresh.soft_energy_and_force(
+                    normal(rows, DIM, seed=30), field.walls(normal(rows, DIM, seed=30)) > 0, 1.0
+                )
+    assert len(caught) == 1
 
 
 def test_batches_and_unknown_labels() -> None:

@@ -44,6 +44,27 @@ def test_every_quantity_has_the_numbers_that_arviz_gives_it(
         np.testing.assert_allclose(getattr(found, name), numbers, rtol=1e-9, err_msg=name)
 
 
+@pytest.mark.parametrize(("superchains", "each", "draws"), [(2, 1, 4), (2, 3, 9), (4, 4, 8), (3, 5, 50)])
+def test_nested_rhat_is_arvizs(superchains: int, each: int, draws: int) -> None:
+    values = chains_of(superchains * each, draws)
+    found = convergence.measure(values, superchains=superchains).rhat
+    groups = np.repeat(np.arange(superchains), each)
+    with np.errstate(all="ignore"):
+        expected = arviz.rhat_nested(values, superchain_ids=groups)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_nested_rhat_is_small_for_many_short_chains_and_sees_that_a_group_remembers_its_start() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal((512, 6, 2))
+    for t in range(1, 6):  # six draws are two effective ones: a chain alone cannot tell where it is
+        values[:, t] = 0.8 * values[:, t - 1] + 0.6 * values[:, t]
+    values[..., 1] += 0.3 * np.repeat(generator.standard_normal(8), 64)[:, None]
+    nested, plain = convergence.measure(values, superchains=8).rhat, convergence.measure(values).rhat
+    assert nested[0] < 1.01 < 1.03 < nested[1]
+    assert plain[0] > 1.2
+
+
 def test_chains_that_differ_in_width_alone_are_seen_and_a_nan_is_no_number() -> None:
     generator = np.random.default_rng(0)
     values = generator.standard_normal((4, 500, 3))

@@ -34,7 +34,7 @@ class State:
     h: Tensor
     pattern: Tensor
 
-    def rows(self, which: slice) -> State:
+    def rows(self, which: slice | Tensor) -> State:
         """Some of the chains."""
         return State(*(value[which] for value in vars(self).values()))
 
