@@ -103,7 +103,7 @@ def measure(route: str, observed: Observation, args: Settings) -> list[dict[str,
     found = programs.load("inference", route)(model, observed, observed.client, progress=budget, **settings)
     x = found.x.reshape(*found.x.shape[:2], -1).astype(np.float64)
     seen = np.concatenate([x, found.stats["lp"][..., None]], -1)
-    truth, network = observed.truth.numpy().reshape(-1), " ".join([args.network, *map(str, args.widths)])
+    truth, network = observed.truth.cpu().numpy().reshape(-1), " ".join([args.network, *map(str, args.widths)])
     draws, cuda = seen.shape[1], observed.client.device.type == "cuda"
     device = torch.cuda.get_device_name() if cuda else "cpu"
     counts = sorted({max(PARTS, round(k * draws / PARTS)) for k in range(1, PARTS + 1)}) if budget.times else [draws]

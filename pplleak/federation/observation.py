@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -45,6 +46,16 @@ class Observation:
 
     def __post_init__(self) -> None:
         require_batch_size(self.batch_size)
+
+    def to(self, device: torch.device) -> Observation:
+        """The same with the client and what it shared on another device."""
+
+        def moved(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device)
+
+        network, targets = copy.deepcopy(self.client.network).to(device), moved(self.client.targets)
+        client = replace(self.client, network=network, targets=targets)
+        return replace(self, client=client, g=self.g.to(device), labels=moved(self.labels), truth=moved(self.truth))
 
     @property
     def sigma(self) -> float | None:

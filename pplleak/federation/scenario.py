@@ -206,8 +206,12 @@ def _classes(images: data.Images) -> int:
 
 
 def observe(scenario: Scenario) -> Observation:
-    """What the server sees where a client shares the update of real images, with the truth beside it."""
-    scenario = told(scenario)
+    """What the server sees where a client shares the update of real images, with the truth beside it.
+
+    The client computes on the processor, and what it shared is moved to the scenario's device: a seed's noise is the
+    same on all of them.
+    """
+    device, scenario = torch_device(scenario.device), replace(told(scenario), device="cpu")
     protection = scenario.protection.filled().observable()
     images = data.private(scenario.data, scenario.root)
     x, y = images.batch(scenario.index, scenario.batch_size)
@@ -240,9 +244,10 @@ def observe(scenario: Scenario) -> Observation:
     }  # fmt: skip
     labels = y if scenario.labels == "known" else None
     seen = client if labels is not None or kind == "input" else replace(client, targets=None)
-    return Observation(
+    shared = Observation(
         g, scenario.batch_size, labels, seen, protection, known.x, x, provenance=provenance, public_labels=known.y
     )
+    return shared if device.type == "cpu" else shared.to(device)
 
 
 def load(

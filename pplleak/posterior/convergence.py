@@ -92,10 +92,11 @@ def _scores(x: np.ndarray) -> np.ndarray:
 def _rhat(z: np.ndarray, superchains: int) -> np.ndarray:
     n = z.shape[1]
     if superchains:
-        means, variances = (v.reshape(2, superchains, -1, z.shape[2]) for v in (z.mean(1), z.var(1, ddof=1)))
-        means = means.swapaxes(0, 1).reshape(superchains, -1, z.shape[2])  # both halves of its chains beside each other
-        within = (variances.mean((0, 2)) + means.var(1, ddof=1)).mean(0)
-        return np.sqrt(1 + means.mean(1).var(0, ddof=1) / within)
+        shape = (2, superchains, -1, z.shape[2])  # the first and the second halves of all chains
+        centres, variances = z.mean(1).reshape(shape), z.var(1, ddof=1).reshape(shape)
+        grouped = centres.swapaxes(0, 1).reshape(superchains, -1, z.shape[2])
+        apart = variances.mean((0, 1, 2)) + grouped.var(1, ddof=1).mean(0)
+        return np.sqrt(1 + grouped.mean(1).var(0, ddof=1) / apart)
     within, between = z.var(1, ddof=1).mean(0), z.mean(1).var(0, ddof=1)
     return np.sqrt((n - 1) / n + between / within)
 

@@ -78,7 +78,8 @@ def prepare(model: Model, observed: Observation, client: Client) -> tuple[Densit
     density = build(model, client, observed)
     require_told(density, "refractive")
     with torch.no_grad():
-        channel = density.trace(density.constrain(torch.zeros(1, density.dim, dtype=torch.float64))[0], 1).nodes["g"]
+        zero = torch.zeros(1, density.dim, dtype=torch.float64, device=client.device)
+        channel = density.trace(density.constrain(zero)[0], 1).nodes["g"]
     if not isinstance(channel["fn"], Gaussian):
         raise BadInput(
             f"inference refractive needs channels.Gaussian, but the model's channel is {type(channel['fn'])}"
