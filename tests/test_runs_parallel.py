@@ -47,6 +47,11 @@ def test_processes_draw_what_turns_draw(monkeypatch: pytest.MonkeyPatch) -> None
     assert float(correlation.abs().max()) < 0.6  # of 57 numbers each: groups that shared a seed would have 1
 
 
+def test_nothing_is_forked_beside_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert set(drawn()["process"].unique().tolist()) == {os.getpid()}
+
+
 def test_no_process_is_left_behind() -> None:
     draws = parallel.side_by_side(walk, 3, 0, CPU)
     next(draws)

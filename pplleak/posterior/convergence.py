@@ -16,6 +16,9 @@ within the chains of superchain k,
 
     nested R-hat = √(1 + B̃ / mean_k (B_k + W_k)),  again of z and of |x − median|, and of halved chains
 
+and the chains' own means tell how many independent draws they are worth, however short: ESS = chains var(z) / var of
+the chains' means.
+
 ArviZ computes the same numbers, quantity by quantity: for 784 pixels that takes longer than many a sampler. Here a
 block of pixels takes one pass; the tests hold it to ArviZ.
 """
@@ -67,8 +70,12 @@ def _measure(x: np.ndarray, superchains: int) -> tuple[np.ndarray, np.ndarray, n
         rhat = (
             np.maximum(_rhat(z, superchains), _rhat(folded, superchains)) if len(x) > 1 else np.full(x.shape[2], np.nan)
         )
-        low, high = (_ess(_halves(x <= q)) for q in np.quantile(x, TAILS, axis=(0, 1)))
-        found = rhat, _ess(z), np.minimum(low, high)
+        tails = ((x <= q).astype(np.float64) for q in np.quantile(x, TAILS, axis=(0, 1)))
+        if superchains:
+            bulk, low, high = map(_ess_between, (_scores(x), *tails))
+        else:
+            bulk, low, high = _ess(z), *(_ess(_halves(t)) for t in tails)
+        found = rhat, bulk, np.minimum(low, high)
     broken = ~np.isfinite(x).all((0, 1))
     return tuple(np.where(broken, np.nan, f) for f in found)  # type: ignore[return-value]
 
@@ -99,6 +106,11 @@ def _rhat(z: np.ndarray, superchains: int) -> np.ndarray:
         return np.sqrt(1 + grouped.mean(1).var(0, ddof=1) / apart)
     within, between = z.var(1, ddof=1).mean(0), z.mean(1).var(0, ddof=1)
     return np.sqrt((n - 1) / n + between / within)
+
+
+def _ess_between(z: np.ndarray) -> np.ndarray:
+    means, spread = z.mean(1).var(0, ddof=1), z.var((0, 1))
+    return np.where(np.ptp(z, (0, 1)) < 1e-15, z.shape[0] * z.shape[1], len(z) * spread / np.maximum(means, 1e-300))
 
 
 def _ess(z: np.ndarray) -> np.ndarray:

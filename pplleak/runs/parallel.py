@@ -31,7 +31,8 @@ def side_by_side(chain: Chain, groups: int, seed: int, device: torch.device) -> 
         chain: group k -> its draws, by torch's generator.
         groups: the first one is drawn here, the others in processes of their own, which end with the iterator.
         seed: group k begins at a seed that is made of this one and k.
-        device: where the draws are; none is forked but on a cpu, since the runtimes of other devices forbid it.
+        device: where the draws are; none is forked where the machine has an accelerator, since its runtime, and
+            autograd's threads that wait for it, do not survive that.
     """
     here = [_seeded(chain, k, seed) for k in range(groups)]
     if groups == 1 or not _can_fork(device):
@@ -73,7 +74,8 @@ def _joined(draws: list[Draw] | tuple[Draw, ...]) -> Draw:
 
 def _can_fork(device: torch.device) -> bool:
     daemon = multiprocessing.current_process().daemon  # which may have no children
-    return device.type == "cpu" and not daemon and "fork" in multiprocessing.get_all_start_methods()
+    alone = device.type == "cpu" and not torch.accelerator.is_available()
+    return alone and not daemon and "fork" in multiprocessing.get_all_start_methods()
 
 
 @contextlib.contextmanager

@@ -65,6 +65,19 @@ def test_nested_rhat_is_small_for_many_short_chains_and_sees_that_a_group_rememb
     assert plain[0] > 1.2
 
 
+def test_many_short_chains_are_worth_what_their_means_vary_by() -> None:
+    generator, draws = np.random.default_rng(0), 6
+    values = generator.standard_normal((4096, draws, 1))
+    for t in range(1, draws):
+        values[:, t] = 0.8 * values[:, t - 1] + 0.6 * values[:, t]
+    lags = np.arange(1, draws)
+    expected = 4096 * draws / (1 + 2 * ((1 - lags / draws) * 0.8**lags).sum())  # of the mean of a stationary chain
+    error = np.sqrt(2 / 4096)  # of a variance, relative
+    found = convergence.measure(values, superchains=16).ess_bulk[0]
+    assert abs(found / expected - 1) < 5 * error
+    assert abs(convergence.measure(values).ess_bulk[0] / expected - 1) > 10 * error  # wrong twin: lags of six draws
+
+
 def test_chains_that_differ_in_width_alone_are_seen_and_a_nan_is_no_number() -> None:
     generator = np.random.default_rng(0)
     values = generator.standard_normal((4, 500, 3))
