@@ -238,6 +238,7 @@ def test_an_attack_recovers_the_labels_and_says_so(tmp_path: Path, capsys: pytes
     assert "labels, recovered" in shown and "right" in shown
 
 
+@pytest.mark.slow
 def test_recovered_labels_that_are_a_guess_are_a_doubt(tmp_path: Path) -> None:
     argv = ["attack", "--labels", "recovered", "--batch-size", "4", "--sigma", "1", "--out", str(tmp_path), *MAP]
     assert run(*argv) == 0

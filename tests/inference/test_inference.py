@@ -46,7 +46,7 @@ KINDS = {
 ELSEWHERE = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
 TINY: dict[str, dict[str, Any]] = {
     "hmc": {"chains": 16, "draws": 100, "warmup": 60, "starts": 4, "steps": 60},
-    "nuts": {"chains": 2, "draws": 220, "warmup": 50, "starts": 2, "steps": 60},
+    "nuts": {"chains": 2, "draws": 140, "warmup": 50, "starts": 2, "steps": 60},
     "langevin": {"chains": 16, "draws": 100, "warmup": 100, "thin": 4, "starts": 4, "steps": 60},
     "laplace": {"chains": 4, "draws": 150, "starts": 4, "steps": 60},
     "svi": {"chains": 4, "draws": 150, "starts": 4, "steps": 60, "iterations": 100},
@@ -97,11 +97,6 @@ def case(name: str) -> Case:
 
 def run(name: str, at: Case, progress: ProgressBar = silent, **settings: Any) -> Posterior:
     return programs.load("inference", name)(at.model, at.observed, at.client, progress=progress, **settings)
-
-
-@functools.cache
-def result(name: str, where: str) -> Posterior:
-    return run(name, case(where), **TINY[name])
 
 
 def pixels(posterior: Posterior) -> np.ndarray:
@@ -207,34 +202,33 @@ def test_a_result_says_what_it_is(name: str) -> None:
     assert (posterior.log_weights is not None) is (KINDS[name] == "approximation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        *((n, "open label") for n, k in KINDS.items() if k == "sampler" and n != "nuts"),
-        *(pytest.param(n, "known label", marks=pytest.mark.slow) for n in ("hmc", "langevin")),
-        pytest.param("nuts", "open label", marks=pytest.mark.slow),
+        *((n, "open label") for n, k in KINDS.items() if k == "sampler"),
+        *((n, "known label") for n in ("hmc", "langevin")),
     ],
 )
 def test_a_sampler_has_the_exact_means_and_sds(name: str, where: str) -> None:
-    """NUTS, of which a draw costs the most, where the label is open alone."""
-    exact = case(where).exact()
-    assert_moments(pixels(result(name, where)), exact.mean(), exact.sd())
+    """And the label's probabilities, where it is open. NUTS, of which a draw costs the most, there alone."""
+    exact, found = case(where).exact(), run(name, case(where), **TINY[name])
+    assert_moments(pixels(found), exact.mean(), exact.sd())
+    if where == "open label":
+        probabilities = exact.label_probabilities(2)
+        assert 0.1 < float(probabilities[0]) < 0.45 or 0.55 < float(probabilities[0]) < 0.9  # open, and not symmetric
+        assert_frequencies(found.y[..., 0], probabilities)
 
 
-@of_kind("sampler", slow=("nuts",))
-def test_a_sampler_has_the_exact_label_probabilities(name: str) -> None:
-    probabilities = case("open label").exact().label_probabilities(2)
-    assert 0.1 < float(probabilities[0]) < 0.45 or 0.55 < float(probabilities[0]) < 0.9  # open, and not symmetric
-    assert_frequencies(result(name, "open label").y[..., 0], probabilities)
-
-
+@pytest.mark.slow
 def test_hmc_is_exact_on_a_float32_network() -> None:
     exact = case("float32").exact()
-    posterior = result("hmc", "float32")
+    posterior = run("hmc", case("float32"), **TINY["hmc"])
     assert posterior.x.dtype == np.float32
     assert_moments(pixels(posterior), exact.mean(), exact.sd())
 
 
+@pytest.mark.slow
 def test_hmc_has_the_moments_of_importance_sampling_on_a_hidden_layer_and_correlated_pixels() -> None:
     client = tiny()
     images = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(2))

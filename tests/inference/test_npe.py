@@ -234,6 +234,7 @@ def test_what_it_cannot_learn_is_refused() -> None:
         attacked(model, own, rounds=-1)
 
 
+@pytest.mark.slow
 def test_a_network_with_kinks_is_attacked_as_it_is() -> None:
     shared = from_data(settings={"widths": (16,), "activation": "relu"}, sigma=0.5)
     found = npe.run(believe(programs.load("models", "optimal"), shared), shared, shared.client, **FEW)

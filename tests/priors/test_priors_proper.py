@@ -92,6 +92,7 @@ def test_the_vaes_bound_is_just_below_the_integral_over_its_latent(fitted: dict[
     assert float(torch.stack([vae.log_prob(x, particles=1) for _ in range(20)]).mean()) < float(exact.mean())
 
 
+@pytest.mark.slow
 def test_a_flow_on_a_vaes_latents_has_the_density_of_the_integral_over_them() -> None:
     torch.manual_seed(0)
     encoder, decoder = vae._perceptrons(3, 2, 8)

@@ -179,7 +179,7 @@ def test_a_point_has_nothing_to_calibrate() -> None:
 # -- the matrix ------------------------------------------------------------------------------------------------------
 
 FIT = {"starts": 1, "steps": 30}
-HMC = {"chains": 8, "draws": 50, "warmup": 40, **FIT}
+HMC = {"chains": 8, "draws": 30, "warmup": 30, **FIT}
 SVI = {"guide": "normal", "iterations": 40, "particles": 8, **FIT}
 
 
@@ -207,7 +207,7 @@ def test_the_posterior_is_calibrated_and_its_wrong_twins_are_not(inference: str)
 
 @pytest.mark.slow
 def test_an_adversary_who_believes_less_noise_than_there_is_is_too_sure() -> None:
-    found = calibration.summarise(calibrated("laplace", believed=0.01))
+    found = calibration.summarise(calibrated("laplace", believed=0.01, count=6))
     assert found["verdict"]["word"] == "too narrow" and found["verdict"]["p"] < 1e-4
     assert found["squared_error"]["ratio"] > 2
 
