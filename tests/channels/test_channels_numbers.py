@@ -48,6 +48,7 @@ def test_log_bessel_function_of_a_small_argument_does_not_underflow() -> None:
     assert found == pytest.approx(29.5 * math.log(0.5e-10) - math.lgamma(30.5), rel=1e-14)
 
 
+@pytest.mark.slow
 def test_log_probability_of_an_interval_is_accurate_in_both_tails() -> None:
     mpmath = pytest.importorskip("mpmath")
     for low, width in ((-60.0, 1e-3), (-9.0, 2.0), (-1.0, 2.5), (-0.5, 1e-6), (8.5, 1.0), (40.0, 0.1), (-1e3, 1.0)):

@@ -200,6 +200,7 @@ def test_the_clipped_sum_is_opacus_s(clip: float) -> None:
             assert float((client.update(x, y).materialise() - theirs).norm()) > 0.05 * float(theirs.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_epsilon_is_that_of_opacus_s_accountant_for_the_same_run() -> None:
     *_, engine = opacus_run(1.1, 1.0, 9)

@@ -46,7 +46,7 @@ KINDS = {
 ELSEWHERE = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
 TINY: dict[str, dict[str, Any]] = {
     "hmc": {"chains": 16, "draws": 100, "warmup": 60, "starts": 4, "steps": 60},
-    "nuts": {"chains": 2, "draws": 140, "warmup": 50, "starts": 2, "steps": 60},
+    "nuts": {"chains": 2, "draws": 220, "warmup": 50, "starts": 2, "steps": 60},
     "langevin": {"chains": 16, "draws": 100, "warmup": 100, "thin": 4, "starts": 4, "steps": 60},
     "laplace": {"chains": 4, "draws": 150, "starts": 4, "steps": 60},
     "svi": {"chains": 4, "draws": 150, "starts": 4, "steps": 60, "iterations": 100},
@@ -262,9 +262,7 @@ def test_on_a_network_with_kinks_the_result_doubts_itself(name: str) -> None:
     [
         ("laplace", {}),
         ("svi", {"guide": "normal"}),
-        ("svi", {"guide": "low_rank"}),
-        ("svi", {"guide": "full"}),
-        pytest.param("svi", {"guide": "flow"}, marks=pytest.mark.slow),
+        *(pytest.param("svi", {"guide": g}, marks=pytest.mark.slow) for g in ("low_rank", "full", "flow")),
     ],
     ids=["laplace", "svi-normal", "svi-low_rank", "svi-full", "svi-flow"],
 )
@@ -281,8 +279,7 @@ def test_an_approximation_is_exact_where_the_posterior_is_gaussian(name: str, se
     [
         ("laplace", {}),
         ("svi", {"guide": "normal"}),
-        ("svi", {"guide": "full"}),
-        pytest.param("svi", {"guide": "flow"}, marks=pytest.mark.slow),
+        *(pytest.param("svi", {"guide": g}, marks=pytest.mark.slow) for g in ("full", "flow")),
     ],
     ids=["laplace", "svi-normal", "svi-full", "svi-flow"],
 )

@@ -119,6 +119,7 @@ def interrupting(label: str, after: int) -> ProgressBar:
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "label", "kept"),
     [("hmc", "sampling", (3, 3)), ("nuts", "NUTS chain 2", (1, 4)), ("langevin", "sampling", (3, 3))],

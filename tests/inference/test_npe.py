@@ -154,6 +154,7 @@ def test_the_sketch_looks_where_updates_differ_and_not_where_the_noise_does() ->
 # -- kept and reused ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_estimator_is_kept_and_serves_other_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, shared, _ = case()
     path = str(tmp_path / "q.safetensors")

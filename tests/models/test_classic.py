@@ -222,6 +222,7 @@ def test_its_map_is_its_papers_optimiser_unless_the_user_says_another(name: str)
     assert found.attrs["settings"] == wanted | {"steps": 2}
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_and_takes_the_models_own_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

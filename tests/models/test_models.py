@@ -187,7 +187,7 @@ def test_under_a_plate_of_chains_every_density_equals_that_of_separate_runs(
     name: str, known: bool, kind: str, size: int
 ) -> None:
     """Every kind of update, size of batch and state of the labels, for every model; not all of their products."""
-    client, chains = CLIENTS[kind](), 3
+    client, chains = CLIENTS[kind](), 2
     model, data = bound(name, client), data_for(name, client, size, known)
 
     def plated() -> None:

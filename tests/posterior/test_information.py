@@ -122,7 +122,7 @@ def test_a_fitted_familys_evidence_is_its_mean_weight_with_its_standard_error() 
 
 # -- mutual information ----------------------------------------------------------------------------------------------
 
-DRAWS, LOW_NOISE = 32, 0.01
+DRAWS, LOW_NOISE = 24, 0.01
 
 
 @functools.cache

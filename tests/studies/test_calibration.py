@@ -207,7 +207,7 @@ def test_the_posterior_is_calibrated_and_its_wrong_twins_are_not(inference: str)
 
 @pytest.mark.slow
 def test_an_adversary_who_believes_less_noise_than_there_is_is_too_sure() -> None:
-    found = calibration.summarise(calibrated("laplace", believed=0.01, count=6))
+    found = calibration.summarise(calibrated("laplace", believed=0.01))
     assert found["verdict"]["word"] == "too narrow" and found["verdict"]["p"] < 1e-4
     assert found["squared_error"]["ratio"] > 2
 
