@@ -31,8 +31,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return few(tmp_path_factory.mktemp("text") / "few.txt")
 
 
-def exact(observed: Observation, model: Any) -> tuple[Tensor, Tensor]:
-    """Every batch of sentences, (M, batch, length), and its posterior probability."""
+def exact(observed: Observation, model: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Every batch of sentences, (M, batch, length), the logarithm of its prior, and log p(g | it) up to a constant."""
     vocabulary, (length,) = observed.client.vocabulary, observed.client.input_shape
     assert vocabulary is not None
     own = range(len(SPECIAL), len(vocabulary))
@@ -40,8 +40,9 @@ def exact(observed: Observation, model: Any) -> tuple[Tensor, Tensor]:
     states = torch.stack([torch.stack(b) for b in itertools.product(each, repeat=observed.batch_size)])
     density = build(model, observed.client, observed, moves=True)
     with torch.no_grad():
-        parts = [sum(density.fixed({"codes": c}).terms(torch.zeros(len(c), 0).double())) for c in states.split(2000)]
-    return states, torch.cat(parts).softmax(0)  # type: ignore[arg-type]
+        parts = [density.fixed({"codes": c}).terms(torch.zeros(len(c), 0).double()) for c in states.split(2000)]
+    prior, likelihood = (torch.cat(part) for part in zip(*parts, strict=True))
+    return states, prior, likelihood
 
 
 def indicators(ids: Tensor) -> Tensor:
@@ -65,13 +66,13 @@ def test_tokens_have_the_probabilities_of_enumeration(batch: int, chains: int, d
     observed, model = shared(file, "bert", batch=batch, sigma=0.05, **SMALL)
     if batch == 2:
         observed = replace(observed, labels=torch.tensor([0, 1]))
-    states, weights = exact(observed, model)
+    states, prior, likelihood = exact(observed, model)
+    weights = (prior + likelihood).softmax(0)
     effort: dict[str, Any] = {"seed": 1, "chains": chains, "draws": draws, "candidates": 4}
     run = functools.partial(isir.run, observed=observed, client=observed.client, **effort)
     found = run(model).x
     assert away(found, states, weights) < 5
-    _, sharper = exact(observed, functools.partial(model, sigma=0.01))
-    assert away(found, states, weights, sharper) > 5
+    assert away(found, states, weights, (prior + 25 * likelihood).softmax(0)) > 5  # a fifth of the noise
     if batch == 1:
         forgetful = pytest.MonkeyPatch()
         with forgetful.context() as patched:
