@@ -165,6 +165,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = (
