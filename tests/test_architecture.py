@@ -87,6 +87,7 @@ def test_an_inference_that_imports_another_is_seen(source: str) -> None:
     assert reaches(source, "pplleak.inference", "pplleak.inference", "inference")
 
 
+@pytest.mark.slow
 def test_the_library_imports_neither() -> None:
     forbidden = ("pplleak.models", "pplleak.inference", "models", "inference")
     assert offenders(set(LIBRARY) - {DOOR}, lambda s: reaches(s, "pplleak", *forbidden)) == []
@@ -137,6 +138,7 @@ def looked_up(source: str) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_the_library_knows_no_program_by_its_name() -> None:
     """What the library needs of an inference, it holds itself: in pplleak/density."""
     assert offenders(set(LIBRARY) - {DOOR}, looked_up) == []

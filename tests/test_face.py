@@ -26,6 +26,7 @@ def test_the_ten_lines_of_the_face(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert client.num_classes == 10 and client.lazy
 
 
+@pytest.mark.slow
 def test_an_observation_that_is_saved_is_attacked_as_the_one_that_was_not(tmp_path: Path) -> None:
     observed = pl.observe(pl.Scenario(index=5, protection="topk:rate=0.5,sigma=0.05"))
     pl.save(observed, tmp_path / "shared.safetensors")

@@ -72,6 +72,7 @@ def test_an_arrow_that_climbs_is_seen(module: str, source: str) -> None:
     assert climbs(module, source)
 
 
+@pytest.mark.slow
 def test_no_two_modules_import_each_other_by_whatever_way() -> None:
     graph = {m: imported(p.read_text()) - {m} for m, p in MODULES.items() if m not in FACE}
     for package in [m for m, p in MODULES.items() if p.name == "__init__.py" and m not in FACE]:

@@ -103,6 +103,7 @@ def test_two_processes_in_one_folder_keep_each_other_s_rows(tmp_path: Path) -> N
     assert names(tmp_path) == ["rows.csv", "same.txt"]
 
 
+@pytest.mark.slow
 def test_json_says_null_for_what_is_no_number_and_figures_take_their_format_from_their_name(tmp_path: Path) -> None:
     runs.json(
         tmp_path / "a.json", {"a": [math.nan, 1.5], "b": {"c": -math.inf}, "d": Path("x"), "e": np.float64("inf")}
@@ -150,6 +151,7 @@ KINDS = {"key": int, "word": str, "count": int | None, "number": float, "maybe":
          "name": str | None}  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.fixed_dictionaries(VALUES), max_size=5, unique_by=lambda row: row["key"]), st.data())
 def test_rows_are_read_back_as_they_were(rows: list[dict[str, Any]], data: Any) -> None:

@@ -86,6 +86,7 @@ def test_who_stops_listening_cancels_what_has_not_begun() -> None:
     assert 1 <= len(done) < 10
 
 
+@pytest.mark.slow
 def test_leaving_the_block_ends_the_processes_in_the_middle_of_their_work_and_a_worker_s_death_is_told() -> None:
     code = (
         "import os, time\nfrom pplleak import runs\nfrom pplleak.errors import BadInput\n"
@@ -122,6 +123,7 @@ def test_what_a_killed_worker_had_begun_is_done_by_another_once_and_the_others_d
     assert len(mark.read_text().split()) == 2  # begun twice, and its result came once
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_every_worker_is_told_when_the_others_have_ended() -> None:
     seen: list[int] = []
     with runs.workers(2) as executor, pytest.raises(BadInput, match="a worker process was killed"):
@@ -163,6 +165,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = (

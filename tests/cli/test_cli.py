@@ -38,10 +38,10 @@ NO_SEARCH = ["--explain", "False"]
 @pytest.mark.slow
 @pytest.mark.process
 def test_an_inference_file_is_a_script(tmp_path: Path) -> None:
-    done = shell([sys.executable, str(ROOT / "inference" / "map.py"), "--out", "o", *NO_SEARCH, *tiny("map")], tmp_path)
+    """It finds the package and itself from wherever it is run; what a script does: the next test, in this process."""
+    done = shell([sys.executable, str(ROOT / "inference" / "map.py"), "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "map" in done.stdout and "verdict" in done.stdout
-    assert (tmp_path / "o" / "summary.json").exists()
+    assert "--inference.starts" in done.stdout and "--inference.draws" not in done.stdout  # those of map
 
 
 OF_TEXT = {"dager", "isir", "lamp"}
@@ -126,7 +126,10 @@ def test_every_model_is_attacked_with_known_and_unknown_labels(place: int, model
 def test_the_optimal_adversary_attacks_under_every_prior_and_behind_every_channel(
     model: str, quick_priors: None
 ) -> None:
-    assert np.isfinite(attack(of_a_tiny_network(model), model, "map", settings=tiny_settings("map")).mode).all()
+    # All thresholds of the sparse vector technique are summed out, entry by entry: the fewer entries, the quicker.
+    more = {"settings": {"widths": (1,)}} if model.endswith("svt") else {}
+    target = of_a_tiny_network(model, **more)
+    assert np.isfinite(attack(target, model, "map", settings=tiny_settings("map")).mode).all()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def test_exit_code_output_and_what_is_registered_for_the_exit_are_kept() -> None
     assert refused.returncode == 2 and refused.stderr.startswith("pplleak: unknown command")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
     shell = f"{sys.executable} -m pplleak ls | head -n 1; {sys.executable} -m pplleak attack --help | head -n 1"

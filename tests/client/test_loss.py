@@ -131,6 +131,7 @@ def test_loss_and_normalisation_travel_with_the_file(tmp_path: Path, capsys: pyt
     again = pl.observe(pl.Scenario(loss="mse:reduction=sum", normalise=(0.3, 0.25), network="mlp:widths=(8,)",
                                    protection="gaussian:sigma=0.01"))  # fmt: skip
     assert torch.equal(again.g, observed.g)
-    attack = ["attack", "--observed", str(file), "--inference", "map", "--inference.starts", "2", "--out", str(out)]
+    attack = ["attack", "--observed", str(file), "--inference", "map", "--inference.starts", "2", "--inference.steps",
+              "200", "--out", str(out)]  # fmt: skip
     assert run(attack) == 0 and pl.Posterior.load(out / "posterior.nc").summary["fits"] is True
     one_line([*attack, "--loss", "bce"], capsys, "leave --loss and --normalise to `pplleak observe`")

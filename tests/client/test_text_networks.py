@@ -50,6 +50,7 @@ def test_the_rows_of_the_table_name_the_tokens_of_a_batch(network: str, file: Pa
     assert embedding_rows.named(frozen) is None
 
 
+@pytest.mark.slow
 def test_behind_noise_a_row_is_named_as_often_as_its_odds_say(file: Path) -> None:
     """σ as large as an entry of a row: claims of all sizes. The twin believes in half of the noise."""
     claims, told, wrong = [], [], []

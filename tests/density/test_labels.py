@@ -228,6 +228,7 @@ def test_a_target_keeps_what_was_recovered_and_whether_it_is_right() -> None:
 MAP = ["--inference", "map", "--inference.starts", "2", "--inference.steps", "5"]
 
 
+@pytest.mark.slow
 def test_an_attack_recovers_the_labels_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["attack", "--labels", "recovered", "--batch-size", "2", "--sigma", "0.01", "--out", str(tmp_path), *MAP]
     assert run(*argv) == 0
@@ -238,6 +239,7 @@ def test_an_attack_recovers_the_labels_and_says_so(tmp_path: Path, capsys: pytes
     assert "labels, recovered" in shown and "right" in shown
 
 
+@pytest.mark.slow
 def test_recovered_labels_that_are_a_guess_are_a_doubt(tmp_path: Path) -> None:
     argv = ["attack", "--labels", "recovered", "--batch-size", "4", "--sigma", "1", "--out", str(tmp_path), *MAP]
     assert run(*argv) == 0
@@ -246,6 +248,7 @@ def test_recovered_labels_that_are_a_guess_are_a_doubt(tmp_path: Path) -> None:
     assert any("labels" in doubt for doubt in summary["doubts"])
 
 
+@pytest.mark.slow
 def test_an_observation_without_labels_has_them_recovered(tmp_path: Path) -> None:
     file = str(tmp_path / "o.safetensors")
     assert run("observe", "--labels", "unknown", "--index", "5", "--out", file) == 0

@@ -208,6 +208,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_function_that_cannot_be_recorded(m
         tape.record(stopped, torch.ones(3, 4))
 
 
+@pytest.mark.slow
 def test_the_check_sees_a_wrong_tape() -> None:
     d = built(optimal.model, target_of("mlp gelu"))
     good = d.recorded(3)

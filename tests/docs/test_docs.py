@@ -72,6 +72,7 @@ def face(page: str) -> str:
     return re.findall(r"```python\n(import pplleak as pl\n.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)[0]
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_readme_run_and_the_tour_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     quick = "settings={'starts': 2, 'steps': 20, 'chains': 2, 'draws': 5, 'warmup': 2}"

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -32,29 +33,67 @@ SEEN = """
     strategy.start("""
 
 
-def ran(app: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(app), str(folder)], cwd=app.parent, capture_output=True, text=True, timeout=400,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+# Both apps in one process and on one Ray: to import Flower and to start Ray takes longer than either of them. Each is
+# its own script all the same. The clients of the first are two workers, which record at the same time.
+BOTH = """
+import os, runpy, sys
+
+import ray
+
+path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
+ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+stop, ray.shutdown = ray.shutdown, lambda: None
+for app, folder in (sys.argv[1:3], sys.argv[3:5]):
+    sys.argv = [app, folder]
+    runpy.run_path(app, run_name="__main__")
+stop()
+"""
 
 
-def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be(tmp_path: Path) -> None:
-    pytest.importorskip("flwr.simulation")
-    pytest.importorskip("ray")
-    app, folder = tmp_path / "app.py", tmp_path / "audit"
+class Recorded(NamedTuple):
+    """The two apps, the folders that they recorded into, where the first one's server saw its clients, and what was
+    printed."""
+
+    app: Path
+    folder: Path
+    seen: Path
+    dp_app: Path
+    dp_folder: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    for needed in ("flwr.simulation", "ray", "opacus"):
+        pytest.importorskip(needed)
+    tmp_path = tmp_path_factory.mktemp("flower")
+    app, dp_app, seen = tmp_path / "app.py", tmp_path / "dp_app.py", tmp_path / "seen"
     source = APP.read_text()
     assert source.count(STEP) == 1
     assert source.count(STRATEGY) == 1
-    told = source.replace(STRATEGY, SEEN.format(seen=tmp_path / "seen"))
+    told = source.replace(STRATEGY, SEEN.format(seen=seen))
     app.write_text(told.replace(STEP, TWICE))  # client 3: two forward passes a step, which no observation can say
-    done = ran(app, folder)
-    assert done.stderr.count("Received 4 results") == 3  # the client that could not be recorded went on
+    source = re.sub(r"num_rounds=\d", "num_rounds=3", (EXAMPLES / "flower_dp_app.py").read_text())
+    assert source.count("noise_multiplier=1.0") == 1
+    source = source.replace("noise_multiplier=1.0", "noise_multiplier=0.05")  # so little that images show
+    assert source.count('"num_cpus": 1') == 1
+    dp_app.write_text(source.replace('"num_cpus": 1', '"num_cpus": 2'))  # one worker, which imports everything once
+    folders = tmp_path / "audit", tmp_path / "dp_audit"
+    done = subprocess.run(
+        [sys.executable, "-c", BOTH, str(app), str(folders[0]), str(dp_app), str(folders[1])],
+        cwd=tmp_path, capture_output=True, text=True, timeout=500,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Recorded(app, folders[0], seen, dp_app, folders[1], done.stdout + done.stderr)
+
+
+def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be(recorded: Recorded) -> None:
+    app, folder = recorded.app, recorded.folder
+    assert recorded.said.count("Received 4 results") == 3  # the client that could not be recorded went on
     names = {p.stem for p in folder.glob("*.safetensors")}
     assert names == {f"round-{r}-client-{c}" for r in (1, 2, 3) for c in (0, 1, 2)}
-    assert "round-1-client-3 was not recorded" in done.stdout + done.stderr
+    assert "round-1-client-3 was not recorded" in recorded.said
     for name in names:
         observed = pl.load(folder / f"{name}.safetensors", network=f"{app}:Net")
         kept = capture.read(folder / "private" / f"{name}.safetensors")
@@ -66,7 +105,7 @@ def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be
     first = [pl.load(folder / f"round-1-client-{c}.safetensors", network=f"{app}:Net").client for c in (0, 1)]
     weights = [dict(c.network.named_parameters()) for c in first]
     assert all(bool((weights[0][n] == weights[1][n]).all()) for n in weights[0])  # what the server sent
-    seen = [pl.load(p, network=f"{app}:Net") for p in (tmp_path / "seen").glob("round-*.safetensors")]
+    seen = [pl.load(p, network=f"{app}:Net") for p in recorded.seen.glob("round-*.safetensors")]
     assert len(seen) == 12  # the server sees the fourth client, too
     for name in names:  # and of the others what they recorded themselves, to the rounding of its numbers
         own = pl.load(folder / f"{name}.safetensors", network=f"{app}:Net")
@@ -74,15 +113,8 @@ def test_three_rounds_of_four_clients_are_recorded_and_go_on_where_one_cannot_be
         assert len(near) == 1 and near[0].batch_size == own.batch_size and near[0].client.local == own.client.local
 
 
-def test_three_rounds_of_four_clients_by_opacus_are_recorded_step_by_step(tmp_path: Path) -> None:
-    pytest.importorskip("flwr.simulation")
-    pytest.importorskip("ray")
-    pytest.importorskip("opacus")
-    app, folder = tmp_path / "app.py", tmp_path / "audit"
-    source = re.sub(r"num_rounds=\d", "num_rounds=3", (EXAMPLES / "flower_dp_app.py").read_text())
-    assert source.count("noise_multiplier=1.0") == 1
-    app.write_text(source.replace("noise_multiplier=1.0", "noise_multiplier=0.05"))  # so little that images show
-    ran(app, folder)
+def test_three_rounds_of_four_clients_by_opacus_are_recorded_step_by_step(recorded: Recorded) -> None:
+    app, folder = recorded.dp_app, recorded.dp_folder
     names = sorted(p.stem for p in folder.glob("*.safetensors"))
     rounds = {name.rpartition("-step-")[0] for name in names}  # Poisson sampling may draw a step without an example
     assert rounds == {f"round-{r}-client-{c}" for r in (1, 2, 3) for c in (0, 1, 2, 3)}

@@ -200,6 +200,7 @@ def test_the_clipped_sum_is_opacus_s(clip: float) -> None:
             assert float((client.update(x, y).materialise() - theirs).norm()) > 0.05 * float(theirs.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_epsilon_is_that_of_opacus_s_accountant_for_the_same_run() -> None:
     *_, engine = opacus_run(1.1, 1.0, 9)
@@ -245,6 +246,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_train_learns_and_an_attack_reads_its_checkpoint(workshop: Path) -> None:
     assert run("train", *QUICK, "--out", "t") == 0
     rows = rounds.log(Path("t"))
@@ -255,6 +257,7 @@ def test_train_learns_and_an_attack_reads_its_checkpoint(workshop: Path) -> None
     assert run(*attack, "--network.widths", "9") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["step-20.safetensors", "log.csv"])
 def test_a_training_that_is_killed_before_its_weights_or_their_row_loses_neither(
     before: str, workshop: Path, monkeypatch: pytest.MonkeyPatch
@@ -289,6 +292,7 @@ def test_train_says_what_dpsgd_spends(workshop: Path, capsys: pytest.CaptureFixt
     assert spent[-1] == pytest.approx(privacy.epsilon(2.0, 32 / 500, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", [["--batch-size", "2"], ["--batch-size", "4", "--local-batch-size", "2"],
                                    ["--batch-size", "8", "--local-batch-size", "4"]])  # fmt: skip
 def test_fedavg_clients_and_batches_are_attacked_from_the_command_line(workshop: Path, local: list[str]) -> None:

@@ -49,6 +49,7 @@ def test_noise_of_the_channel_and_rounding_add_up_and_other_channels_are_refused
         half.noisier(Scenario(protection="dpsgd:noise_multiplier=1,clip=1").protection.filled(), 0.1)
 
 
+@pytest.mark.slow
 def test_an_attack_on_a_bfloat16_client_is_explained_by_its_rounding() -> None:
     observed = observe(Scenario(network=NETWORKS["mlp"], protection="none", dtype="bfloat16"))
     assert observed.labels is not None and observed.truth is not None and observed.sigma is not None

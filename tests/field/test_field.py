@@ -65,6 +65,7 @@ def test_a_right_client_is_not_doubted(size: int, sigma: float) -> None:
     assert abs(summary["scale"] - 1) < 4 * summary["scale_se"]
 
 
+@pytest.mark.slow
 def test_f1_inputs_that_are_normalised_outside_the_network_are_doubted() -> None:
     observed = scene()
     assert observed.truth is not None
@@ -81,6 +82,7 @@ def test_f1_normalising_them_is_a_setting_that_brings_the_image_back() -> None:
     assert known["psnr_map"] > 20 > unknown["psnr_map"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "named"), [(0.5, "half the loss"), (2.0, "twice the loss")])
 def test_f2_another_scale_of_the_loss_is_named(factor: float, named: str) -> None:
     observed = scene()
@@ -88,6 +90,7 @@ def test_f2_another_scale_of_the_loss_is_named(factor: float, named: str) -> Non
     assert summary["fits"] is False and named in said
 
 
+@pytest.mark.slow
 def test_f2_a_sum_over_the_batch_is_named() -> None:
     observed = scene(batch_size=2)
     summary, said = told(shares(observed, 2 * update(observed)))
@@ -191,6 +194,7 @@ def test_f6_one_logit_behind_a_cross_entropy_is_refused(tmp_path: Path, capsys: 
     one_line(words, capsys, "one logit")
 
 
+@pytest.mark.slow
 def test_f7_another_loss_does_not_sum_to_zero_over_the_last_bias() -> None:
     observed = scene()
     assert observed.truth is not None and observed.labels is not None
@@ -233,6 +237,7 @@ def test_f9_the_norm_of_the_gradient_is_told_against_that_of_its_noise(share: fl
     assert said in line and f"D = {len(u):,}" in line and "σ = 0.02" in line
 
 
+@pytest.mark.slow
 def test_f8_a_sigma_that_is_far_too_large_is_doubted() -> None:
     observed = scene(0.001)
     summary, said = told(replace(observed, protection=scene(0.1).protection))
@@ -304,12 +309,14 @@ def test_the_verdict_begins_with_what_matters_and_is_whole_on_the_picture() -> N
     json.dumps(wrong.summary, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_noise_that_hides_everything_leaves_the_priors_guess() -> None:
     found = pl.attack(scene(10.0), inference="laplace", settings={"starts": 2, "steps": 200, "draws": 50})
     assert found.verdict.startswith("This gradient says little: what you see is the prior's guess")
     assert found.summary["trusted"] is False and found.summary["signal_to_noise"] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_point_estimate_is_neither_good_nor_bad() -> None:
     found = attacked(scene(), steps=200)
     assert found.summary["trusted"] is None and colour(found.summary) == "open"
@@ -334,6 +341,7 @@ def test_sigma_is_called_assumed_and_an_update_an_update_where_they_are() -> Non
     assert "shared update" in title(found.with_(attrs={**found.attrs, "local": {"lr": 0.1}}))
 
 
+@pytest.mark.slow
 def test_strict_tells_an_untrusted_result_by_its_exit_code(tmp_path: Path) -> None:
     words = ["attack", "--inference", "map", "--inference.starts", "1", "--inference.steps", "5", "--out"]
     assert run([*words, str(tmp_path / "a")]) == 0

@@ -81,6 +81,7 @@ def test_short_steps_conserve_energy_across_walls(network) -> None:  # type: ign
     assert error(60, jumps=False) > 5 * fine
 
 
+@pytest.mark.slow
 def test_a_chain_flies_as_it_flies_alone() -> None:
     """Batches are made of whatever most chains wait for: who else is in them changes nothing."""
     field = aimed(NETWORKS["two dense"])

@@ -27,6 +27,7 @@ def exact(checkpoint: Path, index: int, batch_size: int) -> list[bool]:
     return (metrics.psnr(found.mode[metrics.match(found.mode, truth)], truth) > 60).tolist()
 
 
+@pytest.mark.slow
 def test_as_many_images_are_exact_as_are_alone_in_their_bin(checkpoint: Path) -> None:
     """(1 − 1/k)^(B − 1) of them, within three standard errors; half as many bins would give less."""
     found = torch.tensor([exact(checkpoint, 14 * k, 16) for k in range(16)]).double().mean(1)

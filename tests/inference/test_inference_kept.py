@@ -29,7 +29,7 @@ def exact_mode(at: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("where", ["known label", "gaussian"])
-@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "lbfgs"])
 def test_map_is_the_exact_mode(where: str, optimizer: str) -> None:
     at = case(where)
     mode, sd = exact_mode(at)
@@ -62,7 +62,7 @@ def test_map_says_that_it_was_still_climbing() -> None:
     client = tiny("linear", classes=2, zero=False)
     steep = Case(client, observe(client, 0.002), 0.002)
     assert any("not at a maximum" in d for d in run("map", steep, starts=1, steps=10).doubts)
-    assert run("map", steep, starts=1, steps=1000).converged
+    assert run("map", steep, starts=1, steps=500).converged
 
 
 @pytest.mark.parametrize("where", ["known label", "gaussian"])
@@ -119,6 +119,7 @@ def interrupting(label: str, after: int) -> ProgressBar:
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "label", "kept"),
     [("hmc", "sampling", (3, 3)), ("nuts", "NUTS chain 2", (1, 4)), ("langevin", "sampling", (3, 3))],

@@ -73,6 +73,7 @@ def test_3072_dimensions_are_drawn_exactly_without_a_dense_hessian(monkeypatch: 
     assert 0.4 < found.stats["acceptance_rate"].mean() < 0.8
 
 
+@pytest.mark.slow
 def test_without_the_metropolis_test_the_result_wears_its_name() -> None:
     client = tiny("linear", classes=2, zero=False)
     observed, model = observe(client, 0.1), functools.partial(logistic.model, sigma=0.1)

@@ -154,6 +154,7 @@ def test_the_sketch_looks_where_updates_differ_and_not_where_the_noise_does() ->
 # -- kept and reused ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_estimator_is_kept_and_serves_other_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, shared, _ = case()
     path = str(tmp_path / "q.safetensors")
@@ -234,6 +235,7 @@ def test_what_it_cannot_learn_is_refused() -> None:
         attacked(model, own, rounds=-1)
 
 
+@pytest.mark.slow
 def test_a_network_with_kinks_is_attacked_as_it_is() -> None:
     shared = from_data(settings={"widths": (16,), "activation": "relu"}, sigma=0.5)
     found = npe.run(believe(programs.load("models", "optimal"), shared), shared, shared.client, **FEW)

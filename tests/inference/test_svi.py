@@ -83,7 +83,7 @@ def test_a_gaussian_posterior_is_met_at_the_first_step(guide: svi.Family) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("guide", "iterations"), [("normal", 1), ("flow", 1), ("low_rank", 600)])
+@pytest.mark.parametrize(("guide", "iterations"), [("normal", 1), ("flow", 1), ("low_rank", 300)])
 def test_above_the_limit_no_hessian_is_needed(
     guide: svi.Family, iterations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

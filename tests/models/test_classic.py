@@ -188,7 +188,7 @@ def test_lbfgsb_finds_the_image_at_the_border_that_signed_adam_finds() -> None:
     torch.manual_seed(0)
     begin = direct.sample_prior(3)
     found = search.maximise(direct, begin=begin, steps=200, optimizer="lbfgs", box=box)
-    other = search.maximise(direct, begin=begin, steps=2000, optimizer="adam", lr=0.05, box=box)
+    other = search.maximise(direct, begin=begin, steps=1000, optimizer="adam", lr=0.05, box=box)
     assert float(found.value[0]) == pytest.approx(float(other.value[0]), abs=0.01)
     assert torch.equal(found.value, found.value.sort(descending=True).values)
     torch.testing.assert_close(direct(found.z), found.value)
@@ -222,6 +222,7 @@ def test_its_map_is_its_papers_optimiser_unless_the_user_says_another(name: str)
     assert found.attrs["settings"] == wanted | {"steps": 2}
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_and_takes_the_models_own_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_sound_inputs_stay_silent_and_wrong_twins_do_not(name: str) -> None:
     assert right.sum() <= 1 and wrong.mean() >= 0.1
 
 
+@pytest.mark.slow
 def test_the_looks_are_accounted_for() -> None:
     """P-values of the worst of five looks are no smaller than they say, and of one parameter alone they would be."""
     found = misfits("gaussian", CHANNELS["gaussian"][0])

@@ -122,7 +122,7 @@ def test_a_fitted_familys_evidence_is_its_mean_weight_with_its_standard_error() 
 
 # -- mutual information ----------------------------------------------------------------------------------------------
 
-DRAWS, LOW_NOISE = 32, 0.01
+DRAWS, LOW_NOISE = 24, 0.01
 
 
 @functools.cache
@@ -225,6 +225,7 @@ def test_a_mistake_is_one_line(words: list[str], said: str, tmp_path: Path, caps
     one_line(["bits", "--out", str(tmp_path), *settings, *words], capsys, said)
 
 
+@pytest.mark.slow
 def test_an_attack_says_how_many_bits_and_one_without_a_truth_does_not(tmp_path: Path) -> None:
     quick = ["--inference", "laplace", "--inference.starts", "1", "--inference.steps", "20", "--network", "linear"]
     assert run(["attack", *quick, "--out", str(tmp_path)]) == 0

@@ -92,7 +92,7 @@ def test_match_minimises_the_squared_error_over_all_permutations(seed: int) -> N
 def test_coverage_of_the_right_posterior_is_its_level_and_that_of_a_wrong_one_is_not(level: float) -> None:
     pixels = 4000
     truth = RNG(0).normal(size=(1, pixels))
-    draws = RNG(1).normal(size=(2000, 1, pixels))
+    draws = RNG(1).normal(size=(500, 1, pixels))
     error = math.sqrt(level * (1 - level) / pixels)
 
     def calibrated(draws: np.ndarray) -> bool:

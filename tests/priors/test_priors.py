@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -274,13 +272,3 @@ def test_total_variation_is_multiplied_onto_the_box(public: Tensor) -> None:
     x = traced.nodes["x"]["value"]
     expected = -TotalVariation(2.0, isotropic=True, smoothing=0.01).energy(x)
     torch.testing.assert_close(traced.nodes["tv"]["log_prob"], expected)
-
-
-@pytest.mark.slow
-def test_opening_one_prior_imports_no_other_kind_and_no_heavy_library() -> None:
-    code = (
-        "import sys; from pplleak import priors; priors.get('gaussian'); import pplleak.priors.labels\n"
-        "heavy = {'zuko', 'sklearn', 'pplleak.priors.vae', 'pplleak.priors.flow'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -61,6 +61,7 @@ def grid(low: float, high: float, count: int = 60) -> tuple[Tensor, float]:
     return torch.cartesian_prod(edges, edges, edges).reshape(-1, 1, 1, 3), ((high - low) / count) ** 3
 
 
+@pytest.mark.slow  # the fits of `fitted`
 @pytest.mark.parametrize("name", FITTED)
 def test_the_density_integrates_to_one_and_the_draws_have_its_moments(fitted: dict[str, Any], name: str) -> None:
     prior = fitted[name]
@@ -75,6 +76,7 @@ def test_the_density_integrates_to_one_and_the_draws_have_its_moments(fitted: di
     assert_moments(chains_of(draws.flatten(1)), mean, sd)
 
 
+@pytest.mark.slow  # the fits of `fitted`
 def test_the_vaes_bound_is_just_below_the_integral_over_its_latent(fitted: dict[str, Any]) -> None:
     vae = fitted["vae"]
     x = arc(20, seed=5)
@@ -92,6 +94,7 @@ def test_the_vaes_bound_is_just_below_the_integral_over_its_latent(fitted: dict[
     assert float(torch.stack([vae.log_prob(x, particles=1) for _ in range(20)]).mean()) < float(exact.mean())
 
 
+@pytest.mark.slow
 def test_a_flow_on_a_vaes_latents_has_the_density_of_the_integral_over_them() -> None:
     torch.manual_seed(0)
     encoder, decoder = vae._perceptrons(3, 2, 8)
@@ -138,6 +141,7 @@ def test_a_flow_is_fitted_to_the_latents_of_the_images(monkeypatch: pytest.Monke
     assert prior.draw(2).shape == (2, 1, 1, 3)
 
 
+@pytest.mark.slow  # the fits of `fitted`
 def test_the_vaes_images_leave_the_decoders_image_by_its_sd(fitted: dict[str, Any]) -> None:
     vae = fitted["vae"]
     z = vae.latent().sample((4000,))
@@ -146,6 +150,7 @@ def test_the_vaes_images_leave_the_decoders_image_by_its_sd(fitted: dict[str, An
     assert_moments(chains_of(x.flatten(1) - vae.decoder(z)[:, 0]), torch.zeros(3), vae.sd)
 
 
+@pytest.mark.slow  # the fits of `fitted`
 @pytest.mark.parametrize("name", LEARNT)
 def test_a_learnt_prior_predicts_unseen_images_better_than_a_gaussian(fitted: dict[str, Any], name: str) -> None:
     unseen = arc(500, seed=9)
@@ -226,6 +231,7 @@ def test_logit_normal_images_stay_in_the_box_and_none_outside_has_density() -> N
     assert prior.log_prob(x).isfinite().tolist() == [True, False, False]
 
 
+@pytest.mark.slow  # the fits of `fitted`
 def test_the_mixtures_sites_have_the_density_that_it_claims(fitted: dict[str, Any]) -> None:
     prior = fitted["mixture"]
     z, w = prior.leading(1).sample((50,)), prior.rest(1).sample((50,))

@@ -180,6 +180,7 @@ def test_a_broken_file_is_refused_in_one_line(workshop: Path, kind: str, how: st
         store.load(path)
 
 
+@pytest.mark.slow
 def test_the_command_line_fits_lists_shows_and_attacks(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prior", "fit", "mixture", "--prior.components", "2") == 0
     assert "held-out log-likelihood" in capsys.readouterr().out

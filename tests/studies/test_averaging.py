@@ -22,7 +22,7 @@ from pplleak.settings import Named
 from pplleak.studies.attack import averaging
 from pplleak.studies.attack.attack import attack
 
-SIGMA, TRIALS = 0.03, 24
+SIGMA, TRIALS = 0.03, 12
 NARROW, WIDE = Named.parse("gaussian:floor=0.05"), Named.parse("gaussian:floor=0.4")
 
 
@@ -92,7 +92,7 @@ def test_weights_are_calibrated_where_priors_are_drawn_alike() -> None:
     for k in range(TRIALS):
         found = attack(
             drawn(k, client, reference), inference="laplace", prior=[NARROW, WIDE],
-            settings={"starts": 2, "steps": 15, "chains": 2, "draws": 100},
+            settings={"starts": 1, "steps": 15, "chains": 2, "draws": 50},
         )  # fmt: skip
         wide.append(found.attrs["priors"][1]["weight"])
     w, truth = np.array(wide), np.arange(TRIALS) % 2

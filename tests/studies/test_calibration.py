@@ -179,7 +179,7 @@ def test_a_point_has_nothing_to_calibrate() -> None:
 # -- the matrix ------------------------------------------------------------------------------------------------------
 
 FIT = {"starts": 1, "steps": 30}
-HMC = {"chains": 8, "draws": 50, "warmup": 40, **FIT}
+HMC = {"chains": 8, "draws": 30, "warmup": 30, **FIT}
 SVI = {"guide": "normal", "iterations": 40, "particles": 8, **FIT}
 
 

@@ -44,6 +44,7 @@ def bound(observed: Observation) -> Any:
     return believe(programs.load("models", "optimal"), observed, {"prior": "uniform"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd:momentum=0.9", "adamw:eps=0.1"])
 def test_a_factor_of_the_rate_is_that_of_a_client_with_such_a_rate(optimizer: str) -> None:
     local = pl.LocalTraining(0.1, 3, optimizer=pl.Named.parse(optimizer), shares="rate")
@@ -86,7 +87,11 @@ def test_a_rate_is_found() -> None:
     (replace(TRUE, lr=0.1), "rate", "times the local learning rate"),
     (replace(TRUE, batch_size=None), "local_batch_size", "local batches of"),
 ])  # fmt: skip
-def test_a_misfit_is_explained_by_them(believed: pl.LocalTraining, name: str, words: str) -> None:
+def test_a_misfit_is_explained_by_them(
+    believed: pl.LocalTraining, name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causes, "STARTS", 1)
+    monkeypatch.setattr(causes, "POLISH", 2)
     observed = scene()
     observed = replace(observed, client=replace(observed.client, local=believed))
     tried = [a for a in causes.alternatives(bound(observed), observed) if a.name == name]

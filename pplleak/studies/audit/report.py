@@ -79,18 +79,23 @@ def _whole(
     }  # fmt: skip
 
 
-def render(
-    sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]], settings: Mapping[str, Any], whole: Row
-) -> str:
-    """The page. Everything that stands in it is escaped: names come from files."""
+@functools.cache
+def _template() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pplleak.studies.audit"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_plain,
     )  # fmt: skip
+    return environment.get_template(TEMPLATE)
+
+
+def render(
+    sections: Sequence[Mapping[str, Any]], said: Mapping[str, list[str]], settings: Mapping[str, Any], whole: Row
+) -> str:
+    """The page. Everything that stands in it is escaped: names come from files."""
     shown = {n: v for n, v in settings.items() if n != "files" and v not in (None, "", [], {})}
-    return environment.get_template(TEMPLATE).render(
+    return _template().render(
         sections=sections, said=said, whole=whole, settings=shown, levels=words.LEVELS, versions=versions()
     )
 
