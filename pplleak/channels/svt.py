@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pplleak.channels import _entrywise as entrywise
+from pplleak.channels import _gathered as gathered
 from pplleak.channels._base import Channel, noise
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
@@ -22,6 +23,8 @@ FAR = 20.0  # nats below a peak that are no longer looked at
 GRID = 32  # places at which the peak is looked for, within those of the last look
 NEVER = 1e-14  # the probability that another pass was needed, below which none is looked at
 TOGETHER = 2**14  # entries, over chains and thresholds, up to which several thresholds are one operation
+ERROR = 1e-11  # of a sum over entries, relative to the largest, that is made by fewer nodes
+FEWER = 4  # entries a node stands for, at least
 TINY = 1e-300
 
 
@@ -115,12 +118,15 @@ class SVT(Channel):
         c = u.clamp(-self.gamma, self.gamma)
         kept = sent.double()
         released = -(kept * (g - c).abs()).sum(-1) / self.scale - counts * math.log(2 * self.scale)
-        t, w = (torch.as_tensor(v, dtype=u.dtype, device=u.device).reshape(-1, *[1] * (u.dim() - 1))
-                for v in self._thresholds())  # fmt: skip
-        together = max(1, TOGETHER // u.numel())  # a small update costs its operations, a large one its entries
-        terms = [
-            b + self._sent(a[..., None], u, kept) for a, b in zip(t.split(together), w.split(together), strict=True)
-        ]
+        size = c.abs()
+        terms = []
+        for split, nodes in self._split(*self._thresholds()).items():
+            s, sent_and_rest, many = self._entries(size, kept, split)
+            t, w = (torch.tensor(v, dtype=u.dtype, device=u.device).reshape(-1, *[1] * (u.dim() - 1))
+                    for v in zip(*nodes, strict=True))  # fmt: skip
+            together = max(1, TOGETHER // many.numel())  # a small update costs its operations, a large one its entries
+            terms += [b + self._sent(a[..., None], s, sent_and_rest, many)
+                      for a, b in zip(t.split(together), w.split(together), strict=True)]  # fmt: skip
         ways = torch.as_tensor(_log_coverings(self.n), device=u.device).take(counts) if self.replace else 0.0
         return released + torch.cat(terms).logsumexp(0) + ways
 
@@ -140,53 +146,73 @@ class SVT(Channel):
                 nodes.append((t, math.log(b * (high - low) / (2 * scale)) - abs(t - self.tau) / scale))
         return [t for t, _ in nodes], [w for _, w in nodes]
 
-    def _sent(self, threshold: Tensor, u: Tensor, kept: Tensor) -> Tensor:
+    def _split(self, thresholds: list[float], log_weights: list[float]) -> dict[float, list[tuple[float, float]]]:
+        """The thresholds by where in [0, γ] the chance to pass has its kink."""
+        found: dict[float, list[tuple[float, float]]] = {}
+        for t, w in zip(thresholds, log_weights, strict=True):
+            found.setdefault(min(max(t, 0.0), self.gamma), []).append((t, w))
+        return found
+
+    def _entries(self, size: Tensor, kept: Tensor, split: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Sizes |c_i|, which of them are sent, and how many there are of each: the entries, or fewer that stand for
+        them (`_gathered`), where the chance to pass is smooth but for a kink at `split`."""
+        reach = 2 * math.pi * self.query_scale / (PASSES * self.gamma)  # log(1 − x q) of all passes is smooth so far
+        edges, count = sorted({0.0, split, self.gamma}), gathered.nodes_for(reach, ERROR)
+        if 2 * (len(edges) - 1) * count > size.shape[-1] / FEWER:
+            return size, kept, torch.ones_like(kept)
+        kinds = torch.stack([kept, 1 - kept], -2)
+        s, many = gathered.gather(size, kinds.expand(*size.shape[:-1], *kinds.shape[-2:]), edges, count)
+        sent = torch.cat([torch.ones_like(s), torch.zeros_like(s)])
+        many = many.flatten(-2)
+        return torch.cat([s, s]).expand(many.shape), sent, many
+
+    def _sent(self, threshold: Tensor, size: Tensor, kept: Tensor, many: Tensor) -> Tensor:
         """log P(S sent | u, T), (thresholds, *chains), of thresholds T, (thresholds, *1, 1); of draws with replacement
-        less the ways in which they cover S."""
-        above = (threshold - u.clamp(-self.gamma, self.gamma).abs()) / self.query_scale
+        less the ways in which they cover S. Of entries of `size`, of which there are `many` (*chains, entries)."""
+        above = (threshold - size) / self.query_scale
         far = above.abs().neg().exp() / 2
         miss = torch.where(above > 0, torch.log1p(-far), -above.abs() - math.log(2))  # log P(not within one pass)
         terms = []
         for number in range(1, PASSES + 1):
             before = -torch.expm1((number - 1) * miss)
-            if number > 1 and not (_fewer(before.detach(), self.n) > NEVER).any():
+            if number > 1 and not (self._fewer(before.detach(), many.detach()) > NEVER).any():
                 break
             within = -torch.expm1(number * miss) if number < PASSES else torch.ones_like(miss)
-            x, log_w = self._marks(within.detach(), kept)
+            x, log_w = self._marks(within.detach(), kept, many.detach())
             x = x[..., None]
-            unsent = entrywise.total(_unsent, within.expand(len(x), *within.shape), kept, x)
-            term = log_w + unsent + (kept * within.log()).sum(-1)
+            unsent = entrywise.total(_unsent, within.expand(len(x), *within.shape), (1 - kept) * many, x)
+            term = log_w + unsent + (kept * many * within.log()).sum(-1)
             if number > 1 or self.replace:
                 hidden = torch.where(kept > 0, 1.0, (1 - x) / (1 - x * within).clamp(min=TINY))  # of P(passed | unsent)
                 enough = torch.ones_like(term)
                 if self.replace:  # else the n that were sent have passed
-                    enough = 1 - _fewer(torch.where(kept > 0, 1.0, hidden * within), self.n)
+                    enough = 1 - self._fewer(torch.where(kept > 0, 1.0, hidden * within), many)
                 if number > 1:
-                    enough = enough - 1 + _fewer(torch.where(kept > 0, before / within, hidden * before), self.n)
+                    passed = torch.where(kept > 0, before / within, hidden * before)
+                    enough = enough - 1 + self._fewer(passed, many)
                 term = term + enough.clamp(min=TINY).log()
             terms.append(term.logsumexp(0))
         return torch.stack(terms).logsumexp(0)
 
-    def _marks(self, within: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _marks(self, within: Tensor, kept: Tensor, many: Tensor) -> tuple[Tensor, Tensor]:
         """Nodes of the mark x and the logarithms of their weights, (nodes, *chains): where the integrand, of entries
         that all pass with their mean probability, lies within `FAR` of its peak."""
-        sent = kept.sum(-1).expand(within.shape[:-1])
-        rest = within.shape[-1] - sent
-        mean = ((1 - kept) * within).sum(-1) / rest.clamp(min=1)
+        sent, rest = ((m * many).sum(-1).expand(within.shape[:-1]) for m in (kept, 1 - kept))
+        mean = ((1 - kept) * many * within).sum(-1) / rest.clamp(min=1)
 
         def height(x: Tensor) -> Tensor:
             return self._mark_log_prob(x, sent) + rest * torch.log1p(-(x * mean).clamp(max=1 - TINY))
 
         low, high = torch.zeros_like(mean), torch.ones_like(mean)
         steps = torch.arange(1, GRID, dtype=mean.dtype, device=mean.device).reshape(-1, *[1] * mean.dim()) / GRID
-        few = within.shape[-1] <= 2 * MARKS and not self.replace  # a polynomial: that many nodes are exact
+        few = self.update.size <= 2 * MARKS and not self.replace  # a polynomial: that many nodes are exact
         for _ in range(0 if few else 3):  # each look is up to GRID / 2 times as near as the last
             grid, gap = low + (high - low) * steps, (high - low) / GRID
             heights = height(grid)
             near = heights > heights.amax(0) - FAR
             low, high = torch.where(near, grid, 1.0).amin(0) - gap, torch.where(near, grid, 0.0).amax(0) + gap
         nodes, weights = (torch.as_tensor(v, dtype=within.dtype, device=within.device).reshape(-1, *[1] * sent.dim())
-                          for v in _legendre((within.shape[-1] + 1) // 2 if few else MARKS))  # fmt: skip
+                          for v in _legendre((self.update.size + 1) // 2 if few else MARKS))  # fmt: skip
         x = low + (high - low) * nodes
         return x, (weights * (high - low)).log() + self._mark_log_prob(x, sent)
 
@@ -196,23 +222,24 @@ class SVT(Channel):
             return math.log(self.n) + (self.n - 1) * x.log()
         return (self.n - 1) * (-torch.log1p(-x)).log() - math.lgamma(self.n) + (sent - 1) * torch.log1p(-x)
 
+    def _fewer(self, chance: Tensor, many: Tensor) -> Tensor:
+        """P(fewer than n of the D events happen), chance (…, D) of each of which there are `many`: counted, or of a normal
+        variable."""
+        n = self.n
+        if self.update.size <= COUNTED:
+            counts = torch.zeros(*chance.shape[:-1], n, dtype=chance.dtype, device=chance.device)
+            counts[..., 0] = 1
+            for p in chance.unbind(-1):  # the probability of 0, 1, … n − 1 events
+                moved = torch.nn.functional.pad(counts[..., :-1], (1, 0))
+                counts = counts * (1 - p)[..., None] + moved * p[..., None]
+            return counts.sum(-1)
+        mean, variance = (many * chance).sum(-1), (many * chance * (1 - chance)).sum(-1).clamp(min=TINY)
+        return torch.special.ndtr((n - 0.5 - mean) / variance.sqrt())
 
-def _unsent(within: Tensor, kept: Tensor, x: Tensor) -> Tensor:
-    """log (1 − x q_i) of the entries that were not sent."""
-    return torch.where(kept > 0, 0.0, torch.log1p(-(x * within).clamp(max=1 - TINY)))
 
-
-def _fewer(chance: Tensor, n: int) -> Tensor:
-    """P(fewer than n of D events happen), chance (…, D) of each: counted, or of a normal variable."""
-    if chance.shape[-1] <= COUNTED:
-        counts = torch.zeros(*chance.shape[:-1], n, dtype=chance.dtype, device=chance.device)
-        counts[..., 0] = 1
-        for p in chance.unbind(-1):  # the probability of 0, 1, … n − 1 events
-            moved = torch.nn.functional.pad(counts[..., :-1], (1, 0))
-            counts = counts * (1 - p)[..., None] + moved * p[..., None]
-        return counts.sum(-1)
-    mean, variance = chance.sum(-1), (chance * (1 - chance)).sum(-1).clamp(min=TINY)
-    return torch.special.ndtr((n - 0.5 - mean) / variance.sqrt())
+def _unsent(within: Tensor, unsent: Tensor, x: Tensor) -> Tensor:
+    """log (1 − x q_i), as often as it was not sent."""
+    return torch.where(unsent != 0, unsent * torch.log1p(-(x * within).clamp(max=1 - TINY)), 0.0)
 
 
 def _laplace(like: Tensor) -> Tensor:
