@@ -2,11 +2,12 @@
 
     uv run benchmarks/spear_sampled.py --minutes 15
 
-Batches of digits (8 x 8) behind a perceptron of one hidden ReLU layer of `width`, in float64, labels known, the Gaussian
-of public digits as the prior. Adversaries: `spear` reads the images off the first layer, `begun` is `billiard` whose
-search climbs from there and from `starts` draws of the prior, `elsewhere` the same from draws of the prior alone. psnr: of
-the posterior mean over the batch (of spear: of its images), in dB, empty where SPEAR refuses; log_density: of the MAP;
-rhat: the worst; ess: the smallest; seconds: processor time. Rows that the CSV holds are not made again.
+Batches of digits (8 x 8) behind a perceptron of one hidden ReLU layer of `width`, in float64, labels known, the
+Gaussian of public digits as the prior. Adversaries: `spear` reads the images off the first layer, `begun` is `billiard`
+whose search climbs from there and from `starts` draws of the prior, `elsewhere` the same from draws of the prior alone.
+psnr: of the posterior mean over the batch (of spear: of its images), in dB, empty where SPEAR refuses; log_density: the
+largest of a draw; rhat: the worst; ess: the smallest; seconds: processor time. Rows that the CSV holds are not made
+again.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def measure(args: Settings, adversary: str, sigma: float, batch: int, draw: int)
             images = found.mode
         else:
             begin = {"begin": "spear"} if adversary == "begun" else {}
-            found = attack(observed, "optimal", "billiard", settings=settings | begin | {"starts": args.starts}, seed=draw)
+            found = attack(
+                observed, "optimal", "billiard", settings=settings | begin | {"starts": args.starts}, seed=draw
+            )
             images = found.mean
             row |= {"log_density": float(found.stats["lp"].max()), "rhat": found.rhat_max, "ess": found.ess_min}
         row["psnr"] = float(metrics.psnr(images[metrics.match(images, truth)], truth).mean())

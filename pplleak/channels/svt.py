@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from pplleak.channels import _entrywise as entrywise
 from pplleak.channels import _gathered as gathered
 from pplleak.channels._base import Channel, noise
+from pplleak.channels._coverings import log_coverings
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
 
@@ -118,16 +120,12 @@ class SVT(Channel):
         c = u.clamp(-self.gamma, self.gamma)
         kept = sent.double()
         released = -(kept * (g - c).abs()).sum(-1) / self.scale - counts * math.log(2 * self.scale)
-        size = c.abs()
-        terms = []
-        for split, nodes in self._split(*self._thresholds()).items():
-            s, sent_and_rest, many = self._entries(size, kept, split)
-            t, w = (torch.tensor(v, dtype=u.dtype, device=u.device).reshape(-1, *[1] * (u.dim() - 1))
-                    for v in zip(*nodes, strict=True))  # fmt: skip
-            together = max(1, TOGETHER // many.numel())  # a small update costs its operations, a large one its entries
-            terms += [b + self._sent(a[..., None], s, sent_and_rest, many)
-                      for a, b in zip(t.split(together), w.split(together), strict=True)]  # fmt: skip
-        ways = torch.as_tensor(_log_coverings(self.n), device=u.device).take(counts) if self.replace else 0.0
+        terms = [
+            weight + self._sent(threshold, size, own, many)
+            for inside in (False, True)
+            for threshold, weight, size, own, many in self._parts(c.abs(), kept, inside)
+        ]
+        ways = torch.as_tensor(log_coverings(self.n, counts.cpu().numpy()), device=u.device) if self.replace else 0.0
         return released + torch.cat(terms).logsumexp(0) + ways
 
     def _thresholds(self) -> tuple[list[float], list[float]]:
@@ -146,12 +144,21 @@ class SVT(Channel):
                 nodes.append((t, math.log(b * (high - low) / (2 * scale)) - abs(t - self.tau) / scale))
         return [t for t, _ in nodes], [w for _, w in nodes]
 
-    def _split(self, thresholds: list[float], log_weights: list[float]) -> dict[float, list[tuple[float, float]]]:
-        """The thresholds by where in [0, γ] the chance to pass has its kink."""
-        found: dict[float, list[tuple[float, float]]] = {}
-        for t, w in zip(thresholds, log_weights, strict=True):
-            found.setdefault(min(max(t, 0.0), self.gamma), []).append((t, w))
-        return found
+    def _parts(self, size: Tensor, kept: Tensor, inside: bool) -> Iterator[tuple[Tensor, ...]]:
+        """Thresholds (t, *1, 1), those within [0, γ] or those beyond, with the logarithms of their weights (t, *1) and
+        their `_entries`; as many at a time as are one operation."""
+        nodes = [(t, w) for t, w in zip(*self._thresholds(), strict=True) if (0 < t < self.gamma) == inside]
+        if not nodes:
+            return
+        splits = [t for t, _ in nodes] if inside else [0.0]
+        found = [self._entries(size, kept, split) for split in splits]
+        own = found[0][1]
+        s, many = (torch.stack([f[k] for f in found]).expand(len(nodes), *found[0][2].shape) for k in (0, 2))
+        t, w = (torch.tensor(v, dtype=size.dtype, device=size.device).reshape(-1, *[1] * (size.dim() - 1))
+                for v in zip(*nodes, strict=True))  # fmt: skip
+        together = max(1, TOGETHER // many[0].numel())  # a small update costs its operations, a large one its entries
+        for part in zip(*(v.split(together) for v in (t[..., None], w, s, many)), strict=True):
+            yield *part[:3], own, part[3]
 
     def _entries(self, size: Tensor, kept: Tensor, split: float) -> tuple[Tensor, Tensor, Tensor]:
         """Sizes |c_i|, which of them are sent, and how many there are of each: the entries, or fewer that stand for
@@ -159,16 +166,16 @@ class SVT(Channel):
         reach = 2 * math.pi * self.query_scale / (PASSES * self.gamma)  # log(1 − x q) of all passes is smooth so far
         edges, count = sorted({0.0, split, self.gamma}), gathered.nodes_for(reach, ERROR)
         if 2 * (len(edges) - 1) * count > size.shape[-1] / FEWER:
-            return size, kept, torch.ones_like(kept)
+            return size, kept, torch.ones_like(size)
         kinds = torch.stack([kept, 1 - kept], -2)
         s, many = gathered.gather(size, kinds.expand(*size.shape[:-1], *kinds.shape[-2:]), edges, count)
-        sent = torch.cat([torch.ones_like(s), torch.zeros_like(s)])
-        many = many.flatten(-2)
-        return torch.cat([s, s]).expand(many.shape), sent, many
+        own, many = torch.cat([torch.ones_like(s), torch.zeros_like(s)]), many.flatten(-2)
+        return torch.cat([s, s]).expand(many.shape), own, many
 
     def _sent(self, threshold: Tensor, size: Tensor, kept: Tensor, many: Tensor) -> Tensor:
         """log P(S sent | u, T), (thresholds, *chains), of thresholds T, (thresholds, *1, 1); of draws with replacement
-        less the ways in which they cover S. Of entries of `size`, of which there are `many` (*chains, entries)."""
+        less the ways in which they cover S. Of entries of `size`
+        (thresholds, *chains, entries), of which there are `many` of each."""
         above = (threshold - size) / self.query_scale
         far = above.abs().neg().exp() / 2
         miss = torch.where(above > 0, torch.log1p(-far), -above.abs() - math.log(2))  # log P(not within one pass)
@@ -223,8 +230,8 @@ class SVT(Channel):
         return (self.n - 1) * (-torch.log1p(-x)).log() - math.lgamma(self.n) + (sent - 1) * torch.log1p(-x)
 
     def _fewer(self, chance: Tensor, many: Tensor) -> Tensor:
-        """P(fewer than n of the D events happen), chance (…, D) of each of which there are `many`: counted, or of a normal
-        variable."""
+        """P(fewer than n of the D events happen), chance (…, entries) of each of which there are `many`: counted, or of
+        a normal variable."""
         n = self.n
         if self.update.size <= COUNTED:
             counts = torch.zeros(*chance.shape[:-1], n, dtype=chance.dtype, device=chance.device)
@@ -245,18 +252,6 @@ def _unsent(within: Tensor, unsent: Tensor, x: Tensor) -> Tensor:
 def _laplace(like: Tensor) -> Tensor:
     """Draws of Laplace(0, 1) in the shape of a tensor."""
     return noise("laplace", like, math.sqrt(2))
-
-
-@functools.cache
-def _log_coverings(n: int) -> np.ndarray:
-    """log of the number of ways in which n draws hit each of s entries, for s = 0, …, n: s! times Stirling's number of
-    the second kind, by W(k + 1, s) = s [W(k, s) + W(k, s − 1)]."""
-    ways = np.full(n + 1, -np.inf)
-    ways[0], s = 0.0, np.log(np.maximum(np.arange(n + 1), TINY))
-    for _ in range(n):
-        ways[1:] = s[1:] + np.logaddexp(ways[1:], ways[:-1])
-        ways[0] = -np.inf
-    return ways
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Sums over entries by few nodes are the sums over the entries, with their slopes; the filter that they serve agrees."""
+"""Sums over entries by few nodes are the sums over the entries, with their slopes; the filter they serve agrees."""
 
 from __future__ import annotations
 
