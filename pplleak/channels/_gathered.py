@@ -3,9 +3,9 @@
     Σ_i m_i f(s_i) = Σ_k w_k f(x_k),   w_k = Σ_i m_i ℓ_k(s_i)
 
 with ℓ_k the Lagrange polynomials of Chebyshev's nodes x_k: exact for polynomials f, and for an analytic f as near as
-its interpolation (Trefethen 2013, theorem 8.2: an error of ρ^−K, ρ that of the largest ellipse without singularity). The
-weights, which may be negative, hold all that depends on the entries, slopes included. ℓ_k is expanded in Chebyshev's
-polynomials T_j, whose sums over the entries are made by their recurrence.
+its interpolation (Trefethen 2013, theorem 8.2: an error of ρ^−K, ρ that of the largest ellipse without singularity).
+The weights, which may be negative, hold all that depends on the entries, slopes included. ℓ_k is expanded in
+Chebyshev's polynomials T_j, whose sums over the entries are made by their recurrence.
 """
 
 from __future__ import annotations

@@ -50,13 +50,15 @@ def test_a_climb_that_begins_at_spears_images_is_nearer_than_they_and_than_one_t
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", [billiard, hmc], ids=["billiard", "hmc"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # hmc does not cross kinks, and says so
-def test_chains_begin_at_spears_images_where_no_start_of_their_own_comes_near(
-    target: Observation, sampler: ModuleType
-) -> None:
-    model = believe(programs.load("models", "optimal"), target)
-    few: dict[str, Any] = {"starts": 1, "steps": 20, "chains": 4, "draws": 2, "warmup": 2}
-    begun, elsewhere = (sampler.run(model, target, target.client, begin=name, **few) for name in ("spear", ""))
-    assert psnr(target, begun) > max(psnr(target, spear.run(None, target, target.client)), psnr(target, elsewhere) + 10)
+def test_chains_begin_at_spears_images_where_no_start_of_their_own_comes_near(sampler: ModuleType) -> None:
+    five = from_data(
+        batch_size=5, settings={"widths": (128,), "activation": "relu"}, sigma=1e-5, index=3, dtype="float64"
+    )
+    model = believe(programs.load("models", "optimal"), five)
+    few: dict[str, Any] = {"starts": 1, "steps": 10, "chains": 2, "draws": 2, "warmup": 2}
+    begun, elsewhere = (sampler.run(model, five, five.client, begin=name, **few) for name in ("spear", ""))
+    assert psnr(five, begun) > psnr(five, spear.run(None, five, five.client)) + 1
+    assert psnr(five, begun) > psnr(five, elsewhere) + 10
     assert begun.stats["lp"].max() > elsewhere.stats["lp"].max() + 100
 
 
