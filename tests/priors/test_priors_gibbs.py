@@ -91,10 +91,11 @@ def test_a_factor_is_tempered_with_the_likelihood_for_starting_points_know_nothi
     assert float(energy.min()) > 0.01
 
 
+@pytest.mark.slow
 def test_an_anomaly_score_equals_the_loop_over_images_and_counts_total_variation_beside_it() -> None:
     torch.manual_seed(0)
     public = torch.rand(40, 1, 1, 1).expand(40, 1, 3, 3).clone()  # images without any variation
-    vae = fit_vae(public, latents=2, hidden=16, epochs=60, steps=300)
+    vae = fit_vae(public, latents=2, hidden=16, epochs=400)
     made = anomaly.OnBox(Box((1, 3, 3)), vae, 3.0, TotalVariation(0.5))
     x = torch.rand(4, 2, 1, 3, 3)
     expected = []
@@ -107,7 +108,7 @@ def test_an_anomaly_score_equals_the_loop_over_images_and_counts_total_variation
     assert made.energy(x).tolist() == pytest.approx(expected, rel=1e-4)
     alone = replace(made, variation=None)
     even, other = (alone.energy(v) for v in (public[:8, None], x.flatten(0, 1)[:, None]))
-    assert float(even.max()) < float(other.median())
+    assert float(even.max()) < float(other.min())
     assert not hasattr(made, "log_prob") and not hasattr(made, "draw")
     with pytest.raises(BadInput, match="weight"):
         replace(made, weight=0.0)
