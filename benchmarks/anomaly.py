@@ -51,7 +51,7 @@ def measure(args: Settings, prior: str, sigma: float, index: int) -> dict[str, A
     observed = observe(Scenario("mnist", args.data_root, index=index, protection=protection))
     assert observed.truth is not None
     start = time.process_time()
-    found = attack(observed, "optimal", "map", beliefs={"prior": prior, "reference": "mnist"},
+    found = attack(observed, "optimal", "map", prior=prior,
                    settings={"steps": args.steps, "starts": args.starts}, seed=0)  # fmt: skip
     psnr = metrics.psnr(found.mode, observed.truth.numpy())
     return {"prior": prior, "sigma": sigma, "index": index, "psnr": float(psnr.mean()), 

@@ -94,12 +94,14 @@ def main(args: Settings) -> None:
             break
         adversary, sigma, batch, _, draw = left[k]
         table.add([measure(args, adversary, sigma, batch, draw)])
-    for batch, sigma, adversary in dict.fromkeys((r["batch"], r["sigma"], r["adversary"]) for r in table.read()):
-        own = [r for r in table.read() if (r["batch"], r["sigma"], r["adversary"]) == (batch, sigma, adversary)]
+    kinds = ("batch", "width", "sigma", "adversary")
+    for kind in dict.fromkeys(tuple(r[n] for n in kinds) for r in table.read()):
+        own = [r for r in table.read() if tuple(r[n] for n in kinds) == kind]
         said = [r for r in own if r["psnr"] is not None]
         psnr = f"{statistics.mean(r['psnr'] for r in said):.1f} dB" if said else "refused"
         sampled = ", ".join(f"{r['rhat']:.3f}" for r in said if r["rhat"] is not None)
-        print(f"batch {batch}, sigma {sigma:g}, {adversary}: {psnr} ({len(said)} of {len(own)} answered)"
+        batch, width, sigma, adversary = kind
+        print(f"batch {batch}, width {width}, sigma {sigma:g}, {adversary}: {psnr} ({len(said)} of {len(own)} answered)"
               + (f", R-hat {sampled}" if sampled else "")
               + f", {statistics.median(r['seconds'] for r in own):.0f} s")  # fmt: skip
 
