@@ -10,7 +10,6 @@ Chebyshev's polynomials T_j, whose sums over the entries are made by their recur
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -33,17 +32,35 @@ def gather(s: Tensor, masks: Tensor, edges: list[float], count: int) -> tuple[Te
         masks: (*chains, kinds, D), the m_i of each kind of entries; no slope is taken in them.
         edges: ascending, at least two.
     """
-    angle = math.pi * (torch.arange(count, dtype=s.dtype, device=s.device) + 0.5) / count
-    j = torch.arange(count, dtype=s.dtype, device=s.device)
-    lagrange = torch.cos(j[:, None] * angle) * torch.where(j > 0, 2.0, 1.0)[:, None] / count  # (j, k): ℓ_k by T_j
-    nodes, weights = [], []
-    for low, high in itertools.pairwise(edges):
-        inside = (s >= low) & (s <= high if high == edges[-1] else s < high)
-        z = ((2 * s - low - high) / (high - low)).clamp(-1, 1)
-        sums: Tensor = _Sums.apply(z, masks * inside[..., None, :], count)
-        nodes.append((low + high) / 2 + (high - low) / 2 * torch.cos(angle))
-        weights.append(sums @ lagrange)
-    return torch.cat(nodes), torch.cat(weights, -1)
+    piece, z = _placed(s, edges)
+    sums: Tensor = _Sums.apply(z, masks, piece, len(edges) - 1, count)
+    nodes, lagrange = _lagrange(edges, count, s)
+    return nodes, (sums @ lagrange).flatten(-2)
+
+
+def coarser(nodes: Tensor, weights: Tensor, edges: list[float], count: int) -> tuple[Tensor, Tensor]:
+    """What `gather` of as many nodes a piece gives for fewer edges, from what it gave for more of them: exactly."""
+    piece, z = _placed(nodes, edges)
+    fewer, lagrange = _lagrange(edges, count, nodes)
+    values = torch.stack(list(_polynomials(z, count)), -1) @ lagrange  # ℓ_k of its own piece at each node
+    own = torch.nn.functional.one_hot(piece, len(edges) - 1).to(values)
+    return fewer, weights @ (own[..., None] * values[:, None]).flatten(1)
+
+
+def _placed(s: Tensor, edges: list[float]) -> tuple[Tensor, Tensor]:
+    """In which piece each number lies, and where in it, from −1 to 1."""
+    cuts = torch.tensor(edges, dtype=s.dtype, device=s.device)
+    piece = torch.bucketize(s.detach(), cuts[1:-1], right=True)
+    low, high = cuts[piece], cuts[piece + 1]
+    return piece, ((2 * s - low - high) / (high - low)).clamp(-1, 1)
+
+
+def _lagrange(edges: list[float], count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Chebyshev's nodes of all pieces (pieces · count,), and ℓ_k by T_j, (j, k), of each of them."""
+    cuts, j = torch.tensor(edges, dtype=like.dtype, device=like.device), torch.arange(count).to(like)
+    angle, middle, half = math.pi * (j + 0.5) / count, (cuts[1:] + cuts[:-1]) / 2, (cuts[1:] - cuts[:-1]) / 2
+    nodes = (middle[:, None] + half[:, None] * torch.cos(angle)).flatten()
+    return nodes, torch.cos(j[:, None] * angle) * torch.where(j > 0, 2.0, 1.0)[:, None] / count
 
 
 def _polynomials(z: Tensor, count: int) -> Iterator[Tensor]:
@@ -54,28 +71,30 @@ def _polynomials(z: Tensor, count: int) -> Iterator[Tensor]:
         before, now = now, 2 * z * now - before
 
 
-def _sums(z: Tensor, masks: Tensor, count: int) -> Tensor:
-    return torch.stack([(masks @ t[..., None])[..., 0] for t in _polynomials(z, count)], -1)
+def _sums(z: Tensor, masks: Tensor, piece: Tensor, pieces: int, count: int) -> Tensor:
+    where, none = piece[..., None, :].expand(masks.shape), masks.new_zeros(*masks.shape[:-1], pieces)
+    return torch.stack([none.scatter_add(-1, where, masks * t[..., None, :]) for t in _polynomials(z, count)], -1)
 
 
 class _Sums(torch.autograd.Function):
-    """Σ_i m_i T_j(z_i), (*chains, kinds, count), without keeping the polynomials for the slope; a second derivative is
-    plain autograd's."""
+    """Σ_i m_i T_j(z_i) of each piece, (*chains, kinds, pieces, count), without keeping the polynomials for the slope; a
+    second derivative is plain autograd's."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, masks: Tensor, count: int) -> Tensor:
-        ctx.save_for_backward(z, masks)
-        ctx.count = count
-        return _sums(z, masks, count)
+    def forward(ctx: Any, z: Tensor, masks: Tensor, piece: Tensor, pieces: int, count: int) -> Tensor:
+        ctx.save_for_backward(z, masks, piece)
+        ctx.sizes = pieces, count
+        return _sums(z, masks, piece, pieces, count)
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> Any:
-        z, masks = ctx.saved_tensors
+        z, masks, piece = ctx.saved_tensors
         if torch.is_grad_enabled():
-            (again,) = torch.autograd.grad(_sums(z, masks, ctx.count), z, weight, create_graph=True)
-            return again, None, None
+            (again,) = torch.autograd.grad(_sums(z, masks, piece, *ctx.sizes), z, weight, create_graph=True)
+            return again, None, None, None, None
+        where = piece[..., None, :].expand(masks.shape)
         slope, before, now = torch.zeros_like(z), torch.zeros_like(z), torch.ones_like(z)  # U_{−1}, U_0
-        for j in range(1, ctx.count):  # T_j' = j U_{j−1}
-            slope += j * (weight[..., None, :, j] @ masks)[..., 0, :] * now
+        for j in range(1, ctx.sizes[1]):  # T_j' = j U_{j−1}
+            slope += j * (weight[..., j].gather(-1, where) * masks).sum(-2) * now
             before, now = now, 2 * z * now - before
-        return slope, None, None
+        return slope, None, None, None, None

@@ -120,10 +120,11 @@ class SVT(Channel):
         c = u.clamp(-self.gamma, self.gamma)
         kept = sent.double()
         released = -(kept * (g - c).abs()).sum(-1) / self.scale - counts * math.log(2 * self.scale)
+        entries = self._entries(c.abs(), kept)
         terms = [
             weight + self._sent(threshold, size, own, many)
             for inside in (False, True)
-            for threshold, weight, size, own, many in self._parts(c.abs(), kept, inside)
+            for threshold, weight, size, own, many in self._parts(*entries, inside)
         ]
         ways = torch.as_tensor(log_coverings(self.n, counts.cpu().numpy()), device=u.device) if self.replace else 0.0
         return released + torch.cat(terms).logsumexp(0) + ways
@@ -144,33 +145,43 @@ class SVT(Channel):
                 nodes.append((t, math.log(b * (high - low) / (2 * scale)) - abs(t - self.tau) / scale))
         return [t for t, _ in nodes], [w for _, w in nodes]
 
-    def _parts(self, size: Tensor, kept: Tensor, inside: bool) -> Iterator[tuple[Tensor, ...]]:
-        """Thresholds (t, *1, 1), those within [0, γ] or those beyond, with the logarithms of their weights (t, *1) and
-        their `_entries`; as many at a time as are one operation."""
+    def _entries(self, size: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Sizes |c_i|, which of them are sent, how many there are of each, and nodes a piece: the entries (0 nodes), or
+        fewer that stand for them (`_gathered`): nodes between kinks at all thresholds, and weights of both kinds."""
+        reach = 2 * math.pi * self.query_scale / (PASSES * self.gamma)  # log(1 − x q) of all passes is smooth so far
+        count = gathered.nodes_for(reach, ERROR)
+        if 4 * count > size.shape[-1] / FEWER:
+            return size, kept, torch.ones_like(size), 0
+        kinds = torch.stack([kept, 1 - kept], -2).expand(*size.shape[:-1], 2, size.shape[-1])
+        inside = [t for t in self._thresholds()[0] if 0 < t < self.gamma]
+        nodes, many = gathered.gather(size, kinds, sorted({0.0, *inside, self.gamma}), count)
+        return nodes, kept, many, count
+
+    def _parts(
+        self, size: Tensor, kept: Tensor, many: Tensor, count: int, inside: bool
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Thresholds (t, *1, 1), those within [0, γ] or those beyond, with the logarithms of their weights (t, *1), and
+        sizes, what is sent, how many: of the `_entries` by the kink at each threshold. As many at a time as are one
+        operation."""
         nodes = [(t, w) for t, w in zip(*self._thresholds(), strict=True) if (0 < t < self.gamma) == inside]
         if not nodes:
             return
-        splits = [t for t, _ in nodes] if inside else [0.0]
-        found = [self._entries(size, kept, split) for split in splits]
-        own = found[0][1]
-        s, many = (torch.stack([f[k] for f in found]).expand(len(nodes), *found[0][2].shape) for k in (0, 2))
-        t, w = (torch.tensor(v, dtype=size.dtype, device=size.device).reshape(-1, *[1] * (size.dim() - 1))
+        own = kept
+        if count:
+            edges = [[0.0, t, self.gamma] for t, _ in nodes] if inside else [[0.0, self.gamma]]
+            fewer = [gathered.coarser(size, many, e, count) for e in edges]
+            own = torch.ones_like(fewer[0][0])
+            own = torch.cat([own, 0 * own])
+            many = torch.stack([weights.flatten(-2) for _, weights in fewer])
+            size = torch.stack([torch.cat([s, s]).expand(many.shape[1:]) for s, _ in fewer])
+        else:
+            size, many = size[None], many[None]
+        size, many = (v.expand(len(nodes), *v.shape[1:]) for v in (size, many))
+        t, w = (torch.tensor(v, dtype=size.dtype, device=size.device).reshape(-1, *[1] * (size.dim() - 2))
                 for v in zip(*nodes, strict=True))  # fmt: skip
         together = max(1, TOGETHER // many[0].numel())  # a small update costs its operations, a large one its entries
-        for part in zip(*(v.split(together) for v in (t[..., None], w, s, many)), strict=True):
+        for part in zip(*(v.split(together) for v in (t[..., None], w, size, many)), strict=True):
             yield *part[:3], own, part[3]
-
-    def _entries(self, size: Tensor, kept: Tensor, split: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Sizes |c_i|, which of them are sent, and how many there are of each: the entries, or fewer that stand for
-        them (`_gathered`), where the chance to pass is smooth but for a kink at `split`."""
-        reach = 2 * math.pi * self.query_scale / (PASSES * self.gamma)  # log(1 − x q) of all passes is smooth so far
-        edges, count = sorted({0.0, split, self.gamma}), gathered.nodes_for(reach, ERROR)
-        if 2 * (len(edges) - 1) * count > size.shape[-1] / FEWER:
-            return size, kept, torch.ones_like(size)
-        kinds = torch.stack([kept, 1 - kept], -2)
-        s, many = gathered.gather(size, kinds.expand(*size.shape[:-1], *kinds.shape[-2:]), edges, count)
-        own, many = torch.cat([torch.ones_like(s), torch.zeros_like(s)]), many.flatten(-2)
-        return torch.cat([s, s]).expand(many.shape), own, many
 
     def _sent(self, threshold: Tensor, size: Tensor, kept: Tensor, many: Tensor) -> Tensor:
         """log P(S sent | u, T), (thresholds, *chains), of thresholds T, (thresholds, *1, 1); of draws with replacement

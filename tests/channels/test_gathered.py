@@ -33,6 +33,14 @@ def test_nodes_stand_for_all_entries_where_the_function_is_smooth_between_edges(
     assert (weights @ kinked(nodes)).allclose(wanted, rtol=1e-11, atol=0) == (edges == EDGES)
 
 
+def test_fewer_pieces_are_made_of_more_of_them() -> None:
+    s = torch.rand(2, 300, dtype=torch.float64)
+    masks = (torch.rand(2, 2, 300) < 0.5).double()
+    fine = gathered.gather(s, masks, [0.0, 0.1, 0.3, 0.7, 1.0], 7)
+    for mine, own in zip(gathered.coarser(*fine, EDGES, 7), gathered.gather(s, masks, EDGES, 7), strict=True):
+        torch.testing.assert_close(mine, own, rtol=1e-10, atol=1e-10)
+
+
 def test_as_many_nodes_are_taken_as_the_error_asks_for() -> None:
     """1/(1 + (4 z)²) on [−1, 1]: its singularity is a quarter of half the interval off."""
     s = torch.rand(200, dtype=torch.float64)
