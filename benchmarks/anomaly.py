@@ -36,10 +36,10 @@ BASE = "tv:weight=1.0"
 class Settings:
     data_root: Path = Path("data")
     images: int = 5
-    sigmas: tuple[float, ...] = (0.01, 0.1)
+    sigmas: tuple[float, ...] = (0.01,)
     priors: tuple[str, ...] = (
         "uniform", "tv:weight=0.3", BASE, "tv:weight=3.0", "anomaly:weight=1.0", "anomaly:weight=5.0",
-        "anomaly:weight=20.0", "anomaly:weight=5.0,tv=0.3", "vae", "gaussian",
+        "anomaly:weight=20.0", "anomaly:weight=5.0,tv=0.3",
     )  # fmt: skip
     steps: int = 400
     starts: int = 4

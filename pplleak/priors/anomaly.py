@@ -54,7 +54,7 @@ def prior(
     like: Like,
     *,
     reference: str | Tensor = "digits",
-    weight: float = 5.0,
+    weight: float = 1.0,
     tv: float = 0.0,
     file: str = "",
 ) -> OnBox:
