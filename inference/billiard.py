@@ -43,6 +43,7 @@ from pplleak.density.kinks.gates import Gated, Idle, gated
 from pplleak.density.kinks.tuning import SHARPNESS, trials
 from pplleak.density.kinks.walls import Field
 from pplleak.density.resampling import resample
+from pplleak.density.starts import read_off
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, jittered, trajectory_steps
 from pplleak.density.whitening import Laplace, locate, starting_points
 from pplleak.errors import BadInput, require_positive
@@ -153,6 +154,7 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
+    begin: str = "",
     beta: float = 0.0,
     processes: int = 2,
     superchains: int = 0,
@@ -166,6 +168,8 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
+        begin: an inference that reads images off the gradient (quotient, spear, imprint, rgap): the search climbs from
+            what it finds, too, and the chains start there if that is the best.
         beta: sharpness of the gates, per unit of a pre-activation: sharper is closer, and needs smaller steps. 0: the
             best of some, found in warm-up.
         processes: groups of chains, each drawn by a process of its own; the draws depend on their number, and not on
@@ -186,7 +190,8 @@ def run(
     betas = (beta,) if beta else SHARPNESS
     gates = gated(client, betas[0])
     density = build(model, client, observed)
-    found = locate(density, starts=starts, steps=steps, progress=progress)
+    near = read_off(density, begin, seed, progress) if begin else None
+    found = locate(density, starts=starts, steps=steps, begin=near, progress=progress)
     field = soften(density, gates, found.base)
     field, state, leapfrogs = warm_up(field, starting_points(found, superchains or chains), warmup, betas, progress)
     size = TRAJECTORY / leapfrogs

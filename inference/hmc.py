@@ -33,6 +33,7 @@ from pplleak.density import Model, build, low_rank
 from pplleak.density.chains import keep
 from pplleak.density.hamiltonian import State, init, step
 from pplleak.density.recording.tape import Recorded
+from pplleak.density.starts import read_off
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, jittered, trajectory_steps
 from pplleak.density.whitening import WIDEST, Coordinates, Laplace, Located, cheapest, locate, starting_points, whitened
 from pplleak.errors import require_positive
@@ -75,6 +76,7 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
+    begin: str = "",
 ) -> Posterior:
     """Draws from p(x, y | g). Ctrl-C keeps what has been drawn.
 
@@ -84,6 +86,8 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
+        begin: an inference that reads images off the gradient (quotient, spear, imprint, rgap): the search climbs from
+            what it finds, too, and the chains start there if that is the best.
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
@@ -91,12 +95,13 @@ def run(
     reasons = list(distrust(client, "HMC"))
     for reason in reasons:
         warnings.warn(reason, stacklevel=2)  # before the work, not only after it
+    near = read_off(density, begin, seed, progress) if begin else None
     found: Located[Any]
     fitted: Laplace | None = None
     if density.dim > WIDEST:
-        found = low_rank.locate(density, starts=starts, steps=steps, progress=progress)
+        found = low_rank.locate(density, starts=starts, steps=steps, begin=near, progress=progress)
     else:
-        found = locate(density, starts=starts, steps=steps, progress=progress)
+        found = locate(density, starts=starts, steps=steps, begin=near, progress=progress)
         fitted, found = found.base, replace(found, base=cheapest(found.base))
     reasons += found.left.doubts
     recorded = density.recorded(chains)

@@ -34,6 +34,7 @@ from pplleak.density.kinks.perceptron import Perceptron
 from pplleak.density.kinks.perceptron_posterior import Affine, obstacle, prepare, read_affine
 from pplleak.density.kinks.refraction import Quadratic, State, Target, energy_and_force, parts, place, step
 from pplleak.density.resampling import resample
+from pplleak.density.starts import read_off
 from pplleak.density.step_size import MAX_STEPS, TRAJECTORY, DualAveraging, trajectory_steps
 from pplleak.density.whitening import Laplace, locate, starting_points
 from pplleak.errors import require_positive
@@ -183,6 +184,7 @@ def run(
     warmup: int = 100,
     starts: int = 8,
     steps: int = 400,
+    begin: str = "",
 ) -> Posterior:
     """Draws from p(x | g, y), exact for ReLU and leaky-ReLU perceptrons. Ctrl-C keeps what has been drawn.
 
@@ -192,12 +194,15 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
+        begin: an inference that reads images off the gradient (quotient, spear, imprint, rgap): the search climbs from
+            what it finds, too, and the chains start there if that is the best.
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)
     density, net = prepare(model, observed, client)
     affine = read_affine(density)
-    found = locate(density, starts=starts, steps=steps, progress=progress)
+    near = read_off(density, begin, seed, progress) if begin else None
+    found = locate(density, starts=starts, steps=steps, begin=near, progress=progress)
     z = found.base.decode(starting_points(found, chains))
     laplace = axes(affine, found.base)
     w = torch.linalg.solve(laplace.factor, (z - laplace.mode).mT).mT

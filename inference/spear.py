@@ -7,17 +7,22 @@ For a first layer W x + b that is fully connected, with δ_b the loss's gradient
 The columns δ_b lie in the span of U, δ_b ∝ U q_b, and ReLU makes each of them 0 where its unit is not active: in about
 half of the entries, while a combination of two is 0 in a quarter. So they are the sparsest vectors of that span,
 
-    q_b:  local minima of Σ_i |(U q)_i|^p  on  ‖q‖ = 1,   p = 1, then ½
+    q_b:  local minima of Σ_i |(U q)_i|^½  on  ‖q‖ = 1
 
 Each is found by iteratively re-weighted least squares (the eigenvector of the least eigenvalue of Uᵀ diag(w) U), from
-hundreds of rows of U at once, and made exact as the null vector of the rows that are 0. With Q = (q_1 … q_B), the rows
+hundreds of starts at once, and made exact as the null vector of the rows that are 0. With Q = (q_1 … q_B), the rows
 of Q⁻¹ S Vᵀ are multiples of [x_b, 1]. An image x_b says by W x_b + b < 0 on which units its own column is 0: such rows
 have one null vector, which repairs columns that were mixtures; the search ends when every image agrees with its column,
 and what does not is reported. No prior and nothing of the network behind the layer is needed; labels follow from δ_b,
 unless they were shared.
 
+A start is such a null vector, too: of the units that are least active at a mixture of the batch's images. Row i of R is
+one, Σ_b δ_bi [x_b, 1], and near the image that unit i likes best. In later rounds, the columns that were found are
+projected off the rows first (deflation), which leaves mixtures of the others: near one of them when few are left.
+
 Source: Dimitrov, Baader, Müller and Vechev, SPEAR: Exact Gradient Inversion of Batches in Federated Learning, NeurIPS
-2024, section 4 (low rank, sparsity, scales); its search samples submatrices, this one descends.
+2024, section 4 (low rank, sparsity, scales); its search samples submatrices, this one descends. The starts and their
+deflation are this file's own.
 """
 
 from __future__ import annotations
@@ -37,6 +42,10 @@ from pplleak.progress import ProgressBar, silent
 
 SPARSE = 0.1  # share of zeros of a column: about half for one example, a quarter for two, none without ReLU
 ZERO = 1e-3  # of a column's largest entry
+STEPS = 15  # of a descent
+LEAST = 0.1  # share of units, the least active ones at a mixture, whose null vector is a start
+MIXED = 2  # rows that are added to one, on average, from the second round on
+DEFLATED = 0.8  # share of the columns found that a round takes for known: some are mixtures
 TRIM = 0.15  # share of rows whose null vector makes a column exact
 REPAIRS = 8
 NULL, SECOND = 0.1, 1e-3  # the least singular value of the next one, and that of the first: rows with one null vector
@@ -53,12 +62,12 @@ def run(
     seed: int = 0,
     progress: ProgressBar = silent,
     starts: int = 256,
-    rounds: int = 16,
+    rounds: int = 32,
 ) -> Posterior:
     """The images of a batch as a posterior of one draw; the model is not looked at.
 
     Args:
-        starts: rows of U that a round starts from.
+        starts: mixtures of images that a round starts from, at most one a unit.
         rounds: at most; it ends as soon as all columns are found.
     """
     require_positive(starts=starts, rounds=rounds)
@@ -73,15 +82,18 @@ def run(
     names = fully_connected(client)
     weight, bias = (client.parameters[n].double() for n in names)
     found = torch.eye(size).to(u)
-    pool, own = found[:0], torch.full((size,), size == 1).to(u.device)  # one example needs no search
+    pool, known, own = found[:0], found[:0], torch.full((size,), size == 1).to(u.device)  # one needs no search
     for _ in progress("columns", rounds if size > 1 else 0):
-        pool = torch.cat([pool, _sparsest(u, starts)])
-        found = _independent(pool, u)
+        known = known[torch.rand(len(known), device=u.device) < DEFLATED]
+        begin = _mixed(u, right, weight, bias, known, starts)
+        pool = torch.cat([pool, _sparsest(u, begin)])
+        sparse = _independent(pool, u)
+        found = torch.cat([sparse, torch.linalg.svd(sparse)[2][len(sparse) :]])
         for _ in range(REPAIRS):
             before, (found, own) = own, _repaired(found, u, _images(_rows(found, right)) @ weight.mT + bias)
             if (before & own).all():
                 break
-        pool = torch.cat([pool, found])
+        pool, known = torch.cat([pool, found]), found[: len(sparse)]
         if own.all():
             break
     if not own.any():
@@ -96,19 +108,28 @@ def run(
     return read_off(client, observed, x[order], labels, "the sparse columns of the first layer's gradient", reasons)
 
 
-def _sparsest(u: Tensor, starts: int) -> Tensor:
-    """Local minima q (starts, B) of Σ |U q|^p on the sphere, each made exact on the rows that it is 0 on."""
-    norms = u.norm(dim=1)
-    strong = (norms > 1e-9 * norms.max()).nonzero().flatten()
-    q = u[strong[torch.randint(len(strong), (starts,), device=u.device)]]
-    q = torch.nn.functional.normalize(q + 0.1 * q.norm(dim=1, keepdim=True) * torch.randn_like(q), dim=1)
-    for p, widths in ((1.0, torch.logspace(-1, -4, 15)), (0.5, torch.logspace(-2, -7, 25))):
-        for width in widths.tolist():
-            values = (q @ u.mT).abs()  # (starts, units)
-            eps = width * values.amax(1, keepdim=True)
-            weights = (values.square() + eps.square()) ** (p / 2 - 1)
-            weights = weights / weights.amax(1, keepdim=True)
-            q = torch.linalg.eigh(torch.einsum("si,ia,ib->sab", weights, u, u))[1][..., 0]
+def _mixed(u: Tensor, right: Tensor, weight: Tensor, bias: Tensor, known: Tensor, starts: int) -> Tensor:
+    """Null vectors q (at most `starts`, B) of the units that are least active at mixtures of the batch's images, those
+    of the columns U q of `known` (k, B) left out; u: (units, B), right: S Vᵀ."""
+    basis = torch.linalg.qr(u @ known.mT)[0]
+    rows = u - basis @ (basis.mT @ u)
+    if len(known):  # not the same mixtures as in the first round
+        dense = torch.rand(len(u), len(u), device=u.device) < MIXED / len(u)
+        rows = rows + torch.randn(len(u), len(u)).to(u) * dense @ rows
+    mixtures = rows[torch.randperm(len(u), device=u.device)[:starts]] @ right
+    mixtures = mixtures[mixtures[:, -1].abs() > 1e-6 * mixtures.norm(dim=1)]  # of no image: 0 = 0 · [x, 1]
+    inactive = (_images(mixtures) @ weight.mT + bias).topk(max(u.shape[1], int(LEAST * len(u))), 1, largest=False)[1]
+    return torch.linalg.svd(u[inactive], full_matrices=False)[2][:, -1]
+
+
+def _sparsest(u: Tensor, q: Tensor) -> Tensor:
+    """Local minima (starts, B) of Σ |U q|^½ on the sphere near q (starts, B), each made exact where it is 0."""
+    for width in torch.logspace(-1, -6, STEPS).tolist():
+        values = (q @ u.mT).abs()  # (starts, units)
+        eps = width * values.amax(1, keepdim=True)
+        weights = (values.square() + eps.square()) ** -0.75
+        weights = weights / weights.amax(1, keepdim=True)
+        q = torch.linalg.eigh(torch.einsum("si,ia,ib->sab", weights, u, u))[1][..., 0]
     for _ in range(2):
         values = (q @ u.mT).abs()
         zeros = values.topk(max(u.shape[1], int(TRIM * len(u))), 1, largest=False)[1]
@@ -117,7 +138,7 @@ def _sparsest(u: Tensor, starts: int) -> Tensor:
 
 
 def _independent(q: Tensor, u: Tensor) -> Tensor:
-    """A basis (B, B): the sparsest candidates that do not lie in each other's span, and the rest of the space."""
+    """The sparsest candidates that do not lie in each other's span, (at most B, B), sparsest first."""
     values = (q @ u.mT).abs()
     zeros = (values < ZERO * values.amax(1, keepdim=True)).double().mean(1)
     order = zeros.argsort(descending=True)
@@ -131,8 +152,7 @@ def _independent(q: Tensor, u: Tensor) -> Tensor:
         basis = torch.cat([basis, (rest / rest.norm())[None]])
         if len(chosen) == q.shape[1]:
             break
-    made = torch.stack(chosen) if chosen else q[:0]
-    return torch.cat([made, torch.linalg.svd(basis)[2][len(made) :]])
+    return torch.stack(chosen) if chosen else q[:0]
 
 
 def _rows(q: Tensor, right: Tensor) -> Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pplleak.channels import _entrywise as entrywise
+from pplleak.channels import _gathered as gathered
 from pplleak.channels._base import Channel, noise
+from pplleak.channels._coverings import log_coverings
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
 
@@ -22,6 +25,8 @@ FAR = 20.0  # nats below a peak that are no longer looked at
 GRID = 32  # places at which the peak is looked for, within those of the last look
 NEVER = 1e-14  # the probability that another pass was needed, below which none is looked at
 TOGETHER = 2**14  # entries, over chains and thresholds, up to which several thresholds are one operation
+ERROR = 1e-11  # of a sum over entries, relative to the largest, that is made by fewer nodes
+FEWER = 4  # entries a node stands for, at least
 TINY = 1e-300
 
 
@@ -115,13 +120,13 @@ class SVT(Channel):
         c = u.clamp(-self.gamma, self.gamma)
         kept = sent.double()
         released = -(kept * (g - c).abs()).sum(-1) / self.scale - counts * math.log(2 * self.scale)
-        t, w = (torch.as_tensor(v, dtype=u.dtype, device=u.device).reshape(-1, *[1] * (u.dim() - 1))
-                for v in self._thresholds())  # fmt: skip
-        together = max(1, TOGETHER // u.numel())  # a small update costs its operations, a large one its entries
+        entries = self._entries(c.abs(), kept)
         terms = [
-            b + self._sent(a[..., None], u, kept) for a, b in zip(t.split(together), w.split(together), strict=True)
+            weight + self._sent(threshold, size, own, many)
+            for inside in (False, True)
+            for threshold, weight, size, own, many in self._parts(*entries, inside)
         ]
-        ways = torch.as_tensor(_log_coverings(self.n), device=u.device).take(counts) if self.replace else 0.0
+        ways = torch.as_tensor(log_coverings(self.n, counts.cpu().numpy()), device=u.device) if self.replace else 0.0
         return released + torch.cat(terms).logsumexp(0) + ways
 
     def _thresholds(self) -> tuple[list[float], list[float]]:
@@ -140,53 +145,92 @@ class SVT(Channel):
                 nodes.append((t, math.log(b * (high - low) / (2 * scale)) - abs(t - self.tau) / scale))
         return [t for t, _ in nodes], [w for _, w in nodes]
 
-    def _sent(self, threshold: Tensor, u: Tensor, kept: Tensor) -> Tensor:
+    def _entries(self, size: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Sizes |c_i|, which of them are sent, how many there are of each, and nodes a piece: the entries (0 nodes), or
+        fewer that stand for them (`_gathered`): nodes between kinks at all thresholds, and weights of both kinds."""
+        reach = 2 * math.pi * self.query_scale / (PASSES * self.gamma)  # log(1 − x q) of all passes is smooth so far
+        count = gathered.nodes_for(reach, ERROR)
+        if 4 * count > size.shape[-1] / FEWER:
+            return size, kept, torch.ones_like(size), 0
+        kinds = torch.stack([kept, 1 - kept], -2).expand(*size.shape[:-1], 2, size.shape[-1])
+        inside = [t for t in self._thresholds()[0] if 0 < t < self.gamma]
+        nodes, many = gathered.gather(size, kinds, sorted({0.0, *inside, self.gamma}), count)
+        return nodes, kept, many, count
+
+    def _parts(
+        self, size: Tensor, kept: Tensor, many: Tensor, count: int, inside: bool
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Thresholds (t, *1, 1), those within [0, γ] or those beyond, with the logarithms of their weights (t, *1), and
+        sizes, what is sent, how many: of the `_entries` by the kink at each threshold. As many at a time as are one
+        operation."""
+        nodes = [(t, w) for t, w in zip(*self._thresholds(), strict=True) if (0 < t < self.gamma) == inside]
+        if not nodes:
+            return
+        own = kept
+        if count:
+            edges = [[0.0, t, self.gamma] for t, _ in nodes] if inside else [[0.0, self.gamma]]
+            fewer = [gathered.coarser(size, many, e, count) for e in edges]
+            own = torch.ones_like(fewer[0][0])
+            own = torch.cat([own, 0 * own])
+            many = torch.stack([weights.flatten(-2) for _, weights in fewer])
+            size = torch.stack([torch.cat([s, s]).expand(many.shape[1:]) for s, _ in fewer])
+        else:
+            size, many = size[None], many[None]
+        size, many = (v.expand(len(nodes), *v.shape[1:]) for v in (size, many))
+        t, w = (torch.tensor(v, dtype=size.dtype, device=size.device).reshape(-1, *[1] * (size.dim() - 2))
+                for v in zip(*nodes, strict=True))  # fmt: skip
+        together = max(1, TOGETHER // many[0].numel())  # a small update costs its operations, a large one its entries
+        for part in zip(*(v.split(together) for v in (t[..., None], w, size, many)), strict=True):
+            yield *part[:3], own, part[3]
+
+    def _sent(self, threshold: Tensor, size: Tensor, kept: Tensor, many: Tensor) -> Tensor:
         """log P(S sent | u, T), (thresholds, *chains), of thresholds T, (thresholds, *1, 1); of draws with replacement
-        less the ways in which they cover S."""
-        above = (threshold - u.clamp(-self.gamma, self.gamma).abs()) / self.query_scale
+        less the ways in which they cover S. Of entries of `size`
+        (thresholds, *chains, entries), of which there are `many` of each."""
+        above = (threshold - size) / self.query_scale
         far = above.abs().neg().exp() / 2
         miss = torch.where(above > 0, torch.log1p(-far), -above.abs() - math.log(2))  # log P(not within one pass)
         terms = []
         for number in range(1, PASSES + 1):
             before = -torch.expm1((number - 1) * miss)
-            if number > 1 and not (_fewer(before.detach(), self.n) > NEVER).any():
+            if number > 1 and not (self._fewer(before.detach(), many.detach()) > NEVER).any():
                 break
             within = -torch.expm1(number * miss) if number < PASSES else torch.ones_like(miss)
-            x, log_w = self._marks(within.detach(), kept)
+            x, log_w = self._marks(within.detach(), kept, many.detach())
             x = x[..., None]
-            unsent = entrywise.total(_unsent, within.expand(len(x), *within.shape), kept, x)
-            term = log_w + unsent + (kept * within.log()).sum(-1)
+            unsent = entrywise.total(_unsent, within.expand(len(x), *within.shape), (1 - kept) * many, x)
+            term = log_w + unsent + (kept * many * within.log()).sum(-1)
             if number > 1 or self.replace:
                 hidden = torch.where(kept > 0, 1.0, (1 - x) / (1 - x * within).clamp(min=TINY))  # of P(passed | unsent)
                 enough = torch.ones_like(term)
                 if self.replace:  # else the n that were sent have passed
-                    enough = 1 - _fewer(torch.where(kept > 0, 1.0, hidden * within), self.n)
+                    enough = 1 - self._fewer(torch.where(kept > 0, 1.0, hidden * within), many)
                 if number > 1:
-                    enough = enough - 1 + _fewer(torch.where(kept > 0, before / within, hidden * before), self.n)
+                    passed = torch.where(kept > 0, before / within, hidden * before)
+                    enough = enough - 1 + self._fewer(passed, many)
                 term = term + enough.clamp(min=TINY).log()
             terms.append(term.logsumexp(0))
         return torch.stack(terms).logsumexp(0)
 
-    def _marks(self, within: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _marks(self, within: Tensor, kept: Tensor, many: Tensor) -> tuple[Tensor, Tensor]:
         """Nodes of the mark x and the logarithms of their weights, (nodes, *chains): where the integrand, of entries
         that all pass with their mean probability, lies within `FAR` of its peak."""
-        sent = kept.sum(-1).expand(within.shape[:-1])
-        rest = within.shape[-1] - sent
-        mean = ((1 - kept) * within).sum(-1) / rest.clamp(min=1)
+        sent, rest = ((m * many).sum(-1).expand(within.shape[:-1]) for m in (kept, 1 - kept))
+        mean = ((1 - kept) * many * within).sum(-1) / rest.clamp(min=1)
 
         def height(x: Tensor) -> Tensor:
             return self._mark_log_prob(x, sent) + rest * torch.log1p(-(x * mean).clamp(max=1 - TINY))
 
         low, high = torch.zeros_like(mean), torch.ones_like(mean)
         steps = torch.arange(1, GRID, dtype=mean.dtype, device=mean.device).reshape(-1, *[1] * mean.dim()) / GRID
-        few = within.shape[-1] <= 2 * MARKS and not self.replace  # a polynomial: that many nodes are exact
+        few = self.update.size <= 2 * MARKS and not self.replace  # a polynomial: that many nodes are exact
         for _ in range(0 if few else 3):  # each look is up to GRID / 2 times as near as the last
             grid, gap = low + (high - low) * steps, (high - low) / GRID
             heights = height(grid)
             near = heights > heights.amax(0) - FAR
             low, high = torch.where(near, grid, 1.0).amin(0) - gap, torch.where(near, grid, 0.0).amax(0) + gap
         nodes, weights = (torch.as_tensor(v, dtype=within.dtype, device=within.device).reshape(-1, *[1] * sent.dim())
-                          for v in _legendre((within.shape[-1] + 1) // 2 if few else MARKS))  # fmt: skip
+                          for v in _legendre((self.update.size + 1) // 2 if few else MARKS))  # fmt: skip
         x = low + (high - low) * nodes
         return x, (weights * (high - low)).log() + self._mark_log_prob(x, sent)
 
@@ -196,40 +240,29 @@ class SVT(Channel):
             return math.log(self.n) + (self.n - 1) * x.log()
         return (self.n - 1) * (-torch.log1p(-x)).log() - math.lgamma(self.n) + (sent - 1) * torch.log1p(-x)
 
+    def _fewer(self, chance: Tensor, many: Tensor) -> Tensor:
+        """P(fewer than n of the D events happen), chance (…, entries) of each of which there are `many`: counted, or of
+        a normal variable."""
+        n = self.n
+        if self.update.size <= COUNTED:
+            counts = torch.zeros(*chance.shape[:-1], n, dtype=chance.dtype, device=chance.device)
+            counts[..., 0] = 1
+            for p in chance.unbind(-1):  # the probability of 0, 1, … n − 1 events
+                moved = torch.nn.functional.pad(counts[..., :-1], (1, 0))
+                counts = counts * (1 - p)[..., None] + moved * p[..., None]
+            return counts.sum(-1)
+        mean, variance = (many * chance).sum(-1), (many * chance * (1 - chance)).sum(-1).clamp(min=TINY)
+        return torch.special.ndtr((n - 0.5 - mean) / variance.sqrt())
 
-def _unsent(within: Tensor, kept: Tensor, x: Tensor) -> Tensor:
-    """log (1 − x q_i) of the entries that were not sent."""
-    return torch.where(kept > 0, 0.0, torch.log1p(-(x * within).clamp(max=1 - TINY)))
 
-
-def _fewer(chance: Tensor, n: int) -> Tensor:
-    """P(fewer than n of D events happen), chance (…, D) of each: counted, or of a normal variable."""
-    if chance.shape[-1] <= COUNTED:
-        counts = torch.zeros(*chance.shape[:-1], n, dtype=chance.dtype, device=chance.device)
-        counts[..., 0] = 1
-        for p in chance.unbind(-1):  # the probability of 0, 1, … n − 1 events
-            moved = torch.nn.functional.pad(counts[..., :-1], (1, 0))
-            counts = counts * (1 - p)[..., None] + moved * p[..., None]
-        return counts.sum(-1)
-    mean, variance = chance.sum(-1), (chance * (1 - chance)).sum(-1).clamp(min=TINY)
-    return torch.special.ndtr((n - 0.5 - mean) / variance.sqrt())
+def _unsent(within: Tensor, unsent: Tensor, x: Tensor) -> Tensor:
+    """log (1 − x q_i), as often as it was not sent."""
+    return torch.where(unsent != 0, unsent * torch.log1p(-(x * within).clamp(max=1 - TINY)), 0.0)
 
 
 def _laplace(like: Tensor) -> Tensor:
     """Draws of Laplace(0, 1) in the shape of a tensor."""
     return noise("laplace", like, math.sqrt(2))
-
-
-@functools.cache
-def _log_coverings(n: int) -> np.ndarray:
-    """log of the number of ways in which n draws hit each of s entries, for s = 0, …, n: s! times Stirling's number of
-    the second kind, by W(k + 1, s) = s [W(k, s) + W(k, s − 1)]."""
-    ways = np.full(n + 1, -np.inf)
-    ways[0], s = 0.0, np.log(np.maximum(np.arange(n + 1), TINY))
-    for _ in range(n):
-        ways[1:] = s[1:] + np.logaddexp(ways[1:], ways[:-1])
-        ways[0] = -np.inf
-    return ways
 
 
 @functools.cache

@@ -92,7 +92,9 @@ def fit(density: Density, z: Tensor, rank: int = 128, *, progress: ProgressBar =
     return LowRank(z, directions, values[kept].rsqrt().to(z), rest**-0.5, torch.ones_like(z))
 
 
-def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located[LowRank]:
+def locate(
+    density: Density, *, starts: int, steps: int, begin: Tensor | None = None, progress: ProgressBar = silent
+) -> Located[LowRank]:
     """MAP from several starts and the curvature there: `whitening.locate` without a matrix of dim²."""
     fitted = functools.partial(fit, progress=progress)
-    return located(fitted, density, starts=starts, steps=steps, progress=progress)
+    return located(fitted, density, starts=starts, steps=steps, begin=begin, progress=progress)

@@ -23,6 +23,7 @@ from pplleak.progress import ProgressBar, silent
 Optimizer = Literal["adam", "signed_adam", "lbfgs"]
 Decay = Literal["cosine", "step", "exponential", "none"]
 RECORDED = 300  # steps from which on it pays to record a density
+GENTLE = 0.003  # Adam's first rate from latents that are near a maximum, in prior standard deviations a step
 LOOK = 50  # steps after which a climb without a schedule is asked whether it has ended
 
 
@@ -134,19 +135,33 @@ def maximise(
 
 
 def peaks(
-    density: Density, *, starts: int, steps: int, progress: ProgressBar = silent
+    density: Density, *, starts: int, steps: int, begin: Tensor | None = None, progress: ProgressBar = silent
 ) -> tuple[Tensor, Tensor, Decrement]:
     """Where samplers and fits begin: the MAP (dim,) of the model's own sites, and the ends (k, dim) of a search in the
     density of z that lie within 10 nats of the best, best first; and what is left to climb from the MAP, which is
     polished where that is more than a nat.
 
     The two differ by a Jacobian where a site is bounded, so such a model is climbed twice.
+
+    Args:
+        begin: latents (k, dim), near a maximum, that are climbed from beside the `starts` prior draws, at a rate that
+            stays near them.
     """
-    found = maximise(density, starts=starts, steps=steps, progress=progress).whole()
-    mode, left = settled(functools.partial(density, jacobian=False), found.z[0])
+
+    def search(jacobian: bool) -> tuple[Tensor, Tensor]:
+        climb = functools.partial(maximise, density, steps=steps, jacobian=jacobian, progress=progress)
+        ends = [climb(starts=starts).whole()]
+        if begin is not None:
+            ends.append(climb(begin=begin, lr=GENTLE).whole())
+        z, value = (torch.cat([getattr(end, name) for end in ends]) for name in ("z", "value"))
+        order = value.argsort(descending=True, stable=True)
+        return z[order], value[order]
+
+    z, value = search(jacobian=False)
+    mode, left = settled(functools.partial(density, jacobian=False), z[0])
     if density.bounded:
-        found = maximise(density, starts=starts, steps=steps, jacobian=True, progress=progress).whole()
-    return mode, found.z[found.value > found.value[0] - 10], left
+        z, value = search(jacobian=True)
+    return mode, z[value > value[0] - 10], left
 
 
 def rates(decay: Decay, steps: int) -> Callable[[int], float]:

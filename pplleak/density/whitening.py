@@ -136,8 +136,10 @@ class Located[Base]:
     left: Decrement
 
 
-def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar = silent) -> Located[Laplace]:
-    """MAP from several starts, then the Laplace fit at the best of them.
+def locate(
+    density: Density, *, starts: int, steps: int, begin: Tensor | None = None, progress: ProgressBar = silent
+) -> Located[Laplace]:
+    """MAP from several starts, and from `begin` (k, dim) where it is given; then the Laplace fit at the best of them.
 
     Raises:
         BadInput: more than `WIDEST` latents.
@@ -146,14 +148,20 @@ def locate(density: Density, *, starts: int, steps: int, progress: ProgressBar =
         raise BadInput(f"this inference takes the curvature in all of {density.dim:,} latents, a matrix of their "
                        "square: take map, langevin, svi or hmc, which need none")  # fmt: skip
     fitted = functools.partial(fit, progress=progress)
-    return located(fitted, density, starts=starts, steps=steps, progress=progress)
+    return located(fitted, density, starts=starts, steps=steps, begin=begin, progress=progress)
 
 
 def located[Base](
-    fitted: Callable[[Density, Tensor], Base], density: Density, *, starts: int, steps: int, progress: ProgressBar
+    fitted: Callable[[Density, Tensor], Base],
+    density: Density,
+    *,
+    starts: int,
+    steps: int,
+    begin: Tensor | None = None,
+    progress: ProgressBar,
 ) -> Located[Base]:
-    """MAP from several starts, then the coordinates that are fitted at the best of them."""
-    mode, near, left = peaks(density, starts=starts, steps=steps, progress=progress)
+    """MAP from several starts and `begin`, then the coordinates that are fitted at the best of them."""
+    mode, near, left = peaks(density, starts=starts, steps=steps, begin=begin, progress=progress)
     return Located(mode, near, fitted(density, near[0]), left)
 
 

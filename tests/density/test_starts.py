@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from pplleak import programs
 from pplleak.density import build, starts
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
+from pplleak.inference import billiard, hmc, refractive, spear
 from pplleak.inference import map as climb
-from pplleak.inference import spear
 from pplleak.posterior import Posterior, metrics
 from pplleak.studies.attack.attack import believe
 
@@ -44,6 +45,29 @@ def test_a_climb_that_begins_at_spears_images_is_nearer_than_they_and_than_one_t
     elsewhere = climb.run(model, target, target.client, **{**SHORT, "lr": 0.1})
     assert psnr(target, begun) > psnr(target, read) + 1 and psnr(target, begun) > psnr(target, elsewhere) + 10
     assert begun.stats["lp"].max() > elsewhere.stats["lp"].max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [billiard, hmc], ids=["billiard", "hmc"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # hmc does not cross kinks, and says so
+def test_chains_begin_at_spears_images_where_no_start_of_their_own_comes_near(sampler: ModuleType) -> None:
+    five = from_data(
+        batch_size=5, settings={"widths": (128,), "activation": "relu"}, sigma=1e-5, index=3, dtype="float64"
+    )
+    model = believe(programs.load("models", "optimal"), five)
+    few: dict[str, Any] = {"starts": 1, "steps": 10, "chains": 2, "draws": 2, "warmup": 2}
+    begun, elsewhere = (sampler.run(model, five, five.client, begin=name, **few) for name in ("spear", ""))
+    assert psnr(five, begun) > psnr(five, spear.run(None, five, five.client)) + 1
+    assert psnr(five, begun) > psnr(five, elsewhere) + 10
+    assert begun.stats["lp"].max() > elsewhere.stats["lp"].max() + 100
+
+
+def test_the_sampler_of_one_example_begins_at_its_quotient() -> None:
+    one = from_data(settings={"widths": (64,), "activation": "relu"}, sigma=1e-4, index=3, dtype="float64")
+    model = believe(programs.load("models", "optimal"), one)
+    few: dict[str, Any] = {"starts": 1, "steps": 2, "chains": 2, "draws": 2, "warmup": 2}
+    begun = refractive.run(model, one, one.client, begin="quotient", **few)
+    assert psnr(one, begun) > psnr(one, refractive.run(model, one, one.client, **few))
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "uniform"])

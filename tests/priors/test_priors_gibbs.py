@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from pplleak import density, programs
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
+from pplleak.priors import anomaly
 from pplleak.priors.batchnorm import batchnorm
 from pplleak.priors.tv import TotalVariation
+from pplleak.priors.uniform import Box
+from pplleak.priors.vae import fit as fit_vae
 from pplleak.studies.attack.attack import believe
 
 
@@ -85,6 +89,29 @@ def test_a_factor_is_tempered_with_the_likelihood_for_starting_points_know_nothi
     energy = TotalVariation(2.0, smoothing=0.01).energy(images).double()
     torch.testing.assert_close(tv(z), dlg(z) - energy, rtol=1e-9, atol=1e-9)
     assert float(energy.min()) > 0.01
+
+
+@pytest.mark.slow
+def test_an_anomaly_score_equals_the_loop_over_images_and_counts_total_variation_beside_it() -> None:
+    torch.manual_seed(0)
+    public = torch.rand(40, 1, 1, 1).expand(40, 1, 3, 3).clone()  # images without any variation
+    vae = fit_vae(public, latents=2, hidden=16, epochs=400)
+    made = anomaly.OnBox(Box((1, 3, 3)), vae, 3.0, TotalVariation(0.5))
+    x = torch.rand(4, 2, 1, 3, 3)
+    expected = []
+    for chain in x:
+        total = looped(chain, False, 0.0) * 0.5
+        for image in chain:
+            seen = vae.decoder(vae.encoder(image.reshape(1, 9))[:, :2])[0]
+            total += 3.0 * sum((float(a) - float(b)) ** 2 for a, b in zip(image.flatten(), seen, strict=True))
+        expected.append(total)
+    assert made.energy(x).tolist() == pytest.approx(expected, rel=1e-4)
+    alone = replace(made, variation=None)
+    even, other = (alone.energy(v) for v in (public[:8, None], x.flatten(0, 1)[:, None]))
+    assert float(even.max()) < float(other.min())
+    assert not hasattr(made, "log_prob") and not hasattr(made, "draw")
+    with pytest.raises(BadInput, match="weight"):
+        replace(made, weight=0.0)
 
 
 def normed() -> nn.Module:
