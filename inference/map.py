@@ -33,7 +33,7 @@ from pplleak.density import Density, Model, build, decrement, moves
 from pplleak.density import starts as starts_
 from pplleak.density.box import Box, boxed
 from pplleak.density.decrement import Decrement
-from pplleak.density.search import Decay, Maximum, Optimizer, maximise
+from pplleak.density.search import BETA2, Decay, Maximum, Optimizer, maximise
 from pplleak.density.whitening import climb_by_newton
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -84,6 +84,7 @@ def run(
     steps: int = 1000,
     lr: float = 0.1,
     optimizer: Optimizer = "adam",
+    beta2: float = BETA2,
     decay: Decay = "cosine",
     box: bool = False,
     consensus: float = 0.0,
@@ -98,6 +99,7 @@ def run(
         steps: optimisation steps, at most: a climb without a schedule (lbfgs, or decay none) ends at its maximum.
         lr: Adam's first learning rate, in prior standard deviations a step; in the sites' own units with a box.
         optimizer: adam; signed_adam, on the signs of the slopes; lbfgs for smooth models (with a box, L-BFGS-B).
+        beta2: of Adam: how much of its second moment a step keeps. Published attacks have 0.999.
         decay: of Adam's learning rate: cosine to zero; step, a tenth after 3/8, 5/8 and 7/8 of all steps; exponential,
             0.94 a step; none.
         box: climb bounded sites (pixels) as they are, clamped after every step; else in unconstrained coordinates.
@@ -112,6 +114,8 @@ def run(
     for name, number in (("newton", newton), ("polish", polish)):
         if number < 0:
             raise BadInput(f"{name} must not be negative, not {number}: it is a number of steps")
+    if not 0 <= beta2 < 1:
+        raise BadInput(f"beta2 must lie between 0 and 1, and below 1, not {beta2:g}")
     if newton and box:
         raise BadInput("Newton's method does not keep to a box: leave newton or box out")
     if not 0 <= consensus < math.inf:
@@ -122,7 +126,8 @@ def run(
     density, bounds = build(model, client, observed, moves=True), None
     if box:
         density, bounds = boxed(density)
-    how: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "decay": decay, "box": bounds, "consensus": consensus}
+    how: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "beta2": beta2, "decay": decay, "box": bounds,
+                           "consensus": consensus}  # fmt: skip
     if begin:
         if density.moved:
             raise BadInput("the search moves through labels or orders here, from starts of its own: leave begin out, "

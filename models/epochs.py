@@ -30,7 +30,7 @@ from pplleak.errors import BadInput
 from pplleak.priors.tv import TotalVariation
 from pplleak.priors.uniform import uniform
 
-MAP = {"optimizer": "adam", "decay": "cosine", "box": True, "starts": 1, "steps": 1000, "lr": 0.1}
+MAP = {"optimizer": "adam", "beta2": 0.999, "decay": "cosine", "box": True, "starts": 1, "steps": 1000, "lr": 0.1}
 
 
 def model(

@@ -30,7 +30,7 @@ from pplleak.priors.uniform import uniform
 
 __all__ = ["MAP", "labels", "model"]
 
-MAP = {"optimizer": "adam", "decay": "cosine", "box": True, "starts": 1, "steps": 20_000, "lr": 0.1}
+MAP = {"optimizer": "adam", "beta2": 0.999, "decay": "cosine", "box": True, "starts": 1, "steps": 20_000, "lr": 0.1}
 
 
 def model(

@@ -20,7 +20,7 @@ from pplleak import channels
 from pplleak.client import Client
 from pplleak.priors.uniform import uniform
 
-MAP = {"optimizer": "adam", "decay": "exponential", "box": True, "starts": 1, "steps": 200, "lr": 0.15}
+MAP = {"optimizer": "adam", "beta2": 0.999, "decay": "exponential", "box": True, "starts": 1, "steps": 200, "lr": 0.15}
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, tv: float = 1e-4) -> Tensor:

@@ -23,7 +23,7 @@ from pplleak.client import Client
 from pplleak.errors import require_positive
 from pplleak.priors.uniform import uniform
 
-MAP = {"optimizer": "adam", "decay": "cosine", "box": True, "starts": 1, "steps": 1000, "lr": 0.05}
+MAP = {"optimizer": "adam", "beta2": 0.999, "decay": "cosine", "box": True, "starts": 1, "steps": 1000, "lr": 0.05}
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, scale: int = 2) -> Tensor:

@@ -29,7 +29,7 @@ from pplleak.client.update import DenseUpdate
 from pplleak.priors.tv import TotalVariation
 from pplleak.priors.uniform import uniform
 
-MAP = {"optimizer": "adam", "decay": "cosine", "box": True, "starts": 4, "steps": 1000, "lr": 0.1}
+MAP = {"optimizer": "adam", "beta2": 0.999, "decay": "cosine", "box": True, "starts": 4, "steps": 1000, "lr": 0.1}
 
 
 def between(client: Client, x: Tensor, y: Tensor, a: Tensor, movement: Tensor) -> DenseUpdate:

@@ -21,7 +21,7 @@ from pplleak import channels
 from pplleak.client import Client
 from pplleak.priors.uniform import uniform
 
-MAP = {"optimizer": "adam", "decay": "cosine", "starts": 1, "steps": 1000, "lr": 0.05, "polish": 0}
+MAP = {"optimizer": "adam", "beta2": 0.999, "decay": "cosine", "starts": 1, "steps": 1000, "lr": 0.05, "polish": 0}
 
 
 def model(client: Client, batch_size: int = 1, *, sigma: float = 0.1, l1: float = 0.1) -> Tensor:

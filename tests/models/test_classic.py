@@ -131,7 +131,9 @@ def test_adam_in_the_box_is_the_loop_one_would_write(signed: bool, decay: search
     built, box = boxed(attacked()[0])
     begin, steps, lr = built.sample_prior(2), 16, 0.1
 
-    def by_hand(clamp: bool = True, sign: bool = signed, tenths: tuple[int, ...] = (6, 10, 14)) -> Tensor:
+    def by_hand(
+        clamp: bool = True, sign: bool = signed, tenths: tuple[int, ...] = (6, 10, 14), beta2: float = search.BETA2
+    ) -> Tensor:
         x, m, v = begin.clone(), torch.zeros_like(begin), torch.zeros_like(begin)
         best, best_x = torch.full((2,), -math.inf, dtype=torch.float64), begin.clone()
         for t in range(steps + 1):
@@ -142,14 +144,14 @@ def test_adam_in_the_box_is_the_loop_one_would_write(signed: bool, decay: search
             best, best_x = torch.where(better, value.detach(), best), torch.where(better[:, None], x.detach(), best_x)
             assert x.grad is not None
             slope = -x.grad.sign() if sign else -x.grad
-            m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+            m, v = 0.9 * m + 0.1 * slope, beta2 * v + (1 - beta2) * slope**2
             rate = {
                 "step": lr * 0.1 ** sum(t >= k for k in tenths),
                 "exponential": lr * 0.94**t,
                 "cosine": lr * (1 + math.cos(math.pi * t / steps)) / 2,
                 "none": lr,
             }[decay]
-            x = x.detach() - rate * (m / (1 - 0.9 ** (t + 1))) / ((v / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
+            x = x.detach() - rate * (m / (1 - 0.9 ** (t + 1))) / ((v / (1 - beta2 ** (t + 1))).sqrt() + 1e-8)
             x = x.clamp(box.low, box.high) if clamp else x
         return best_x[best.argsort(descending=True)]
 
@@ -163,6 +165,7 @@ def test_adam_in_the_box_is_the_loop_one_would_write(signed: bool, decay: search
     assert same(by_hand())
     assert not same(by_hand(clamp=False))
     assert not same(by_hand(sign=not signed))
+    assert signed or not same(by_hand(beta2=0.999))  # of signs it makes no difference
     assert decay != "step" or not same(by_hand(tenths=(5, 10, 14)))
 
 
@@ -233,8 +236,8 @@ def test_the_command_line_shows_and_takes_the_models_own_settings(
     assert run("--model", "inverting_gradients", "--inference.steps", "3", "--inference.starts", "2") == 0
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["settings"] == {
-        "begin": "", "starts": 2, "steps": 3, "lr": 0.1, "optimizer": "signed_adam", "decay": "step", "box": True,
-        "consensus": 0.0, "newton": 0, "polish": 10,
+        "begin": "", "starts": 2, "steps": 3, "lr": 0.1, "optimizer": "signed_adam", "beta2": 0.95, "decay": "step",
+        "box": True, "consensus": 0.0, "newton": 0, "polish": 10,
     }  # fmt: skip
     mine = tmp_path / "mine.py"
     mine.write_text(programs.locate("models", "dlg").read_text().replace('"box"', '"boxx"'))
