@@ -88,6 +88,7 @@ def run(
     thin: int = 1,
     starts: int = 8,
     steps: int = 300,
+    begin: str = "spear",
 ) -> Posterior:
     """Draws from p(records | g). Ctrl-C keeps what has been drawn.
 
@@ -103,6 +104,8 @@ def run(
         thin: sweeps a draw.
         starts: of the relaxed climb, where there is one (Gaussian noise, an update that is a sum over records).
         steps: its Adam steps.
+        begin: an inference that reads examples off the gradient (spear, quotient): one more start, where it can and
+            there is a climb; empty: none.
     """
     require_positive(
         chains=chains, islands=islands, particles=particles, draws=draws, moves=moves, most=most, thin=thin
@@ -123,7 +126,7 @@ def run(
     more = None
     if isinstance(sweep.fit, Residual) and starts:
         more = cell_starts.climbed(sweep.fit, records, starts, steps, progress)
-        seen = cell_starts.read(sweep.fit, records, seed, progress)
+        seen = cell_starts.read(sweep.fit, records, begin, seed, progress) if begin else None
         more = more if seen is None else cell_starts.joined([more, seen])
     state = None if more is None else cell_starts.explained(sweep, more, batch, settle)
     if state is None:

@@ -3,7 +3,7 @@
 Cooling (`smc`'s way, Del Moral et al. 2006) finds the posterior where the gradient leaves much open. Where it leaves
 next to nothing open, single cells are deep wells; a climb over relaxed records, whose x may be any vector under a
 Gaussian with the mean and the covariance of the prior's own records, then ends near the one record that explains g.
-Behind a fully connected first layer the records of a clean gradient can also be read off it (`spear`). All are rounded
+Behind a fully connected first layer the records of a clean gradient can also be read off it. All are rounded
 to records, settled by the sampler's own moves and compared by log p(records, g): chains go on from those within REACH
 nats of the best. Where such a start explains g, and the prior's own records are FAR nats off, cooling is left out: it
 would lower the temperature in dozens of steps, to a well that has been found.
@@ -27,7 +27,6 @@ KEEP = 0.5  # effective share of the chains that a step in temperature leaves
 REACH = 20.0  # nats below the best from which chains begin
 FAR = 300.0  # nats by which the prior's best particle explains g worse, so that cooling would be long
 SURE = 5.0  # standard deviations of χ² within which a record explains g
-ROUNDS = 4  # of the search for sparse columns, at most
 DRAWN = 2000  # records of the prior that tell its mean and covariance
 
 
@@ -84,13 +83,13 @@ def climbed(fit: Residual, records: Any, starts: int, steps: int, progress: Prog
     return Batch(codes, scores, records.decode(codes, scores).flatten(2))
 
 
-def read(fit: Residual, records: Any, seed: int, progress: ProgressBar) -> Batch | None:
-    """The records nearest to what `spear` reads off the first layer's gradient; None where it reads nothing."""
+def read(fit: Residual, records: Any, inference: str, seed: int, progress: ProgressBar) -> Batch | None:
+    """The records nearest to what a point inference, a name or a path, reads off the gradient; None where it reads
+    nothing."""
     client, observed = fit.density.client, fit.density.observed
+    run = programs.load("inference", inference)
     try:
-        found = programs.load("inference", "spear")(
-            fit.density.model, observed, client, seed=seed, progress=progress, rounds=ROUNDS
-        )
+        found = run(fit.density.model, observed, client, seed=seed, progress=progress)
     except BadInput:  # another first layer, no ReLU, too much noise: the other starts have to do
         return None
     x = torch.as_tensor(found.mode).to(client.device, client.dtype).flatten(1)
