@@ -11,8 +11,10 @@ The same batches of held-out rows for every attack:
     posterior  the sampler `gibbs`, each cell by the decision for its 0-1 loss
 
 cell_accuracy: a category exactly, a number within 10 % of its range; se: its standard error over the batches;
-exact_match: records that are right in every cell; ece: expected calibration error of the posterior's cells; seconds: of
-an attack, the mean. A batch that the CSV of batches holds is not run again; `minutes` ends a piece of the work.
+exact_match: records that are right in every cell; ece: expected calibration error of the posterior's cells, and
+ece_by_chance the one that so many cells would have on average, were each right with just the probability that is
+claimed; settled: share of the batches with R-hat below 1.1; seconds: of one core's processor time an attack, the mean.
+A batch that the CSV of batches holds is not run again; `minutes` ends a piece of the work.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from pplleak.studies.attack.attack import attack
 
 COLUMNS = {
     "data": str, "batch": int, "sigma": float, "attack": str, "batches": int, "cell_accuracy": float,
-    "se": float | None, "exact_match": float, "ece": float | None, "seconds": float,
+    "se": float | None, "exact_match": float, "ece": float | None, "ece_by_chance": float | None,
+    "settled": float | None, "seconds": float,
 }  # fmt: skip
 EACH = {
     "data": str, "batch": int, "sigma": float, "attack": str, "index": int, "cell_accuracy": float,
@@ -46,8 +49,11 @@ EACH = {
 ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tableak": ("tableak", "ensemble", {}),
     "map": ("optimal:prior=gaussian", "map", {"starts": 4, "steps": 500}),
-    "posterior": ("optimal:prior=records", "gibbs", {"particles": 16, "draws": 60, "settle": 5, "moves": 1}),
+    "posterior": ("optimal:prior=records", "gibbs", {"draws": 40, "settle": 3, "moves": 1, "inner": 1}),
 }
+CHAINS = {1: 16}  # of a batch of so many; of others FEW; twice as many particles in the warm-up
+FEW = 8
+CHANCE = 400  # draws for `ece_by_chance`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Settings:
     """Noise on each entry; 1e-6 is what a clean gradient is given."""
     count: tuple[int, ...] = (10, 4)
     """Batches of each size."""
-    minutes: float = 7.0
+    minutes: float = 30.0
     """Begin nothing after so long."""
     csv: Path = Path("benchmarks/results/tables.csv")
 
@@ -78,7 +84,8 @@ def batch_of(args: Settings, size: int, sigma: float, k: int) -> Observation:
 
 def measure(args: Settings, size: int, sigma: float, name: str, k: int) -> dict[str, Any]:
     observed = batch_of(args, size, sigma, k)
-    columns, begun = observed.client.columns, time.perf_counter()
+    columns = observed.client.columns
+    begun = time.process_time()
     assert columns is not None and observed.truth is not None and observed.public is not None
     about = {"data": args.data, "batch": size, "sigma": sigma, "attack": name, "index": k}
     if name == "guess":
@@ -87,6 +94,9 @@ def measure(args: Settings, size: int, sigma: float, name: str, k: int) -> dict[
         claims, rhat = np.array([]), None
     else:
         model, inference, settings = ATTACKS[name]
+        if name == "posterior":
+            chains = CHAINS.get(size, FEW)
+            settings = {**settings, "chains": chains, "particles": 2 * chains}
         found = attack(observed, model, inference, settings=settings, seed=k)
         made = cells.cells(found, columns)
         assert made.right is not None
@@ -95,8 +105,14 @@ def measure(args: Settings, size: int, sigma: float, name: str, k: int) -> dict[
     return {
         **about, "cell_accuracy": float(right.mean()), "exact_match": float(right.all(1).mean()),
         "claims": " ".join(f"{c:.4f}" for c in claims), "right": "".join(str(int(r)) for r in right.ravel()),
-        "rhat": None if rhat is None or not math.isfinite(rhat) else rhat, "seconds": time.perf_counter() - begun,
+        "rhat": None if rhat is None or not math.isfinite(rhat) else rhat, "seconds": time.process_time() - begun,
     }  # fmt: skip
+
+
+def by_chance(claims: np.ndarray) -> float:
+    """The mean expected calibration error of cells that are each right with their claimed probability."""
+    draw = np.random.default_rng(0)
+    return float(np.mean([cells.calibration_error(claims, draw.random(len(claims)) < claims) for _ in range(CHANCE)]))
 
 
 def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,6 +126,8 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "se": float(accuracy.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None,
         "exact_match": float(np.mean([r["exact_match"] for r in rows])),
         "ece": cells.calibration_error(claims, right) if len(claims) else None,
+        "ece_by_chance": by_chance(claims) if len(claims) else None,
+        "settled": float(np.mean([(r["rhat"] or math.inf) < 1.1 for r in rows])) if len(claims) else None,
         "seconds": float(np.mean([r["seconds"] for r in rows])),
     }  # fmt: skip
 
@@ -141,7 +159,11 @@ def main(args: Settings) -> None:
     runs.table(args.csv, rows, list(COLUMNS))
     for r in rows:
         error = "" if r["se"] is None else f" ± {r['se']:.1%}"
-        ece = "" if r["ece"] is None else f", ECE {r['ece']:.3f}"
+        ece = (
+            ""
+            if r["ece"] is None
+            else (f", ECE {r['ece']:.3f} ({r['ece_by_chance']:.3f} by chance), {r['settled']:.0%} settled")
+        )
         print(f"batch {r['batch']}, σ {r['sigma']:g}, {r['attack']}: {r['cell_accuracy']:.1%}{error} of the cells, "
               f"{r['exact_match']:.0%} of the records{ece}; {r['batches']} batches, {r['seconds']:.0f} s")  # fmt: skip
     print(f"{left} attacks are left: run it again" if left else "complete")

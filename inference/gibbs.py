@@ -7,6 +7,7 @@ batch are visited in turn, in all chains at once, and in each
     two columns of which one depends on the other, and a column with all below it: drawn K times from the prior given
         the rest; one of the draws, or the old states, ∝ p(g | …)^β and what of p(records) they were not drawn by
     s_br | rest                                                     K candidates about a centre that is about s_br
+    all grids and numbers of a record: K draws of a surrogate's Gaussian (`pplleak.density.cell_blocks`)
 
 Of a column with more than `most` states, the old one and a random choice of others are compared, which is exact, too.
 For a real number a centre a ~ Normal(s_br, τ²) and candidates ~ Normal(a, τ²) are drawn, the old one among them, and
@@ -15,8 +16,9 @@ one is taken ∝ p(s_br | rest) p(g | …)^β: given a, the candidates and s_br 
 with its code. No slope of the density is asked for: a network may have kinks.
 
 It begins where cooling from the prior (β = 0) to the posterior (β = 1) leads, in islands that are each resampled within
-themselves, and where a relaxed climb ends (`pplleak.density.cell_starts`); R-hat compares the chains that go on from
-there: such as began in different records, and do not leave them, do not agree.
+themselves, where a relaxed climb ends, and at what SPEAR reads off the first layer (`pplleak.density.cell_starts`,
+which also says when cooling is left out); R-hat compares the chains that go on from there: such as began in different
+records, and do not leave them, do not agree.
 """
 
 from __future__ import annotations
@@ -86,6 +88,7 @@ def run(
     thin: int = 1,
     starts: int = 8,
     steps: int = 300,
+    begin: str = "spear",
 ) -> Posterior:
     """Draws from p(records | g). Ctrl-C keeps what has been drawn.
 
@@ -101,6 +104,8 @@ def run(
         thin: sweeps a draw.
         starts: of the relaxed climb, where there is one (Gaussian noise, an update that is a sum over records).
         steps: its Adam steps.
+        begin: an inference that reads examples off the gradient (spear, quotient): one more start, where it can and
+            there is a climb; empty: none.
     """
     require_positive(
         chains=chains, islands=islands, particles=particles, draws=draws, moves=moves, most=most, thin=thin
@@ -117,13 +122,19 @@ def run(
     density, records = opened(model, client, observed)
     batch = cell_starts.drawn(records, particles, observed.batch_size)
     sweep = Sweep(records, likelihood(density, batch), most, inner)
-    state, temperatures = cell_starts.warmed(sweep, batch, islands, moves, progress)
+    temperatures: list[float] = []
     more = None
     if isinstance(sweep.fit, Residual) and starts:
         more = cell_starts.climbed(sweep.fit, records, starts, steps, progress)
-    state, groups, left = cell_starts.begun(sweep, state, islands, more, settle, chains)
-    sweep.refreshed(state)
-    sweep.accepted.clear()
+        seen = cell_starts.read(sweep.fit, records, begin, seed, progress) if begin else None
+        more = more if seen is None else cell_starts.joined([more, seen])
+    state = None if more is None else cell_starts.explained(sweep, more, batch, settle)
+    if state is None:
+        state, temperatures = cell_starts.warmed(sweep, batch, islands, moves, progress)
+        state, groups, left = cell_starts.begun(sweep, state, islands, more, settle, chains)
+    else:
+        state, groups, left = cell_starts.chosen(state, [[k] for k in range(len(state.fit))], chains)
+    state = sweep.tried_out(state)
     best = _Best()
 
     def chain(state: Chains) -> Iterator[dict[str, Tensor]]:

@@ -37,7 +37,7 @@ from pplleak.density import Model
 from pplleak.density.first_layer import first_layer, fully_connected, whose
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, read_off
+from pplleak.posterior import Posterior, in_range, read_off
 from pplleak.progress import ProgressBar, silent
 
 SPARSE = 0.1  # share of zeros of a column: about half for one example, a quarter for two, none without ReLU
@@ -104,7 +104,7 @@ def run(
     rows = _rows(found, right)
     x = _images(rows)
     deltas = (found @ u.mT) * rows[:, -1:]
-    order, labels = whose(client, x.clamp(0, 1), deltas, names[1], observed.labels, size)
+    order, labels = whose(client, in_range(client, x), deltas, names[1], observed.labels, size)
     return read_off(client, observed, x[order], labels, "the sparse columns of the first layer's gradient", reasons)
 
 

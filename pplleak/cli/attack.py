@@ -56,8 +56,8 @@ class Attack(Victim):
     """Exit with code 3 where the result is not to be trusted: it does not fit, did not converge, says nothing, or is a
     point without uncertainty."""
     out: Path = Path("attack")
-    """Folder for posterior.nc, attack.png, summary.json and report.html; of a table, cells.csv instead of the last; of
-    text, tokens.csv besides."""
+    """Folder for posterior.nc, attack.png, summary.json and report.html; of a table cells.csv, of text tokens.csv
+    besides."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.cli import _arguments as arguments
     from pplleak.density import embedding_rows
     from pplleak.errors import printable
-    from pplleak.studies.attack import records, report, sentences
+    from pplleak.studies.attack import pages, records, report, sentences
     from pplleak.studies.attack.attack import attack, choose
 
     begun = time.time()
@@ -132,7 +132,9 @@ def run(argv: Sequence[str]) -> int:
         summary = report.write(result, out, terminal())
         if shared.client.vocabulary is not None:
             sentences.page(result, summary, report.heading(result), out)
-        elif shared.client.columns is None:  # of a table, cells.csv and the picture say it
+        elif shared.client.columns is not None:
+            pages.of_records(result, summary, shared.client.columns, report.heading(result), out)
+        else:
             from pplleak.studies.audit import report as page  # for people, of what was found
 
             page.write(out, result)

@@ -90,7 +90,9 @@ class Column:
             return MISSING
         if self.kind == "categorical":
             return MISSING if int(value) == len(self.values) else str(self.values[int(value)])
-        return f"{value:.0f}" if self.whole else f"{value:.4g}"
+        if self.whole:
+            return f"{value:.0f}"
+        return f"{float(f'{value:.4g}'):.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"  # 23770, not 2.377e+04
 
 
 @dataclass(frozen=True)

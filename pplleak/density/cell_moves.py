@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from pplleak.data.columns import Column
+from pplleak.density.cell_blocks import Block
 from pplleak.density.cells import Batch, Likelihood, Quadratic, Residual, Tried
 
 Record = tuple[Tensor, Tensor, Tensor]  # codes (C, F), scores (C, R) and x (C, width) of one record of every chain
 DECADES = 6.0  # over which the width of a number's candidates is drawn, from the prior's own sd down
+BLOCK = -1  # in an order: the move of all numbers at once
 TRUE = 4  # moves by the true likelihood after those on a surrogate
 SHORT = (8, 8, 4, 4, 2, 2)  # moves on a surrogate between two looks at the likelihood, after all moves were made
 
@@ -53,6 +55,7 @@ class Sweep:
     def __init__(self, records: Any, fit: Likelihood, most: int, inner: int) -> None:
         self.records, self.fit, self.most, self.inner = records, fit, most, inner
         self.surrogates: list[Quadratic] = []
+        self.now: Quadratic | None = None  # the surrogate of the record that is moved
         self.accepted: list[float] = []
         forest = records.forest
         parents = [] if forest is None else forest.parents.tolist()
@@ -63,6 +66,9 @@ class Sweep:
         self.moves += [functools.partial(self._presence, r) for r, c in enumerate(records.columns.real) if c.missing]
         if trees := _subtrees(self.below):
             self.moves.append(lambda *record: self._subtree(trees[int(torch.randint(len(trees), ()))], *record))
+        self.block = Block.of(records)
+        self.short: tuple[int, ...] = SHORT
+        self.blocks = 2 * (len(self.block.entries) > 1)  # moves of all numbers at once, in an order
         self.inverse = torch.linalg.inv(records.scale) if len(records.mean) else records.scale
 
     def refreshed(self, chains: Chains) -> None:
@@ -70,6 +76,22 @@ class Sweep:
         if isinstance(self.fit, Residual) and self.inner:
             batch = chains.batch
             self.surrogates = [Quadratic.about(self.fit, batch, b) for b in range(batch.x.shape[1])]
+
+    def tried_out(self, chains: Chains) -> Chains:
+        """A sweep on new surrogates, before the draws that are kept. They are given up where the likelihood refuses
+        more than half of their ends (a wide posterior is none of a quadratic form's), and looked at once where it
+        refuses next to none."""
+        self.refreshed(chains)
+        self.accepted.clear()
+        chains = self(chains)
+        share = sum(self.accepted) / len(self.accepted) if self.accepted else 1.0
+        if share < 0.5:
+            self.inner, self.surrogates = 0, []
+        elif share > 0.9:
+            self.short = ()
+        self.refreshed(chains)
+        self.accepted.clear()
+        return chains
 
     def __call__(self, chains: Chains) -> Chains:
         batch, beta = chains.batch, chains.beta
@@ -94,7 +116,7 @@ class Sweep:
     ) -> Record:
         """Some of the moves, one after the other."""
         for k in order:
-            tried = self.moves[k](*record)
+            tried = self._block(beta, *record) if k == BLOCK else self.moves[k](*record)
             logits = tried.weight if beta == 0 else tried.weight + beta * fit.at(beside, batch, b, tried)
             pick = (logits - torch.empty_like(logits).exponential_().log()).argmax(1)  # Gumbel
             at = torch.arange(len(pick), device=pick.device)
@@ -102,15 +124,20 @@ class Sweep:
         return record
 
     def _order(self) -> list[int]:
-        order: list[int] = torch.randperm(len(self.moves)).tolist()
-        return order
+        """All moves, in an order drawn anew; with a surrogate, those of all numbers at once among them."""
+        which = [*range(len(self.moves)), *([BLOCK] * self.blocks if self.surrogates else [])]
+        return [which[k] for k in torch.randperm(len(which)).tolist()]
+
+    def _few(self, count: int) -> list[int]:
+        return [self._order()[0] for _ in range(count)]
 
     def _proposed(self, beside: Tensor, batch: Batch, b: int, beta: float, old: Record) -> tuple[Record, Tensor]:
         """What the moves on the surrogate lead to, where it is accepted, and its true fit: first all of them, then a
         few at a time, which are accepted where all are not."""
-        surrogate, true = self.surrogates[b].told(beside, b), self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
+        self.now = surrogate = self.surrogates[b].told(beside, b)
+        true = self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
         orders = [[k for _ in range(self.inner) for k in self._order()]]
-        orders += [torch.randint(len(self.moves), (n,)).tolist() for n in SHORT]
+        orders += [self._few(n) for n in self.short]
         height = surrogate.height(old[2])
         for order in orders:
             new = self._moved(surrogate, beside, batch, b, beta, old, order)
@@ -120,8 +147,8 @@ class Sweep:
             kept = [torch.where(accept.reshape(-1, 1), n, o) for o, n in zip(old, new, strict=True)]
             old = (kept[0], kept[1], kept[2])
             true, height = torch.where(accept, fit, true), torch.where(accept, form, height)
-        few = torch.randint(len(self.moves), (TRUE,)).tolist()  # where the surrogate is far off, it refuses for long
-        old = self._moved(self.fit, beside, batch, b, beta, old, few)
+        # where the surrogate is far off, it refuses for long
+        old = self._moved(self.fit, beside, batch, b, beta, old, [BLOCK] * self.blocks + self._few(TRUE))
         return old, self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
 
     def begun(self, batch: Batch, beta: float = 0.0) -> Chains:
@@ -206,6 +233,17 @@ class Sweep:
         tried, encoded = codes[:, None].expand(-1, self.most, -1), x[:, None].repeat(1, self.most, 1)
         encoded[:, :, columns.places[r]] = self.records.numbers(each)[..., r] * columns.present(tried)[..., r]
         return Tried(tried, each, encoded, x, columns.places[r : r + 1].to(x.device), self._scores(tried, each))
+
+    def _block(self, beta: float, codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
+        """All grids and numbers together, from the Gaussian of the surrogate (`pplleak.density.cell_blocks`)."""
+        assert self.now is not None
+        tried, each, log_q = self.block.drawn(self.records, self.now, beta, self.most, codes, scores, x)
+        weight = self._scores(tried, each) - log_q
+        if self.block.grids:
+            moved = sorted({*self.block.grids, *(k for f in self.block.grids for k in self.below[f])})
+            weight = weight + self.records.forest.log_prob_of(tried, moved).double()
+        encoded = self.records.decode(tried, each).flatten(2)
+        return Tried(tried, each, encoded, x, self.block.entries.sort().values, weight)
 
     def _presence(self, r: int, codes: Tensor, scores: Tensor, x: Tensor) -> Tried:
         """Whether a number is there, and its score, together: the code by the throw of a coin, the score from its prior

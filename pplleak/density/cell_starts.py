@@ -3,8 +3,10 @@
 Cooling (`smc`'s way, Del Moral et al. 2006) finds the posterior where the gradient leaves much open. Where it leaves
 next to nothing open, single cells are deep wells; a climb over relaxed records, whose x may be any vector under a
 Gaussian with the mean and the covariance of the prior's own records, then ends near the one record that explains g.
-Both are rounded to records, settled by the sampler's own moves and compared by log p(records, g): chains go on from
-those within REACH nats of the best.
+Behind a fully connected first layer the records of a clean gradient can also be read off it. All are rounded
+to records, settled by the sampler's own moves and compared by log p(records, g): chains go on from those within REACH
+nats of the best. Where such a start explains g, and the prior's own records are FAR nats off, cooling is left out: it
+would lower the temperature in dozens of steps, to a well that has been found.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ from typing import Any
 
 import torch
 
+from pplleak import programs
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Batch, Residual
 from pplleak.density.resampling import next_temperature, resample
+from pplleak.errors import BadInput
 from pplleak.progress import ProgressBar
 
 KEEP = 0.5  # effective share of the chains that a step in temperature leaves
 REACH = 20.0  # nats below the best from which chains begin
+FAR = 300.0  # nats by which the prior's best particle explains g worse, so that cooling would be long
+SURE = 5.0  # standard deviations of χ² within which a record explains g
 DRAWN = 2000  # records of the prior that tell its mean and covariance
 
 
@@ -36,12 +42,12 @@ def cooled(chains: Chains, islands: int) -> Chains:
 def warmed(sweep: Sweep, batch: Batch, islands: int, moves: int, progress: ProgressBar) -> tuple[Chains, list[float]]:
     """Particles from the prior to the posterior, with every β on the way."""
     state, temperatures, done = sweep.begun(batch), [0.0], 0
+    sweep.surrogates = []
     ticks = iter(progress("warm-up", 100))
     while state.beta < 1:
         state = cooled(state, islands)
         temperatures.append(state.beta)
-        for _ in range(moves):
-            sweep.refreshed(state)
+        for _ in range(moves):  # by the true likelihood: the surrogate is good near one record alone
             state = sweep(state)
         reached = int(100 * (1 + math.log10(max(state.beta, 1e-12)) / 12))
         for _ in range(done, reached):
@@ -77,6 +83,50 @@ def climbed(fit: Residual, records: Any, starts: int, steps: int, progress: Prog
     return Batch(codes, scores, records.decode(codes, scores).flatten(2))
 
 
+def read(fit: Residual, records: Any, inference: str, seed: int, progress: ProgressBar) -> Batch | None:
+    """The records nearest to what a point inference, a name or a path, reads off the gradient; None where it reads
+    nothing."""
+    client, observed = fit.density.client, fit.density.observed
+    run = programs.load("inference", inference)
+    try:
+        found = run(fit.density.model, observed, client, seed=seed, progress=progress)
+    except BadInput:  # another first layer, no ReLU, too much noise: the other starts have to do
+        return None
+    x = torch.as_tensor(found.mode).to(client.device, client.dtype).flatten(1)
+    if not bool(x.isfinite().all()):
+        return None
+    codes, numbers = records.columns.decode(x)
+    scores = records.scores(numbers).clamp(records.knots[0], records.knots[-1]) if numbers.shape[-1] else numbers
+    return Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])
+
+
+def explained(sweep: Sweep, batch: Batch, prior: Batch, settle: int) -> Chains | None:
+    """The starts (chains, …), settled, if one of them explains g and the prior's records are FAR nats off; else None.
+
+    A record explains g where ‖g − u‖² / σ² is within SURE standard deviations of what D entries of noise give.
+    """
+    assert isinstance(sweep.fit, Residual)
+    state = settled(sweep, batch, settle)
+    size = len(sweep.fit.density.observed.g)
+    best = float(state.fit.max())
+    far = best - float(sweep.begun(prior, 1.0).fit.max()) > FAR
+    return state if far and -2 * best < size + SURE * math.sqrt(2 * size) else None
+
+
+def settled(sweep: Sweep, batch: Batch, settle: int) -> Chains:
+    """The chains after so many sweeps at β = 1, each with surrogates about where it stands."""
+    state = sweep.begun(batch, 1.0)
+    for _ in range(settle):
+        sweep.refreshed(state)
+        state = sweep(state)
+    return state
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """All their chains."""
+    return Batch(*(torch.cat([getattr(b, n) for b in batches]) for n in ("codes", "scores", "x")))
+
+
 def begun(
     sweep: Sweep, warm: Chains, islands: int, more: Batch | None, settle: int, chains: int
 ) -> tuple[Chains, int, int]:
@@ -87,12 +137,12 @@ def begun(
     batch = warm.batch
     if more is not None:
         groups += [[len(warm.fit) + k] for k in range(len(more.x))]
-        batch = Batch(*(torch.cat([a, b]) for a, b in ((batch.codes, more.codes), (batch.scores, more.scores),
-                                                      (batch.x, more.x))))  # fmt: skip
-    state = sweep.begun(batch, 1.0)
-    for _ in range(settle):
-        sweep.refreshed(state)
-        state = sweep(state)
+        batch = joined([batch, more])
+    return chosen(settled(sweep, batch, settle), groups, chains)
+
+
+def chosen(state: Chains, groups: list[list[int]], chains: int) -> tuple[Chains, int, int]:
+    """So many chains from the groups within reach of the best one, as `begun` gives them."""
     heights = torch.stack([state.height[torch.tensor(g)].median() for g in groups])
     kept = [g for g, h in zip(groups, heights.tolist(), strict=True) if h > float(heights.max()) - REACH]
     picks = [kept[k % len(kept)][k // len(kept) % len(kept[k % len(kept)])] for k in range(chains)]

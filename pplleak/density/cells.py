@@ -22,8 +22,10 @@ from pplleak.channels.gaussian import Gaussian
 from pplleak.client.factors import Entries, Factor, Lookup
 from pplleak.client.loss import get
 from pplleak.client.update import LazyUpdate, Update
+from pplleak.data.columns import Columns
 from pplleak.density.density import Density
 
+STEP = 1e-3  # standard deviations of a number
 ENTRIES = 2**24  # of materialised updates at a time
 
 
@@ -170,7 +172,8 @@ class Quadratic:
         u(x) ≈ u(x̂) + J (x − x̂),    J_i = (u(x̂ + h_i e_i) − u(x̂)) / h_i
 
     so that −‖r − w u(x)‖² / 2σ² is a quadratic form in x, and candidates that differ in a few entries cost as little as
-    these. A cell's step h_i is as long as the cell's own: ±1 of a category. The sampler takes it for proposals alone.
+    these. A cell's step h_i is as long as the cell's own: ±1 of a category, to a near value of a grid, STEP of a
+    number: of a ReLU network a long one would cross kinks. The sampler takes it for proposals alone.
 
     at (C, width); first: u(x̂) and u(x̂ + h_i e_i), 1 + width for each chain; steps h (C, width);
     pull (C, width): −w² ⟨u(x̂), J_i⟩ / σ²; form (C, width, width): w² JᵀJ / σ²
@@ -187,7 +190,7 @@ class Quadratic:
     @staticmethod
     def about(exact: Residual, batch: Batch, b: int) -> Quadratic:
         x, width = batch.x[:, b], batch.x.shape[2]
-        steps = torch.where(x == 1, -1.0, 1.0).to(x)
+        steps = torch.where(x == 1, -1.0, 1.0).to(x) * _steps(exact.density.client.columns, width).to(x)
         tried = x[:, None].repeat(1, 1 + width, 1)
         tried[:, 1:] += torch.diag_embed(steps)
         first = exact.update(tried.flatten(0, 1), b)
@@ -224,6 +227,18 @@ class Quadratic:
         whole = len(tried.entries) == self.at_.shape[1]
         form = self.form if whole else self.form[:, tried.entries[:, None], tried.entries]
         return ((slope[:, None, tried.entries] - 0.5 * (moved @ form)) * moved).sum(-1)
+
+
+def _steps(columns: Columns | None, width: int) -> Tensor:
+    """How long a step is in each entry of x, (width,)."""
+    made = torch.ones(width, dtype=torch.float64)
+    for column in () if columns is None else columns.varying:
+        if column.kind == "number":
+            made[columns.starts[column.name]] = STEP  # type: ignore[union-attr]
+        elif column.kind == "grid":
+            values = column.rows()[: len(column.values), 0]
+            made[columns.starts[column.name]] = (values[1:] - values[:-1]).median()  # type: ignore[union-attr]
+    return made
 
 
 def _rows(factor: Factor, count: int) -> tuple[Tensor, Tensor]:

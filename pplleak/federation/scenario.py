@@ -183,20 +183,25 @@ def client_of(scenario: Scenario) -> Client:
 
 
 def told(scenario: Scenario) -> Scenario:
-    """The scenario with the size of its data's vocabulary as a setting of a network that has one, where it is not set.
+    """The scenario with what its data know as settings of a network that has such and was given none: the size of a
+    text's `vocabulary`, the entries of each of a table's columns as `blocks`.
 
     Raises:
         BadInput: text, and a built-in network that takes none.
     """
-    vocabulary, network = data.private(scenario.data, scenario.root).vocabulary, scenario.network
-    if vocabulary is None:
+    images, network = data.private(scenario.data, scenario.root), scenario.network
+    if images.vocabulary is None and images.columns is None:
         return scenario
-    takes = "vocabulary" in {s.name for s in programs.settings(networks.load(network.name))}
-    if not takes and network.name in networks.names():
+    takes = {s.name for s in programs.settings(networks.load(network.name))}
+    if images.columns is not None:
+        known: dict[str, Any] = {"blocks": tuple(c.width for c in images.columns.varying)}
+    elif "vocabulary" not in takes and network.name in networks.names():
         raise BadInput(f"the network {network.name} takes images, and the data are text: take the network bert or gpt2")
-    if not takes or network.settings.get("vocabulary"):
-        return scenario
-    return replace(scenario, network=network.with_(vocabulary=len(vocabulary)))
+    else:
+        assert images.vocabulary is not None
+        known = {"vocabulary": len(images.vocabulary)}
+    new = {n: v for n, v in known.items() if n in takes and not network.settings.get(n)}
+    return replace(scenario, network=network.with_(**new)) if new else scenario
 
 
 def _classes(images: data.Images) -> int:

@@ -81,16 +81,21 @@ def collect(
     )
 
 
+def in_range(client: Client, x: Tensor) -> Tensor:
+    """Images x clamped to [0, 1]; a table's encoded records as they are."""
+    return x if client.columns is not None else x.clamp(0, 1)
+
+
 def read_off(
     client: Client, observed: Observation, x: Tensor, y: Tensor, how: str, reasons: Sequence[str] = ()
 ) -> Posterior:
     """Images that were read off g in closed form, whatever the model: a posterior of one draw.
 
     Args:
-        x: (batch, pixels), or of the images' own shape; clamped to [0, 1]. y: (batch,).
+        x: (batch, pixels), or of the images' own shape; as `in_range` leaves them. y: (batch,).
         how: what is the closed form.
     """
-    images = x.clamp(0, 1).to(client.dtype).reshape(-1, *client.input_shape).cpu().numpy()
+    images = in_range(client, x).to(client.dtype).reshape(-1, *client.input_shape).cpu().numpy()
     return Posterior(
         x=images[None, None],
         y=y.cpu().numpy()[None, None],

@@ -75,6 +75,14 @@ class Forest:
         codes[..., parent] = drawn(rest.softmax(-1).cumsum(-1))
         return self.sample_below(codes, [f])
 
+    def marginals(self) -> dict[int, Tensor]:
+        """p(c_f) of each column, (states,), float64."""
+        made: dict[int, Tensor] = {}
+        for f in self.order:
+            table, parent = self._table(f).exp(), int(self.parents[f])
+            made[f] = table[0] if parent < 0 else made[parent] @ table
+        return made
+
     def _above(self, codes: Tensor, f: int) -> Tensor:
         """The row of each of codes (…, F) in the table of a column."""
         return codes[..., self.parents[f]] if self.parents[f] >= 0 else torch.zeros_like(codes[..., 0])

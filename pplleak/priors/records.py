@@ -74,11 +74,20 @@ class Records:
         """s (…, R) -> the numbers, standardised, (…, R)."""
         if not scores.shape[-1]:
             return scores
+        begin, low, slope = self._piece(scores)
+        return low + slope * (scores - begin)
+
+    def slopes(self, scores: Tensor) -> Tensor:
+        """dn/ds of `numbers` at s (…, R), (…, R)."""
+        return self._piece(scores)[2]
+
+    def _piece(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the straight piece that each score is on: the score and the number that it begins at, and its slope."""
         right = torch.bucketize(scores.detach().contiguous(), self.knots).clamp(1, len(self.knots) - 1)
         column = torch.arange(scores.shape[-1], device=scores.device)
         low, high = self.quantiles[column, right - 1], self.quantiles[column, right]
         begin, end = self.knots[right - 1], self.knots[right]
-        return low + (high - low) * (scores - begin) / (end - begin)
+        return begin, low, (high - low) / (end - begin)
 
     def scores(self, numbers: Tensor) -> Tensor:
         """The inverse of `numbers`."""

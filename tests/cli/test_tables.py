@@ -12,7 +12,7 @@ from command_line import one_line, run, tiny
 
 
 @pytest.mark.slow
-def test_an_attack_on_a_table_tells_its_cells_and_no_page_is_made_of_them(
+def test_an_attack_on_a_table_tells_its_cells_and_escapes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tables.rows().replace("red", "<b>red</b>").replace("blue", "[/x]")
@@ -28,8 +28,27 @@ def test_an_attack_on_a_table_tells_its_cells_and_no_page_is_made_of_them(
     assert all(0 <= float(c["probability"]) <= 1 for c in cells)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["cell_accuracy"] == pytest.approx(sum(c["right"] == "True" for c in cells) / 3)
-    assert (out / "attack.png").stat().st_size > 1000 and not (out / "report.html").exists()
-    one_line(["report", str(out)], capsys, "is of a table")
+    assert (out / "attack.png").stat().st_size > 1000
+    page = (out / "report.html").read_text()
+    assert "<b>" not in page and ("&lt;b&gt;red" in page or "red" not in cells[0]["truth"] + cells[0]["estimate"])
+    assert all(heading in page for heading in ("The records", "How much of a record is known", "be believed?"))
+    (out / "report.html").unlink()
+    assert run(["report", str(out)]) == 0
+    assert (out / "report.html").read_text() == page
+
+
+@pytest.mark.slow
+def test_a_table_is_attacked_behind_a_transformer_of_its_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tables.written(tmp_path / "houses.csv"), tmp_path / "attack"
+    words = ["--data", str(file), "--network", "ft_transformer", "--network.width", "8", "--network.depth", "1"]
+    words += ["--network.heads", "2", "--sigma", "0.05"]
+    assert run(["attack", *words, "--inference", "gibbs", *tiny("gibbs"), "--out", str(out)]) == 0
+    capsys.readouterr()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["path"] == "lazy" and 0 <= summary["cell_accuracy"] <= 1
+    assert summary["network"] == "ft_transformer"
 
 
 @pytest.mark.parametrize("command", ["compare", "risk", "calibrate", "bits", "defend", "train"])

@@ -33,6 +33,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {},
     "resnet20": {"width": 2},
     "vit": {"width": 8, "heads": 2},
+    "tabular_resnet": {"width": 6, "hidden": 5},
+    "ft_transformer": {"width": 8, "heads": 2, "depth": 1},
     "torchvision": {"arch": "shufflenet_v2_x0_5"},
     "timm": {"arch": "test_resnet"},
 }

@@ -145,3 +145,22 @@ def test_what_a_file_says_reaches_the_terminal_as_it_is_written(tmp_path: Path) 
     assert "<script>alert(1)</s" in console.export_text()
     with pytest.raises(BadInput, match=r"mixes numbers and words \('\\x1b"):
         table.halves(written(tmp_path / "escape.csv", lines("size,y", "1", "2", "3", "\x1b[31m")))
+
+
+def test_a_category_that_only_a_private_row_has_is_a_possible_one(tmp_path: Path) -> None:
+    """It is one of the file's, so that the adversary may find it, and gives it little beforehand: never nothing."""
+    hidden = int(table._drawn(60).nonzero()[0][0])
+    text = rows(60).splitlines()
+    text[hidden] = "violet,1,12,yes"
+    private, public = table.halves(written(tmp_path / "rare.csv", HEADER + "\n".join(text) + "\n"))
+    assert private.columns is not None and "violet" in private.columns.columns[0].values
+    code = private.columns.columns[0].values.index("violet")
+    assert not public.x[:, code].any() and private.x[:, code].sum() == 1
+    forest = fit_records(public.x, private.columns).forest
+    assert forest is not None
+    assert 0 < float(forest.marginals()[0][code]) < 0.05
+    assert float(forest.marginals()[0].sum()) == pytest.approx(1)
+    drawn = forest.sample(torch.Size([20_000]))
+    for f, law in forest.marginals().items():
+        share = torch.bincount(drawn[:, f], minlength=len(law)) / 20_000
+        assert float(((share - law) / (law * (1 - law) / 20_000).sqrt().clamp(min=1e-4)).abs().max()) < 5

@@ -15,7 +15,7 @@ from conftest import misfit
 from tables import columns_of, shared, written
 from torch import Tensor
 
-from pplleak.density import cell_starts, cells
+from pplleak.density import cell_blocks, cell_starts, cells
 from pplleak.density.cell_moves import Sweep
 from pplleak.errors import BadInput
 from pplleak.inference import gibbs
@@ -80,6 +80,67 @@ def test_the_cells_probabilities_are_those_of_enumeration(file: Path, inner: int
     draws = sampled(observed, model, inner=inner, draws=30)
     assert agrees(draws, frequencies(observed, model)) < 5
     assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
+
+
+def without_gaps(path: Path) -> Path:
+    """A table of a category, two grids and a number, of which no cell is missing: they are moved together."""
+    draw = np.random.default_rng(0)
+    lines = ["colour,rooms,floor,price,sold"]
+    for _ in range(150):
+        rooms, floor = draw.integers(1, 4), draw.integers(0, 5)
+        price = 10 + 5 * rooms - 2 * floor + draw.normal()
+        lines.append(f"{draw.choice(['red', 'blue'])},{rooms},{floor},{price:.4f},{draw.choice(['yes', 'no'])}")
+    return written(path, "\n".join(lines) + "\n")
+
+
+@pytest.mark.slow
+def test_numbers_that_are_moved_together_have_the_probabilities_of_enumeration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin takes the candidates of the surrogate's Gaussian for draws of nothing: it forgets q."""
+    observed, model = shared(without_gaps(tmp_path / "t.csv"), sigma=0.5, index=1, activation="gelu")
+    moved = Sweep(gibbs.opened(model, observed.client, observed)[1], None, 8, 2)  # type: ignore[arg-type]
+    assert len(moved.block.entries) == 3
+    expected = frequencies(observed, model)
+    assert agrees(sampled(observed, model, inner=1, draws=150), expected) < 5
+    drawn = cell_blocks.Block.drawn
+
+    def forgetful(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        codes, scores, log_q = drawn(*args)
+        return codes, scores, 0 * log_q
+
+    monkeypatch.setattr(cell_blocks.Block, "drawn", forgetful)
+    assert agrees(sampled(observed, model, inner=1, draws=150), expected) > 5
+
+
+def test_what_a_block_was_drawn_by_is_the_density_that_it_says(tmp_path: Path) -> None:
+    """For any h(s) that integrates to 1, the mean of 1[grids are c] h(s) / q is 1, for every c; twice q is not q."""
+    observed, model = shared(without_gaps(tmp_path / "t.csv"), sigma=0.1, index=1, activation="gelu")
+    density, records = gibbs.opened(model, observed.client, observed)
+    torch.manual_seed(0)
+    batch = cell_starts.drawn(records, 1, 1)
+    fit = cells.likelihood(density, batch)
+    assert isinstance(fit, cells.Residual)
+    form = cells.Quadratic.about(fit, batch, 0).told(fit.beside(batch, 0), 0)
+    block = cell_blocks.Block.of(records)
+    codes, scores, log_q = block.drawn(
+        records, form, 0.05, 20_001, batch.codes[:, 0], batch.scores[:, 0], batch.x[:, 0]
+    )
+    seen, log_q = scores[0, 1:, 0].double(), log_q[0, 1:]
+    picked = codes[0, 1:, block.grids[0]] * 10 + codes[0, 1:, block.grids[1]]
+    compared = 0
+    for state in picked.unique().tolist():
+        here = picked == state
+        if int(here.sum()) < 500:
+            continue
+        centre, width = float(seen[here].median()), 0.3 * float(seen[here].std())
+        h = torch.exp(-0.5 * ((seen - centre) / width).square()) / width  # log_q, too, leaves 1 / √2π out
+        weights = torch.where(here, h * torch.exp(-log_q), 0.0)
+        error = float(weights.std()) / len(weights) ** 0.5
+        assert abs(float(weights.mean()) - 1) < 5 * error < 0.4
+        assert abs(float(weights.mean()) / 2 - 1) > 5 * error
+        compared += 1
+    assert compared > 2
 
 
 @pytest.mark.slow

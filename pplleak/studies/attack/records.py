@@ -99,7 +99,7 @@ def picture(posterior: Posterior, summary: dict[str, Any], columns: Columns, hea
     height = 0.24 * (width + 1.6) * count + 1.1 + 0.2 * len(lines)
     figure = Figure(figsize=(9.5, height))
     truth = rows[0]["truth"] is not None
-    places = {"column": 0.0, "truth": 0.24, "estimate": 0.44, "bar": 0.66, "interval": 0.86}
+    places = {"column": 0.0, "truth": 0.24, "estimate": 0.44, "bar": 0.64, "interval": 0.83}
     figure.text(0.02, 1 - 0.22 / height, heading, fontsize=10.5, color=INK, weight="bold", va="center")
     share = "" if summary["cell_accuracy"] is None else (
         f"{summary['cell_accuracy']:.0%} of the cells are right" + (

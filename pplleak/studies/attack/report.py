@@ -110,7 +110,8 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
     if vocabulary is not None:
         console.print(sentences.table(sentences.write(posterior, vocabulary, out)))
     console.print(table(summary))
-    beside = "report.html, tokens.csv" if vocabulary is not None else "report.html" if columns is None else "cells.csv"
+    cells_of = "" if columns is None else ", cells.csv"
+    beside = "report.html" + (", tokens.csv" if vocabulary is not None else cells_of)
     console.print(f"written to {out}/: {beside}, attack.png, posterior.nc, summary.json", highlight=False)
     return summary
 

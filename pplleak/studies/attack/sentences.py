@@ -14,7 +14,7 @@ from pplleak import runs
 from pplleak.data.vocabulary import SPECIAL, Vocabulary
 from pplleak.errors import printable
 from pplleak.posterior import Posterior, tokens
-from pplleak.posterior.summary import colour, verdict
+from pplleak.studies.attack import pages
 from pplleak.studies.attack.records import BAD, GOOD, INK
 
 if TYPE_CHECKING:
@@ -129,24 +129,15 @@ def _word(vocabulary: Vocabulary, token: int) -> str:
 
 def page(posterior: Posterior, summary: dict[str, Any], heading: str, out: Path) -> None:
     """report.html into `out`, of which everything is escaped: words come from files."""
-    import jinja2
-
     vocabulary = tokens.vocabulary_of(posterior)
     assert vocabulary is not None
     found = tokens.tokens(posterior, vocabulary)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pplleak.studies.attack"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    provenance = [(n, printable(summary.get(n) or posterior.attrs.get(n), 400))
-                  for n in ("data", "network", "protection", "model", "inference", "seed", "command")
-                  if summary.get(n) is not None or posterior.attrs.get(n) is not None]  # fmt: skip
-    text = environment.get_template("sentences.html").render(
-        heading=heading, verdict=verdict(summary), colour=colour(summary), known=found.truth is not None,
-        sentences=[_shown(found, b) for b in range(len(found.estimate))], rows=_rows(summary), provenance=provenance,
+    text = pages.rendered(
+        "sentences.html", posterior, summary, heading=heading, known=found.truth is not None,
+        sentences=[_shown(found, b) for b in range(len(found.estimate))], rows=_rows(summary),
         numbers=[(label, form.format(summary[n])) for n, (label, form) in ROWS.items() if summary[n] is not None],
     )  # fmt: skip
-    runs.text(out / "report.html", text)
+    runs.text(out / pages.FILE, text)
 
 
 def _shown(found: tokens.Tokens, b: int) -> dict[str, Any]:

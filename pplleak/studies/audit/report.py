@@ -18,7 +18,9 @@ from pplleak.posterior import Posterior
 from pplleak.posterior.cells import columns_of
 from pplleak.posterior.summary import colour, summarise, verdict
 from pplleak.posterior.tokens import vocabulary_of
+from pplleak.studies.attack import pages
 from pplleak.studies.attack.attack import versions
+from pplleak.studies.attack.report import heading
 from pplleak.studies.audit import audit, curves, figures, frontier, pictures, utility, words
 
 FILE, TEMPLATE = "report.html", "report.html"
@@ -36,13 +38,18 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
         posterior: what the folder of an attack holds, if it is at hand.
 
     Raises:
-        BadInput: the folder holds neither, or what was attacked is a table.
+        BadInput: the folder holds neither, or an audit of a table or a text.
     """
     if (folder / audit.TABLE).is_file():
         recorded, tried = (t.read() for t in audit.tables(folder))
         of, anew = list(audit.results(folder, recorded)), tried
         settings = _settings(folder / audit.SETTINGS)
     elif (folder / NC).is_file():
+        posterior = Posterior.load(folder / NC) if posterior is None else posterior
+        if (columns := columns_of(posterior)) is not None:
+            summary = summarise(posterior)
+            pages.of_records(posterior, summary, columns, heading(posterior), folder)
+            return [verdict(summary)]
         of, settings, anew = [(folder.resolve().name, [({}, folder / NC)])], {}, []
     else:
         raise BadInput(f"{printable(folder)} holds no result of `pplleak attack` or `pplleak audit`: name its folder")
@@ -119,8 +126,7 @@ def section(
     for row, path in found:
         posterior = None if path is None else opened.get(path) or Posterior.load(path)
         if posterior is not None and columns_of(posterior) is not None:
-            raise BadInput(f"{printable(name)} is of a table, whose page there is not yet: cells.csv and attack.png "
-                           "have its cells")  # fmt: skip
+            raise BadInput(f"{printable(name)} is of a table: `pplleak attack` wrote its page beside it")
         if posterior is not None and vocabulary_of(posterior) is not None:
             raise BadInput(f"{printable(name)} is of text: `pplleak attack` wrote its page beside it")
         row = row if row or posterior is None else _row(name, posterior)
