@@ -21,7 +21,7 @@ from pplleak.progress import ProgressBar, silent
 
 SHARPNESS = (200.0, 100.0, 400.0, 800.0)  # β that are tried, the first one while the chains cool
 STEPS = (12, 16, 8, 24, 6, 32)  # leapfrog steps of a trajectory that are tried
-WALL = 2.0  # what a wall costs, its search there and back and its jump, in forces
+WALL = 1.0  # what a wall costs, its search there and back and its jump, in forces
 VAGUE = 0.4  # nats by which a ΔV without the first layers may be off; an error of a trajectory adds up over some walls
 
 
