@@ -31,8 +31,8 @@ def rhat(values: np.ndarray) -> float:
 
 
 def worst(rhat: np.ndarray) -> float:
-    """The largest R-hat; that of a chain that never moved is infinite."""
-    return float(np.nan_to_num(rhat, nan=np.inf).max())
+    """The largest R-hat; that of chains that never moved is infinite."""
+    return float(np.nan_to_num(rhat, nan=np.inf, posinf=np.inf).max())
 
 
 def fewest(ess: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import pytest
 from arviz_stats.base import array_stats
 from test_posterior import made, rng
 
-from pplleak.posterior import Posterior
+from pplleak.posterior import Posterior, diagnostics
 from pplleak.posterior.posterior import ESS, KHAT, RHAT
 
 
@@ -144,3 +144,10 @@ def test_a_changed_copy_computes_its_own_decisions() -> None:
     changed = posterior.with_(x=posterior.x + 1)
     np.testing.assert_allclose(changed.mean, before + 1, rtol=1e-5)
     assert posterior.mean is before
+
+
+def test_the_worst_r_hat_of_chains_that_never_move_is_infinite() -> None:
+    """Each where it began: the variance between them over none within, or 0 / 0; no largest float of 309 digits."""
+    for never in (np.inf, np.nan):
+        assert diagnostics.worst(np.array([1.0, never])) == np.inf
+    assert diagnostics.worst(np.array([1.0, 1.2])) == 1.2
