@@ -20,19 +20,24 @@ LETTERS = 80  # of a value
 SAID = ("data", "network", "path", "protection", "model", "inference", "seed", "command")
 
 
-def rendered(template: str, posterior: Posterior, summary: dict[str, Any], **parts: Any) -> str:
-    """A page of the folder `templates`, with the verdict and where the result comes from."""
+def template(folder: str, name: str, **more: Any) -> Any:
+    """A page of the templates of a study, in which everything is escaped; more: of the environment."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pplleak.studies.attack"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(f"pplleak.studies.{folder}"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, **more,
+    ).get_template(name)  # fmt: skip
+
+
+def rendered(name: str, posterior: Posterior, summary: dict[str, Any], **parts: Any) -> str:
+    """A page of the folder `templates`, with the verdict and where the result comes from."""
     said = {n: summary.get(n) if summary.get(n) is not None else posterior.attrs.get(n) for n in SAID}
-    return environment.get_template(template).render(
+    page: str = template("attack", name).render(
         verdict=verdict(summary), colour=colour(summary),
         provenance=[(n, printable(v, 400)) for n, v in said.items() if v is not None], **parts,
     )  # fmt: skip
+    return page
 
 
 def of_records(posterior: Posterior, summary: dict[str, Any], columns: Columns, heading: str, out: Path) -> None:

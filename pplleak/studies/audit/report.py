@@ -38,7 +38,7 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
         posterior: what the folder of an attack holds, if it is at hand.
 
     Raises:
-        BadInput: the folder holds neither, or an audit of a table or a text.
+        BadInput: the folder holds neither, or an attack on text, or an audit with one of text or of a table.
     """
     if (folder / audit.TABLE).is_file():
         recorded, tried = (t.read() for t in audit.tables(folder))
@@ -88,13 +88,7 @@ def _whole(
 
 @functools.cache
 def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pplleak.studies.audit"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=_plain,
-    )  # fmt: skip
-    return environment.get_template(TEMPLATE)
+    return pages.template("audit", TEMPLATE, finalize=_plain)
 
 
 def render(
@@ -125,10 +119,8 @@ def section(
     rows = []
     for row, path in found:
         posterior = None if path is None else opened.get(path) or Posterior.load(path)
-        if posterior is not None and columns_of(posterior) is not None:
-            raise BadInput(f"{printable(name)} is of a table: `pplleak attack` wrote its page beside it")
-        if posterior is not None and vocabulary_of(posterior) is not None:
-            raise BadInput(f"{printable(name)} is of text: `pplleak attack` wrote its page beside it")
+        if posterior is not None and (columns_of(posterior) is not None or vocabulary_of(posterior) is not None):
+            raise BadInput(f"{printable(name)} is of text or of a table: `pplleak attack` wrote its page beside it")
         row = row if row or posterior is None else _row(name, posterior)
         if posterior is not None:
             posteriors[row["attack"]] = posterior
