@@ -23,7 +23,7 @@ from pplleak.client import Client
 from pplleak.priors.tv import TotalVariation
 from pplleak.priors.uniform import uniform
 
-MAP = {"optimizer": "signed_adam", "decay": "step", "box": True, "starts": 1, "steps": 4000, "lr": 0.1}
+MAP = {"optimizer": "signed_adam", "beta2": 0.999, "decay": "step", "box": True, "starts": 1, "steps": 4000, "lr": 0.1}
 
 
 def model(client: Client, batch_size: int = 1, *, kappa: float = 1e4, alpha: float = 1e-6) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from pplleak import channels
 from pplleak.client import Client
 
-MAP = {"optimizer": "signed_adam", "decay": "none", "starts": 30, "steps": 1500, "lr": 0.06}
+MAP = {"optimizer": "signed_adam", "beta2": 0.999, "decay": "none", "starts": 30, "steps": 1500, "lr": 0.06}
 
 
 def model(client: Client, batch_size: int = 1, *, kappa: float = 1e6) -> Tensor:

@@ -236,7 +236,7 @@ def test_the_command_line_shows_and_takes_the_models_own_settings(
     assert run("--model", "inverting_gradients", "--inference.steps", "3", "--inference.starts", "2") == 0
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["settings"] == {
-        "begin": "", "starts": 2, "steps": 3, "lr": 0.1, "optimizer": "signed_adam", "beta2": 0.95, "decay": "step",
+        "begin": "", "starts": 2, "steps": 3, "lr": 0.1, "optimizer": "signed_adam", "beta2": 0.999, "decay": "step",
         "box": True, "consensus": 0.0, "newton": 0, "polish": 10,
     }  # fmt: skip
     mine = tmp_path / "mine.py"
