@@ -54,7 +54,7 @@ def measure(args: Settings, prior: str, sigma: float, index: int) -> dict[str, A
     found = attack(observed, "optimal", "map", prior=prior,
                    settings={"steps": args.steps, "starts": args.starts}, seed=0)  # fmt: skip
     psnr = metrics.psnr(found.mode, observed.truth.numpy())
-    return {"prior": prior, "sigma": sigma, "index": index, "psnr": float(psnr.mean()), 
+    return {"prior": prior, "sigma": sigma, "index": index, "psnr": float(psnr.mean()),
             "seconds": time.process_time() - start}  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class Settings:
     count: int = 3
     seconds: float = 15.0
     steps: int = 400
-    """Of Adam, whose rate falls to nothing over them (`map` has 400)."""
+    """Of Adam, whose rate falls to nothing over them (`map` has 1000, the search that samplers begin with 400)."""
     attacks: tuple[str, ...] = ("breaching", "adam", "lbfgs", "newton")
     csv: Path = Path("benchmarks/results/map_seconds.csv")
 

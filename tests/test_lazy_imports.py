@@ -28,8 +28,8 @@ LEFT = {
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The modules that are there after each statement, in one interpreter for all of them: what one of them imports,
-    the next would not hide."""
+    """The modules that are there after each statement, in one interpreter for all of them: what one imports is there
+    after every later one, too."""
     folder = tmp_path_factory.mktemp("imports")
     mnist(folder)
     for half in ("train", "test"):

@@ -185,8 +185,8 @@ class SVT(Channel):
 
     def _sent(self, threshold: Tensor, size: Tensor, kept: Tensor, many: Tensor) -> Tensor:
         """log P(S sent | u, T), (thresholds, *chains), of thresholds T, (thresholds, *1, 1); of draws with replacement
-        less the ways in which they cover S. Of entries of `size`
-        (thresholds, *chains, entries), of which there are `many` of each."""
+        less the ways in which they cover S. Of entries of `size` (thresholds, *chains, entries), `many` of each; those
+        that `kept` marks are sent."""
         above = (threshold - size) / self.query_scale
         far = above.abs().neg().exp() / 2
         miss = torch.where(above > 0, torch.log1p(-far), -above.abs() - math.log(2))  # log P(not within one pass)
