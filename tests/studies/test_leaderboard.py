@@ -58,3 +58,9 @@ def test_the_page_has_a_line_a_defence_and_step_and_nothing_from_outside() -> No
     assert [a.get_title(loc="left") for a in panels[:2]] == ["weights after 0 steps", "weights after 100 steps"]
     drawn = sorted(float(np.ravel(line.get_ydata())[0]) for line in panels[0].get_lines() if line.get_marker() == "o")
     assert drawn == [20.0, 51.0, 55.0]
+
+
+def test_a_sweep_without_an_undefended_client_has_a_picture_that_places_nobody() -> None:
+    """What is paid is not known; what the mean image scores is."""
+    axes = leaderboard.picture(leaderboard.board([c for c in CELLS if c["defence"] != "none"])).axes[0]
+    assert [float(np.ravel(line.get_ydata())[0]) for line in axes.get_lines()] == [11.0]

@@ -66,7 +66,7 @@ def picture(rows: Sequence[Row]) -> Figure:
             axes.update_datalim([(x, claimed)])
             axes.errorbar(x, y, r["psnr_se"] or 0, fmt="o", ms=4.5, color="#1f6feb", capsize=2, lw=1)
             axes.annotate(str(names[label(r)]), (x, y), xytext=(5, 2), textcoords="offset points", fontsize=7.5)
-        blind = [r["psnr_blind"] for r in mine if r["strongest"]]
+        blind = [r["psnr_blind"] for r in rows if r["step"] == step and r["strongest"]]
         axes.axhline(sum(blind) / len(blind), color=INK, ls=":", lw=1)
         axes.set_title(f"weights after {step} steps", fontsize=9, loc="left", color=INK)
         axes.set_xlabel(f"accuracy paid after {last} steps, percentage points", fontsize=8)
