@@ -5,7 +5,7 @@
 It is `pplleak defend` with these settings: MNIST, a perceptron (784-16-10, GELU), initial weights and those after 200
 steps behind the defence. Resumable: the same command goes on, also with a larger --count. Copies leaderboard.csv
 (defence × strength × adversary × step) and leaderboard.png to benchmarks/results; the folder --out has the page, every
-attack a row, and the trainings. An image behind `svt` takes one to two processor minutes at each step. `ats` is left out,
+attack a row, and the trainings. An image behind `svt` takes one to two CPU minutes a step. `ats` is left out,
 whose climbs from sixteen starts take as long as all others: docs/train-and-defend.md has it.
 """
 
