@@ -28,6 +28,7 @@ from pplleak.client import Client
 from pplleak.density import Density, Model, build
 from pplleak.density.chart import Chart, chart
 from pplleak.density.decrement import DOUBT, decrement
+from pplleak.density.search import BETA2
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
@@ -81,7 +82,7 @@ def run(
     at = chart(density)
     balls = (observed.batch_size, math.prod(client.input_shape), delta, client.device)
     z = density.sample_prior(starts).requires_grad_()
-    climb = torch.optim.Adam([z], lr=lr)
+    climb = torch.optim.Adam([z], lr=lr, betas=(0.9, BETA2))
     schedule = torch.optim.lr_scheduler.LambdaLR(climb, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)))
     curve: list[Tensor] = []
     reasons: list[str] = []

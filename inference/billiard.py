@@ -179,9 +179,11 @@ def run(
         settle: draws in which the copies part, and which are thrown away.
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps, processes=processes)
-    if superchains < 0 or settle < 0 or superchains == 1 or (superchains and chains % superchains):
+    if superchains and (superchains < 2 or chains % superchains):
         raise BadInput(f"{chains} chains cannot be cut into {superchains} superchains: take two or more, a divisor of "
-                       "their number, and none or more draws in which they settle")  # fmt: skip
+                       "their number")  # fmt: skip
+    if settle < 0:
+        raise BadInput(f"settle must not be negative, not {settle}: it is a number of draws")
     if not (math.isfinite(beta) and beta >= 0):
         raise BadInput(f"beta must be a positive number, or 0 for one that is found in warm-up, not {beta:g}")
     if not client.kinks:

@@ -86,7 +86,7 @@ def test_a_channel_weighs_and_draws_where_its_update_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(priors.names()) - {"sentences", *store.kinds()})
+    "name", sorted(set(priors.names()) - {"sentences", "anomaly", *store.kinds()})
 )  # a file's values are checked
 def test_a_prior_draws_where_the_client_is(name: str) -> None:
     images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(0))

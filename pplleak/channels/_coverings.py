@@ -11,16 +11,17 @@ COUNTED = 2000  # draws up to which the recurrence is run, n² operations; beyon
 TINY = 1e-300
 
 
-def log_coverings(n: int, s: np.ndarray) -> np.ndarray:
-    """log of the number of ways, for s in 0, …, n; −∞ where there is none."""
+@functools.cache
+def log_coverings(n: int) -> np.ndarray:
+    """log of the number of ways, of s = 0, …, n; −∞ where there is none."""
     if n <= COUNTED:
-        return _counted(n)[s]
+        return _counted(n)
+    s = np.arange(n + 1)
     m = np.clip(s, 1, n - 1)
     ways = _asymptotic(n, m.astype(np.float64))
     return np.where(s == n, special.gammaln(n + 1), np.where(s < 1, -np.inf, ways))
 
 
-@functools.cache
 def _counted(n: int) -> np.ndarray:
     """Of s = 0, …, n, by W(k + 1, s) = s [W(k, s) + W(k, s − 1)]."""
     ways = np.full(n + 1, -np.inf)

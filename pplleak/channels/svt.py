@@ -126,8 +126,8 @@ class SVT(Channel):
             for inside in (False, True)
             for threshold, weight, size, own, many in self._parts(*entries, inside)
         ]
-        ways = torch.as_tensor(log_coverings(self.n, counts.cpu().numpy()), device=u.device) if self.replace else 0.0
-        return released + torch.cat(terms).logsumexp(0) + ways
+        total = released + torch.cat(terms).logsumexp(0)
+        return total + torch.as_tensor(log_coverings(self.n), device=u.device).take(counts) if self.replace else total
 
     def _thresholds(self) -> tuple[list[float], list[float]]:
         """Nodes of T and the logarithms of their weights under Laplace(τ, γ/ε₁): beyond all kinks on either side, and

@@ -136,7 +136,8 @@ def test_a_float32_tape_is_no_rougher_than_the_plain_density(ratio, monkeypatch)
     monkeypatch.setattr("pplleak.priors.gaussian.fit_gaussian", lambda *args, **kwargs: prior)
     exact = plain(density.build(model, client, observed))
     where = [z.double(), at.float().double() + w.double()]
-    error = [float((r - exact(p)[0]).square().mean().sqrt()) for r, p in zip(rough, where, strict=True)]
+    # of differences, which are all that a sampler sees: a mode that is rounded shifts all values alike
+    error = [float((r - exact(p)[0]).std()) for r, p in zip(rough, where, strict=True)]
     assert 0 < error[1] < 3 * error[0]
     assert error[1] < 1e-2
 
