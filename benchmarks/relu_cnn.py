@@ -134,7 +134,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     def kind(row: dict[str, Any]) -> str:
-        where = "two cores" if row["device"] == "cpu" else row["device"].removeprefix("NVIDIA ")
+        where = "processor" if row["device"] == "cpu" else row["device"].removeprefix("NVIDIA ")
         return f"{row['route']}, {row['chains']} chains, {where}"
 
     panels = sorted({(r["network"], r["sigma"]) for r in rows}, key=lambda p: (p[0], float(p[1])))
