@@ -100,12 +100,14 @@ def test_over_draws_of_the_program_it_is_calibrated_and_one_of_another_noise_onl
     assert uniformity.p_values(ranks(other, corrected=True)).min() > 0.001
 
 
+@pytest.mark.slow
 def test_what_the_network_says_of_another_noise_is_not_the_posterior_and_khat_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, shared, _ = case()
     exact = logistic.exact_posterior(shared.client, shared, sigma=SIGMA)
-    monkeypatch.setattr(npe, "trained", lambda *a, **k: (narrow(learnt()), False))
+    sure = narrow(learnt())
+    monkeypatch.setattr(npe, "trained", lambda *a, **k: (sure, False))
     found = attacked(model, shared, rounds=0, kept=str(tmp_path / "narrow.safetensors"))
     assert misfit(found.x.reshape(*found.x.shape[:2], -1).astype(np.float64), exact.mean(), exact.sd()) > LIMIT
     assert found.khat is not None and found.khat > 0.7 and not found.converged
