@@ -6,7 +6,6 @@ and replayed with the same numbers, bit for bit.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pplleak.density.recording import graphs
-from pplleak.density.recording.tape import UNRECORDABLE
+from pplleak.density.recording.tape import UNRECORDABLE, unrecorded
 
 # w (rows, dim), pattern (rows, units) bool, exponent of the likelihood () float64 -> V (rows,), ∇V (rows, dim)
 Force = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -61,11 +60,4 @@ class Recordings:
             with pyro.validation_enabled(False):
                 return graphs.recorded(self.plain, given)
         except UNRECORDABLE as error:
-            message = next(iter(str(error).strip().splitlines()), "")
-            warnings.warn(
-                "the force is differentiated anew at every step, which is slower but the same: it cannot be recorded "
-                f"({type(error).__name__}: {message})",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return self.plain
+            return unrecorded(self.plain, error)

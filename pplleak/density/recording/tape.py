@@ -225,15 +225,20 @@ def record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Recorded
     try:
         tape = _record(log_density, example.detach())
     except UNRECORDABLE as error:
-        message = next(iter(str(error).strip().splitlines()), "")
-        return _slow(plain, f"it cannot be recorded ({type(error).__name__}: {message})")
+        return unrecorded(plain, error)
     return tape if _agree(tape, plain, example) else _slow(plain, "its recording gives other numbers")
 
 
-def _slow(plain: Plain, why: str) -> Plain:
+def unrecorded[F](plain: F, error: Exception) -> F:
+    """The plain function, with a warning that says which of `UNRECORDABLE` it was."""
+    message = next(iter(str(error).strip().splitlines()), "")
+    return _slow(plain, f"it cannot be recorded ({type(error).__name__}: {message})", stacklevel=4)
+
+
+def _slow[F](plain: F, why: str, stacklevel: int = 3) -> F:
     """The plain function, with a warning of what it costs: once a cause, as Python's default filter has it."""
     text = f"the log-density is differentiated anew at every step, which is slower but the same: {why}"
-    warnings.warn(text, RuntimeWarning, stacklevel=3)
+    warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
     return plain
 
 
