@@ -29,14 +29,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tyro
-from networks import PUBLIC, Case, build, resized
-from scaling import cnn, mlp
-from torch import nn
+from networks import Case, build
+from scaling import least, shared
 
-from pplleak import data, runs
-from pplleak.client import Client, seeded
+from pplleak import runs
 from pplleak.density import build as posterior
-from pplleak.federation.observation import Observation
 from pplleak.federation.scenario import torch_device
 from pplleak.inference import hmc
 from pplleak.models import optimal
@@ -46,7 +43,7 @@ COLUMNS = {
     "ess": float | None, "ess_per_s": float | None, "seconds_a_step": float | None, "plain": float | None,
     "peak_mb": float | None,
 }  # fmt: skip
-RESNET, RESNET_RATIO, CNN_RATIO = "resnet18", 0.01, 0.1
+RESNET, RESNET_RATIO = "resnet18", 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,43 +60,24 @@ class Settings:
     csv: Path = Path("benchmarks/results/accelerator.csv")
 
 
-def observed_as(case: str, size: int, args: Settings, device: torch.device) -> tuple[Observation, float]:
-    """What the client shares, and σ."""
-    name, batch = ("mnist", 8 if case == "mnist8" else 1) if size == 28 else ("cifar10", 1)
-    images, public = data.private(name, args.data_root), data.public(name, args.data_root).x
-    x, y = images.x[:batch], images.y[:batch]
-    if name == "cifar10":
-        x, public = resized(x, size), resized(public[torch.linspace(0, len(public) - 1, PUBLIC).long()], size)
-    if case == RESNET:
-        network: nn.Module = build(Case(RESNET, "eval", size, args.data_root), public)
-    else:
-        network = seeded(mlp if size == 28 else functools.partial(cnn, size), 0)
-    client = Client(network.to(device), tuple(x.shape[1:]), 10)
-    x, y = x.to(device), y.to(device)
-    with torch.no_grad():
-        u = client.update(x, y).materialise()
-    ratio = RESNET_RATIO if case == RESNET else CNN_RATIO
-    sigma = 0.1 if size == 28 else ratio * float(u.square().mean().sqrt())
-    noise = sigma * torch.randn(len(u), generator=torch.Generator().manual_seed(1)).to(device)
-    return Observation(client=client, g=u + noise, labels=y, batch_size=batch, truth=x, public=public), sigma
-
-
-def least(call: Callable[[], Any], device: torch.device, rounds: int = 5) -> float:
-    taken = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
-
-
 def measure(case: str, size: int, args: Settings, device: torch.device) -> dict[str, Any]:
-    observed, sigma = observed_as(case, size, args, device)
+    other = functools.partial(build, Case(RESNET, "eval", size, args.data_root)), RESNET_RATIO
+    observed, sigma = shared(
+        args.data_root, case, size, 8 if case == "mnist8" else 1, *(other if case == RESNET else ())
+    )
+    observed = observed.to(device)
     client = observed.client
     model = functools.partial(optimal.model, sigma=sigma, reference=observed.public)
     cuda = device.type == "cuda"
+
+    def least_of(call: Callable[[], Any]) -> float:
+        def ended() -> None:
+            call()
+            if cuda:
+                torch.cuda.synchronize(device)
+
+        return least(ended)
+
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"case": case, "size": size, "chains": args.chains}
@@ -107,7 +85,7 @@ def measure(case: str, size: int, args: Settings, device: torch.device) -> dict[
     if case == RESNET:
         density = posterior(model, client, observed)
         z = density.sample_prior(args.starts).to(device)
-        row |= {"chains": args.starts, "seconds_a_step": least(lambda: density.value_and_grad(z), device) / args.starts}
+        row |= {"chains": args.starts, "seconds_a_step": least_of(lambda: density.value_and_grad(z)) / args.starts}
         network = copy.deepcopy(client.network).requires_grad_()
         x, parameters = observed.truth[:1].clone().requires_grad_(), list(network.parameters())
 
@@ -117,7 +95,7 @@ def measure(case: str, size: int, args: Settings, device: torch.device) -> dict[
             distance = (torch.cat([f.flatten() for f in found]) - observed.g).square().sum()
             torch.autograd.grad(distance, x)
 
-        row["plain"] = least(plain, device)
+        row["plain"] = least_of(plain)
     else:
         start = time.perf_counter()
         found = hmc.run(model, observed, client, chains=args.chains, draws=args.draws)

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from networks import PUBLIC, resized
-from torch import nn
+from torch import Tensor, nn
 
 from pplleak import data, runs
 from pplleak.client import Client, seeded
@@ -42,6 +42,9 @@ COLUMNS = {
     "seconds_a_gradient": float, "training_step": float, "ratio": float, "rhat": str, "ess_a_second": str,
     "seconds": str,
 }  # fmt: skip
+
+MNIST = ("mlp", "mnist8")  # cases; the others are of CIFAR-10
+RATIO = 0.1  # σ in units of the gradient's rms entry, of CIFAR-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +80,36 @@ def least(call: Callable[[], Any], rounds: int = 5) -> float:
     return min(taken[1:])
 
 
-def measure(args: Settings, case: str, size: int, batch: int) -> dict[str, Any]:
-    """One row."""
-    name = "mnist" if case == "mnist8" else "cifar10"
-    images, public = data.private(name, args.data_root), data.public(name, args.data_root).x
+def shared(
+    root: Path, case: str, size: int, batch: int, network: Callable[[Tensor], nn.Module] | None = None,
+    ratio: float = RATIO,
+) -> tuple[Observation, float]:  # fmt: skip
+    """What the client of a case shares, and σ; network: of public images -> another one than the case's."""
+    name = "mnist" if case in MNIST else "cifar10"
+    images, public = data.private(name, root), data.public(name, root).x
     x, y = images.x[:batch], images.y[:batch]
     if name == "cifar10":
         x, public = resized(x, size), resized(public[torch.linspace(0, len(public) - 1, PUBLIC).long()], size)
-    client = Client(seeded(mlp if name == "mnist" else functools.partial(cnn, size), 0), tuple(x.shape[1:]), 10)
+    made = network(public) if network else seeded(mlp if name == "mnist" else functools.partial(cnn, size), 0)
+    client = Client(made, tuple(x.shape[1:]), 10)
     with torch.no_grad():
         u = client.update(x, y).materialise()
-    sigma = 0.1 if name == "mnist" else 0.1 * float(u.square().mean().sqrt())
+    sigma = 0.1 if name == "mnist" else ratio * float(u.square().mean().sqrt())
     g = u + sigma * torch.randn(len(u), generator=torch.Generator().manual_seed(1))
-    observed = Observation(client=client, g=g, labels=y, batch_size=batch, truth=x, public=public)
+    return Observation(client=client, g=g, labels=y, batch_size=batch, truth=x, public=public), sigma
+
+
+def measure(args: Settings, case: str, size: int, batch: int) -> dict[str, Any]:
+    """One row."""
+    observed, sigma = shared(args.data_root, case, size, batch)
+    client, x, y, public = observed.client, observed.truth, observed.labels, observed.public
+    assert x is not None and y is not None
     believed = functools.partial(optimal.model, sigma=sigma, reference=public)
     density = posterior(believed, client, observed)
     pyro.set_rng_seed(0)
     z = density.sample_prior(args.chains)
     gradient = least(lambda: density.value_and_grad(z)) / args.chains
-    network = seeded(mlp if name == "mnist" else functools.partial(cnn, size), 0)
+    network = seeded(mlp if case in MNIST else functools.partial(cnn, size), 0)
     sgd = torch.optim.SGD(network.parameters(), lr=0.0)
 
     def step() -> None:
