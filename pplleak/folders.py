@@ -19,15 +19,20 @@ from pplleak.errors import unknown
 FOLDER = Path(__file__).resolve().parent  # pplleak's own
 
 
+def files(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their names, in their order; those that begin with an underscore are passed over."""
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
 def names(folder: Path, entry: str = "") -> dict[str, str]:
     """The files of a folder with their docstrings' first lines, in the order of their names.
 
     Args:
-        folder: of Python files; those whose names begin with an underscore are passed over.
+        folder: of Python files.
         entry: only the files that define a function or a class of that name at their top level; "" takes all.
     """
     listed = {}
-    for path in sorted(folder.glob("[!_]*.py")):
+    for path in files(folder).values():
         tree = parsed(path.read_text(encoding="utf-8"))
         if not entry or entry in _defined(tree):
             listed[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
@@ -36,7 +41,7 @@ def names(folder: Path, entry: str = "") -> dict[str, str]:
 
 def where(folder: Path, name: str) -> str | None:
     """The stem of the file that defines `name` at its top level; None where no file of the folder does."""
-    for path in sorted(folder.glob("[!_]*.py")):
+    for path in files(folder).values():
         if name in _defined(parsed(path.read_text(encoding="utf-8"))):
             return path.stem
     return None
@@ -53,9 +58,9 @@ def load(package: str, kind: str, name: str, entry: str = "") -> ModuleType:
     """
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.origin is not None
-    known = names(Path(spec.origin).parent, entry)
-    if name not in known:
-        raise unknown(kind, name, known)
+    folder = Path(spec.origin).parent
+    if name not in (names(folder, entry) if entry else files(folder)):
+        raise unknown(kind, name, names(folder, entry))
     return importlib.import_module(f"{package}.{name}")
 
 

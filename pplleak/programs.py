@@ -89,12 +89,13 @@ def locate(kind: Kind, name: str) -> Path:
         if not path.is_file():
             raise BadInput(f"no file {name}")
         return path
-    if name not in names(kind):
+    known = folders.files(folder(kind))
+    if name not in known:
         hint = "Or give a path ending in .py."
         if kind == "models":
             hint += f" A prior is a setting of {MODEL} ({MODEL}:prior=vae), and the channel is the observation's."
-        raise unknown(ENTRY[kind] if kind == "models" else kind, name, names(kind), hint)
-    return folder(kind) / f"{name}.py"
+        raise unknown(ENTRY[kind] if kind == "models" else kind, name, known, hint)
+    return known[name]
 
 
 def load(kind: Kind, name: str) -> Callable[..., Any]:

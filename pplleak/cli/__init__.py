@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not argv or argv[0] in ("-h", "--help"):
             print(usage())
             raise SystemExit(0 if argv else 2)
-        if argv[0] not in (known := commands()):
+        if argv[0] not in (known := folders.files(Path(__file__).parent)):
             raise unknown("command", argv[0], known)
         raise SystemExit(importlib.import_module(f"{__name__}.{argv[0]}").run(argv[1:]))
     except BadInput as error:

@@ -88,12 +88,25 @@ def _halves(x: np.ndarray) -> np.ndarray:
 
 def _scores(x: np.ndarray) -> np.ndarray:
     """Normal scores of the ranks among all draws, Blom's offset of 3/8."""
-    import pandas  # which ArviZ has opened anyway; scipy.stats takes a second more
     from scipy.special import ndtri
 
-    flat = x.reshape(-1, x.shape[-1])
-    ranks = pandas.DataFrame(flat).rank().to_numpy()
-    return np.asarray(ndtri((ranks - 3 / 8) / (len(flat) + 1 / 4))).reshape(x.shape)
+    flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)
+    scores = ndtri((_ranks(flat) - 3 / 8) / (flat.shape[1] + 1 / 4))
+    return np.asarray(scores.T).reshape(x.shape)
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 1 within each row, equal numbers at their mean: scipy.stats.rankdata, whose import takes longer than
+    an attack's ranks, and pandas' in a quarter of its time."""
+    order = x.argsort(axis=1)
+    ordered, place = np.take_along_axis(x, order, 1), np.arange(x.shape[1])
+    new = np.concatenate([np.ones((len(x), 1), bool), ordered[:, 1:] != ordered[:, :-1]], 1)
+    first = np.maximum.accumulate(np.where(new, place, 0), 1)
+    ends = np.concatenate([new[:, 1:], np.ones((len(x), 1), bool)], 1)
+    last = np.minimum.accumulate(np.where(ends, place, x.shape[1])[:, ::-1], 1)[:, ::-1]
+    ranks = np.empty(x.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2 + 1, 1)
+    return ranks
 
 
 def _rhat(z: np.ndarray, superchains: int) -> np.ndarray:
