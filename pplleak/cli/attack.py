@@ -87,6 +87,7 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.errors import printable
     from pplleak.studies.attack import pages, records, report, sentences
     from pplleak.studies.attack.attack import attack, choose
+    from pplleak.studies.attack.forecast import forecast
 
     begun = time.time()
 
@@ -117,6 +118,9 @@ def run(argv: Sequence[str]) -> int:
             parts["inference"] = settings_of("Inference", inference_settings(argv, name, model))
             args = parse(Attack, "attack", argv, parts)
         terminal().print(report.signal(shared), highlight=False, soft_wrap=True)
+        expected = forecast(shared, args.model, name, arguments.beliefs(args, several=True), options(args, "inference"))
+        if expected is not None:
+            terminal().print(str(expected), highlight=False, soft_wrap=True)
         result = attack(
             shared,
             args.model,
