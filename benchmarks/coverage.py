@@ -1,6 +1,8 @@
 """Do 90 % intervals cover 90 %? Images drawn from the model's own prior, attacked one by one.
 
     uv run benchmarks/coverage.py --data mnist --data-root DIR --prior gaussian --inference hmc --sigma 0.03 --count 30
+    uv run benchmarks/coverage.py --data mnist --data-root DIR --network convnet --activation relu \
+        --inference billiard --count 20 --chains 4 --more warmup 60 processes 1
 
 A row an image is appended to the CSV as soon as it is there; a run with the same CSV goes on where it stopped. The last
 line gives mean ± standard error over images (pixels of one image are not independent), and how many images converged.
@@ -45,6 +47,8 @@ class Settings:
     count: int = 30
     chains: int = 64
     draws: int = 60
+    more: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Further settings of the inference."""
     dtype: Precision = "float32"
     csv: Path = Path("benchmarks/results/coverage.csv")
 
@@ -70,7 +74,7 @@ def main(args: Settings) -> None:
         observed = risk.from_model(base, MODEL, {"prior": args.prior}, 1000 + draw)
         assert observed.truth is not None
         start, cpu = time.perf_counter(), time.process_time()
-        found = run(model, observed, base.client, seed=draw, chains=args.chains, draws=args.draws)
+        found = run(model, observed, base.client, seed=draw, chains=args.chains, draws=args.draws, **args.more)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
         truth = observed.truth.numpy()
         row = {**key, "draw": draw, "coverage_90": metrics.coverage(found.draws, truth), "rhat_max": found.rhat_max,

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from pplleak import programs
 from pplleak.client import checks, taps, targets, training
-from pplleak.client.factors import Entries, Factor, Lookup
+from pplleak.client.entries import Entries, Lookup
+from pplleak.client.factors import Factor
 from pplleak.client.loss import DEFAULT, Output, get, total
 from pplleak.client.orders import Orders
 from pplleak.client.targets import every_binary

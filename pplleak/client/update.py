@@ -21,7 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pplleak.client.factors import Entries, Factor, Lookup, dot, square
+from pplleak.client.entries import Entries, Lookup
+from pplleak.client.factors import Factor, dot, square
 
 
 class Update(Protocol):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from pplleak.channels.gaussian import Gaussian
-from pplleak.client.factors import Entries, Factor, Lookup
+from pplleak.client.entries import Entries, Lookup
+from pplleak.client.factors import Factor
 from pplleak.client.loss import get
 from pplleak.client.update import LazyUpdate, Update
 from pplleak.data.columns import Columns

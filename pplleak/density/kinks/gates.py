@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pplleak.client import Client, extended
-from pplleak.client.factors import Entries
+from pplleak.client.entries import Entries
 from pplleak.client.smoothness import probe
 from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
