@@ -65,6 +65,7 @@ class Settings:
     """Minutes of each audit."""
     data: Literal["digits", "cifar10"] = "digits"
     data_root: Path | None = None
+    apps: tuple[str, ...] = APPS
     csv: Path = Path("benchmarks/results/flower_audit.csv")
 
 
@@ -116,7 +117,7 @@ def ran(*command: str, folder: Path) -> float:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+        raise SystemExit(f"exit code {done.returncode}: {' '.join(command)}\n{done.stderr[-3000:]}")
     return time.perf_counter() - begin
 
 
@@ -124,7 +125,7 @@ def main(settings: Settings) -> None:
     if (settings.data == "digits") != (settings.data_root is None):
         raise SystemExit("--data cifar10 needs --data-root, the folder that holds it; digits are a package's own")
     rows = runs.Rows(settings.csv, COLUMNS, ("app", "data"))
-    for app in APPS:
+    for app in settings.apps:
         with tempfile.TemporaryDirectory() as folder:
             made = audited(app, Path(folder), settings)
         print(made, flush=True)
