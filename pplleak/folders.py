@@ -19,6 +19,13 @@ from pplleak.errors import unknown
 FOLDER = Path(__file__).resolve().parent  # pplleak's own
 
 
+def home(package: str) -> Path:
+    """Where the files of a package lie."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
 def files(folder: Path) -> dict[str, Path]:
     """The files of a folder by their names, in their order; those that begin with an underscore are passed over."""
     return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
@@ -56,9 +63,7 @@ def load(package: str, kind: str, name: str, entry: str = "") -> ModuleType:
     Raises:
         BadInput: there is no such file, with the near names.
     """
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent
+    folder = home(package)
     if name not in (names(folder, entry) if entry else files(folder)):
         raise unknown(kind, name, names(folder, entry))
     return importlib.import_module(f"{package}.{name}")

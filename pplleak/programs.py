@@ -8,25 +8,22 @@ source by `described`, off a function by `settings`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import inspect
 import shutil
 import sys
-import sysconfig
-import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pplleak import folders, signatures, sources
-from pplleak.errors import BadInput, printable, unknown
+from pplleak import blame, folders, signatures, sources
+from pplleak.errors import BadInput, unknown
 from pplleak.settings import Named, Setting, require
 
 Kind = Literal["models", "inference"]
@@ -70,9 +67,7 @@ class InferenceFile:
 
 def folder(kind: Kind) -> Path:
     """Where the files of a kind lie, in a checkout as in a wheel."""
-    spec = importlib.util.find_spec(f"pplleak.{kind}")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent
+    return folders.home(f"pplleak.{kind}")
 
 
 def names(kind: Kind) -> dict[str, str]:
@@ -214,54 +209,7 @@ def _module(path: Path, name: str | None) -> ModuleType:
         return module
     except (Exception, SystemExit) as error:
         sys.modules.pop(key, None)
-        raise BadInput(f"{path} cannot be loaded: {describe(error, path)}") from error
-
-
-def lines_of(error: BaseException, path: Path) -> list[int]:
-    """The lines of a file that an error passed through, the outermost first; of that very file, not of its name."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return [f.lineno or 0 for f in frames if Path(f.filename).resolve() == path.resolve()]
-
-
-def describe(error: BaseException, path: Path | None = None) -> str:
-    """An error of a user's file in one line: its kind, its message, and the last line of the file it passed, or of
-    whatever file of the user's where none is named."""
-    lines = lines_of(error, path) if path else []
-    place = None if path else users(error)
-    where = f" (line {lines[-1]})" if lines else f" ({place[0]}, line {place[1]})" if place else ""
-    if isinstance(error, SystemExit):
-        return f"it ends the program, by sys.exit({'' if error.code is None else printable(repr(error.code))}){where}"
-    message = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {printable(message[0]) if message else ''}{where}"
-
-
-def users(error: BaseException) -> tuple[Path, int] | None:
-    """The last line of a user's own file that an error, or what caused it, passed through: of one that is neither
-    pplleak's nor of an installed package nor Python's."""
-    installed = {Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "platstdlib", "purelib", "platlib")}
-    ours = installed | {folders.FOLDER, *(folder(k).resolve() for k in ENTRY)}
-    cause: BaseException | None = error
-    while cause is not None:
-        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            path = Path(frame.filename).resolve()
-            if path.suffix == ".py" and path.is_file() and not any(path.is_relative_to(place) for place in ours):
-                return path, frame.lineno or 0
-        cause = cause.__cause__
-    return None
-
-
-@contextlib.contextmanager
-def blamed(what: str) -> Iterator[None]:
-    """What goes wrong inside, as the one line of a BadInput: what, the error, and the line of the user's file that it
-    passed. An exit is such an error, too: a file that is opened ends nothing."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except MemoryError as error:
-        raise BadInput(f"{what}: it takes more memory than there is") from error
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"{what}: {describe(error)}") from error
+        raise BadInput(f"{path} cannot be loaded: {blame.describe(error, path)}") from error
 
 
 def shipped(path: Path) -> bool:

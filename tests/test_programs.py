@@ -12,7 +12,7 @@ from conftest import observe, tiny
 from scenes import known
 from torch import Tensor
 
-from pplleak import programs
+from pplleak import blame, programs
 from pplleak.client import networks
 from pplleak.errors import BadInput
 from pplleak.studies.attack.attack import attack
@@ -113,8 +113,8 @@ def test_an_error_inside_the_library_is_not_blamed_on_a_file_of_the_same_name(tm
     library, user = tmp_path / "library" / "mine.py", tmp_path / "user" / "mine.py"
     with pytest.raises(IndexError) as error:
         programs.load("models", str(library))(None)
-    assert programs.lines_of(error.value, library) == [3] and programs.lines_of(error.value, user) == []
-    assert "line 3" in programs.describe(error.value, library) and "line" not in programs.describe(error.value, user)
+    assert blame.lines_of(error.value, library) == [3] and blame.lines_of(error.value, user) == []
+    assert "line 3" in blame.describe(error.value, library) and "line" not in blame.describe(error.value, user)
 
 
 def test_two_files_of_one_name_are_two_programs(tmp_path: Path) -> None:

@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Exception, SystemExit) as error:
         if "can't allocate memory" in str(error):  # torch's own MemoryError
             _refuse(_of_system(MemoryError()))
-        from pplleak import programs
+        from pplleak import blame
 
-        if programs.users(error) is None:
+        if blame.users(error) is None:
             raise
-        _refuse(f"your code failed: {programs.describe(error)}")
+        _refuse(f"your code failed: {blame.describe(error)}")
 
 
 def _refuse(message: str) -> NoReturn:

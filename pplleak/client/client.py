@@ -27,7 +27,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
-from pplleak import programs
+from pplleak import blame
 from pplleak.client import checks, taps, targets, training
 from pplleak.client.entries import Entries, Lookup
 from pplleak.client.factors import Factor
@@ -92,7 +92,7 @@ class Client:
     def __post_init__(self) -> None:
         if self.layers:  # a copy by `replace` has been checked
             return
-        with programs.blamed(f"the network fails on two {self.things} of shape {tuple(self.input_shape)}"):
+        with blame.blamed(f"the network fails on two {self.things} of shape {tuple(self.input_shape)}"):
             for name, value in checks.found(self).items():
                 object.__setattr__(self, name, value)
             object.__setattr__(self, "path", checks.path(self))

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pplleak import programs, sources
+from pplleak import blame, programs, sources
 from pplleak.client.targets import Kind
 from pplleak.errors import BadInput, printable
 from pplleak.settings import Named
@@ -162,7 +162,7 @@ def check(text: str, outputs: int, inputs: int = 0) -> None:
 def probe(text: str, output: Tensor, y: Tensor) -> None:
     """Raise BadInput for a loss that fails on two examples, or that mixes them: each has a loss of its own."""
     loss = get(text)
-    with programs.blamed(f"the loss {loss.name} fails on outputs of shape {tuple(output.shape)}"):
+    with blame.blamed(f"the loss {loss.name} fails on outputs of shape {tuple(output.shape)}"):
         both = loss.each(output, y)
         alone = torch.cat([loss.each(output[k : k + 1], y[k : k + 1]) for k in range(2)])
     if not both.isfinite().all():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pplleak import channels, data, programs
+from pplleak import blame, channels, data, programs
 from pplleak.client import Client, networks, seeded, sharing, sizes, weights
 from pplleak.client.loss import DEFAULT, built_in_loss, get
 from pplleak.client.training import LocalTraining
@@ -120,7 +120,7 @@ def build_client(
         raise BadInput(f"{checkpoint} was trained with the defence {trained or 'none'}, and this client has "
                        f"{own or 'none'}: choose the same defence")  # fmt: skip
     source, whole, images = str(checkpoint or where), checkpoint is not None, f"for images {input_shape}"
-    with programs.blamed(f"the network '{said}' cannot be built {images}"):
+    with blame.blamed(f"the network '{said}' cannot be built {images}"):
         sizes.sketch(build, f"the network '{said}' {images}", tensors or {}, source, whole=whole)
         with sizes.counted(f"the network '{said}' {images}"):
             made = seeded(build, seed)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pplleak import channels, density, programs
+from pplleak import blame, channels, density, programs
 from pplleak.client import sizes
 from pplleak.density import embedding_rows, label_recovery
 from pplleak.errors import BadInput, require_positive
@@ -288,11 +288,11 @@ def _blaming(model: Path) -> Iterator[None]:
         refusals, inner = [e for e in chain if isinstance(e, BadInput)], chain[-1]
         if refusals:
             raise refusals[-1] from error
-        place = programs.users(inner)
+        place = blame.users(inner)
         if place and place[0] != model.resolve():  # an inference, a network
-            raise BadInput(f"the attack failed in your code: {programs.describe(inner)}") from error
-        if programs.lines_of(inner, model) or not programs.shipped(model):
-            raise BadInput(f"the model {model} failed: {programs.describe(inner, model)}") from error
+            raise BadInput(f"the attack failed in your code: {blame.describe(inner)}") from error
+        if blame.lines_of(inner, model) or not programs.shipped(model):
+            raise BadInput(f"the model {model} failed: {blame.describe(inner, model)}") from error
         raise
 
 
