@@ -90,7 +90,7 @@ def maximise(
         found, heights, interrupted = lbfgsb(one, z, box, steps, progress)
         order = heights[-1].argsort(descending=True)
         return Maximum(found[order], heights[-1, order], heights[:, order], order, interrupted)
-    evaluate = density.recorded(starts) if direct else functools.partial(density.value_and_grad, jacobian=jacobian)
+    evaluate = density.recorded(starts) if direct else density.in_parts(starts, jacobian=jacobian)
     best, best_z = torch.full((starts,), -math.inf, dtype=torch.float64, device=z.device), z.detach().clone()
     curve: list[Tensor] = []
     interrupted, reached = False, best.clone()

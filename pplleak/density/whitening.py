@@ -76,8 +76,10 @@ def products(density: Density, z: Tensor, directions: Tensor, *, jacobian: bool 
 
 
 def hessian(density: Density, z: Tensor, chunk: int = 64, *, jacobian: bool = True) -> Tensor:
-    """−∇² log p(z | g) at one point z (dim,), (dim, dim): rows are Hessian-vector products, `chunk` to a batch."""
+    """−∇² log p(z | g) at one point z (dim,), (dim, dim): rows are Hessian-vector products, `chunk` to a batch,
+    or as many as fit into memory."""
     unit = torch.eye(len(z), dtype=z.dtype, device=z.device)
+    chunk = max(1, density.at_once(3 * chunk) // 3)  # a second derivative keeps about three times as much
     h = torch.cat([products(density, z, rows, jacobian=jacobian) for rows in unit.split(chunk)])
     return (h + h.mT) / 2
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pplleak import density
 from pplleak.client import Client
+from pplleak.density import footprint
 from pplleak.density.recording import tape
 from pplleak.density.recording.tape import Chunked, Plain, Quadratics, Tape
 from pplleak.federation.observation import Observation
@@ -223,8 +224,8 @@ def test_the_check_sees_a_wrong_tape() -> None:
 def test_chains_that_do_not_fit_are_chunked(monkeypatch) -> None:
     d = built(optimal.model, target_of("mlp gelu"))
     z = torch.randn(12, d.dim, dtype=torch.float64)
-    one, two = (tape._kept_bytes(d, z[:k]) for k in (1, 2))
-    monkeypatch.setattr(tape, "_free_bytes", lambda device: 2 * 5 * (two - one))
+    once, each = footprint.by_rows(lambda k: d.value_and_grad(z[:k]))
+    monkeypatch.setattr(tape, "_free_bytes", lambda device: 2 * (once + 5 * each))
     chunked = d.recorded(12)
     assert isinstance(chunked, Chunked)
     assert chunked.size == 4  # the largest divisor of 12 that fits where 5 chains do

@@ -16,7 +16,6 @@ slower.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pplleak import memory
+from pplleak.density import footprint
 from pplleak.density.recording import frontier, graphs
 
 
@@ -247,29 +248,15 @@ def fitting(log_density: Callable[[Tensor], Tensor], example: Tensor) -> int:
     chains = len(example)
     if chains < 2:
         return chains
-    one, two = (_kept_bytes(log_density, example[:k]) for k in (1, 2))
-    room = 0.5 * _free_bytes(example.device)
-    return next((k for k in range(chains, 0, -1) if chains % k == 0 and k * (two - one) <= room), 1)
-
-
-def _kept_bytes(log_density: Callable[[Tensor], Tensor], z: Tensor) -> int:
-    """What one evaluation keeps for its gradient: nearly all that it holds at once."""
-    kept: dict[int, int] = {}
-
-    def note(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        value = log_density(z.detach().requires_grad_())
-    del value
-    return sum(kept.values())
+    evaluate, room = Plain(log_density), 0.5 * _free_bytes(example.device)
+    once, each = footprint.by_rows(lambda k: evaluate(example[:k]))
+    return next((k for k in range(chains, 0, -1) if chains % k == 0 and once + k * each <= room), 1)
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory.available()
 
 
 def _record(log_density: Callable[[Tensor], Tensor], example: Tensor) -> Tape:

@@ -1,30 +1,22 @@
-"""What an attack will take, before it begins: memory, held against what there is, and time.
+"""What an attack will take, before it begins: a step of its search is run, its memory counted, its time taken.
 
-A step of the search, one log-density of all starts and its gradient, takes
-
-    bytes(starts) = bytes(1) + (starts − 1) (bytes(2) − bytes(1))
-
-The bytes of one and of two starts are counted, operation by operation. Only where all of them fit into the memory is a
-step of all starts run, and timed. How long a sampler goes on after its search is not known before its warm-up has
-ended; the bar tells it then, and corrects all that is told here.
+A step is one log-density of all starts and its gradient, in parts that fit into the memory (`Density.in_parts`). How
+long a sampler goes on after its search is not known before its warm-up has ended; the bar tells it then, and corrects
+all that is told here.
 """
 
 from __future__ import annotations
 
 import inspect
 import time
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pplleak import memory, programs
-from pplleak.density import Density, build
+from pplleak.density import build, footprint
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.studies.attack.attack import believe
@@ -34,13 +26,12 @@ SETTINGS = ("starts", "steps")  # of the inferences that begin with a search
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of a search with so many starts and steps: seconds a step, the peak of its bytes, and the bytes that are free."""
+    """Of a search with so many starts and steps: seconds a step, and the peak of its bytes."""
 
     starts: int
     steps: int
     seconds: float
     bytes: float
-    free: int
 
     def __str__(self) -> str:
         said = f"search: {self.starts} starts, {self.steps} steps of {1000 * self.seconds:.3g} ms, about "
@@ -52,9 +43,6 @@ def forecast(observed: Observation, model: str, inference: str, beliefs: Mapping
              settings: Mapping[str, Any]) -> Forecast | None:  # fmt: skip
     """What the search of an attack takes; None where the inference has none, or the model cannot be evaluated before
     its attack has begun. The generators of random numbers are where they were.
-
-    Raises:
-        BadInput: a step takes more memory than there is.
     """
     own = inspect.signature(programs.load("inference", inference)).parameters
     preset = {n: p.default for n, p in own.items()} | programs.preferred(model, inference) | dict(settings)
@@ -65,61 +53,13 @@ def forecast(observed: Observation, model: str, inference: str, beliefs: Mapping
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             density = build(believe(programs.load("models", model), observed, beliefs), observed.client, observed)
-            one = density.sample_prior(1)
-            step(density, one)()  # some constants are made once, and kept
-            first, second = (peak(step(density, one.expand(k, -1))) for k in (1, 2))
+            z, evaluate = density.sample_prior(starts), density.in_parts(starts)
+            taken = footprint.peak(lambda: evaluate(z))
         except (BadInput, RuntimeError, NotImplementedError):  # which the attack itself will tell
             return None
-        needed = first + (starts - 1) * max(second - first, 0)
-        memory.require(needed, f"a step of {starts} starts", "take fewer starts, a smaller batch or a smaller network")
-        evaluate = step(density, one.repeat(starts, 1))
-        evaluate()
         began = time.perf_counter()
-        evaluate()
-        return Forecast(starts, steps, time.perf_counter() - began, needed, memory.available())
-
-
-def step(density: Density, z: Tensor) -> Callable[[], None]:
-    def evaluate() -> None:
-        value, gradient = density.value_and_grad(z)
-        float(value[0] + gradient[0, 0])  # an accelerator has done it, too
-
-    return evaluate
-
-
-def peak(work: Callable[[], None]) -> int:
-    """The most bytes that the tensors which some work makes take at one time."""
-    with Counted() as counted:
-        work()
-    return counted.most
-
-
-class Counted(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes, until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.most, self.known = 0, 0, set[int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for t in tree_leaves(made):
-            if isinstance(t, Tensor):
-                self._count(t.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        name, size = storage._cdata, storage.nbytes()
-        if name in self.known:
-            return
-        self.known.add(name)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._freed, name, size)
-
-    def _freed(self, name: int, size: int) -> None:
-        self.known.discard(name)
-        self.now -= size
+        float(evaluate(z)[0][0])  # an accelerator has done it, too
+        return Forecast(starts, steps, time.perf_counter() - began, taken)
 
 
 def _spoken(seconds: float) -> str:
