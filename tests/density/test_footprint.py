@@ -92,7 +92,7 @@ def test_chains_in_parts_have_the_numbers_of_all_at_once(monkeypatch: pytest.Mon
     z = density.sample_prior(6)
     assert density.at_once(6) == 6
     monkeypatch.setattr(densities, "ROOM", 2**10)
-    monkeypatch.setattr(memory, "available", lambda: 2**21)
+    monkeypatch.setattr(memory, "available", lambda: 2**20)
     assert density.at_once(6) in (2, 3)
     for found, expected in zip(density.in_parts(6)(z), density.value_and_grad(z), strict=True):
         torch.testing.assert_close(found, expected)
