@@ -1,7 +1,7 @@
 """Bayes-optimal behind Refiner: what was made of an image is a latent variable, and goes with the image as on public data.
 
 z ~ Normal(0, I)                            (batch, rank)
-(x, x*) = mean + factor z                   (batch, 2, *input_shape): a Gaussian fitted to pairs that the adversary makes
+(x, x*) = mean + factor z                   (batch, 2, *input_shape): a Gaussian fitted to pairs the adversary makes
 y ~ client's label prior                    (batch,)
 g | x, y ~ Normal(u(x*, y), sigma²)         (update_size,)
 
@@ -21,13 +21,15 @@ from pplleak import channels, data
 from pplleak.client import Client
 from pplleak.federation.defences import _synthetic
 
+MAP = {"steps": 400, "starts": 2, "lr": 0.1}  # twice as many dimensions as an image has
+
 
 def model(
     client: Client,
     batch_size: int = 1,
     *,
     sigma: float = 0.1,
-    trade: float = 0.5,
+    trade: float = 0.1,
     far: float = 0.3,
     blend: float = 0.5,
     steps: int = 50,
@@ -35,7 +37,7 @@ def model(
     simulated: int = 2000,
     reference: str | Tensor = "digits",
     reference_labels: Tensor | None = None,
-    floor: float = 0.02,
+    floor: float = 0.1,
 ) -> Tensor:
     """The generative program.
 
@@ -49,7 +51,8 @@ def model(
         simulated: public images that the adversary runs the defence on, at most.
         reference: the public images: digits, mnist, cifar10 or a FOLDER (or a tensor).
         reference_labels: of a tensor of them; without, labels are drawn at random.
-        floor: standard deviation, in pixel units, that even a constant pixel keeps.
+        floor: standard deviation, in pixel units, that a pixel of either image keeps beside what the pairs say: they are
+            few for so many pixels.
     """
     public = data.reference(reference, client.input_shape)
     settings = {"trade": trade, "far": far, "blend": blend, "steps": steps, "lr": lr}

@@ -103,12 +103,12 @@ def test_who_knows_has_both_images_of_a_pair_as_one_latent(name: str) -> None:
     bound = believe(programs.load("models", name), target, {"steps": 5, "simulated": 30})
     built = density.build(bound, client, target)
     settings = {n: bound.keywords.get(n, s) for n, s in
-                {"trade": 0.5 if name == "refiner" else 0.1, "far": 0.3, "blend": 0.5 if name == "refiner" else 1.0,
+                {"trade": 0.1 if name == "refiner" else 0.02, "far": 0.3, "blend": 0.5,
                  "steps": 5, "lr": 0.03 if name == "refiner" else 0.05}.items()}  # fmt: skip
     pairs = _synthetic.paired(client, name, tuple(sorted(settings.items())), public, None, 30)
     assert pairs.shape == (30, 2, *client.input_shape)
     assert all((public.double() == one).flatten(1).all(1).any() for one in pairs[:, 0])
-    prior = fit_gaussian(pairs)
+    prior = fit_gaussian(pairs, floor=0.1)
     z = built.sample_prior(3)
     pair = prior.decode(built.constrain(z)[0]["z"])[:, 0]
     torch.testing.assert_close(built.images(z)[0][:, 0], pair[:, 0])

@@ -2,7 +2,7 @@
 
     x* = argmin over x* of  ‖h(x*) − h(x)‖² / ‖h(x)‖² − trade · (1 − exp(−‖x* − x‖² / 2n far²)),     g = u(x*, y)
 
-with h the features that the last linear layer takes. x* begins at noise (blend = 1) or at a blend of x and noise, and
+with h the features that the last linear layer takes. x* begins at a blend of x and noise (at noise: blend = 1), and
 descends by Adam in the box [0, 1]; n are the pixels of the batch. What predicts the label is kept, and the rest not.
 
 What x* tells of x a posterior says that was fitted to pairs of both on public images (`models/obscure.py`).
@@ -31,9 +31,9 @@ def share(
     x: Tensor,
     y: Tensor,
     *,
-    trade: float = 0.1,
+    trade: float = 0.02,
     far: float = 0.3,
-    blend: float = 1.0,
+    blend: float = 0.5,
     steps: int = 50,
     lr: float = 0.05,
 ) -> Tensor:

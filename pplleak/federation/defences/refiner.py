@@ -33,7 +33,7 @@ def share(
     x: Tensor,
     y: Tensor,
     *,
-    trade: float = 0.5,
+    trade: float = 0.1,
     far: float = 0.3,
     blend: float = 0.5,
     steps: int = 50,
