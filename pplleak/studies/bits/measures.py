@@ -71,8 +71,8 @@ def influence_bound(client: Client, x: Tensor, y: Tensor, deviation: Tensor, *, 
 
 
 def lipschitz_bound(client: Client, x: Tensor, y: Tensor, deviation: Tensor, *, iterations: int = 50) -> float:
-    """‖δ‖ / L in pixel units, L = √λ_max(JᵀJ) the Lipschitz constant of the update at x: the least distance from x of an
-    image x̂ whose update is g itself.
+    """‖δ‖ / L in pixel units, L = √λ_max(JᵀJ) the Lipschitz constant of the update at x: the least distance from x of
+    an image x̂ whose update is g itself.
 
         ‖u(x̂) − u(x)‖ ≤ L ‖x̂ − x‖,   u(x̂) = g = u(x) + δ      →      ‖x̂ − x‖ ≥ ‖δ‖ / L
 
