@@ -51,8 +51,8 @@ def model(
         simulated: public images that the adversary runs the defence on, at most.
         reference: the public images: digits, mnist, cifar10 or a FOLDER (or a tensor).
         reference_labels: of a tensor of them; without, labels are drawn at random.
-        floor: standard deviation, in pixel units, that a pixel of either image keeps beside what the pairs say: they are
-            few for so many pixels.
+        floor: standard deviation, in pixel units, that a pixel of either image keeps beside what the pairs say, of
+            which there are few for so many pixels.
     """
     public = data.reference(reference, client.input_shape)
     settings = {"trade": trade, "far": far, "blend": blend, "steps": steps, "lr": lr}
