@@ -1,4 +1,4 @@
-"""Bayes-optimal behind learning to obscure: what was made of an image is a latent variable, and goes with the image as on public data.
+"""Bayes-optimal behind learning to obscure: what was made of an image is a latent, and goes with it as on public data.
 
 z ~ Normal(0, I)                            (batch, rank)
 (x, x*) = mean + factor z                   (batch, 2, *input_shape): a Gaussian fitted to pairs the adversary makes
