@@ -50,6 +50,7 @@ MEASURES = {  # column -> what it is, and whether more of it means more error (1
     "leakage": ("Fisher information leakage η (Hannun et al. 2021)", -1),
     "influence": ("I²F (Zhang et al. 2023)", 1),
     "influence_bound": ("lower bound of I²F (Zhang et al. 2023)", 1),
+    "lipschitz_bound": ("‖δ‖ / L, Lipschitz (Wang et al. 2024)", 1),
     "cramer_rao": ("Cramér-Rao bound tr I⁻¹, no prior", 1),
     "linearised": ("linearised Bayes error tr (K⁻¹ + I)⁻¹", 1),
 }
@@ -126,6 +127,7 @@ def told(client: Client, protection: Protection, x: Tensor, y: Tensor, g: Tensor
         "leakage": bounds.leakage(information),
         "influence": measures.influence(client, x, y, g - u),
         "influence_bound": measures.influence_bound(client, x, y, g - u),
+        "lipschitz_bound": measures.lipschitz_bound(client, x, y, g - u),
         "cramer_rao": float((1 / values).sum()) if whole else math.inf,
         "linearised": measures.linearised(information, prior.factor @ prior.factor.mT),
     }
@@ -150,10 +152,10 @@ def ranked(rows: Sequence[dict[str, Any]], among: str) -> list[dict[str, Any]]:
 
 
 def picture(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(10.5, 6.2), layout="constrained")
-    grid = figure.subplots(2, 3, sharey=True)
+    figure = Figure(figsize=(13.5, 6.2), layout="constrained")
+    grid = figure.subplots(2, 4, sharey=True)
     kinds = sorted({r["protection"].partition(":")[0] for r in rows})
-    for axes, line in zip(grid.flat, table, strict=True):
+    for axes, line in zip(grid.flat, table, strict=False):
         for k, kind in enumerate(kinds):
             mine = [r for r in rows if r["protection"].startswith(kind) and math.isfinite(r[line["measure"]])]
             for rested in (True, False):
@@ -166,6 +168,8 @@ def picture(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> 
         axes.set_title(f"Spearman {line['spearman']:.2f} {interval}", fontsize=9, loc="left")
         axes.tick_params(labelsize=7.5)
         axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(table) :]:
+        axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel("error of the attack, RMS of a pixel", fontsize=8)
     grid[0, 0].legend(fontsize=7, frameon=False)

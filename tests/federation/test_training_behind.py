@@ -11,7 +11,8 @@ from pplleak.federation import privacy, rounds
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
 
-TRAINED = ("projected:rate=0.5", "dpfedavg:noise_multiplier=0.01", "mixup", "conceal:steps=1", "mix:clients=3")
+TRAINED = ("projected:rate=0.5", "dpfedavg:noise_multiplier=0.01", "mixup", "conceal:steps=1", "mix:clients=3",
+           "outpost", "soften", "same_label", "refiner:steps=2", "obscure:steps=2")  # fmt: skip
 
 
 @pytest.mark.parametrize("said", TRAINED)

@@ -119,6 +119,12 @@ def test_an_image_without_a_density_is_left_to_the_one_that_is_named() -> None:
     assert candidates.best(target, "precode", {}, images, "precode")[0] == "precode"
 
 
+def test_what_the_first_layer_gives_away_is_the_image_where_the_gradient_was_taken_of_it() -> None:
+    plain = from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01)
+    made = from_data("digits", network="mlp", settings={"widths": (16,)}, sigma=0.01, defence="mixup")
+    assert candidates.holds(plain, "optimal") and not candidates.holds(made, "mixup")
+
+
 @pytest.mark.slow
 def test_what_the_first_layer_gives_away_is_read_behind_a_defence_and_through_training(workshop: Path) -> None:
     kept = {"classic_steps": 2, "inference_settings": {"steps": 2, "starts": 1}}

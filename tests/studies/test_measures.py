@@ -40,6 +40,10 @@ def test_the_influence_is_the_least_squares_step_of_the_dense_jacobian(size: int
     bound = measures.influence_bound(client, x, y, d, iterations=60)
     assert bound == pytest.approx(float((j.mT @ d).norm()) / largest, rel=1e-6)
     assert bound < measures.influence(client, x, y, d)
+    steepest = float((torch.linalg.svdvals(j))[0])
+    lipschitz = measures.lipschitz_bound(client, x, y, d, iterations=60)
+    assert lipschitz == pytest.approx(float(d.norm()) / steepest, rel=1e-6)
+    assert bound < lipschitz != pytest.approx(float(d.norm()) / steepest**2, rel=1e-2)
     twin = float(torch.linalg.lstsq(j, d.flip(0)[:, None]).solution.norm())
     assert twin != pytest.approx(float(step.norm()), rel=1e-2)
 
@@ -62,6 +66,19 @@ def test_it_is_how_far_a_matching_attack_ends_from_the_truth() -> None:
         search.step(loss)
         told = measures.influence(client, x, y, g - client.update(x, y).materialise())
         assert (float((at - x).detach().norm()) == pytest.approx(told, rel=0.01)) is near
+
+
+def test_an_image_that_has_the_gradient_lies_beyond_the_lipschitz_bound() -> None:
+    """Of a deviation that an image can follow, and near enough for a first order."""
+    client = tiny()
+    x, y = batch_of(client)
+    along = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for size in (1e-4, 1e-3):
+        other = x + size * along / along.norm()
+        d = (client.update(other, y).materialise() - client.update(x, y).materialise()).detach()
+        told = measures.lipschitz_bound(client, x, y, d)
+        assert told <= size * 1.01 and told > 0.05 * size
+        assert measures.lipschitz_bound(client, x, y, 30 * d) > size  # a bound that could be crossed
 
 
 def test_its_mean_square_over_noise_is_the_cramer_rao_bound() -> None:
@@ -136,7 +153,7 @@ def test_the_signal_is_counted_in_units_of_the_noise() -> None:
 def test_what_cannot_be_measured_is_refused_or_infinite() -> None:
     client = tiny(activation="relu")
     x, y = batch_of(client)
-    for measure in (measures.influence, measures.influence_bound):
+    for measure in (measures.influence, measures.influence_bound, measures.lipschitz_bound):
         with pytest.raises(BadInput, match=r"kinks \(relu\)"):
             measure(client, x, y, deviation(client))
     with pytest.raises(BadInput, match="the deviation has shape"):

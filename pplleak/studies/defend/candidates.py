@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro import poutine
 
 from pplleak import programs
 from pplleak.client import Client
@@ -42,6 +43,14 @@ def read_off(observed: Observation, model: str) -> np.ndarray | None:
         return attack(observed, model, "quotient").mode
     except BadInput:
         return None
+
+
+def holds(observed: Observation, model: str) -> bool:
+    """Whether the images that the first layer's gradient holds are x to who believes a model, and not what was made of
+    x: its program has a site `transformed` for that of which the gradient was taken."""
+    bound = believe(programs.load("models", model), observed)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return "transformed" not in poutine.trace(bound).get_trace(observed.client, observed.batch_size).nodes
 
 
 def best(

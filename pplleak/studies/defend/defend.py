@@ -203,7 +203,8 @@ def _climbed(
     posterior = attack(victim, model, inference, beliefs=wide, settings=settings, seed=sweep.seed + job.index).whole()
     x, by = posterior.mode if posterior.kind == "point" else posterior.mean, model
     if knowing and posterior.kind == "point":
-        known = EXACT if wide and EXACT in images else model  # without noise, every posterior collapses to that
+        held = EXACT in images and candidates.holds(observed, model)
+        known = EXACT if wide and held else model  # without noise, every posterior collapses to that
         steps = sweep.classic_steps // 2
         by, x = candidates.best(observed, model, {}, {**images, model: x}, known, wide=wide, steps=steps)
     bits = posterior.attrs.get("bits")
