@@ -122,8 +122,10 @@ def work(args: Any, path: Path, images: Tensor, labels: Tensor) -> int:
     }
     store.save(path, kind, fitted, about)
     torch.manual_seed(args.seed)
-    drawn = picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)})
-    runs.figure(path.with_suffix(".png"), drawn, dpi=110)
+    shown = {"images it has not seen": held_out[:16]}
+    if hasattr(fitted, "draw"):  # a prior that is known up to its normaliser has no draws
+        shown[f"draws of {path.stem}"] = fitted.draw(16)
+    runs.figure(path.with_suffix(".png"), picture(shown), dpi=110)
     if not interrupted:
         state.clear()
     console = terminal()

