@@ -19,7 +19,7 @@ import tyro
 @dataclasses.dataclass(frozen=True)
 class Settings(anomaly.Settings):
     data: str = "cifar10"
-    images: int = 8
+    images: int = 4
     sigmas: tuple[float, ...] = (0.1,)
     priors: tuple[str, ...] = (anomaly.BASE, "tv:weight=0.3", "tv:weight=3.0", "gaussian", "patches")
     steps: int = 300

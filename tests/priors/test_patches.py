@@ -1,4 +1,4 @@
-"""Patches: their energy against loops over tilings, its bound, and what is learnt of images that they were fitted to."""
+"""Patches: their energy against loops over tilings, its bound, and what is learnt of images."""
 
 from __future__ import annotations
 
