@@ -136,7 +136,7 @@ class OnBox:
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """A bound from below on log p(x) for x (N, *input_shape) in the box, whose Z is smaller still; (N,), float64."""
+        """A bound from below on log p(x) for x (N, *input_shape) in the box, with a smaller Z still; (N,), float64."""
         return self.patches.log_prob(x)
 
 
