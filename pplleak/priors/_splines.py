@@ -50,8 +50,8 @@ def coupling_spline(
 ) -> zuko.flows.Flow:
     """A neural spline flow with coupling layers (Durkan et al. 2019): fast both ways; identity outside [-5, 5].
 
-    It starts as the identity everywhere, so that what it is composed with is where it starts. With a context, ``flow(c)``
-    is one distribution for every c (…, context).
+    It starts as the identity everywhere, so that what it is composed with is where it starts. With a context,
+    ``flow(c)`` is one distribution for every c (…, context).
     """
     import zuko  # where it is used: most priors need no flow
 
