@@ -34,6 +34,7 @@ BASE = "tv:weight=1.0"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    data: str = "mnist"
     data_root: Path = Path("data")
     images: int = 5
     sigmas: tuple[float, ...] = (0.01,)
@@ -48,7 +49,7 @@ class Settings:
 
 def measure(args: Settings, prior: str, sigma: float, index: int) -> dict[str, Any]:
     protection = Protection(channel=Named("gaussian", {"sigma": sigma}))
-    observed = observe(Scenario("mnist", args.data_root, index=index, protection=protection))
+    observed = observe(Scenario(args.data, args.data_root, index=index, protection=protection))
     assert observed.truth is not None
     start = time.process_time()
     found = attack(observed, "optimal", "map", prior=prior,

@@ -79,7 +79,8 @@ def fit(argv: Sequence[str]) -> int:
     path = args.out or store.FOLDER / f"{kind}-{label}.safetensors"
     if path.suffix != ".safetensors":
         raise BadInput(f"{path} must end in .safetensors, so that --prior.file knows it for a file")
-    images = data.public(args.data, args.data_root).x
+    public = data.public(args.data, args.data_root)
+    images = public.x
     if len(images) < 4:
         raise BadInput(f"a prior needs at least 4 public images, got {len(images)}")
 
@@ -88,10 +89,10 @@ def fit(argv: Sequence[str]) -> int:
         return "interrupted: what was fitted is kept, the same command goes on" if goes_on else ""
 
     with runs.claim(path.parent, path.name, kept=kept):
-        return work(args, path, images)
+        return work(args, path, images, public.y)
 
 
-def work(args: Any, path: Path, images: Tensor) -> int:
+def work(args: Any, path: Path, images: Tensor, labels: Tensor) -> int:
     """The fit, from where it was left on, with its file and its picture; the exit code."""
     import torch
 
@@ -101,10 +102,11 @@ def work(args: Any, path: Path, images: Tensor) -> int:
 
     kind, chosen = args.kind, options(args, "prior")
     train, held_out = store.split(images, args.seed)
-    state = Kept(path, store.fingerprint(train, {**chosen, "kind": kind, "seed": args.seed}))
+    of_train, _ = store.split(labels, args.seed)  # in the same order
+    state = Kept(path, store.fingerprint(train, {**chosen, "kind": kind, "seed": args.seed}, of_train))
     start, interrupted = time.perf_counter(), ""
     try:
-        fitted = store.fitted(kind, train, state, **chosen, seed=args.seed, progress=bar)
+        fitted = store.fitted(kind, train, of_train, state, **chosen, seed=args.seed, progress=bar)
     except Interrupted as stop:
         fitted, interrupted = stop.fitted, str(stop)
     seconds = time.perf_counter() - start
@@ -113,15 +115,17 @@ def work(args: Any, path: Path, images: Tensor) -> int:
         "data": args.data,
         "images": len(train),
         "settings": {**chosen, "seed": args.seed},
-        "held_out": _score(fitted.log_prob(held_out)),
+        "held_out": {**_score(fitted.log_prob(held_out)), "bound": getattr(fitted, "bound", False)},
         "gaussian": _score(fit_gaussian(train).log_prob(held_out)),
         "seconds": round(seconds, 1),
         "interrupted": interrupted,
     }
     store.save(path, kind, fitted, about)
     torch.manual_seed(args.seed)
-    drawn = picture({"images it has not seen": held_out[:16], f"draws of {path.stem}": fitted.draw(16)})
-    runs.figure(path.with_suffix(".png"), drawn, dpi=110)
+    shown = {"images it has not seen": held_out[:16]}
+    if hasattr(fitted, "draw"):  # a prior that is known up to its normaliser has no draws
+        shown[f"draws of {path.stem}"] = fitted.draw(16)
+    runs.figure(path.with_suffix(".png"), picture(shown), dpi=110)
     if not interrupted:
         state.clear()
     console = terminal()
@@ -143,11 +147,10 @@ def _say(console: Console, kind: str, input_shape: tuple[int, ...], about: dict[
     lines = [f"{kind} prior for images {tuple(input_shape)}"]
     if "data" in about:
         lines[0] += f", fitted to {about.get('images')} images of {about['data']} in {about.get('seconds')} s"
-    settings = about["settings"] if isinstance(about.get("settings"), dict) else {}
     for key, label in (("held_out", "held-out log-likelihood"), ("gaussian", "  a Gaussian's, on the same images")):
         score = about.get(key)
         if isinstance(score, dict):
-            bound = " at least" if key == "held_out" and (kind == "vae" or settings.get("on") == "vae") else ""
+            bound = " at least" if score.get("bound") else ""
             try:
                 lines.append(f"{label}:{bound} {score['nats']:.1f} ± {score['error']:.1f} nats an image "
                              f"({score['nats'] / math.prod(input_shape):.3f} a pixel)")  # fmt: skip

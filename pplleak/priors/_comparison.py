@@ -8,7 +8,6 @@ of a gradient follows it (`pplleak.studies.attack.averaging`). What a prior hold
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -87,7 +86,7 @@ def score(
             nats = torch.nan_to_num(torch.cat(parts), nan=-math.inf, neginf=-math.inf)
         if hasattr(made, "draw"):
             drawn = made.draw(draws)
-    bound = nats is not None and "particles" in inspect.signature(made.log_prob).parameters
+    bound = nats is not None and getattr(made, "bound", False)
     return Score(prior, nats, drawn, bound, time.perf_counter() - start)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pplleak import runs
 from pplleak.errors import BadInput
+from pplleak.progress import ProgressBar, silent
 
 
 class Interrupted(KeyboardInterrupt):
@@ -161,3 +162,47 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.
     """The rate that rises to lr over a tenth of the steps and falls to 0; a fit of under ten ends on its way down."""
     total = max(steps + 1, 11)  # of ten, a tenth is no way up: torch divides by its length
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=0.1)
+
+
+def descended(
+    made: Callable[[], Any],
+    loss: Callable[[Tensor], Tensor],
+    training: Training,
+    images: int,
+    batch: int,
+    epochs: int,
+    *,
+    stage: str,
+    label: str,
+    clip: float | None = None,
+    progress: ProgressBar = silent,
+    kept: Kept | None = None,
+) -> Any:
+    """What is made after so many epochs of stochastic descent, from where an earlier process left it.
+
+    Args:
+        made: the prior, of the networks as they are.
+        loss: rows of the images (at most `batch` of them) -> what is to become smaller, ().
+        images: how many there are. clip: the longest gradient; None: any.
+        stage: of the fit, for its state; label: for the progress.
+
+    Raises:
+        Interrupted: Ctrl-C, with what is made by then; a plain KeyboardInterrupt before the first epoch's end.
+    """
+    done, keep = going_on(kept, stage, epochs, training)
+    try:
+        for _ in progress(label, epochs - done):
+            for part in torch.randperm(images).split(batch):
+                training.optimizer.zero_grad()
+                loss(part).backward()
+                if clip:
+                    nn.utils.clip_grad_norm_(training.network.parameters(), clip)
+                training.optimizer.step()
+                training.schedule.step()
+            done += 1
+            keep(done)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        raise Interrupted(made(), done, epochs) from None
+    return made()

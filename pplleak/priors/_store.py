@@ -27,6 +27,7 @@ from torch import Tensor
 from pplleak import data, folders, reading, runs
 from pplleak.errors import BadInput, printable, unknown
 from pplleak.priors._fitting import Kept
+from pplleak.priors._labelled import labels_of
 from pplleak.progress import bar
 from pplleak.tensors import read as read_tensors
 
@@ -74,11 +75,11 @@ def fitter(kind: str) -> Any:
     return _module(kind).fit
 
 
-def fitted(kind: str, images: Tensor, kept: Kept, **settings: Any) -> Any:
-    """A prior of a kind fitted to images, going on from the state that `kept` tells of, where the kind keeps any."""
-    fit = fitter(kind)
-    going_on = {"kept": kept} if "kept" in inspect.signature(fit).parameters else {}
-    return fit(images, **settings, **going_on)
+def fitted(kind: str, images: Tensor, labels: Tensor | None = None, kept: Kept | None = None, **settings: Any) -> Any:
+    """A prior of a kind fitted to images, and to their labels where it is one of each class, going on from the state
+    that `kept` tells of, where the kind keeps any."""
+    fit, told = fitter(kind), {"labels": labels, "kept": kept}
+    return fit(images, **settings, **{n: v for n, v in told.items() if n in inspect.signature(fit).parameters})
 
 
 def save(path: Path, kind: str, fitted: Any, about: dict[str, Any]) -> None:
@@ -122,7 +123,7 @@ def _require_images(prior: Any, shape: tuple[int, ...]) -> None:
     """Raise BadInput for a prior whose draws are no images, pixels of about 0 to 1, or which gives them no density."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = prior.draw(2)
+        drawn = prior.draw(2) if hasattr(prior, "draw") else torch.full((2, *shape), 0.5)  # known up to its normaliser
         density = prior.log_prob(drawn)
     if drawn.shape != (2, *shape) or not bool(drawn.isfinite().all()) or float(drawn.abs().max()) > FAR:
         raise BadInput("what it draws are no images, whose pixels lie between 0 and 1")
@@ -151,6 +152,7 @@ def trained(
     input_shape: tuple[int, ...],
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
+    labels: Tensor | None = None,
 ) -> Any:
     """A prior as a model asks for it: the file `name`, or, where it is empty, one fitted to the reference images.
 
@@ -168,16 +170,23 @@ def trained(
         return stored.prior(dtype, device)
     images = data.reference(reference, input_shape)
     settings = {n: p.default for n, p in inspect.signature(fitter(kind)).parameters.items() if n in _written(kind)}
-    path = cache() / f"{kind}-{fingerprint(images, settings)}.safetensors"
+    if "labels" in inspect.signature(fitter(kind)).parameters:
+        labels = labels_of(kind, reference, labels)
+    mark = fingerprint(images, settings, labels)
+    path = cache() / f"{kind}-{mark}.safetensors"
     if not path.is_file():
         runs.prepare(path.parent)
         print(f"pplleak: fitting a {kind} prior to {len(images)} images, once: kept as {path}", file=sys.stderr)
-        fitted = fitter(kind)(images, progress=bar)
-        save(path, kind, fitted, {"settings": settings, "images": len(images)})
+        kept = Kept(path, mark)
+        save(
+            path, kind, fitted(kind, images, labels, kept, progress=bar), {"settings": settings, "images": len(images)}
+        )
+        kept.clear()
     return load(path).prior(dtype, device)
 
 
 def _written(kind: str) -> set[str]:
+    """The settings of a fit."""
     parameters = inspect.signature(fitter(kind)).parameters.values()
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("progress", "kept")}
 
@@ -187,10 +196,12 @@ def cache() -> Path:
     return Path(os.environ.get("PPLLEAK_CACHE", "~/.cache/pplleak")).expanduser()
 
 
-def fingerprint(images: Tensor, settings: dict[str, Any]) -> str:
-    """Of what a fit depends on."""
+def fingerprint(images: Tensor, settings: dict[str, Any], labels: Tensor | None = None) -> str:
+    """Of what a fit depends on; labels: where it does."""
     digest = hashlib.sha256(json.dumps([FORMAT, list(images.shape), settings], sort_keys=True).encode())
     digest.update(images.detach().float().contiguous().numpy().tobytes())
+    if labels is not None:
+        digest.update(labels.cpu().long().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from pplleak import data, memory
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
+from pplleak.priors._labelled import labels_of, require_classes, require_given, require_labelled
 from pplleak.priors._principal import DENSE
 from pplleak.priors.gaussian import standard_normal, standard_normal_log_prob
 
@@ -37,11 +39,7 @@ class ClassGaussian:
         Raises:
             BadInput: a label that no class here has.
         """
-        if int(y.max()) >= len(self.means):
-            raise BadInput(
-                f"the prior class_gaussian has {len(self.means)} classes, and there is a label {int(y.max())}"
-            )
-        return replace(self, labels=y)
+        return replace(self, labels=require_classes("class_gaussian", y, len(self.means)))
 
     def sample(self, batch_size: int = 1) -> Tensor:
         """Sites z and x; x (…, *chains, batch_size, *input_shape), where … are the leading dimensions of the labels."""
@@ -58,9 +56,7 @@ class ClassGaussian:
 
         Every class that is among them is decoded once, however many label vectors there are.
         """
-        if self.labels is None:
-            raise BadInput("the prior class_gaussian draws images of given labels: call of_class(y) first")
-        classes, place = self.labels.unique(return_inverse=True)
+        classes, place = require_given("class_gaussian", self.labels).unique(return_inverse=True)
         of_each = torch.einsum("...d,kpd->...kp", z.to(self.means.dtype), self.factors[classes]) + self.means[classes]
         lead = torch.broadcast_shapes(of_each.shape[:-2], place.shape)
         where = place.expand(lead)[..., None, None].expand(*lead, 1, of_each.shape[-1])
@@ -78,12 +74,22 @@ class ClassGaussian:
 
     def log_prob_each(self, x: Tensor) -> Tensor:
         """log p(x | y) of x (N, *input_shape) for every class, (N, classes), float64."""
-        found = []
-        for mean, factor in zip(self.means.double(), self.factors.double(), strict=True):
-            widths = factor.norm(dim=0)  # its columns are orthogonal: the inverse is the transpose, over widths²
-            z = (x.flatten(1).double() - mean) @ (factor / widths.square())
-            found.append(standard_normal_log_prob(z) - widths.log().sum())
-        return torch.stack(found, -1)
+        return torch.stack([standard_normal_log_prob(z) - log_det for z, log_det in self.encoded(x)], -1)
+
+    def encoded(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Class by class, `encode`."""
+        return (self.encode(x, k) for k in range(len(self.means)))
+
+    def encode(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """x (N, *input_shape) -> the z that class k decodes to it, (N, pixels), and log |∂x/∂z| (); float64."""
+        factor = self.factors[k].double()
+        widths = factor.norm(dim=0)  # its columns are orthogonal: the inverse is the transpose, over widths²
+        z = (x.flatten(1).double() - self.means[k].double()) @ (factor / widths.square())
+        return z, widths.log().sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it."""
+        return {"means": self.means, "factors": self.factors}
 
 
 def prior(
@@ -103,12 +109,22 @@ def prior(
         pooled: of how many images of its own a class's covariance counts what all classes have in common.
     """
     images = data.reference(reference, like.input_shape)
-    if labels is None:
-        if isinstance(reference, Tensor):
-            raise BadInput("the prior class_gaussian is fitted to labelled images, and these have no labels")
-        labels = data.public(reference).y
+    labels = labels_of("class_gaussian", reference, labels)
     classes = max(int(labels.max()) + 1, getattr(like, "num_classes", 0))
     return fit_class_gaussian(images, labels, classes, floor, pooled, like.dtype, like.device)
+
+
+def restore_class_gaussian(
+    tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype, prefix: str = ""
+) -> ClassGaussian:
+    """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are none."""
+    means, factors = tensors[f"{prefix}means"], tensors[f"{prefix}factors"]
+    pixels = math.prod(input_shape)
+    if means.dim() != 2 or means.shape[1] != pixels or factors.shape != (len(means), pixels, pixels):
+        raise BadInput("the tensors of its Gaussians have other shapes")
+    if not len(means) or not bool((factors.square().sum(1) > 0).all()):
+        raise BadInput("the covariance of one of its Gaussians is singular")
+    return ClassGaussian(means.to(dtype), factors.to(dtype), tuple(input_shape))
 
 
 @lru_cache(maxsize=4)  # models call this at every trace; a tensor's hash is its identity
@@ -139,9 +155,7 @@ def fit_class_gaussian(
     """
     require_positive(floor=floor, pooled=pooled)
     pixels = images[0].numel()
-    if len(images) < 2 or len(labels) != len(images):
-        raise BadInput(f"the prior class_gaussian needs at least 2 labelled images, got {len(images)} images and "
-                       f"{len(labels)} labels")  # fmt: skip
+    require_labelled("class_gaussian", images, labels)
     if pixels > DENSE:
         raise BadInput(f"the prior class_gaussian takes images of at most {DENSE} pixels, not {pixels}: take gaussian")
     memory.require(3 * 8 * classes * pixels**2, f"{classes} Gaussians of {pixels} pixels", "take the prior gaussian")

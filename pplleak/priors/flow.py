@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import pyro
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive, unknown
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on, one_cycle
-from pplleak.priors._splines import Flow, coupling_spline
+from pplleak.priors._fitting import Interrupted, Kept, Training, apart, descended, epochs_of, flat, one_cycle
+from pplleak.priors._splines import Flow, coupling_spline, restored_spline
 from pplleak.priors._store import trained
 from pplleak.priors.gaussian import FittedGaussian, fit_gaussian, restore_gaussian, standard_normal_log_prob
 from pplleak.priors.mixture import rest
@@ -27,7 +27,6 @@ from pplleak.progress import ProgressBar, silent
 if TYPE_CHECKING:
     import zuko
 
-TRANSFORMS = 3
 Coordinates = Literal["pca", "vae"]
 
 
@@ -98,6 +97,7 @@ class FlowOnVAE:
 
     vae: VAE
     flow: zuko.flows.Flow
+    bound: ClassVar[bool] = True  # log_prob lies below the log-density
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -148,10 +148,6 @@ def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "") -> 
     """
     fitted: FlowPrior | FlowOnVAE = trained("flow", file, reference, tuple(like.input_shape), like.dtype, like.device)
     return fitted
-
-
-def _spline(rank: int, hidden: int, dtype: torch.dtype) -> zuko.flows.Flow:
-    return coupling_spline(rank, transforms=TRANSFORMS, hidden=hidden, activation=nn.SiLU, dtype=dtype)
 
 
 def fit(
@@ -212,48 +208,29 @@ def fit(
         z = base.encode(images)[:, -rank:].float()
         noise = (floor / base.widths[-rank:]).expand_as(z)
 
-    def made(flow: zuko.flows.Flow) -> FlowPrior | FlowOnVAE:
-        flow = flow.requires_grad_(False)
+    def made() -> FlowPrior | FlowOnVAE:
+        flow.requires_grad_(False)
         return FlowOnVAE(vae, flow) if on == "vae" else FlowPrior(base, flow, rank)
 
     with apart(seed):
-        flow = _spline(rank, hidden, torch.float32)
+        flow = coupling_spline(rank, hidden=hidden, activation=nn.SiLU, dtype=torch.float32)
         each, epochs = epochs_of(len(z), batch, epochs, steps)
         adam = torch.optim.AdamW(flow.parameters(), lr=lr, weight_decay=decay)
-        schedule = one_cycle(adam, lr, each * epochs)
-        done, keep = going_on(kept, "flow", epochs, Training(flow, adam, schedule))
-        try:
-            for _ in progress("flow", epochs - done):
-                for part in torch.randperm(len(z)).split(batch):
-                    adam.zero_grad()
-                    seen = z[part] + noise[part] * torch.randn(len(part), rank)
-                    (-flow().log_prob(seen).mean()).backward()
-                    nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
-                    adam.step()
-                    schedule.step()
-                done += 1
-                keep(done)
-        except KeyboardInterrupt:
-            if not done:
-                raise
-            raise Interrupted(made(flow), done, epochs) from None
-        return made(flow)
+        training = Training(flow, adam, one_cycle(adam, lr, each * epochs))
+
+        def loss(part: Tensor) -> Tensor:
+            seen = z[part] + noise[part] * torch.randn(len(part), rank)
+            return -flow().log_prob(seen).mean()
+
+        found: FlowPrior | FlowOnVAE = descended(made, loss, training, len(z), batch, epochs, stage="flow",
+                                                 label="flow", clip=10.0, progress=progress, kept=kept)  # fmt: skip
+        return found
 
 
 def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: torch.dtype) -> FlowPrior | FlowOnVAE:
     """The prior that `tensors()` came from, in precision `dtype`; raises BadInput where they are no flow's."""
     own = {n.removeprefix("flow."): t for n, t in tensors.items() if n.startswith("flow.")}
-    first = [t for n, t in own.items() if n.endswith("hyper.0.weight")]
-    if len(first) != TRANSFORMS or first[0].shape[1] < 2:
-        raise BadInput("the tensors of its flow are not those of a spline flow")
-    rank, hidden = first[0].shape[1], first[0].shape[0]
-    if any(t.shape != (hidden, hidden) for n, t in own.items() if n.endswith("hyper.2.weight")):
-        raise BadInput("the tensors of its flow are not those of a spline flow")  # before one of that size is made
-    flow = _spline(rank, first[0].shape[0], dtype)
-    flow.load_state_dict(own, strict=False)
-    if {n for n, _ in flow.named_parameters()} != set(own):
-        raise BadInput("the tensors of its flow are not those of a spline flow")
-    flow = flow.requires_grad_(False).to(first[0].device)
+    flow, rank = restored_spline(own, dtype)
     of_vae = {n.removeprefix("vae."): t for n, t in tensors.items() if n.startswith("vae.")}
     if of_vae:
         vae = restore_vae(of_vae, input_shape, dtype)

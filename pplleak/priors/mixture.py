@@ -26,7 +26,9 @@ from pplleak.priors.gaussian import (
 from pplleak.progress import ProgressBar, silent
 
 
-class _RealMixture(dist.MixtureSameFamily):
+class RealMixture(dist.MixtureSameFamily):
+    """A mixture of Gaussians, whose coordinates are the whole real line to `biject_to`."""
+
     support = constraints.real_vector  # torch's own says the same by a constraint that `biject_to` does not know
 
 
@@ -63,7 +65,7 @@ class Mixture:
     def leading(self, batch_size: int = 1) -> TorchDistribution:
         """z, event shape (batch_size, rank)."""
         components = dist.MultivariateNormal(self.means, scale_tril=self.roots, validate_args=False)
-        return _RealMixture(dist.Categorical(self.weights), components).expand([batch_size]).to_event(1)
+        return RealMixture(dist.Categorical(self.weights), components).expand([batch_size]).to_event(1)
 
     def rest(self, batch_size: int = 1) -> TorchDistribution:
         """w ~ Normal(0, I), event shape (batch_size, pixels − rank)."""

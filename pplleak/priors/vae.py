@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._fitting import Interrupted, Kept, Training, apart, epochs_of, flat, going_on, one_cycle
+from pplleak.priors._fitting import Kept, Training, apart, descended, epochs_of, flat, one_cycle
 from pplleak.priors._store import trained
 from pplleak.priors.gaussian import standard_normal
 from pplleak.progress import ProgressBar, silent
@@ -35,6 +36,7 @@ class VAE:
     decoder: nn.Sequential
     sd: Tensor
     input_shape: tuple[int, ...]
+    bound: ClassVar[bool] = True  # log_prob lies below the log-density
 
     @property
     def latents(self) -> int:
@@ -102,19 +104,21 @@ def log_importance(vae: VAE, x: Tensor, prior: Callable[[Tensor], Tensor], parti
     """
     rows = []
     for part in x.flatten(1).to(vae.sd.dtype).split(100):
-        q = _normal(vae.encoder(part))
+        q = normal(vae.encoder(part))
         z = q.sample((particles,))
         p = dist.Normal(vae.decoder(z), vae.sd).log_prob(part).double().sum(-1)
         rows.append((p + prior(z) - q.log_prob(z).double().sum(-1)).logsumexp(0) - math.log(particles))
     return torch.cat(rows)
 
 
-def _normal(code: Tensor) -> dist.Normal:
+def normal(code: Tensor) -> dist.Normal:
+    """q(z | x) from the encoder's output (…, 2 latents)."""
     mean, log_sd = code.chunk(2, -1)
     return dist.Normal(mean, log_sd.clamp(-10, 4).exp())
 
 
-def _perceptrons(pixels: int, latents: int, hidden: int) -> tuple[nn.Sequential, nn.Sequential]:
+def perceptrons(pixels: int, latents: int, hidden: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """An encoder and a decoder of two hidden layers each."""
     encoder = nn.Sequential(
         nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latents)
     )
@@ -160,7 +164,7 @@ def fit(
     require_positive(latents=latents, hidden=hidden, floor=floor, epochs=epochs, steps=steps, batch=batch, lr=lr)
     x = flat(images, "vae").float()
     with apart(seed):
-        encoder, decoder = _perceptrons(x.shape[1], latents, hidden)
+        encoder, decoder = perceptrons(x.shape[1], latents, hidden)
         excess = nn.Parameter((x.std(0) / 2 + 0.01).log())  # sd = floor + exp(excess)
         networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         networks.register_parameter("excess", excess)
@@ -174,35 +178,28 @@ def fit(
         def guide(part: Tensor) -> None:
             pyro.module("vae", networks)
             with pyro.plate("images", len(part)):
-                pyro.sample("z", _normal(encoder(part)).to_event(1))
+                pyro.sample("z", normal(encoder(part)).to_event(1))
 
         each, epochs = epochs_of(len(x), batch, epochs, steps)
         loss = TraceMeanField_ELBO().differentiable_loss
         # Pyro's own optimisers keep one Adam a parameter, at several times the cost of a step this small
         adam = torch.optim.Adam(networks.parameters(), lr=lr)
-        schedule = one_cycle(adam, lr, each * epochs)
 
         def fitted() -> VAE:
-            return VAE(encoder.eval(), decoder.eval(), (floor + excess.exp()).detach(), tuple(images.shape[1:]))
+            sd = (floor + excess.exp()).detach()
+            return frozen(VAE(encoder.eval(), decoder.eval(), sd, tuple(images.shape[1:])))
 
-        done, keep = going_on(kept, "vae", epochs, Training(networks, adam, schedule))
-        try:
-            for _ in progress("VAE", epochs - done):
-                for part in torch.randperm(len(x)).split(batch):
-                    adam.zero_grad()
-                    (loss(program, guide, x[part]) / len(part)).backward()
-                    adam.step()
-                    schedule.step()
-                done += 1
-                keep(done)
-        except KeyboardInterrupt:
-            if not done:
-                raise
-            raise Interrupted(_frozen(fitted()), done, epochs) from None
-        return _frozen(fitted())
+        def of(part: Tensor) -> Tensor:
+            return loss(program, guide, x[part]) / len(part)
+
+        training = Training(networks, adam, one_cycle(adam, lr, each * epochs))
+        found: VAE = descended(fitted, of, training, len(x), batch, epochs, stage="vae", label="VAE",
+                               progress=progress, kept=kept)  # fmt: skip
+        return found
 
 
-def _frozen(vae: VAE) -> VAE:
+def frozen(vae: VAE) -> VAE:
+    """The same, which no optimiser changes any more."""
     vae.encoder.requires_grad_(False)
     vae.decoder.requires_grad_(False)
     return vae
@@ -213,7 +210,7 @@ def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: tor
     try:
         hidden, latents = tensors["decoder.0.weight"].shape
         with torch.device("meta"):  # of sizes that the file only says: nothing is allocated before its tensors fit
-            encoder, decoder = _perceptrons(math.prod(input_shape), latents, hidden)
+            encoder, decoder = perceptrons(math.prod(input_shape), latents, hidden)
         for name, network in (("encoder", encoder), ("decoder", decoder)):
             own = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
             network.load_state_dict(own, assign=True)
@@ -222,4 +219,4 @@ def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: tor
         raise BadInput(f"its tensors are not those of a VAE for images {input_shape}") from error
     if not bool((sd > 0).all()):
         raise BadInput("the sd of its pixels are not all positive")
-    return _frozen(VAE(encoder.to(sd.device, dtype), decoder.to(sd.device, dtype), sd.to(dtype), input_shape))
+    return frozen(VAE(encoder.to(sd.device, dtype), decoder.to(sd.device, dtype), sd.to(dtype), input_shape))

@@ -1,4 +1,4 @@
-"""A Gaussian a class: its fit, its density, and what an adversary who holds it sees, against the obvious sums."""
+"""A Gaussian a class: its fit, its density, against the obvious sums."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import LIMIT, assert_moments, batch_of, chains_of, misfit, tiny
+from conftest import LIMIT, assert_moments, chains_of, misfit, tiny
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal
 
-from pplleak import density, priors, programs
+from pplleak import priors
 from pplleak.errors import BadInput
-from pplleak.federation.observation import Observation
 from pplleak.priors.class_gaussian import ClassGaussian, fit_class_gaussian
 from pplleak.settings import Named
-from pplleak.studies.attack.attack import believe
 
 SHAPE = (1, 2, 2)
 
@@ -76,35 +74,6 @@ def test_images_of_many_label_vectors_are_those_of_one_at_a_time() -> None:
         for b, label in enumerate(labels):
             alone = prior.means[label] + z[:, b] @ prior.factors[label].mT
             torch.testing.assert_close(together[k, :, b].flatten(1), alone)
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_the_adversary_weighs_every_label_with_its_own_images(known: bool) -> None:
-    client = tiny(dtype="float64")
-    x, y = batch_of(client, (), 1)
-    public, sigma = torch.rand(40, *client.input_shape, dtype=torch.float64), 0.3
-    seen = Observation(
-        client.update(x, y).materialise(), 1, y if known else None, client, public=public,
-        public_labels=torch.arange(40) % client.num_classes,
-    )  # fmt: skip
-    believed = {"prior": "class_gaussian", "channel": "gaussian", "sigma": sigma}
-    built = density.build(believe(programs.load("models", "optimal"), seen, believed), client, seen)
-    prior = priors.make(priors.check(Named("class_gaussian")), client, public, seen.public_labels)
-    assert isinstance(prior, ClassGaussian)
-    z = torch.randn(3, built.dim, dtype=torch.float64)
-
-    def by_hand(image_of: Callable[[int], int]) -> Tensor:
-        """log Σ_y p(g | x(z, y), y) + log p(z), up to a constant; image_of: the class whose image a label has."""
-        total = []
-        for k in [int(y)] if known else range(client.num_classes):
-            u = client.update(prior.of_class(torch.tensor([image_of(k)])).decode(z[:, None]), torch.tensor([k]))
-            total.append(Normal(u.materialise(), sigma).log_prob(seen.g).sum(-1))
-        return torch.stack(total).logsumexp(0) - 0.5 * z.square().sum(1)
-
-    found, exact = built(z), by_hand(lambda k: k)
-    torch.testing.assert_close(found - found[0], exact - exact[0])
-    twin = by_hand(lambda k: (k + 1) % client.num_classes)  # another class's images
-    assert float(((found - found[0]) - (twin - twin[0])).abs().max()) > 1e-3
 
 
 def test_what_it_cannot_be_fitted_to_is_one_line() -> None:

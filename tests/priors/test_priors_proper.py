@@ -97,7 +97,7 @@ def test_the_vaes_bound_is_just_below_the_integral_over_its_latent(fitted: dict[
 @pytest.mark.slow
 def test_a_flow_on_a_vaes_latents_has_the_density_of_the_integral_over_them() -> None:
     torch.manual_seed(0)
-    encoder, decoder = vae._perceptrons(3, 2, 8)
+    encoder, decoder = vae.perceptrons(3, 2, 8)
     for layer in decoder[::2]:  # so that an image speaks of its latents
         layer.weight.data.mul_(3.0)
     encoder[-1].bias.data[2:] = 0.7  # q of twice the standard normal's width: it covers what the flow may be
