@@ -5,10 +5,8 @@
 Batches of k digits of one class, and of k different classes; the default network at initial weights, the cross entropy
 and the squared error (Eloul et al. choose the loss, too), noise σ on the gradient, labels known. Inverting Gradients,
 which the papers' attacks go back to, and the Bayes adversary's MAP, each with the batch's size; PSNR a batch, every
-image beside the one that it is. `linearised` is the PSNR of the linearised Bayes error tr (K⁻¹ + I)⁻¹ at the truth: what
-is there to be found, where the search would find it.
-
-Resumable; a batch that benchmarks/results/same_label.csv holds is not attacked again. Prints the means.
+image beside the one that it is. `linearised` is the PSNR of the linearised Bayes error tr (K⁻¹ + I)⁻¹ at the truth:
+what is there to be found, where the search would find it.
 """
 
 from __future__ import annotations

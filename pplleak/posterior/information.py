@@ -17,7 +17,7 @@ p(g).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,7 @@ def log_likelihood(density: Density, x: Tensor) -> float:
             labels = density.trace(values, chains).nodes["y"]["fn"]
             data["y"] = labels.enumerate_support(expand=False).reshape(-1, 1, density.observed.batch_size)
         nodes = density.trace({**values, **data}, chains).nodes
-    factor = next((n for n, node in nodes.items() if node["type"] == "sample" and isinstance(node["fn"], Unit)), None)
-    if factor:
-        raise BadInput(f"the model is known only up to its factor '{factor}': how much was leaked needs a p(x) whose "
-                       "integral is 1; take gmrf for tv")  # fmt: skip
+    _require_normalised(nodes, "how much was leaked")
     with torch.no_grad():
         given = nodes["g"]["fn"].log_prob(density.observed.g).double()
         prior = nodes["y"]["fn"].log_prob(nodes["y"]["value"]).double() if data else torch.zeros_like(given)
@@ -109,6 +106,20 @@ def log_likelihood(density: Density, x: Tensor) -> float:
             "the model's channel depends on latents beside x: p(g | x) is an integral, and not computed here"
         )
     return float(log_density[0])
+
+
+def require_normalised(density: Density, what: str) -> None:
+    """Raise BadInput for a model that is known only up to a factor (`tv`): p(g) under it is, too."""
+    with torch.random.fork_rng(devices=[]):
+        latents, _ = density.constrain(density.sample_prior(1))
+        _require_normalised(density.trace(latents, 1).nodes, what)
+
+
+def _require_normalised(nodes: Mapping[str, Any], what: str) -> None:
+    factor = next((n for n, node in nodes.items() if node["type"] == "sample" and isinstance(node["fn"], Unit)), None)
+    if factor:
+        raise BadInput(f"the model is known only up to its factor '{factor}': {what} needs a p(x) whose integral is 1; "
+                       "take gmrf for tv")  # fmt: skip
 
 
 def gain(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_line import one_line, run
 from conftest import tiny
+from scenes import from_data
 
 from pplleak import priors
 from pplleak.client import Client
@@ -68,6 +69,11 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         averaging.attacked([NARROW, NARROW], lambda _: (belief(0.0, 0.0).posterior, Estimate(0.0, None)))
     with pytest.raises(BadInput, match="this inference gives none"):
         averaging.attacked([NARROW], lambda _: (belief(0.0, 0.0).posterior, None))
+    settings = {"starts": 2, "steps": 5, "draws": 4, "chains": 2}
+    observed = from_data(settings={"widths": (4,)})
+    for unknown in ("tv", "anomaly"):  # each in its own units: a weight would be nobody's
+        with pytest.raises(BadInput, match=f"known only up to its factor.*the weight of {unknown}"):
+            attack(observed, inference="laplace", prior=[unknown, NARROW], settings=settings)
 
 
 def drawn(k: int, client: Client, reference: torch.Tensor) -> Observation:

@@ -146,8 +146,10 @@ def attack(
         def under(one: Named) -> tuple[Posterior, information.Estimate | None]:
             assumed = {**(beliefs or {}), "prior": one}
             bound = believe(programs.load("models", model), observed, assumed)
+            target = density.build(bound, observed.client, observed)
+            information.require_normalised(target, f"the weight of {one}")
             found = attack(observed, model, inference, beliefs=assumed, **given)
-            return found, information.evidence(found, density.build(bound, observed.client, observed))
+            return found, information.evidence(found, target)
 
         return averaging.average(averaging.attacked([Named.parse(p) for p in prior], under), seed)
     provenance = dict(observed.provenance)
