@@ -168,8 +168,8 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
-        begin: an inference that reads images off the gradient (quotient, spear, imprint, rgap): the search climbs from
-            what it finds, too, and the chains start there if that is the best.
+        begin: an inference that reads images off the gradient (quotient, spear, tensor, imprint, rgap): the search
+            climbs from what it finds, too, and the chains start there if that is the best.
         beta: sharpness of the gates, per unit of a pre-activation: sharper is closer, and needs smaller steps. 0: the
             best of some, found in warm-up.
         processes: groups of chains, each drawn by a process of its own; the draws depend on their number, and not on

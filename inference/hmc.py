@@ -86,8 +86,8 @@ def run(
         warmup: trajectories that tune the step size and are thrown away.
         starts: prior draws the search for the MAP starts from.
         steps: its Adam steps.
-        begin: an inference that reads images off the gradient (quotient, spear, imprint, rgap): the search climbs from
-            what it finds, too, and the chains start there if that is the best.
+        begin: an inference that reads images off the gradient (quotient, spear, tensor, imprint, rgap): the search
+            climbs from what it finds, too, and the chains start there if that is the best.
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps)
     pyro.set_rng_seed(seed)

@@ -107,8 +107,8 @@ def run(
         newton: steps of Newton's method, at most, from the best end; each takes a Hessian-vector product a coordinate.
         polish: truncated Newton steps, at most, that follow Adam on its cosine outside a box where more than 0.01 nats
             are left; never more than one for every 100 of `steps`, so that a short climb stays short.
-        begin: an inference that reads images off the gradient (quotient, spear, imprint, rgap): one of the starts is
-            what it finds. A small lr stays near it.
+        begin: an inference that reads images off the gradient (quotient, spear, tensor, imprint, rgap): one of the
+            starts is what it finds. A small lr stays near it.
     """
     require_positive(starts=starts, steps=steps, lr=lr)
     for name, number in (("newton", newton), ("polish", polish)):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 from torch import Tensor
 
 from pplleak import channels
@@ -175,6 +175,27 @@ def sign(g: np.ndarray, examples: np.ndarray) -> float:
     return stats.norm.logcdf(g * examples.sum(0) / SIGMA).sum()
 
 
+def onebit(g: np.ndarray, examples: np.ndarray) -> float:
+    """Signs, and the sum of independent truncated normals by its characteristic function: exact, without saddle point.
+
+    E[exp(iω |p|); sign(p) = ±] = exp(iω c − ω² τ² / 2) Φ(c/τ + iωτ)
+    """
+    known = {n: v.numpy() for n, v in others(len(g)).items()}
+    c, tau = np.sign(g) * (examples.sum(0) + known["mean"]), np.sqrt(SIGMA**2 + known["variance"])
+    omega = np.linspace(-80, 80, 40_001)[:, None] / np.sqrt(len(g))
+    z = c / tau + 1j * omega * tau
+    # Φ(z) = 1 − Φ(−z) = exp(−z²/2) w(−i z / √2) / 2, of which w, Faddeeva's, is small in the upper half plane
+    left = -(z**2) / 2 + np.log(special.wofz(-1j * np.minimum(z.real, 0) / np.sqrt(2) + z.imag / np.sqrt(2)) / 2)
+    right = np.log1p(
+        -np.exp(-(z**2) / 2) * special.wofz(1j * np.maximum(z.real, 0) / np.sqrt(2) - z.imag / np.sqrt(2)) / 2
+    )
+    log_phi = np.where(z.real < 0, left, right)
+    whole = (1j * omega * c - (omega * tau) ** 2 / 2 + log_phi).sum(1) - 1j * omega[:, 0] * np.abs(g).sum()
+    top = whole.real.max()
+    total = integrate.trapezoid(np.exp(whole - top), omega[:, 0]).real / (2 * np.pi)
+    return float(np.log(total) + top + np.log(len(g)))
+
+
 def aggregated(g: np.ndarray, examples: np.ndarray) -> float:
     known = {n: v.numpy() for n, v in others(len(g)).items()}
     covariance = np.diag(known["variance"]) + known["factor"] @ known["factor"].T
@@ -198,6 +219,11 @@ class Case:
 
 def aggregating(update: Update, sigma: float = SIGMA, clients: int = CLIENTS) -> channels.Channel:
     return channels.Aggregated(update, sigma, clients=clients, **others(update.size))
+
+
+def remembering(update: Update, sigma: float = SIGMA) -> channels.Channel:
+    known = others(update.size)
+    return channels.OneBit(update, sigma, mean=known["mean"], variance=known["variance"])
 
 
 def clipped(update: Update, factor: float = 1.0) -> channels.Channel:
@@ -269,6 +295,7 @@ CASES = {
         lambda u: channels.Quantised(u, HALF, step=STEP),
     ),
     "sign": Case(lambda u: channels.Sign(u, SIGMA), sign, False, lambda u: channels.Sign(u, HALF)),
+    "onebit": Case(remembering, onebit, False, lambda u: remembering(u, 3 * SIGMA), rel=1e-3),
     "aggregated": Case(aggregating, aggregated, True, lambda u: aggregating(u, clients=CLIENTS + 2)),
 }  # fmt: skip
 each_channel = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pplleak import data, memory
+from pplleak.channels import _simulated
 from pplleak.channels._base import Channel
 from pplleak.client import Client
 from pplleak.client.update import Update
@@ -139,16 +140,7 @@ def others(client: Client, public: Tensor, batch_size: int, simulated: int, dire
     memory.require(
         4 * 8 * simulated * client.update_size, f"simulating {simulated} updates of other clients", "simulate fewer"
     )
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(public), (simulated, batch_size), generator=generator)
-    labels = torch.randint(client.labels, (simulated, batch_size), generator=generator)
-    if (vectors := client.target_prior(batch_size)) is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            labels = vectors.sample((simulated,))
-    with torch.no_grad():
-        updates = client.update(public[picks].to(client.device), labels.to(client.device)).materialise()
-    return moments(updates, directions)
+    return moments(_simulated.updates(client, public, batch_size, simulated), directions)
 
 
 def moments(updates: Tensor, rank: int = 0) -> tuple[Tensor, Tensor, Tensor]:

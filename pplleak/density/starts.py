@@ -38,7 +38,7 @@ def read_off(density: Density, inference: str, seed: int = 0, progress: Progress
     found = programs.load("inference", inference)(density.model, observed, client, seed=seed, progress=progress)
     if found.kind != "point":
         raise BadInput(f"a search begins at one reconstruction, and {inference} gives draws: name quotient, spear, "
-                       "imprint or rgap")  # fmt: skip
+                       "tensor, imprint or rgap")  # fmt: skip
     x, y = torch.as_tensor(found.mode), torch.as_tensor(found.y[0, 0])
     if observed.labels is None:  # in the order in which labels that are open are counted
         x = x[y.argsort()]

@@ -23,12 +23,13 @@ from pplleak.settings import Named
 from pplleak.studies.calibration.uniformity import p_values
 
 DRAWS = 200
-CHANNELS = {  # and a wrong twin of each
+CHANNELS: dict[str, tuple[dict[str, float], dict[str, float]]] = {  # and a wrong twin of each
     "gaussian": ({"sigma": 0.05}, {"sigma": 0.1}),
     "laplace": ({"sigma": 0.05}, {"sigma": 0.15}),
     "dpsgd": ({"noise_multiplier": 0.2, "clip": 0.3}, {"noise_multiplier": 0.4, "clip": 0.3}),
     "quantised": ({"sigma": 0.05, "step": 0.1}, {"sigma": 0.2, "step": 0.1}),
     "sign": ({"sigma": 0.05}, {"sigma": 0.001}),
+    "onebit": ({"sigma": 0.05, "rounds": 0}, {"sigma": 0.001, "rounds": 0}),
 }
 
 

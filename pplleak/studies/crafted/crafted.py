@@ -10,8 +10,8 @@ c_{i+1} alone, Σ_b d_b [x_b, 1]: `inference/imprint.py` reads them off. With k 
 in its bin with probability (1 − 1/k)^(B − 1).
 
 `suspicions` looks at weights alone. In such a layer many rows point the same way, which neither an initialisation nor
-training does. It is a necessary sign of attacks by bins, not of every malicious weight: SEER (Garov et al. 2024) hides
-its decoder. What a server can read off a real update is what `pplleak.studies.audit` tries.
+training does. It is a necessary sign of attacks by bins, not of every malicious weight: those of SEER (`seer.py`) raise
+no alarm. What a server can read off a real update is what `pplleak.studies.audit` tries.
 """
 
 from __future__ import annotations

@@ -67,6 +67,8 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
             return channel.update, (1 - channel.rate) * (2 if laplace else 1) / channel.sigma**2
         case channels.Projected():
             return channel.measured(), channel.sigma**-2
+        case channels.OneBit():
+            return channel.update, 1 / channel.spread
         case channels.Laplace():
             return channel.update, 2 / channel.sigma**2
         case channels.Gaussian() | channels.TopK() | channels.Quantised() | channels.Sign():
