@@ -18,7 +18,7 @@ from pplleak.posterior import Posterior
 from pplleak.posterior.cells import columns_of
 from pplleak.posterior.summary import colour, summarise, verdict
 from pplleak.posterior.tokens import vocabulary_of
-from pplleak.studies.attack import pages
+from pplleak.studies.attack import pages, sentences
 from pplleak.studies.attack.attack import versions
 from pplleak.studies.attack.report import heading
 from pplleak.studies.audit import audit, curves, figures, frontier, pictures, utility, words
@@ -38,7 +38,7 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
         posterior: what the folder of an attack holds, if it is at hand.
 
     Raises:
-        BadInput: the folder holds neither, or an attack on text, or an audit with one of text or of a table.
+        BadInput: the folder holds neither.
     """
     if (folder / audit.TABLE).is_file():
         recorded, tried = (t.read() for t in audit.tables(folder))
@@ -46,10 +46,8 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
         settings = _settings(folder / audit.SETTINGS)
     elif (folder / NC).is_file():
         posterior = Posterior.load(folder / NC) if posterior is None else posterior
-        if (columns := columns_of(posterior)) is not None:
-            summary = summarise(posterior)
-            pages.of_records(posterior, summary, columns, heading(posterior), folder)
-            return [verdict(summary)]
+        if (alone := _alone(posterior, folder)) is not None:
+            return alone
         of, settings, anew = [(folder.resolve().name, [({}, folder / NC)])], {}, []
     else:
         raise BadInput(f"{printable(folder)} holds no result of `pplleak attack` or `pplleak audit`: name its folder")
@@ -61,6 +59,19 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
     whole = _whole(sections, anew, curves.read(folder), tradeoff) | {"steps": steps}
     runs.text(folder / FILE, render(sections, said, settings, whole))
     return [*said["gives"], *said["sure"], *(said["protect"][:2] if anew else [])]
+
+
+def _alone(posterior: Posterior, folder: Path) -> list[str] | None:
+    """The page of an attack on records or on sentences, which have one of their own; None of images."""
+    columns, vocabulary = columns_of(posterior), vocabulary_of(posterior)
+    if columns is None and vocabulary is None:
+        return None
+    summary = summarise(posterior)
+    if columns is not None:
+        pages.of_records(posterior, summary, columns, heading(posterior), folder)
+    else:
+        sentences.page(posterior, summary, heading(posterior), folder)
+    return [verdict(summary)]
 
 
 def _whole(
