@@ -210,6 +210,15 @@ def _classes(images: data.Images) -> int:
     return len(images.classes) if own else max(10, len(images.classes))
 
 
+def batch(scenario: Scenario) -> tuple[Tensor, Tensor]:
+    """The private examples of a scenario, (batch, *input_shape), and their labels (batch,)."""
+    images = data.private(scenario.data, scenario.root)
+    x, y = images.batch(scenario.index, scenario.batch_size)
+    if scenario.label is not None:
+        y = check_labels([scenario.label] * scenario.batch_size, _classes(images), scenario.batch_size)
+    return x, y
+
+
 def observe(scenario: Scenario) -> Observation:
     """What the server sees where a client shares the update of real images, with the truth beside it.
 
@@ -218,10 +227,7 @@ def observe(scenario: Scenario) -> Observation:
     """
     device, scenario = torch_device(scenario.device), replace(told(scenario), device="cpu")
     protection = scenario.protection.filled().observable()
-    images = data.private(scenario.data, scenario.root)
-    x, y = images.batch(scenario.index, scenario.batch_size)
-    if scenario.label is not None:
-        y = check_labels([scenario.label] * scenario.batch_size, _classes(images), scenario.batch_size)
+    x, y = batch(scenario)
     client = client_of(scenario)
     sizes.require_batch(client, scenario.batch_size)
     x, y = x.to(client.device, client.dtype), y.to(client.device)
@@ -266,7 +272,6 @@ def load(
     device: str = "cpu",
     shared_only: bool = False,
     loss: str | None = None,
-    vocabulary: data.Vocabulary | None = None,
 ) -> Observation:
     """What an observation file holds.
 
@@ -274,10 +279,9 @@ def load(
         network: overrides the one that the file names; needed where that is code, FILE.py:FUNCTION.
         checkpoint: the weights, where the file holds none; without either, a network that `network` builds with weights
             of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape), with their
-            labels or without.
+            labels or without; the rows of a table and sentences also say what the client's inputs encode.
         shared_only: parameters that the file lacks were not shared, whether it says so itself or not.
         loss: needed where the file's is code, FILE.py:FUNCTION; else the file says it.
-        vocabulary: of the sentences behind it, where they are text.
 
     Raises:
         NotShared: it lacks parameters, and neither the file nor `shared_only` says why.
@@ -285,12 +289,15 @@ def load(
     """
     shared = files.read(path)
     meta = shared.metadata
+    known = public if isinstance(public, data.Images) else None
+    vocabulary = None if known is None else known.vocabulary
     if not meta:
         raise BadInput(f"{path} has no pplleak metadata: wrap it with `pplleak observe`, which asks for its network "
                        "and the shape of one example")  # fmt: skip
     if meta["settings"].get("vocabulary") and vocabulary is None:
-        raise BadInput(f"{path} is of text, and nothing says what its tokens are: attack it by itself, with the data "
-                       "that its vocabulary is of (FILE.txt)")  # fmt: skip
+        raise BadInput(f"{path} is of text, and nothing says what its tokens are: name the data that its vocabulary is "
+                       "of (FILE.txt)")  # fmt: skip
+    columns = known.columns if known is not None and known.input_shape == tuple(meta["input_shape"]) else None
     named = Named(built_in(path, meta), meta["settings"]) if network is None else network
     protection = files.protection_of(meta, str(path))
     client = build_client(
@@ -298,7 +305,7 @@ def load(
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         loss=_loss(path, meta, loss), normalise=tuple(meta["normalise"]), defence=protection.defence,
         shared=shared.gradient if shared_only or meta["shared_only"] else None,
-        mode=meta["mode"], vocabulary=vocabulary,
+        mode=meta["mode"], columns=columns, vocabulary=vocabulary,
     )  # fmt: skip
     sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:
