@@ -172,7 +172,9 @@ def client_of(scenario: Scenario) -> Client:
     """The client of a scenario, before it sees any image."""
     images = data.private(scenario.data, scenario.root)
     scenario, outputs = told(scenario), _classes(images)
-    if get(scenario.loss).targets == "input":
+    if get(scenario.loss).of_tokens and images.vocabulary is not None:
+        outputs = len(images.vocabulary)
+    elif get(scenario.loss).targets == "input":
         outputs = math.prod(images.input_shape)
     return build_client(
         scenario.network, images.input_shape, outputs, seed=scenario.seed, dtype=scenario.dtype,
@@ -184,7 +186,7 @@ def client_of(scenario: Scenario) -> Client:
 
 def told(scenario: Scenario) -> Scenario:
     """The scenario with what its data know as settings of a network that has such and was given none: the size of a
-    text's `vocabulary`, the entries of each of a table's columns as `blocks`.
+    text's `vocabulary`, `next_token` where that is the loss, the entries of each of a table's columns as `blocks`.
 
     Raises:
         BadInput: text, and a built-in network that takes none.
@@ -199,8 +201,8 @@ def told(scenario: Scenario) -> Scenario:
         raise BadInput(f"the network {network.name} takes images, and the data are text: take the network bert or gpt2")
     else:
         assert images.vocabulary is not None
-        known = {"vocabulary": len(images.vocabulary)}
-    new = {n: v for n, v in known.items() if n in takes and not network.settings.get(n)}
+        known = {"vocabulary": len(images.vocabulary), "next_token": get(scenario.loss).of_tokens}
+    new = {n: v for n, v in known.items() if v and n in takes and not network.settings.get(n)}
     return replace(scenario, network=network.with_(**new)) if new else scenario
 
 
