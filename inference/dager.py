@@ -64,17 +64,27 @@ def run(
                        "network, a smaller batch, or the inference isir")  # fmt: skip
     if not len(taken.basis):
         raise BadInput("the first layer's gradient is nothing but noise: take the inference isir")
+    rows = sum(client.layers[n][1 if turned else 0] for n, turned in first.weights)
+    if len(taken.basis) >= rows:
+        raise BadInput(f"the first layer's adapters have a rank of {rows}, and the batch has as many different tokens "
+                       "at their places, or more: the span is a part of theirs; take the inference isir")  # fmt: skip
     near = spans.by_position(client, first, taken) < taken.near(tolerance)
     candidates = [_own(near[:, i], i) for i in range(length)]
-    after = spans.span(behind, observed)
-    second = Second(client, behind, after, after.near(tolerance))
     reasons: list[str] = []
+    if get(client.loss).of_tokens:
+        if size > 1:
+            raise BadInput("behind next_token the end of a sentence predicts nothing, and has no gradient: dager reads "
+                           "one such sentence alone; take the inference isir")  # fmt: skip
+        candidates = _ended(candidates)
     if not any(bool((c == END).any()) for c in candidates[1:]):
         raise BadInput("no position's candidates hold an end of a sentence: noise, or pruning, hides the span; take "
                        "the inference isir")  # fmt: skip
     if max(map(len, candidates)) == 1:
         found = _alone(candidates, length).to(client.device)
-    elif second.of.full:
+    elif behind is None:
+        raise BadInput("more than one token lies in the span at a position, and the layer behind the attention is "
+                       "frozen: the sentences are not told apart; take the inference isir")  # fmt: skip
+    elif (second := _second(client, behind, observed, tolerance)).of.full:
         raise BadInput(f"the gradient behind the attention has full rank, {len(second.of.basis)}: sentences of this "
                        "batch are not told apart; take a wider network or a smaller batch")  # fmt: skip
     elif causal(client, behind):
@@ -99,12 +109,24 @@ def run(
     )  # fmt: skip
 
 
+def _second(client: Client, layer: spans.Layer, observed: Observation, tolerance: float) -> Second:
+    of = spans.span(layer, observed)
+    return Second(client, layer, of, of.near(tolerance))
+
+
 def _own(near: Tensor, position: int) -> Tensor:
     """The tokens that a position may hold; the frame is known."""
     if position == 0:
         return torch.tensor([BEGIN], device=near.device)
     own = near.nonzero().flatten()
     return own[(own != PAD) & (own != BEGIN)]
+
+
+def _ended(candidates: list[Tensor]) -> list[Tensor]:
+    """The candidates of a sentence whose end leaves nothing in the span: it stands at the first place without any."""
+    words = [own[own != END] for own in candidates]
+    end = next((i for i, own in enumerate(words) if i > 1 and not len(own)), len(words) - 1)
+    return [*words[:end], words[0].new_tensor([END]), *(own[:0] for own in words[end + 1 :])]
 
 
 def _alone(candidates: list[Tensor], length: int) -> Tensor:
@@ -143,7 +165,7 @@ def _labelled(observed: Observation, ids: Tensor, exchange: bool) -> tuple[Tenso
 
     client, size = observed.client, len(ids)
     classes = torch.arange(client.labels, device=client.device)
-    weight = float(get(client.loss).shares(classes[:1].expand(size))[0])
+    weight = float(get(client.loss).shares(classes[:1].expand(size), ids)[0])
     x = ids[:, None, None].expand(-1, len(classes), -1, -1).flatten(0, 1)
     update = client.update(x, classes.repeat(size)[:, None])
     away = (weight**2 * update.sqnorm() - 2 * weight * update.inner(observed.g)).unflatten(0, (size, -1))

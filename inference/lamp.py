@@ -86,6 +86,9 @@ def relaxed(client: Client, observed: Observation, matching: str, alpha: float) 
     """The network with free embeddings; raises BadInput where it has no table, or its labels are not known."""
     if client.vocabulary is None or client.local is not None:
         raise BadInput("lamp attacks one gradient of text: give FILE.txt as data, and no local training")
+    if get(client.loss).of_tokens:
+        raise BadInput("lamp knows what the network is to say, and behind next_token that is the sentence itself: take "
+                       "the inference isir or dager")  # fmt: skip
     if observed.labels is None:
         raise BadInput("lamp takes known labels: share them, or recover them")
     network = copy.deepcopy(client.network)

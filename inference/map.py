@@ -124,6 +124,9 @@ def run(
         raise BadInput("L-BFGS searches along the log-density alone: consensus needs adam or signed_adam")
     pyro.set_rng_seed(seed)
     density, bounds = build(model, client, observed, moves=True), None
+    if density.moved and not density.dim:
+        raise BadInput("the unknowns of this model are all discrete, and map climbs along slopes: take an inference "
+                       "that moves through them, isir of sentences or gibbs of records")  # fmt: skip
     if box:
         density, bounds = boxed(density)
     how: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "beta2": beta2, "decay": decay, "box": bounds,

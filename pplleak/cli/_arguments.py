@@ -156,10 +156,7 @@ def attacked(args: Any, network: str) -> Observation:
                 public=public,
                 shared_only=args.shared_only,
                 loss=None if args.loss == DEFAULT else args.loss,
-                vocabulary=public.vocabulary,
             )
-        if public.columns is not None and made.client.input_shape == public.input_shape:
-            made = replace(made, client=replace(made.client, columns=public.columns))
         if args.sigma is not None:
             made = replace(made, protection=made.protection.with_sigma(args.sigma))
         made = label_recovery.recovered(made) if args.labels == "recovered" else made

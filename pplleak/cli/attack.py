@@ -85,9 +85,10 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.cli import _arguments as arguments
     from pplleak.density import embedding_rows
     from pplleak.errors import printable
-    from pplleak.studies.attack import pages, records, report, sentences
+    from pplleak.studies.attack import records, report
     from pplleak.studies.attack.attack import attack, choose
     from pplleak.studies.attack.forecast import forecast
+    from pplleak.studies.audit import report as page
 
     begun = time.time()
 
@@ -134,14 +135,7 @@ def run(argv: Sequence[str]) -> int:
         )
         result = result.with_(attrs={**result.attrs, "command": shlex.join(["pplleak", "attack", *argv])})
         summary = report.write(result, out, terminal())
-        if shared.client.vocabulary is not None:
-            sentences.page(result, summary, report.heading(result), out)
-        elif shared.client.columns is not None:
-            pages.of_records(result, summary, shared.client.columns, report.heading(result), out)
-        else:
-            from pplleak.studies.audit import report as page  # for people, of what was found
-
-            page.write(out, result)
+        page.write(out, result)  # for people, of what was found
     if result.interrupted:
         return 130
     return 3 if args.strict and not summary["trusted"] else 0

@@ -6,15 +6,17 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from pplleak import runs, signatures, sources
+from pplleak.cli import _named as named
 from pplleak.cli import _where as where
 from pplleak.cli._options import (
     DataName,
     NetworkName,
+    Precision,
     PriorName,
     given,
     groups,
@@ -38,16 +40,23 @@ else:
     Labels = signatures.kind(sources.module("pplleak.studies.audit.knowledge"), "Labels")
 
 
+ATTACKS = f"quotient,spear,map,{AUTO}"
+OF_TEXTS = f"dager,{AUTO}"  # token ids have no slopes
+
+
 @dataclasses.dataclass(frozen=True)
 class Audit(where.Where):
+    tables: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     observations: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Observation files (`pl.record`, `pplleak observe`), or folders of them."""
     truth: Path | None = None
     """Folder of the private batches that the auditor kept (`private` beside the observations): scores the attacks."""
     budget: float = 10.0
     """Minutes for all attacks together; each observation is attacked by the first before any is by the second."""
-    attacks: str = f"quotient,spear,map,{AUTO}"
-    """Inferences, the cheap ones first, separated by commas; auto: the posterior's. Settings: --NAME.SETTING."""
+    attacks: str = ""
+    """Inferences, the cheap ones first, separated by commas; auto: the posterior's. Settings: --NAME.SETTING. Where
+    none is named: quotient,spear,map,auto; of text dager,auto."""
     labels: Labels = "auto"
     """known to the adversary, recovered off the gradient, unknown (summed over); auto: recovered where that is sure,
     else summed over where they are few, else known."""
@@ -57,7 +66,8 @@ class Audit(where.Where):
     """What the adversary believes: a name (`pplleak ls`) or ./FILE.py; its beliefs are --model.NAME."""
     prior: PriorName = ""
     data: DataName = "digits"
-    """Public images of the kind of the private ones, for the prior."""
+    """Public images of the kind of the private ones, for the prior; or the table or the text that the clients train
+    on rows of, FILE.csv or FILE.txt, of which the adversary knows the public half."""
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
     defences: tuple[str, ...] = ()
@@ -66,6 +76,8 @@ class Audit(where.Where):
     train: int = 0
     """Train the network behind each of --defences, and as it was recorded, for so many steps on the public images: the
     picture then has accuracy as the cost. Its time is beside --budget."""
+    dtype: Precision = "float32"
+    """Precision in which the adversary computes; float64 reads spans (dager) off gradients that were shared in it."""
     seed: int = 0
     """Of the attacks and the trainings."""
     out: Path = Path("audit-report")
@@ -76,6 +88,9 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.federation.protection import Protection
 
     args, names = _parsed(argv)
+    if args.defences and (named.is_table(args.data) or named.is_text(args.data)):
+        raise BadInput("--defences measures what images lose: a table or a text behind a protection is attacked by "
+                       "`pplleak attack --channel NAME` so far")  # fmt: skip
     if args.defences and args.truth is None:
         raise BadInput("--defences shares the private batches anew: name their folder, --truth")
     for text in args.defences:
@@ -92,9 +107,11 @@ def run(argv: Sequence[str]) -> int:
 
 def _parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
     """The command line, and the attacks that it names."""
-    names = [n for n in given(argv, "--attacks", Audit.attacks).split(",") if n]
+    of = given(argv, "--data", Audit.data)
+    usual = OF_TEXTS if named.is_text(of) else ATTACKS
+    names = [n for n in (given(argv, "--attacks", "") or usual).split(",") if n]
     if not names or len({Path(n).stem for n in names}) < len(names):
-        raise BadInput(f"--attacks names inferences, each once: {Audit.attacks} for example")
+        raise BadInput(f"--attacks names inferences, each once: {usual} for example")
     network, model = given(argv, "--network", ""), given(argv, "--model", MODEL)
     parts = groups(Audit, argv, "model")
     if network:
@@ -112,13 +129,14 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     from pplleak.studies.audit import plan as plans
 
     found = plans.items(args.observations, args.truth)
-    said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found]}
+    said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found], "attacks": ",".join(names)}
     settled = runs.settings(said, leaving=("out", "budget", "defences", "train", *where.LEAVING))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
     plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget, args.defences)
     if args.truth is not None and not (out / curves.FILE).exists():
-        public = data.public(args.data, args.data_root)
-        if any(opener(args)(i.path).client.input_shape == public.x.shape[1:] for i in found[:1]):
+        public = data.public(arguments.data_of(args), args.data_root)
+        images = public.columns is None and public.vocabulary is None
+        if images and any(opener(args)(i.path).client.input_shape == public.x.shape[1:] for i in found[:1]):
             runs.json(out / curves.FILE, dataclasses.asdict(curves.guess(public)))
     if args.train:
         utility.require(opener(args)(found[0].path), data.public(args.data, args.data_root), args.data, args.defences)
@@ -173,11 +191,11 @@ def opener(args: Any) -> Callable[[Path], Observation]:
     from pplleak.cli import _arguments as arguments
     from pplleak.federation.scenario import load
 
-    public = data.public(args.data, args.data_root)
+    public = data.public(arguments.data_of(args), args.data_root)
     network = Named(args.network, options(args, "network")) if args.network else None
 
     def opened(path: Path) -> Observation:
-        return arguments.spare_threads(load(path, network=network, public=public, seed=args.seed))
+        return arguments.spare_threads(load(path, network=network, public=public, seed=args.seed, dtype=args.dtype))
 
     return opened
 
@@ -190,7 +208,7 @@ def maker(argv: Sequence[str]) -> Callable[[Job], Answer]:
 
     args, names = _parsed(argv)
     return audit.attacker(
-        opener(args), public=data.public(args.data, args.data_root), labels=args.labels, model=args.model,
+        opener(args), public=data.public(arguments.data_of(args), args.data_root), labels=args.labels, model=args.model,
         beliefs=arguments.beliefs(args), seed=args.seed,
         settings={n: options(args, Path(n).stem) for n in names if n != AUTO},
         command=shlex.join(["pplleak", "audit", *argv]),

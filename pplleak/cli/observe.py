@@ -30,6 +30,9 @@ class Observe(Victim):
     file's numbers (float32, float16, bfloat16) times their root mean square."""
     shared_only: bool = False
     """With --gradient: trainable layers that are missing from the file were not shared."""
+    private: Path | None = None
+    """Folder that the private batch is written into, too, under the observation's name: only an auditor keeps it, who
+    scores attacks by it (`pplleak audit --truth`)."""
     out: Path = Path("observation.safetensors")
     """The file to write."""
 
@@ -44,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput("--clean is said of a gradient of your own: add --gradient, or take --channel none")
     if args.gradient is None and args.shared_only:
         raise BadInput("--shared-only is said of a gradient of your own: add --gradient FILE")
+    if args.gradient is not None and args.private is not None:
+        raise BadInput("of a gradient of your own, nothing here knows the private batch: leave --private out")
     if args.clean and args.sigma is not None:
         raise BadInput("--clean says that no noise was added, and --sigma how much: leave one of them out")
 
@@ -53,11 +58,23 @@ def run(argv: Sequence[str]) -> int:
 
     observed = arguments.observed(args) if args.gradient is None else _wrapped(args)
     save(observed, args.out)
+    if args.private is not None:
+        _keep(observed, args.private / args.out.name, args)
     print(signal(observed))
     code = f" --network {args.network}" if ":" in args.network else ""  # a file is not let choose code to run
     code += f" --loss {args.loss}" if ".py:" in args.loss else ""
     print(f"written to {args.out}; attack it with: pplleak attack --observed {args.out}{code}")
     return 0
+
+
+def _keep(observed: Any, path: Path, args: Any) -> None:
+    """The private batch of an observation, for the auditor."""
+    from pplleak.cli import _arguments as arguments
+    from pplleak.federation.capture import private
+    from pplleak.federation.scenario import batch
+
+    assert observed.truth is not None
+    private.write(path, observed.truth, batch(arguments.scenario(args))[1], [list(range(observed.batch_size))])
 
 
 def _wrapped(args: Any) -> Any:

@@ -65,7 +65,10 @@ def found(client: Client) -> dict[str, Any]:
         drew = not torch.equal(generator_state, torch.get_rng_state())  # a rare dropout changes no output, but draws
         kind = get(client.loss).targets
         output: Any = logits
-        if kind == "input" and isinstance(logits, Tensor):  # an image is an output, too
+        of_tokens = get(client.loss).of_tokens
+        if of_tokens:
+            logits = _at_places(logits, client)
+        elif kind == "input" and isinstance(logits, Tensor):  # an image is an output, too
             logits = logits.flatten(1)
         classes = client.num_classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else "K")
         if not isinstance(logits, Tensor) or logits.shape != (2, classes):
@@ -94,6 +97,18 @@ def found(client: Client) -> dict[str, Any]:
         "network": network, "input_shape": tuple(client.input_shape), "num_classes": classes, "layers": layers,
         "mixes_batch": mixes, "kinks": kinks, "noise_shape": noise_shape,
     }  # fmt: skip
+
+
+def _at_places(logits: Any, client: Client) -> Tensor:
+    """The logits (2, V) at a place of logits (2, length, V), of a causal language model."""
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[:2] != (2, *client.input_shape):
+        raise BadInput(f"the loss next_token takes logits of the next token at every place, (batch, "
+                       f"{client.input_shape[0]}, tokens), and for a batch of 2 the network returns {shape}: take the "
+                       "network gpt2, or return a causal language model's logits")  # fmt: skip
+    if client.vocabulary is None or logits.shape[2] < len(client.vocabulary):
+        raise BadInput("the loss next_token is of text, with a logit for each of its tokens: attack FILE.txt")
+    return logits[:, 0]
 
 
 @torch.no_grad()

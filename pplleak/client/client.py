@@ -247,7 +247,7 @@ class Client:
         return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise, order, rate)
 
     def _factored(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> LazyUpdate:
-        each = get(self.loss).shares(y)
+        each = get(self.loss).shares(y, x)
         lead, batch, slices = each.shape[:-1], each.shape[-1], self.slices
         shares, (flat_x, flat_y) = each.flatten(), (t.flatten(0, len(lead)) for t in (x, y))
 
@@ -290,7 +290,7 @@ class Client:
         steps mix, counts as one example.
         """
         y = self.target(y)
-        each, own = get(self.loss).shares(y), _own_shape(y)
+        each, own = get(self.loss).shares(y, x), _own_shape(y)
         lead, batch = each.shape[:-1], each.shape[-1]
         rows = 1 if self.mixes_batch or self.local else batch
         xs = x.reshape(-1, batch // rows, *self.input_shape)

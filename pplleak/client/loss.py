@@ -1,6 +1,7 @@
 """The loss ℓ of a client: what each example of a batch adds, one function each, and how the batch is reduced.
 
     cross_entropy      cross_entropy:label_smoothing=0.1,reduction=sum      mse      bce:weights=(1.0,2.5)
+    next_token         of a causal language model, whose targets are its own inputs
 
 A function loss(logits, y, *, …settings) -> (examples,) of the network's output (examples, num_classes) and targets y
 is all that a new one needs: labels (examples,), or vectors (examples, num_classes). It is found here by its name. A
@@ -8,7 +9,8 @@ loss of the user's own is such a function of a file, FILE.py:FUNCTION, which no 
 (`built_in_loss`). Three settings belong to all of them:
 
     reduction   mean: Σ_b w_b ℓ_b / Σ_b w_b;   sum: Σ_b w_b ℓ_b
-    weights     of the classes, w_b = weights[y_b], as PyTorch's `weight`; () weighs all alike
+    weights     of the classes, w_b = weights[y_b], as PyTorch's `weight`; () weighs all alike; of next_token w_b is
+                the number of tokens that sentence b predicts, so that all tokens of a batch count alike
     targets     what y is: classes, probabilities, binary, real, or input (`pplleak.client.targets`)
 
 Networks that draw noise return their own penalty beside the logits (`pplleak.federation.defences.precode`), which is
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from pplleak import blame, programs, sources
 from pplleak.client.targets import Kind
+from pplleak.data.vocabulary import PAD
 from pplleak.errors import BadInput, printable
 from pplleak.settings import Named
 
@@ -42,6 +45,7 @@ TARGETS: dict[str, tuple[Kind, ...]] = {  # that a built-in loss compares with; 
     "cross_entropy": ("classes", "probabilities"),
     "bce": ("classes", "probabilities", "binary", "input"),
     "mse": ("classes", "probabilities", "binary", "real", "input"),
+    "next_token": ("input",),
 }
 
 
@@ -61,6 +65,21 @@ def mse(logits: Tensor, y: Tensor) -> Tensor:
     """Squared error of the outputs against the one-hot label, or a vector y, its mean over the K."""
     logits = logits.flatten(1)
     return (logits - _vector(logits, y)).square().mean(-1)
+
+
+def next_token(logits: Tensor, y: Tensor) -> Tensor:
+    """Causal language modelling: −log softmax(logits_t)[w_{t+1}] in nats, mean over the places t that a token follows,
+    of logits (examples, length, V) and the token ids w = y (examples, length); [PAD] is no target.
+
+    With the mean over a batch, it is the loss of transformers' GPT2LMHeadModel with labels=w, and −100 for [PAD]."""
+    ids = y.long()
+    each = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none", ignore_index=PAD)
+    return each.sum(1) / predicted(y).clamp(min=1).to(each.dtype)
+
+
+def predicted(ids: Tensor) -> Tensor:
+    """How many tokens of sentences (…, length) have one before them, (…), int."""
+    return (ids[..., 1:].long() != PAD).sum(-1)
 
 
 def _vector(logits: Tensor, y: Tensor) -> Tensor:
@@ -84,11 +103,19 @@ class Loss:
         """Whether Σ_k ∂ℓ/∂logit_k = 0, as of every cross entropy, of classes and of probabilities."""
         return self.name == DEFAULT
 
-    def shares(self, y: Tensor) -> Tensor:
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the network gives logits at every position, and a sentence counts by its tokens."""
+        return self.name == "next_token"
+
+    def shares(self, y: Tensor, x: Tensor | None = None) -> Tensor:
         """w_b, over Σ_b w_b where the reduction is a mean: what each example's ℓ_b counts, (…, B) of labels y (…, B),
-        or of vectors (…, B, K)."""
+        or of vectors (…, B, K); x (…, B, length), sentences, where they count by their tokens."""
         one = torch.ones(y.shape[:-1] if y.is_floating_point() else y.shape, dtype=torch.float64, device=y.device)
         w = one.new_tensor(self.weights)[y] if self.weights else one
+        if self.of_tokens:
+            assert x is not None  # the sentences are their own targets
+            w = predicted(x).to(one.dtype).expand(one.shape)
         return w / w.sum(-1, keepdim=True) if self.reduction == "mean" else w
 
 
@@ -111,10 +138,13 @@ def get(text: str) -> Loss:
     for setting in named.settings:
         if setting not in (*own, *SHARED):
             raise BadInput(f"the loss {named.name} has no setting '{setting}': it has {', '.join((*own, *SHARED))}")
-    reduction, weights, targets = (named.settings.get(n, default) for n, default in SHARED.items())
+    able = TARGETS.get(named.name, get_args(Kind))
+    reduction, weights, targets = (
+        named.settings.get(n, default) for n, default in {**SHARED, "targets": able[0]}.items()
+    )
     if reduction not in ("mean", "sum"):
         raise BadInput(f"the reduction of a loss is mean or sum, not {reduction!r}")
-    if targets not in (able := TARGETS.get(named.name, get_args(Kind))):
+    if targets not in able:
         raise BadInput(f"the targets of the loss {named.name} are {', '.join(able)}, not {printable(targets)}")
     weights = weights if isinstance(weights, tuple) else (weights,)
     if not all(isinstance(w, (int, float)) and math.isfinite(w) and w > 0 for w in weights):
@@ -154,7 +184,7 @@ def check(text: str, outputs: int, inputs: int = 0) -> None:
     if outputs == 1 and loss.name == DEFAULT:
         raise BadInput("the network has one logit, and the cross entropy of one class is 0 whatever the data: its "
                        "gradient says nothing; give a network with a logit for each class")  # fmt: skip
-    if loss.targets == "input" and loss.name in TARGETS and outputs != inputs:
+    if loss.targets == "input" and loss.name in TARGETS and not loss.of_tokens and outputs != inputs:
         raise BadInput(f"the loss compares the output with the input itself (targets=input), and the network returns "
                        f"{outputs} numbers for {inputs}: give one that returns as many")  # fmt: skip
 

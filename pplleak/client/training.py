@@ -234,7 +234,7 @@ def movement(
             else:
                 at = torch.arange(len(xk), device=xk.device)[:, None], placed[:, (k - 1) // epoch_steps, batch]
                 xs, ys = xk[at], yk[at]
-            part = xs, ys, get(loss).shares(ys)
+            part = xs, ys, get(loss).shares(ys, xs)
             slopes = _gradient(network, weights, *part, loss=loss, looped=looped, differentiable=differentiable)
             with torch.set_grad_enabled(differentiable):
                 slopes = _followed(slopes, weights, before, training)

@@ -90,6 +90,7 @@ def likelihood(density: Density, batch: Batch) -> Likelihood:
     client = density.client
     law = density.fixed({"codes": batch.codes[:1]}).trace({"scores": batch.scores[:1]}, 1).nodes["g"]["fn"]
     alone = not (client.mixes_batch or client.local or client.noise_shape is not None)
+    alone &= not get(client.loss).of_tokens or batch.x.shape[1] == 1  # else a sentence's share is by all lengths
     if isinstance(law, Gaussian) and isinstance(law.sigma, float) and alone:
         return Residual(density, law.sigma)
     return Whole(density)
@@ -105,6 +106,8 @@ class Residual:
     def weight(self, b: int) -> float:
         """w_b: the share of record b in the batch's update, in units of its own."""
         y = self.labels
+        if len(y) == 1:
+            return 1.0
         shares = get(self.density.client.loss).shares
         return float(shares(y)[b] / shares(y[b : b + 1])[0])
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pplleak.client import Client
+from pplleak.client.loss import get
 from pplleak.data.vocabulary import SPECIAL, Vocabulary
 from pplleak.federation.observation import Observation
 
@@ -60,6 +61,8 @@ def named(observed: Observation) -> Named | None:
     if name is None or not known or observed.protection.defence is not None:
         return None
     rows = client.split(observed.g)[name].double()
+    if joined(client, name):
+        return Named((), False, torch.zeros(len(rows), dtype=torch.float64, device=rows.device), tied=True)
     square, width, sigma = rows.square().sum(1), rows.shape[1], observed.sigma or 0.0
     largest = float(square[len(SPECIAL) :].max())
     if width * sigma**2 < (3 * CLEAN) ** 2 * largest:  # the noise of a row is far below any that counts
@@ -72,6 +75,23 @@ def named(observed: Observation) -> Named | None:
     odds = prior.logit() + 0.5 * square * (1 / sigma**2 - 1 / (sigma**2 + tau))
     odds = odds - 0.5 * width * torch.log1p(torch.tensor(tau / sigma**2, dtype=torch.float64))
     return Named(_own(odds > 0), False, odds)
+
+
+@torch.no_grad()
+def joined(client: Client, name: str) -> bool:
+    """Whether tokens that do not occur have a gradient, too: the output layer is the same table, as a language model's
+    often is. Looked at on a sentence of one word."""
+    assert client.vocabulary is not None
+    if get(client.loss).targets not in ("classes", "input"):
+        return False  # found by the rows themselves
+    (length,) = client.input_shape
+    ids = client.vocabulary.framed([len(SPECIAL)], length).to(client.device)
+    y = torch.zeros(1, 1, dtype=torch.long, device=client.device)
+    update = client.update(ids[None, None].to(client.dtype), y).materialise()
+    rows = client.split(update)[name][0]
+    others = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    others[ids] = False
+    return bool((rows[others] != 0).any())
 
 
 def _own(there: Tensor) -> tuple[int, ...]:

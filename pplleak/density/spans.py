@@ -9,6 +9,9 @@ The first layer takes a token's embedding at its position (q, k and v stacked: o
 no gradient at q). The fully connected layer behind the attention takes what a token has become by the tokens that it
 sees. That one has full rank where the second layer's projections, read at one token alone by a classifier, have not.
 
+Of LoRA's adapters W x + B A x it is the same: ∇A = Σ_r Bᵀδ_r a_rᵀ spans the inputs, if its rank is above their number.
+As long as B is 0 there is no such gradient, and ∇B = Σ_r δ_r (A a_r)ᵀ spans what A makes of them.
+
 Source: Petrov, Dimitrov, Baader, Müller, Vechev 2024 (DAGER), section 4.1: the rank, the projection, the first layer.
 They take the next layer's projections for the second test.
 """
@@ -43,11 +46,12 @@ class _Enough(Exception):
     """The layer's input is there: what follows is not computed."""
 
 
-def layers(client: Client) -> tuple[Layer, Layer]:
-    """The projections q, k and v of the first attention, and the fully connected layer behind it.
+def layers(client: Client) -> tuple[Layer, Layer | None]:
+    """The projections q, k and v of the first attention, or their adapters, and the fully connected layer behind it,
+    None where that is frozen.
 
     Raises:
-        BadInput: there is no attention, its weights are not shared, or the client shares local training.
+        BadInput: there is no attention, nothing of it is shared, or the client shares local training.
     """
     if client.local is not None:
         raise BadInput("the span test is of one gradient, and this client shares local training")
@@ -71,15 +75,32 @@ def layers(client: Client) -> tuple[Layer, Layer]:
     finally:
         for handle in handles:
             handle.remove()
-    found = [of for of in groups.values() if of[0][2].dim() == 3]
-    if len(found) < 3 or sum(_fan(m) for _, m, _ in found[0]) != 3 * found[0][0][2].shape[-1]:
+    every = [of for of in groups.values() if of[0][2].dim() == 3]
+    width = every[0][0][2].shape[-1] if every else 0
+    found = [of for of in every if of[0][2].shape[-1] >= width]
+    if len(found) < 3 or sum(f for _, m, _ in found[0] if (f := _fan(m)) % width == 0) != 3 * width:
         raise BadInput("the network has no attention layer at its front whose q, k and v take the tokens: the span "
                        "test cannot be made; take the inference isir")  # fmt: skip
-    made = [Layer(tuple((f"{n}.weight", _transposed(m)) for n, m, _ in of), of[0][1]) for of in (found[0], found[2])]
-    for layer in made:
-        if missing := [n for n, _ in layer.weights if n not in client.layers]:
-            raise BadInput(f"the gradient of '{missing[0]}' is not shared, and the span test reads it")
-    return made[0], made[1]
+    first, behind = (_layer(of, client) for of in (found[0], found[2]))
+    correcting = [of for of in every[: every.index(found[1])] if of[0][2].shape[-1] < width]  # B, of each adapter
+    if correcting and not any(_entries(m).any() for of in correcting for _, m, _ in of):
+        first = _layer(correcting[-1], client)
+    if first is None:
+        raise BadInput(f"the gradient of '{found[0][0][0]}.weight' is not shared, and the span test reads it")
+    return first, behind
+
+
+def _layer(of: list[tuple[str, nn.Module, Tensor]], client: Client) -> Layer | None:
+    """The layers of one input that are trained; None where none is.
+
+    Raises:
+        BadInput: one that is trained is withheld.
+    """
+    names = [f"{n}.weight" for n, _, _ in of]
+    if missing := [n for n in names if n in client.withheld]:
+        raise BadInput(f"the gradient of '{missing[0]}' is not shared, and the span test reads it")
+    own = [(n, m) for n, (_, m, _) in zip(names, of, strict=True) if n in client.layers]
+    return Layer(tuple((n, _transposed(m)) for n, m in own), own[0][1]) if own else None
 
 
 def _transposed(module: nn.Module) -> bool:
@@ -87,9 +108,13 @@ def _transposed(module: nn.Module) -> bool:
 
 
 def _fan(module: nn.Module) -> int:
+    return _entries(module).shape[1 if _transposed(module) else 0]
+
+
+def _entries(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return int(weight.shape[1 if _transposed(module) else 0])
+    return weight
 
 
 @dataclass(frozen=True, eq=False)

@@ -172,7 +172,9 @@ def client_of(scenario: Scenario) -> Client:
     """The client of a scenario, before it sees any image."""
     images = data.private(scenario.data, scenario.root)
     scenario, outputs = told(scenario), _classes(images)
-    if get(scenario.loss).targets == "input":
+    if get(scenario.loss).of_tokens and images.vocabulary is not None:
+        outputs = len(images.vocabulary)
+    elif get(scenario.loss).targets == "input":
         outputs = math.prod(images.input_shape)
     return build_client(
         scenario.network, images.input_shape, outputs, seed=scenario.seed, dtype=scenario.dtype,
@@ -184,7 +186,7 @@ def client_of(scenario: Scenario) -> Client:
 
 def told(scenario: Scenario) -> Scenario:
     """The scenario with what its data know as settings of a network that has such and was given none: the size of a
-    text's `vocabulary`, the entries of each of a table's columns as `blocks`.
+    text's `vocabulary`, `next_token` where that is the loss, the entries of each of a table's columns as `blocks`.
 
     Raises:
         BadInput: text, and a built-in network that takes none.
@@ -199,8 +201,8 @@ def told(scenario: Scenario) -> Scenario:
         raise BadInput(f"the network {network.name} takes images, and the data are text: take the network bert or gpt2")
     else:
         assert images.vocabulary is not None
-        known = {"vocabulary": len(images.vocabulary)}
-    new = {n: v for n, v in known.items() if n in takes and not network.settings.get(n)}
+        known = {"vocabulary": len(images.vocabulary), "next_token": get(scenario.loss).of_tokens}
+    new = {n: v for n, v in known.items() if v and n in takes and not network.settings.get(n)}
     return replace(scenario, network=network.with_(**new)) if new else scenario
 
 
@@ -208,6 +210,15 @@ def _classes(images: data.Images) -> int:
     """Outputs of the network: those of a table or a text, and at least ten of images."""
     own = images.columns is not None or images.vocabulary is not None
     return len(images.classes) if own else max(10, len(images.classes))
+
+
+def batch(scenario: Scenario) -> tuple[Tensor, Tensor]:
+    """The private examples of a scenario, (batch, *input_shape), and their labels (batch,)."""
+    images = data.private(scenario.data, scenario.root)
+    x, y = images.batch(scenario.index, scenario.batch_size)
+    if scenario.label is not None:
+        y = check_labels([scenario.label] * scenario.batch_size, _classes(images), scenario.batch_size)
+    return x, y
 
 
 def observe(scenario: Scenario) -> Observation:
@@ -218,10 +229,7 @@ def observe(scenario: Scenario) -> Observation:
     """
     device, scenario = torch_device(scenario.device), replace(told(scenario), device="cpu")
     protection = scenario.protection.filled().observable()
-    images = data.private(scenario.data, scenario.root)
-    x, y = images.batch(scenario.index, scenario.batch_size)
-    if scenario.label is not None:
-        y = check_labels([scenario.label] * scenario.batch_size, _classes(images), scenario.batch_size)
+    x, y = batch(scenario)
     client = client_of(scenario)
     sizes.require_batch(client, scenario.batch_size)
     x, y = x.to(client.device, client.dtype), y.to(client.device)
@@ -266,7 +274,6 @@ def load(
     device: str = "cpu",
     shared_only: bool = False,
     loss: str | None = None,
-    vocabulary: data.Vocabulary | None = None,
 ) -> Observation:
     """What an observation file holds.
 
@@ -274,10 +281,9 @@ def load(
         network: overrides the one that the file names; needed where that is code, FILE.py:FUNCTION.
         checkpoint: the weights, where the file holds none; without either, a network that `network` builds with weights
             of its own, never ones drawn from the seed. public: images of the same kind, (N, *input_shape), with their
-            labels or without.
+            labels or without; the rows of a table and sentences also say what the client's inputs encode.
         shared_only: parameters that the file lacks were not shared, whether it says so itself or not.
         loss: needed where the file's is code, FILE.py:FUNCTION; else the file says it.
-        vocabulary: of the sentences behind it, where they are text.
 
     Raises:
         NotShared: it lacks parameters, and neither the file nor `shared_only` says why.
@@ -285,12 +291,15 @@ def load(
     """
     shared = files.read(path)
     meta = shared.metadata
+    known = public if isinstance(public, data.Images) else None
+    vocabulary = None if known is None else known.vocabulary
     if not meta:
         raise BadInput(f"{path} has no pplleak metadata: wrap it with `pplleak observe`, which asks for its network "
                        "and the shape of one example")  # fmt: skip
     if meta["settings"].get("vocabulary") and vocabulary is None:
-        raise BadInput(f"{path} is of text, and nothing says what its tokens are: attack it by itself, with the data "
-                       "that its vocabulary is of (FILE.txt)")  # fmt: skip
+        raise BadInput(f"{path} is of text, and nothing says what its tokens are: name the data that its vocabulary is "
+                       "of (FILE.txt)")  # fmt: skip
+    columns = known.columns if known is not None and known.input_shape == tuple(meta["input_shape"]) else None
     named = Named(built_in(path, meta), meta["settings"]) if network is None else network
     protection = files.protection_of(meta, str(path))
     client = build_client(
@@ -298,7 +307,7 @@ def load(
         parameters=shared.parameters, where=str(path), checkpoint=checkpoint, local=meta["local"],
         loss=_loss(path, meta, loss), normalise=tuple(meta["normalise"]), defence=protection.defence,
         shared=shared.gradient if shared_only or meta["shared_only"] else None,
-        mode=meta["mode"], vocabulary=vocabulary,
+        mode=meta["mode"], columns=columns, vocabulary=vocabulary,
     )  # fmt: skip
     sizes.require_batch(client, meta["batch_size"])
     if not shared.parameters and checkpoint is None:

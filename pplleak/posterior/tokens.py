@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pplleak.data.vocabulary import END, SPECIAL, Vocabulary
 from pplleak.posterior.cells import calibration_error
@@ -105,6 +106,18 @@ def rouge(vocabulary: Vocabulary, estimate: np.ndarray, truth: np.ndarray) -> di
     return {name: [float(s[name].fmeasure) for s in scored] for name in ROUGE}
 
 
+def guess(public: torch.Tensor) -> np.ndarray:
+    """The sentence that saw no gradient, ids (length,): of public sentences (N, length), the most frequent word at each
+    position; [PAD] where no sentence has one."""
+    ids = public.long().cpu().numpy()
+    made = np.zeros(ids.shape[1], dtype=int)
+    for place, own in enumerate(ids.T):
+        values, counts = np.unique(own[own >= len(SPECIAL)], return_counts=True)
+        if len(values):
+            made[place] = values[counts.argmax()]
+    return made
+
+
 class _Ids:
     """rouge_score's tokenizer of sentences that are ids already."""
 
@@ -115,7 +128,8 @@ class _Ids:
 def scores(posterior: Posterior, vocabulary: Vocabulary) -> dict[str, Any]:
     """What `summary.json` says of sentences in place of PSNR and SSIM.
 
-    token_accuracy: share of the true tokens that are right, each at its position; exact_match: of sentences that are
+    token_accuracy: share of the true tokens that are right, each at its position; guess_accuracy: of the guess that saw
+    no gradient (`guess`); exact_match: of sentences that are
     right in every token; rouge1, rouge2, rougeL: F₁, mean over the batch; token_probability: mean of what the posterior
     claims of its tokens; calibration_error: of the claims; tokens_named: the tokens that rows of the table of
     embeddings name, tokens_named_exactly whether no noise blurs that, both None where the table is not shared;
@@ -123,13 +137,16 @@ def scores(posterior: Posterior, vocabulary: Vocabulary) -> dict[str, Any]:
     """
     found = tokens(posterior, vocabulary)
     right, point, own = found.right, posterior.kind == "point", found.estimate >= len(SPECIAL)
-    names = ("token_accuracy", "exact_match", *(f.lower() for f in ROUGE), "token_probability", "calibration_error")
+    names = ("token_accuracy", "guess_accuracy", "exact_match", *map(str.lower, ROUGE), "token_probability",
+             "calibration_error")  # fmt: skip
     made: dict[str, Any] = dict.fromkeys(names)
     if not point and own.any():
         made["token_probability"] = float(found.probability[own].mean())
     if right is not None and found.truth is not None:
         true = found.truth >= len(SPECIAL)
         made |= {"token_accuracy": float(right[true].mean()), "exact_match": float(right.all(1).mean())}
+        if posterior.attrs.get("guess"):
+            made["guess_accuracy"] = float((np.array(posterior.attrs["guess"])[None] == found.truth)[true].mean())
         made |= {n.lower(): float(np.mean(v)) for n, v in rouge(vocabulary, found.estimate, found.truth).items()}
         if not point and own.any():
             made["calibration_error"] = calibration_error(found.probability[own], right[own])

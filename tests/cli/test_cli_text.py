@@ -44,7 +44,9 @@ def test_an_attack_on_text_tells_its_tokens_and_a_hostile_one_stays_words(
     true = [r for r in rows if r["truth"]]
     assert summary["token_accuracy"] == pytest.approx(sum(r["right"] == "True" for r in true) / len(true))
     assert (out / "attack.png").stat().st_size > 1000
-    one_line(["report", str(out)], capsys, "is of text")
+    (out / "report.html").unlink()
+    assert run(["report", str(out)]) == 0
+    assert (out / "report.html").read_text() == page
 
 
 @pytest.mark.slow

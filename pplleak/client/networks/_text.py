@@ -31,6 +31,59 @@ def sizes(input_shape: tuple[int, ...], vocabulary: int, width: int, heads: int)
     return input_shape[0]
 
 
+class Adapted(nn.Module):
+    """A layer that stays as it is, and a correction of low rank that is trained: W x + c + B A x, with A (rank, fan_in)
+    and B (fan_out, rank), which is 0 at the start (LoRA, Hu et al. 2022, section 4.1, with α = rank)."""
+
+    def __init__(self, layer: Any, rank: int, begun: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        fan_out, fan_in = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.shape[::-1]
+        self.a, self.b = nn.Linear(fan_in, rank, bias=False), nn.Linear(rank, fan_out, bias=False)
+        if not begun:
+            nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.layer(x) + self.b(self.a(x))
+        return made
+
+
+def adapted(body: Any, names: tuple[str, ...], rank: int, begun: bool) -> None:
+    """Freeze a network, and put adapters of a rank beside its layers of these names; rank 0 leaves it as it is."""
+    if rank < 0:
+        raise BadInput(f"the rank of LoRA's adapters must not be negative, not {rank}")
+    if not rank:
+        return
+    body.requires_grad_(False)
+    for module in list(body.modules()):
+        for name, layer in list(module.named_children()):
+            if name in names:
+                setattr(module, name, Adapted(layer, rank, begun))
+
+
+def _mask(ids: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
+    """What is added to the attention's logits: HIDDEN at [PAD] and, of a causal network, at what comes later."""
+    seen = (ids != PAD)[:, None, None, :]
+    if causal:
+        length = ids.shape[1]
+        seen = seen & torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+    return (~seen).to(dtype) * HIDDEN
+
+
+class LanguageModel(nn.Module):
+    """Token ids x (N, length), as floating-point numbers, -> logits of the next token (N, length, V), causal."""
+
+    def __init__(self, body: Any, width: int, vocabulary: int, tied: bool, frozen: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.head = None if tied else nn.Linear(width, vocabulary, bias=False).requires_grad_(not frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids, table = x.long(), self.body.wte.weight
+        states = self.body(input_ids=ids, attention_mask=_mask(ids, True, table.dtype)).last_hidden_state
+        return nn.functional.linear(states, table) if self.head is None else self.head(states)
+
+
 class Classifier(nn.Module):
     """Token ids x (N, length), as floating-point numbers, -> logits (N, classes)."""
 
@@ -42,11 +95,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ids = x.long()
         there = ids != PAD
-        seen = there[:, None, None, :]
-        if self.causal:
-            length = ids.shape[1]
-            seen = seen & torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        mask = (~seen).to(self.classifier.weight.dtype) * HIDDEN
+        mask = _mask(ids, self.causal, self.classifier.weight.dtype)
         states = self.body(input_ids=ids, attention_mask=mask)
         if not self.causal:  # BERT's pooler reads [CLS]
             return self.classifier(states.pooler_output)

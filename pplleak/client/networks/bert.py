@@ -16,6 +16,8 @@ def bert(
     depth: int = 2,
     heads: int = 4,
     frozen: bool = False,
+    lora: int = 0,
+    lora_begun: bool = False,
 ) -> nn.Module:
     """A classifier of sentences of BERT's shape, with random weights (the extra `text`).
 
@@ -25,6 +27,9 @@ def bert(
         depth: layers.
         heads: attention heads.
         frozen: the table of embeddings is not trained, and nothing of its gradient is shared.
+        lora: rank of adapters beside the attention's queries and values, which alone are trained, with the last layer;
+            0: none, and all is trained.
+        lora_begun: their B is drawn, too, as it is behind the first steps; at the start it is 0.
     """
     length, package = _text.sizes(input_shape, vocabulary, width, heads), _text.package()
     made = package.BertConfig(
@@ -34,4 +39,5 @@ def bert(
     )  # fmt: skip
     body = package.BertModel(made)
     body.embeddings.word_embeddings.requires_grad_(not frozen)
+    _text.adapted(body, ("query", "value"), lora, lora_begun)
     return _text.Classifier(body, width, num_classes, causal=False).eval()

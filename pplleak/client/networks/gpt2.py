@@ -1,4 +1,4 @@
-"""A classifier of sentences of GPT-2's shape, with random weights (the extra `text`)."""
+"""A classifier of sentences, or a language model, of GPT-2's shape, with random weights (the extra `text`)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ def gpt2(
     depth: int = 2,
     heads: int = 4,
     frozen: bool = False,
+    next_token: bool = False,
+    tied: bool = True,
+    lora: int = 0,
+    lora_begun: bool = False,
 ) -> nn.Module:
-    """A classifier of sentences of GPT-2's shape, with random weights (the extra `text`).
+    """A classifier of sentences, or a language model, of GPT-2's shape, with random weights (the extra `text`).
 
-    It reads the last token, as transformers' GPT2ForSequenceClassification does.
+    A classifier reads the last token, as transformers' GPT2ForSequenceClassification does; a language model is its
+    GPT2LMHeadModel, for the loss next_token.
 
     Args:
         vocabulary: rows of the table of embeddings; 0: as many as the data have tokens.
@@ -27,6 +32,11 @@ def gpt2(
         depth: layers.
         heads: attention heads.
         frozen: the table of embeddings is not trained, and nothing of its gradient is shared.
+        next_token: a logit for every token at every place, in place of the classes'.
+        tied: (next_token) the output layer is the table of embeddings, as in GPT-2 itself; else a layer of its own.
+        lora: rank of adapters beside the attention's projections, which alone are trained, with a classifier's last
+            layer; 0: none, and all is trained.
+        lora_begun: their B is drawn, too, as it is behind the first steps; at the start it is 0.
     """
     length, package = _text.sizes(input_shape, vocabulary, width, heads), _text.package()
     made = package.GPT2Config(
@@ -35,4 +45,7 @@ def gpt2(
     )  # fmt: skip
     body = package.GPT2Model(made)
     body.wte.requires_grad_(not frozen)
+    _text.adapted(body, ("c_attn",), lora, lora_begun)
+    if next_token:
+        return _text.LanguageModel(body, width, vocabulary, tied, frozen=lora > 0).eval()
     return _text.Classifier(body, width, num_classes, causal=True).eval()

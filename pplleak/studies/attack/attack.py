@@ -21,7 +21,7 @@ from pplleak.client import sizes
 from pplleak.density import embedding_rows, label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, cells, fit, fit_words, information
+from pplleak.posterior import Posterior, cells, fit, fit_words, information, tokens
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
@@ -213,15 +213,17 @@ def attack(
 
 
 def _table(observed: Observation) -> dict[str, Any]:
-    """Of records: their columns, and what one would guess without the gradient. Of text: its vocabulary, and the tokens
-    that the rows of the table of embeddings name."""
+    """Of records: their columns; of text: its vocabulary, and the tokens that the rows of the table of embeddings name;
+    of both what one would guess without the gradient."""
     columns, vocabulary = observed.client.columns, observed.client.vocabulary
     if vocabulary is not None:
         named = embedding_rows.named(observed)
         told = None if named is None or named.tied else named
         words = None if told is None else [vocabulary.tokens[i] for i in told.tokens if i < len(vocabulary)]
         exact = None if told is None else told.exact
-        return {"vocabulary": list(vocabulary.tokens), "tokens_named": words, "tokens_named_exactly": exact}
+        guess = [] if observed.public is None else tokens.guess(observed.public).tolist()
+        said = {"tokens_named": words, "tokens_named_exactly": exact, "guess": guess}
+        return {"vocabulary": list(vocabulary.tokens), **said}
     if columns is None:
         return {}
     guess = [] if observed.public is None else cells.guess(columns, observed.public).tolist()

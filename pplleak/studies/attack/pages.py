@@ -21,12 +21,14 @@ SAID = ("data", "network", "path", "protection", "model", "inference", "seed", "
 
 
 def template(folder: str, name: str, **more: Any) -> Any:
-    """A page of the templates of a study, in which everything is escaped; more: of the environment."""
+    """A page of the templates of a study, which may take parts of those of an attack; everything in it is escaped.
+    more: of the environment."""
     import jinja2
 
+    places = [jinja2.PackageLoader(f"pplleak.studies.{f}") for f in dict.fromkeys((folder, "attack"))]
     return jinja2.Environment(
-        loader=jinja2.PackageLoader(f"pplleak.studies.{folder}"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, **more,
+        loader=jinja2.ChoiceLoader(places), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, **more,
     ).get_template(name)  # fmt: skip
 
 
@@ -43,9 +45,7 @@ def rendered(name: str, posterior: Posterior, summary: dict[str, Any], **parts: 
 def of_records(posterior: Posterior, summary: dict[str, Any], columns: Columns, heading: str, out: Path) -> None:
     """report.html of a table's records into `out`: each cell with its truth, estimate, probability and interval; the
     chance that so many cells of a record are right; whether claims are right as often as they say."""
-    rows, width = cells.rows(posterior, columns), len(columns.varying)
-    found, sure = cells.cells(posterior, columns), posterior.kind != "point"
-    shown = [_record(rows[k : k + width]) for k in range(0, len(rows), width)]
+    found, sure, shown = cells.cells(posterior, columns), posterior.kind != "point", shown_records(posterior, columns)
     right = found.right
     text = rendered(
         "records.html", posterior, summary, heading=heading, known=right is not None, sure=sure,
@@ -56,6 +56,12 @@ def of_records(posterior: Posterior, summary: dict[str, Any], columns: Columns, 
                  if summary.get(n) is not None],
     )  # fmt: skip
     runs.text(out / FILE, text)
+
+
+def shown_records(posterior: Posterior, columns: Columns) -> list[dict[str, Any]]:
+    """The records as a page has them."""
+    rows, width = cells.rows(posterior, columns), len(columns.varying)
+    return [_record(rows[k : k + width]) for k in range(0, len(rows), width)]
 
 
 def _record(rows: list[dict[str, Any]]) -> dict[str, Any]:

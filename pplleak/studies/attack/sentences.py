@@ -25,6 +25,7 @@ LETTERS = 24  # of a token
 FIELDS = ("sentence", "position", "truth", "estimate", "probability", "right")
 ROWS = {
     "token_accuracy": ("tokens that are right, at their places", "{:.1%}"),
+    "guess_accuracy": ("tokens that a guess without the gradient has right", "{:.1%}"),
     "exact_match": ("sentences that are right in every token", "{:.0%}"),
     "rouge1": ("ROUGE-1", "{:.3f}"),
     "rouge2": ("ROUGE-2", "{:.3f}"),
@@ -134,10 +135,15 @@ def page(posterior: Posterior, summary: dict[str, Any], heading: str, out: Path)
     found = tokens.tokens(posterior, vocabulary)
     text = pages.rendered(
         "sentences.html", posterior, summary, heading=heading, known=found.truth is not None,
-        sentences=[_shown(found, b) for b in range(len(found.estimate))], rows=_rows(summary),
+        sentences=shown(found), rows=named_rows(summary),
         numbers=[(label, form.format(summary[n])) for n, (label, form) in ROWS.items() if summary[n] is not None],
     )  # fmt: skip
     runs.text(out / pages.FILE, text)
+
+
+def shown(found: tokens.Tokens) -> list[dict[str, Any]]:
+    """The sentences as a page has them."""
+    return [_shown(found, b) for b in range(len(found.estimate))]
 
 
 def _shown(found: tokens.Tokens, b: int) -> dict[str, Any]:
@@ -154,7 +160,8 @@ def _shown(found: tokens.Tokens, b: int) -> dict[str, Any]:
     return {"tokens": made, "truth": truth}
 
 
-def _rows(summary: dict[str, Any]) -> str:
+def named_rows(summary: dict[str, Any]) -> str:
+    """What the rows of the embeddings' gradient say."""
     named = summary["tokens_named"]
     if named is None:
         return "Its gradient is not shared, or names no token: what is found rests on the layers behind it."

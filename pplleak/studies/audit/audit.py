@@ -27,6 +27,7 @@ from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
 from pplleak.studies.attack.attack import attack, choose
+from pplleak.studies.audit import counted
 from pplleak.studies.audit.clock import Clock
 from pplleak.studies.audit.knowledge import Labels, prepared, shared_anew
 from pplleak.studies.audit.plan import Item, Job, Plan
@@ -38,7 +39,7 @@ COLUMNS = {
     "gain": float | None, "psnr": float | None, "best_psnr": float | None, "worst_psnr": float | None,
     "coverage_90": float | None, "bits": float | None, "sd_ratio": float | None,
     "fits": bool | None, "converged": bool | None,
-    "trusted": bool | None, "assumed": str,
+    "trusted": bool | None, "assumed": str, **counted.COLUMNS,
 }  # fmt: skip
 BEHIND = {"behind": str, **COLUMNS, "cosine": float | None, "each": str}  # of what was shared anew
 KEY, KEY_BEHIND = ("name", "attack"), ("name", "behind", "attack")
@@ -78,14 +79,16 @@ def attacker(
             if clock.seconds < 0.1:
                 raise TimeoutError
             observed = load(job.item.path)
-            if observed.client.columns is not None:
-                raise BadInput("it is of a table, and audits are of images: attack it by itself")
+            if job.item.behind and counted.discrete(observed):
+                raise BadInput("what protections leave to see is measured on images so far")
             if job.item.behind:
                 observed, row["cosine"] = shared_anew(job.item, observed, seed)
             observed, row["labels"], row["assumed"] = prepared(job.item, observed, labels)
             row |= _said(observed)
             guessed = None
-            if observed.truth is not None and public is not None and public.x.shape[1:] == observed.truth.shape[1:]:
+            if counted.discrete(observed):
+                row |= counted.named(observed)
+            elif observed.truth is not None and public is not None and public.x.shape[1:] == observed.truth.shape[1:]:
                 guessed = guess(public, observed.truth.cpu().numpy(), observed.labels)
                 row["guess_psnr"] = float(guessed.mean())
             given = (settings or {}).get(job.attack, {})
@@ -103,6 +106,7 @@ def attacker(
             said = {"labels_are": row["labels"], "assumed": row["assumed"], "command": command}
             posterior = found.with_(reasons=reasons, attrs={**found.attrs, **said})
             row |= {"status": CUT if clock.fired else DONE, **scores(posterior, guessed)}
+            row |= counted.scores(posterior, observed.public)
             if job.item.behind:
                 row["each"] = " ".join(f"{v:.2f}" for v in near(posterior))
         row["seconds"] = round(time.perf_counter() - begin, 3)
@@ -174,7 +178,7 @@ def audit(
 
 
 def _empty(item: Item, attack: str) -> Row:
-    said = dict.fromkeys(("why", "labels", "protection", "assumed"), "")
+    said = dict.fromkeys(("why", "labels", "protection", "assumed", "unit"), "")
     behind = {"behind": item.behind, "each": ""} if item.behind else {}
     return {"name": item.name, "attack": attack, "examples": 0, **said, **behind}
 
@@ -231,12 +235,14 @@ def scores(posterior: Posterior, guessed: np.ndarray | None = None) -> Row:
         "gain": None if guessed is None or not each else float(max(np.array(each) - guessed)),
         "psnr": sum(each) / len(each) if each else None,
         "best_psnr": max(each, default=None), "worst_psnr": min(each, default=None),
-        **{n: summary[n] for n in ("coverage_90", "bits", "sd_ratio", "fits", "converged", "trusted")},
+        **{n: summary.get(n) for n in ("coverage_90", "bits", "sd_ratio", "fits", "converged", "trusted")},
     }  # fmt: skip
 
 
 def near(posterior: Posterior) -> list[float]:
-    """PSNR of every example's nearest reconstruction, of the mode and the mean; [] without the truth."""
+    """PSNR of every image's nearest reconstruction, of the mode and the mean; [] without the truth."""
+    if counted.counts(posterior):
+        return []
     point = posterior.kind == "point"
     return [max(v for v in (e["psnr_map"], None if point else e["psnr_mean"]) if v is not None)
             for e in examples(posterior)]  # fmt: skip

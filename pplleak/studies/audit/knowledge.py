@@ -16,6 +16,7 @@ from pplleak.federation import capture
 from pplleak.federation.observation import Observation, check_labels
 from pplleak.federation.protection import Protection
 from pplleak.priors import labels as label_priors
+from pplleak.studies.audit import counted
 from pplleak.studies.audit.plan import Item
 
 Labels = Literal["auto", "known", "unknown", "recovered"]
@@ -28,7 +29,7 @@ def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observa
 
     labels: known: as the file says them, else those of the private batch, as if they had been shared; recovered: read
     off the gradient; unknown: summed over; auto: those that were shared; else read off the gradient, where that is
-    sure; else summed over, where they are few; else known.
+    sure; else summed over, where they are few and of images; else known.
 
     Raises:
         BadInput: the labels cannot be had that way, or the private batch is another one.
@@ -39,6 +40,7 @@ def prepared(item: Item, observed: Observation, labels: Labels) -> tuple[Observa
         if tuple(kept.x.shape) != (observed.batch_size, *observed.client.input_shape):
             raise BadInput(f"{printable(item.truth)} holds inputs {tuple(kept.x.shape)}, and the observation is of "
                            f"{observed.batch_size} of {observed.client.input_shape}: it is of another one")  # fmt: skip
+        counted.require(kept.x, observed, str(item.truth))
         true = check_labels(kept.y, observed.client.num_classes, observed.batch_size).to(observed.g.device)
         observed = replace(observed, truth=kept.x.to(observed.client.device, observed.client.dtype))
         shuffled = not kept.in_order
@@ -93,6 +95,7 @@ def _labels(observed: Observation, true: Tensor | None, labels: Labels) -> tuple
     """An observation whose labels were not shared, or are not to be taken, with those of the adversary."""
     hidden = replace(observed, labels=None)
     few = observed.client.num_classes**observed.batch_size <= label_priors.Labels.MAX_ENUMERATED
+    few = few and not counted.discrete(observed)  # whose samplers take labels as given
     if labels in ("auto", "recovered"):
         try:
             found = label_recovery.recovered(hidden)

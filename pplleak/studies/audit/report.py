@@ -15,13 +15,10 @@ from pplleak import reading, runs
 from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
-from pplleak.posterior.cells import columns_of
 from pplleak.posterior.summary import colour, summarise, verdict
-from pplleak.posterior.tokens import vocabulary_of
-from pplleak.studies.attack import pages
+from pplleak.studies.attack import listed, pages
 from pplleak.studies.attack.attack import versions
-from pplleak.studies.attack.report import heading
-from pplleak.studies.audit import audit, curves, figures, frontier, pictures, utility, words
+from pplleak.studies.audit import audit, counted, curves, figures, frontier, pictures, utility, words
 
 FILE, TEMPLATE = "report.html", "report.html"
 NC, ATTACK = "posterior.nc", "attack"  # of a folder that `pplleak attack` wrote
@@ -38,7 +35,7 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
         posterior: what the folder of an attack holds, if it is at hand.
 
     Raises:
-        BadInput: the folder holds neither, or an attack on text, or an audit with one of text or of a table.
+        BadInput: the folder holds neither.
     """
     if (folder / audit.TABLE).is_file():
         recorded, tried = (t.read() for t in audit.tables(folder))
@@ -46,10 +43,8 @@ def write(folder: Path, posterior: Posterior | None = None) -> list[str]:
         settings = _settings(folder / audit.SETTINGS)
     elif (folder / NC).is_file():
         posterior = Posterior.load(folder / NC) if posterior is None else posterior
-        if (columns := columns_of(posterior)) is not None:
-            summary = summarise(posterior)
-            pages.of_records(posterior, summary, columns, heading(posterior), folder)
-            return [verdict(summary)]
+        if (alone := listed.page(posterior, folder)) is not None:
+            return alone
         of, settings, anew = [(folder.resolve().name, [({}, folder / NC)])], {}, []
     else:
         raise BadInput(f"{printable(folder)} holds no result of `pplleak attack` or `pplleak audit`: name its folder")
@@ -119,8 +114,6 @@ def section(
     rows = []
     for row, path in found:
         posterior = None if path is None else opened.get(path) or Posterior.load(path)
-        if posterior is not None and (columns_of(posterior) is not None or vocabulary_of(posterior) is not None):
-            raise BadInput(f"{printable(name)} is of text or of a table: `pplleak attack` wrote its page beside it")
         row = row if row or posterior is None else _row(name, posterior)
         if posterior is not None:
             posteriors[row["attack"]] = posterior
@@ -137,6 +130,8 @@ def section(
         "examples": max((r["examples"] for r in rows), default=0), "more": 0,
         **{n: next((r[n] for r in rows if r[n] is not None), None) for n in ("guess_psnr", "replay", "epsilon")},
         "best_psnr": max((r["best_psnr"] for r in rows if r["best_psnr"] is not None), default=None),
+        "counted": counted.worst(rows), "records": [], "sentences": [], "rows": "", "known": False, "sure": False,
+        **{n: next((r[n] for r in rows if r[n] is not None), None) for n in ("named", "named_right")},
         "protected": _in_words(str(told["protection"])), "protection": _protected(told),
         "curves": [{**{n: r[n] for n in ("attack", "labels", "examples")}, "name": name,
                     "protection": told["protection"], "protected": _in_words(str(told["protection"])),
@@ -147,13 +142,14 @@ def section(
         return base
     posterior, row = posteriors[chosen], next(r for r in rows if r["attack"] == chosen)
     summary = summarise(posterior)
-    pictured = pictures.rows(posterior, summary["prior_sd"])
+    counts = counted.counts(posterior)
+    pictured = [] if counts else pictures.rows(posterior, summary["prior_sd"])
     return base | {
         "verdict": verdict(summary), "colour": colour(summary), "trusted": summary["trusted"],
-        "answers": _answers(summary), "pictures": pictured, "features": pictures.features(posterior),
+        "answers": _answers(summary), "pictures": pictured, "features": [] if counts else pictures.features(posterior),
         "more": len(posterior.mode) - len(pictured) if pictured else 0, "local": bool(posterior.attrs.get("local")),
         "assumptions": _assumptions(posterior, row), "provenance": _provenance(posterior, row, found, digests),
-        "shown": row["attack"],
+        "shown": row["attack"], **listed.parts(posterior, summary),
     }  # fmt: skip
 
 
@@ -215,8 +211,10 @@ def _shown(row: Row) -> Row:
     ratio = "–" if row["sd_ratio"] is None else f"{row['sd_ratio']:.0%}"
     bits = "–" if row["bits"] is None or not math.isfinite(row["bits"]) else f"{row['bits']:.0f}"
     trusted = {True: YES, False: NO, None: "–"}[row["trusted"]]
+    units = {n: "–" if row[n] is None else f"{row[n]}" for n in ("right", "units", "whole")}
+    units["claimed"] = "–" if row["claimed"] is None else f"{row['claimed']:.0%}"
     return {"attack": row["attack"], "status": row["status"], "why": row["why"], "seconds": f"{row['seconds']:.1f}",
-            **number, "sd_ratio": ratio, "bits": bits, "trusted": trusted}  # fmt: skip
+            **number, **units, "sd_ratio": ratio, "bits": bits, "trusted": trusted}  # fmt: skip
 
 
 def _answers(summary: Mapping[str, Any]) -> list[Row]:
@@ -225,10 +223,11 @@ def _answers(summary: Mapping[str, Any]) -> list[Row]:
     ended = [d for d in summary["doubts"] if d not in fit]
     ratio = summary["sd_ratio"]
     says = None if ratio is None or summary["kind"] == "point" else ratio < words.LITTLE
+    things = words.things(summary)
     asked = (
         ("Fit", "Does the model of the client explain what was shared?", summary["fits"], fit),
         ("Convergence", "Did the computation end where it should?", summary["converged"], ended),
-        ("Signal", "Does the update say more than public images do?", says,
+        ("Signal", f"Does the update say more than public {things} do?", says,
          [] if ratio is None else [f"{ratio:.0%} of the prior's uncertainty is left"]),
     )  # fmt: skip
     state = {True: YES, False: NO, None: OPEN}
@@ -248,7 +247,7 @@ def _assumptions(posterior: Posterior, row: Row) -> list[tuple[str, str]]:
         ("labels", row["labels"] or "as the result says"),
         ("protection", str(attrs.get("protection") or "none")),
         ("noise σ", f"{sigma:.3g}{', inferred' if 'log_sigma' in posterior.latents else ''}" if sigma else "not known"),
-        ("knowledge of the data", f"{_prior(attrs)}; fitted to public images"),
+        ("knowledge of the data", f"{_prior(attrs)}; fitted to public {words.things(attrs)}"),
         *(("beside that", part) for part in row["assumed"].split("; ") if part),
     ]  # fmt: skip
     if row["epsilon"] is not None:

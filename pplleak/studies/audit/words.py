@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pplleak.posterior.summary import LITTLE, MUCH
+from pplleak.studies.audit import counted
 
 Row = Mapping[str, Any]
 QUARTER, HALF = 6.02, 3.01  # dB by which a squared error falls to a quarter, to a half
+MOST_ERRORS, HALF_ERRORS = 0.75, 0.5  # the same of the errors of a guess, where cells or tokens are counted
 LEVELS = {
     "away": "gives its data away",
     "partly": "gives its data away in part",
@@ -46,17 +48,34 @@ def finding(rows: Sequence[Row]) -> Finding:
         found = _of(row)
         if best is None or order.index(found.level) <= order.index(best.level):
             best = found
-    if best is not None:
-        return best
-    why = "; ".join(f"{r['attack']}: {r['why']}" for r in rows) or "no attack was made"
-    return Finding("open", f"No attack had a result ({why}). That is no sign of privacy.", None)
+    if best is None:
+        why = "; ".join(f"{r['attack']}: {r['why']}" for r in rows) or "no attack was made"
+        best = Finding("open", f"No attack had a result ({why}). That is no sign of privacy.", None)
+    return _with_words(best, rows)
+
+
+def _with_words(found: Finding, rows: Sequence[Row]) -> Finding:
+    """A finding on text, worse where the rows of the embeddings' gradient name the words: that takes no attack."""
+    row = next((r for r in rows if r.get("named")), None)
+    if row is None:
+        return found
+    right = row["named_right"]
+    line = (
+        f"The rows of the embeddings' gradient that are not zero name its words, {row['named']} of them, at once and "
+    )
+    line += "beyond doubt. " if right is None else f"{right:.0%} right, as the private sentences show. "
+    if found.level not in ("little", "open"):
+        return replace(found, why=line + found.why)
+    return Finding("partly", line + found.why, found.row, measured=right is not None and right > 0.5)
 
 
 def _of(row: Row) -> Finding:
     trusted, ratio = row["trusted"], row["sd_ratio"]
     gain = row["gain"]
     believed = trusted and ratio is not None
-    left = f"{ratio:.0%} of the uncertainty that public images alone leave is left" if believed else ""
+    left = f"{ratio:.0%} of the uncertainty that public {things(row)} alone leave is left" if believed else ""
+    if row.get("unit"):
+        return _counted(row, believed, left)
     near = ""
     if gain is not None:
         of = f" of its {row['examples']}" if row["examples"] > 1 else ""
@@ -76,6 +95,36 @@ def _of(row: Row) -> Finding:
         return Finding("little", _said("The attack can be believed", left, near), row)
     why = "The attack gives one image without its uncertainty" if trusted is None else "The attack cannot be believed"
     return Finding("open", _said(why, near, "a better attack may see more"), row)
+
+
+def _counted(row: Row, believed: bool, left: str) -> Finding:
+    """A finding on records or sentences: by their cells or tokens, as images are by their squared error."""
+    near, less = counted.said(row), counted.gain(row)
+    luck = row["luck"]
+    if less is None and row["right"] is not None and luck is not None and luck > counted.UNLIKELY:
+        near += f", and who saw no update has as many right in {luck:.0%} of such batches"
+    if believed and row["sd_ratio"] < MUCH:
+        return Finding("away", _said("The attack can be believed", left, near), row)
+    if less is not None and less >= MOST_ERRORS:
+        return Finding("away", _said("Measured against the truth", near), row, measured=True)
+    if believed and row["sd_ratio"] < LITTLE:
+        return Finding("partly", _said("The attack can be believed", left, near), row)
+    if less is not None and less >= HALF_ERRORS:
+        return Finding("partly", _said("Measured against the truth", near), row, measured=True)
+    if believed:
+        return Finding("little", _said("The attack can be believed", left, near), row)
+    why = "The attack gives one answer without its uncertainty"
+    why = why if row["trusted"] is None else "The attack cannot be believed"
+    return Finding("open", _said(why, near, "a better attack may see more"), row)
+
+
+def things(said: Mapping[str, Any]) -> str:
+    """What a row of an audit, a summary, or the attributes of a result are of: images, records or sentences."""
+    if said.get("unit") == counted.CELLS or "cell_accuracy" in said or said.get("columns"):
+        return "records"
+    if said.get("unit") == counted.TOKENS or "token_accuracy" in said or said.get("vocabulary"):
+        return "sentences"
+    return "images"
 
 
 def _said(lead: str, *parts: str) -> str:
@@ -112,6 +161,7 @@ def _gives(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     count = Counter(s["level"] for s in sections)
     lines = [f"{count[level]} of {len(sections)} {_plural(count[level], words)}." for level, words in LEVELS.items()
              if count[level]]  # fmt: skip
+    lines += _units(sections)
     scored = [s for s in sections if s["best_psnr"] is not None]
     if scored:
         worst = max(scored, key=lambda s: s["best_psnr"])
@@ -121,6 +171,34 @@ def _gives(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"The example that was given away most, of {worst['name']}, was reconstructed to "
                      f"{worst['best_psnr']:.1f} dB (PSNR; more is nearer){guess}.")  # fmt: skip
     return lines
+
+
+def _units(sections: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of records and sentences: those that were given away most, and the words that were named."""
+    lines = []
+    for unit, thing in counted.THINGS.items():
+        of = [s for s in sections if s.get("counted") and s["counted"]["unit"] == unit]
+        worst = counted.worst([s["counted"] for s in of])
+        if worst is None or not (said := counted.said(worst)):
+            continue
+        by = "The attack that showed most" if len(sections) == 1 else f"The attack that showed most, on {worst['name']}"
+        lines.append(f"{by}, by {worst['attack']}: {said}.{_whole(worst, thing)}")
+    named = [s for s in sections if s.get("named")]
+    if named:
+        lines.append(f"The rows of the embeddings' gradient that are not zero name the words of "
+                     f"{len(named)} of {len(sections)}; that takes no attack.")  # fmt: skip
+    return lines
+
+
+def _whole(row: Row, thing: str) -> str:
+    """How many records or sentences of a batch are right throughout."""
+    whole, of = row["whole"], row["examples"]
+    if whole is None or not of:
+        return ""
+    unit = row["unit"].removesuffix("s")
+    if of == 1:
+        return f" The {thing} is right in every {unit}." if whole else f" The {thing} is not right in every {unit}."
+    return f" Of its {of} {thing}s, {whole} {'is' if whole == 1 else 'are'} right in every {unit}."
 
 
 def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -134,10 +212,10 @@ def _sure(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"For {trusted[True]} of {len(sections)}, the attack passed all its own checks: it explains what "
                      "was shared, its computation converged, and the update says something.")  # fmt: skip
     if trusted[None]:
-        lines.append(f"For {trusted[None]}, it found one image without saying how uncertain that is.")
+        lines.append(f"For {trusted[None]}, it found one answer without saying how uncertain that is.")
     if trusted[False]:
-        lines.append(f"For {trusted[False]}, the attack failed a check of its own. Its picture may be wrong, and that "
-                     "it is wrong protects nobody: a better attack may do better.")  # fmt: skip
+        lines.append(f"For {trusted[False]}, the attack failed a check of its own. What it shows may be wrong, which "
+                     "protects nobody: a better attack may do better.")  # fmt: skip
     replays = [s["replay"] for s in sections if s["replay"] is not None]
     if replays:
         lines.append(f"With the true examples put in, the client as it is modelled explains what was shared up to "
