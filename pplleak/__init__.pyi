@@ -6,9 +6,9 @@ from .federation.capture.record import record as record
 from .federation.observation import Observation as Observation
 from .federation.protection import Protection as Protection
 from .federation.scenario import Scenario as Scenario
-from .federation.scenario import load as load
 from .federation.scenario import observe as observe
-from .federation.scenario import save as save
+from .federation.stored import load as load
+from .federation.stored import save as save
 from .posterior import Posterior as Posterior
 from .settings import Named as Named
 from .studies.attack.attack import attack as attack

@@ -28,7 +28,7 @@ from pplleak.data import folder as folder_of_images
 from pplleak.data import mnist
 from pplleak.density import estimator
 from pplleak.density.predictive import Informed, Sketch
-from pplleak.federation import files, scenario
+from pplleak.federation import files, stored
 from pplleak.posterior import Posterior
 from pplleak.priors import _store as store
 from pplleak.priors import mixture, vae
@@ -110,7 +110,7 @@ def good(folder: Path) -> dict[str, bytes]:
 
 
 def _observation(path: Path) -> None:
-    made = scenario.load(path, public=torch.rand(4, *SHAPE))
+    made = stored.load(path, public=torch.rand(4, *SHAPE))
     assert made.g.isfinite().all() and made.g.shape == (made.client.update_size,) and made.batch_size >= 1
     assert made.sigma is None or 1e-30 <= made.sigma <= 1e30
     assert made.labels is None or ((made.labels >= 0).all() and (made.labels < made.client.num_classes).all())

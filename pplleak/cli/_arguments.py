@@ -20,7 +20,8 @@ from pplleak.errors import BadInput
 from pplleak.federation import files
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import NONE, Protection
-from pplleak.federation.scenario import Scenario, built_in, load, observe
+from pplleak.federation.scenario import Scenario, observe
+from pplleak.federation.stored import built_in, load
 from pplleak.programs import MODEL
 from pplleak.settings import Named
 

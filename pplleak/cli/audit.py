@@ -189,7 +189,7 @@ def opener(args: Any) -> Callable[[Path], Observation]:
     """What reads an observation, with the network and the public images of the command line."""
     from pplleak import data
     from pplleak.cli import _arguments as arguments
-    from pplleak.federation.scenario import load
+    from pplleak.federation.stored import load
 
     public = data.public(arguments.data_of(args), args.data_root)
     network = Named(args.network, options(args, "network")) if args.network else None

@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
         raise BadInput("--clean says that no noise was added, and --sigma how much: leave one of them out")
 
     from pplleak.cli import _arguments as arguments
-    from pplleak.federation.scenario import save
+    from pplleak.federation.stored import save
     from pplleak.studies.attack.report import signal
 
     observed = arguments.observed(args) if args.gradient is None else _wrapped(args)
@@ -83,7 +83,8 @@ def _wrapped(args: Any) -> Any:
     from pplleak.client import sharing, sizes
     from pplleak.federation import files
     from pplleak.federation.observation import Observation, flatten, require_batch_size, with_targets
-    from pplleak.federation.scenario import build_client, require_weights
+    from pplleak.federation.scenario import build_client
+    from pplleak.federation.stored import require_weights
 
     shared, network = files.read(args.gradient), Named(args.network, options(args, "network"))
     protection, where = arguments.protection(args), str(args.gradient)

@@ -17,7 +17,7 @@ from pplleak import channels, programs
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
-from pplleak.federation.scenario import load, save
+from pplleak.federation.stored import load, save
 from pplleak.settings import Named
 from pplleak.studies.attack.attack import believe
 

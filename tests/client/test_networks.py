@@ -20,7 +20,7 @@ from pplleak.client import networks, weights
 from pplleak.client.networks import _activations
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
-from pplleak.federation.scenario import load, save
+from pplleak.federation.stored import load, save
 from pplleak.posterior import Posterior
 
 SHAPE = (1, 8, 8)

@@ -21,7 +21,7 @@ from pplleak.cli import _named as named
 from pplleak.client import Client, optimisers
 from pplleak.client.training import LocalTraining
 from pplleak.errors import BadInput
-from pplleak.federation.scenario import load
+from pplleak.federation.stored import load
 from pplleak.settings import Named
 
 SHAPE = (1, 2, 2)
