@@ -31,7 +31,7 @@ from pplleak.client import Client, weights
 from pplleak.client.training import LocalTraining
 from pplleak.data import Images
 from pplleak.errors import BadInput, require_positive
-from pplleak.federation import privacy
+from pplleak.federation import defences, privacy
 from pplleak.federation.protection import Protection
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
@@ -107,7 +107,7 @@ def step(
     client: Client, images: Images, federation: Federation, protection: Protection, number: int, seed: int
 ) -> None:
     """One step of training, on the client's weights in place. Leaves torch's generator as it was."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), defences.trained_on():
         sent = torch.zeros(client.update_size, dtype=client.dtype)
         for k in federation.asked(number):
             mine = federation.shard(len(images), k, seed)

@@ -29,6 +29,21 @@ def test_a_network_trains_behind_it_and_a_step_repeats_itself(said: str) -> None
     assert after < before - 0.002, "it learns nothing"
 
 
+@pytest.mark.parametrize("said", ["mixup", "conceal:steps=1", "mix:clients=3", "same_label"])
+def test_others_hold_nothing_on_which_accuracy_is_measured(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Measured(Exception):
+        pass
+
+    def private(*_: object) -> None:
+        raise Measured
+
+    images, client = data.public("digits"), build_client("mlp", {"widths": (8,)}, (1, 8, 8), 10)
+    monkeypatch.setattr(data, "private", private)
+    rounds.step(client, images, Federation(batch_size=16), Protection.parse(said), 1, 0)
+    with pytest.raises(Measured):  # wrong twin: a client that shares, whose companions are as private as its batch
+        Protection.parse(said).share(client, images.x[:2], images.y[:2])
+
+
 def test_the_epsilon_of_a_user_is_that_of_the_rounds_in_which_it_was_asked() -> None:
     pytest.importorskip("opacus")
     federation, said = Federation(clients=5, participants=2), Protection.parse("dpfedavg:noise_multiplier=3")

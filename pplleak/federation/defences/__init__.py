@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from pplleak import programs
 from pplleak.client import Client
 from pplleak.errors import BadInput, unknown
+from pplleak.federation.defences._others import trained_on
 from pplleak.settings import Named
 
-__all__ = ["Attacks", "check", "entry", "load", "names", "sent", "share"]
+__all__ = ["Attacks", "check", "entry", "load", "names", "sent", "share", "trained_on"]
 
 
 @dataclass(frozen=True)
