@@ -3,7 +3,7 @@
     x* = r(D g),   g = Σ_b ∇ℓ(x_b, y_b), the batch's mean times its size
 
 D projects the gradient into a few directions, in which the other examples' gradients all but vanish, by the weights
-that the server has handed out (`pplleak craft --attack seer` writes both). One example of the batch is decoded; the
+that the server has handed out (`studies/crafted/seer.py` trains both). One example of the batch is decoded; the
 others are the mean of public images, and are said to be none of the batch's. Without its weights a decoder says
 nothing, and does not notice.
 
