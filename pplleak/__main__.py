@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 LONGEST_IMPORT = 5.0  # seconds
-GARBAGE = 10_000  # new objects between two looks for garbage: what imports make stays, and 700 costs a tenth of them
+GARBAGE = 10_000  # new objects between two looks for garbage; at Python's 700 these take a tenth of all imports
 
 
 def _handler(heard: list[int]) -> Callable[[int, Any], None]:

@@ -98,13 +98,9 @@ class Density:
         """log p(z | g) (chains,) and its gradient (chains, dim); the chains do not see each other."""
         return Plain(functools.partial(self, **how))(z)
 
-    def at_once(self, chains: int) -> int:
-        """How many of so many chains fit into memory together: all of them, or a divisor of their number."""
-        return room.at_once(self, chains)
-
     def in_parts(self, chains: int, **how: Any) -> Recorded:
         """`value_and_grad` of so many chains, as many at a time as fit into memory."""
-        plain, size = Plain(functools.partial(self, **how)), self.at_once(chains)
+        plain, size = Plain(functools.partial(self, **how)), room.at_once(self, chains)
         return plain if size == chains else Chunked(plain, size)
 
     def recorded(self, chains: int) -> Recorded:

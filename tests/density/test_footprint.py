@@ -89,10 +89,10 @@ def test_chains_in_parts_have_the_numbers_of_all_at_once(monkeypatch: pytest.Mon
     observed = from_data(network="lenet", dtype="float64")
     density = build(believe(load("models", MODEL), observed, {}), observed.client, observed)
     z = density.sample_prior(6)
-    assert density.at_once(6) == 6
+    assert room.at_once(density, 6) == 6
     monkeypatch.setattr(room, "ROOM", 2**10)
     monkeypatch.setattr(memory, "available", lambda: 2**20)
-    assert density.at_once(6) in (2, 3)
+    assert room.at_once(density, 6) in (2, 3)
     for found, expected in zip(density.in_parts(6)(z), density.value_and_grad(z), strict=True):
         torch.testing.assert_close(found, expected)
     h, twin = hessian(density, z[0], chunk=7), hessian(density, z[1], chunk=7)
