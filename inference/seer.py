@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from pplleak.client import Client
-from pplleak.density import Model, secret_decoder
+from pplleak.density import Model, require_finite, secret_decoder
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, read_off
@@ -40,6 +40,7 @@ def run(
     Args:
         decoder: the file that was written beside the weights.
     """
+    require_finite(observed)
     if client.local is not None:
         raise BadInput("the decoder is of a gradient, and this client shares local training: take inference map")
     held, size = secret_decoder.load(Path(decoder), client), observed.batch_size

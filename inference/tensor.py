@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from pplleak import memory
 from pplleak.client import Client
 from pplleak.client.loss import require_cross_entropy
-from pplleak.density import Model
+from pplleak.density import Model, require_finite
 from pplleak.density.first_layer import first_layer, fully_connected, whose
 from pplleak.errors import BadInput, unknown
 from pplleak.federation.observation import Observation
@@ -80,10 +80,13 @@ def run(
     if span not in get_args(Span):
         raise unknown("span", span, get_args(Span))
     require_cross_entropy(client.loss, "tensor reads labels off")
+    require_finite(observed)
     pyro.set_rng_seed(seed)
     size, names = observed.batch_size, fully_connected(client)
     second, activation = behind(client, names)
     rows, outer = first_layer(client, observed.g), client.split(observed.g)[second].double()
+    if not outer.any():
+        raise BadInput(f"the gradient of '{second}' is 0 throughout, and says nothing: {ELSE}")
     weight, bias = (client.parameters[n].double() for n in names)
     spread = float(weight.square().mean().sqrt())
     ratio = float(bias.square().mean().sqrt()) / spread
