@@ -21,7 +21,7 @@ import torch
 
 from pplleak.client import Client
 from pplleak.client.loss import require_cross_entropy
-from pplleak.density import Model
+from pplleak.density import Model, require_finite
 from pplleak.density.first_layer import first_layer, fully_connected, whose
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -47,6 +47,7 @@ def run(
     """
     require_positive(rounding=rounding)
     require_cross_entropy(client.loss, "imprint reads labels off")
+    require_finite(observed)
     pyro.set_rng_seed(seed)
     rows, size, names = first_layer(client, observed.g), observed.batch_size, fully_connected(client)
     weight, bias = (client.parameters[n].double() for n in names)

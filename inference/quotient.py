@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Model, label_rules
+from pplleak.density import Model, label_rules, require_finite
 from pplleak.density.first_layer import first_layer
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -45,6 +45,7 @@ def run(
         tolerance: root mean square, in pixel units, up to which two rows' quotients of a batch are of the same image.
     """
     require_positive(tolerance=tolerance)
+    require_finite(observed)
     pyro.set_rng_seed(seed)
     rows = first_layer(client, observed.g)
     reasons = []

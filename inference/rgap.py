@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pplleak import memory
 from pplleak.client import Client
-from pplleak.density import Model, label_rules
+from pplleak.density import Model, label_rules, require_finite
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, read_off
@@ -64,6 +64,7 @@ def run(
         rank: least singular value of a layer's equations, of the largest, below which they leave a direction open.
     """
     require_positive(rank=rank)
+    require_finite(observed)
     pyro.set_rng_seed(seed)
     if observed.batch_size != 1:
         raise BadInput(f"rgap solves for one example, and this is a batch of {observed.batch_size}: {ELSE}, or spear")

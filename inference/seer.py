@@ -3,7 +3,7 @@
     x* = r(D g),   g = Σ_b ∇ℓ(x_b, y_b), the batch's mean times its size
 
 D projects the gradient into a few directions, in which the other examples' gradients all but vanish, by the weights
-that the server has handed out (`pplleak craft --attack seer` writes both). One example of the batch is decoded; the
+that the server has handed out (`studies/crafted/seer.py` trains both). One example of the batch is decoded; the
 others are the mean of public images, and are said to be none of the batch's. Without its weights a decoder says
 nothing, and does not notice.
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from pplleak.client import Client
-from pplleak.density import Model, secret_decoder
+from pplleak.density import Model, require_finite, secret_decoder
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, read_off
@@ -40,6 +40,7 @@ def run(
     Args:
         decoder: the file that was written beside the weights.
     """
+    require_finite(observed)
     if client.local is not None:
         raise BadInput("the decoder is of a gradient, and this client shares local training: take inference map")
     held, size = secret_decoder.load(Path(decoder), client), observed.batch_size

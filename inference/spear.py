@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.client.loss import require_cross_entropy
-from pplleak.density import Model
+from pplleak.density import Model, require_finite
 from pplleak.density.first_layer import first_layer, fully_connected, whose
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
@@ -72,6 +72,7 @@ def run(
     """
     require_positive(starts=starts, rounds=rounds)
     require_cross_entropy(client.loss, "spear reads labels off")
+    require_finite(observed)
     pyro.set_rng_seed(seed)
     gradient, size = first_layer(client, observed.g), observed.batch_size
     if min(gradient.shape) < size:

@@ -10,7 +10,7 @@ orders 2 to 4 are Σ_b d_b y_b y_bᵀ with the same y_b, the eigenvectors of the
 They lie in the span of the batch, in which all this is done, with B numbers a unit: the span of the first layer's
 gradient, Σ_b δ_b [x_b, 1]ᵀ, has no error; where only G is looked at, it is the tensors' own (`moments`).
 Within it the expectations are coefficients of a regression on Hermite polynomials rather than means, which takes away
-the variance that other orders bring. Last, Gauss and Newton solve for the y_b and r_b that give this G: exact in that
+the variance that other orders bring. Last, Gauss-Newton steps solve for the y_b and r_b that give this G: exact in that
 span. From anywhere else they arrive for a few examples only (`benchmarks/tensor.py`).
 
 An estimate, whose error falls as 1/√units. An even σ has no tensors of odd order and an odd one none of even order;
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from pplleak import memory
 from pplleak.client import Client
 from pplleak.client.loss import require_cross_entropy
-from pplleak.density import Model
+from pplleak.density import Model, require_finite
 from pplleak.density.first_layer import first_layer, fully_connected, whose
 from pplleak.errors import BadInput, unknown
 from pplleak.federation.observation import Observation
@@ -52,7 +52,7 @@ ENOUGH = 3  # units for each coefficient of the regression
 ISOTROPIC = 1.5  # ratio of the variances of weights in two directions of the span, above which they are not drawn alike
 EXPLAINED = 0.1  # of ‖G‖, that the images may leave unexplained
 SINGULAR = 1e8  # condition of vectors that are no examples of their own
-GAIN = 1e-13  # of the squared error, relative: Gauss and Newton end there
+GAIN = 1e-13  # of the squared error, relative: Gauss-Newton ends there
 ELSE = "take inference map"
 
 
@@ -71,19 +71,22 @@ def run(
 
     Args:
         span: of the batch, from the first layer's gradient (shared), or estimated as the tensors are (moments).
-        tries: pairs of slices that are decomposed; the eigenvectors that fit all slices best are taken. 0: Gauss and
-            Newton begin anywhere.
-        steps: of Gauss and Newton, at most; 0 leaves the decomposition as it is.
+        tries: pairs of slices that are decomposed; the eigenvectors that fit all slices best are taken. 0: Gauss-Newton
+            begins anywhere.
+        steps: of Gauss-Newton, at most; 0 leaves the decomposition as it is.
     """
     if min(tries, steps) < 0:
         raise BadInput(f"tries and steps must be at least 0, not {min(tries, steps)}")
     if span not in get_args(Span):
         raise unknown("span", span, get_args(Span))
     require_cross_entropy(client.loss, "tensor reads labels off")
+    require_finite(observed)
     pyro.set_rng_seed(seed)
     size, names = observed.batch_size, fully_connected(client)
     second, activation = behind(client, names)
     rows, outer = first_layer(client, observed.g), client.split(observed.g)[second].double()
+    if not outer.any():
+        raise BadInput(f"the gradient of '{second}' is 0 throughout, and says nothing: {ELSE}")
     weight, bias = (client.parameters[n].double() for n in names)
     spread = float(weight.square().mean().sqrt())
     ratio = float(bias.square().mean().sqrt()) / spread
@@ -236,8 +239,8 @@ def decomposed(matrices: Tensor, tries: int) -> Tensor:
 def solved(
     y: Tensor, seen: Tensor, outer: Tensor, activation: Callable[[Tensor], Tensor], steps: int, progress: ProgressBar
 ) -> tuple[Tensor, float]:
-    """y (B, B) and what is left of ‖G‖: least squares of G = Σ_b r_b σ(seen y_b)ᵀ in y and r, by Gauss and Newton with
-    a damping (Levenberg and Marquardt).
+    """y (B, B) and what is left of ‖G‖: least squares of G = Σ_b r_b σ(seen y_b)ᵀ in y and r, by damped
+    Gauss-Newton steps (Levenberg-Marquardt).
 
     Args:
         y: where it begins. seen: w_j in the span, (units, B). outer: G, (classes, units).

@@ -4,8 +4,9 @@ z ~ Normal(0, I), x = mean + factor z       (batch, rank) and (batch, *input_sha
 y ~ client's label prior                    (batch,)
 g | x, y ~ Normal(u(x, y), σ_i²)            (update_size,);   σ_i = `outpost.believed`, of g and θ alone
 
-An entry that was not sent is about 0 as closely as the smallest one sent tells. That the noise lies where u is large is
-a hint which this adversary leaves out, so that the true posterior is no wider.
+An entry that was not sent is about 0 as closely as the smallest one sent tells: a normal law in place of an interval.
+That the noise lies where u is large is a hint which this adversary leaves out. What it does not find is therefore not
+shown to be hidden.
 
 Source: Balunović et al. 2022, section 4 (the optimal adversary), for the noise of Wang et al. 2023.
 """

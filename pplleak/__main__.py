@@ -28,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ended: list[Any] = []
     handler = _handler(heard)
     if argv is None:  # the process is ours
-        gc.set_threshold(
-            GARBAGE
-        )  # what imports make stays: looking through it 14 times as seldom saves a tenth of them
+        gc.set_threshold(GARBAGE)
         atexit.register(_leave, ended)  # what is registered first is called last
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
             signal.signal(signal.SIGINT, handler)
@@ -54,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 LONGEST_IMPORT = 5.0  # seconds
-GARBAGE = 10_000  # new objects between two looks for garbage: at the usual 700 they take a tenth of all imports
+GARBAGE = 10_000  # new objects between two looks for garbage; at Python's 700 these take a tenth of all imports
 
 
 def _handler(heard: list[int]) -> Callable[[int, Any], None]:

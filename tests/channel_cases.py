@@ -185,10 +185,9 @@ def onebit(g: np.ndarray, examples: np.ndarray) -> float:
     omega = np.linspace(-80, 80, 40_001)[:, None] / np.sqrt(len(g))
     z = c / tau + 1j * omega * tau
     # Φ(z) = 1 − Φ(−z) = exp(−z²/2) w(−i z / √2) / 2, of which w, Faddeeva's, is small in the upper half plane
-    left = -(z**2) / 2 + np.log(special.wofz(-1j * np.minimum(z.real, 0) / np.sqrt(2) + z.imag / np.sqrt(2)) / 2)
-    right = np.log1p(
-        -np.exp(-(z**2) / 2) * special.wofz(1j * np.maximum(z.real, 0) / np.sqrt(2) - z.imag / np.sqrt(2)) / 2
-    )
+    w, root = special.wofz, np.sqrt(2)
+    left = -(z**2) / 2 + np.log(w((-1j * np.minimum(z.real, 0) + z.imag) / root) / 2)
+    right = np.log1p(-np.exp(-(z**2) / 2) * w((1j * np.maximum(z.real, 0) - z.imag) / root) / 2)
     log_phi = np.where(z.real < 0, left, right)
     whole = (1j * omega * c - (omega * tau) ** 2 / 2 + log_phi).sum(1) - 1j * omega[:, 0] * np.abs(g).sum()
     top = whole.real.max()

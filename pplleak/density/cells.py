@@ -105,11 +105,8 @@ class Residual:
 
     def weight(self, b: int) -> float:
         """w_b: the share of record b in the batch's update, in units of its own."""
-        y = self.labels
-        if len(y) == 1:
-            return 1.0
-        shares = get(self.density.client.loss).shares
-        return float(shares(y)[b] / shares(y[b : b + 1])[0])
+        y, shares = self.labels, get(self.density.client.loss).shares
+        return float(shares(y)[b] / shares(y[b : b + 1])[0]) if len(y) > 1 else 1.0  # whatever the loss counts it by
 
     @property
     def labels(self) -> Tensor:

@@ -27,18 +27,16 @@ from pyro.distributions import Unit
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from pplleak import memory
 from pplleak.client import Client
-from pplleak.density import footprint
+from pplleak.density import room
 from pplleak.density.exchange import exchangeable, interchangeable
-from pplleak.density.recording.tape import Chunked, Plain, Recorded, fitting, record
+from pplleak.density.recording.tape import Chunked, Plain, Recorded, record
 from pplleak.density.refusals import require_finite, require_program
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.priors.labels import Labels
 
 Model = Callable[..., Any]
-ROOM = 2**26  # entries of updates, made of draws of the prior or held side by side: more may take too much memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,16 +98,9 @@ class Density:
         """log p(z | g) (chains,) and its gradient (chains, dim); the chains do not see each other."""
         return Plain(functools.partial(self, **how))(z)
 
-    def at_once(self, chains: int) -> int:
-        """How many of so many chains fit into memory together: all of them, or a divisor of their number."""
-        labels = math.prod(map(len, self.discrete.values()))
-        if chains * labels * self.observed.batch_size * self.client.update_size < ROOM:
-            return chains
-        return fitting(self, torch.zeros(chains, self.dim, dtype=self.client.dtype, device=self.client.device))
-
     def in_parts(self, chains: int, **how: Any) -> Recorded:
         """`value_and_grad` of so many chains, as many at a time as fit into memory."""
-        plain, size = Plain(functools.partial(self, **how)), self.at_once(chains)
+        plain, size = Plain(functools.partial(self, **how)), room.at_once(self, chains)
         return plain if size == chains else Chunked(plain, size)
 
     def recorded(self, chains: int) -> Recorded:
@@ -136,7 +127,7 @@ class Density:
     def sample_prior(self, count: int) -> Tensor:
         """`count` draws of z from the prior, by torch's generator; where the model has a `pyro.factor`, from what it
         is multiplied onto: a place to start from, not the prior."""
-        given = {"g": self.observed.g} if count * self.client.update_size > ROOM else {}
+        given = {"g": self.observed.g} if count * self.client.update_size > room.ROOM else {}
         with torch.no_grad(), pyro.validation_enabled(False):
             if not self.sites:  # all that is open is discrete
                 return torch.zeros(count, 0, dtype=self.client.dtype, device=self.client.device)
@@ -299,26 +290,9 @@ def build(model: Model, client: Client, observed: Observation, *, moves: bool = 
         else:
             y = open_labels.enumerate_support(expand=False)
         whole = replace(built, discrete={**discrete, "y": y}, log_orders=orders)
-        _require_room(whole)
+        room.require(whole)
         return whole
     except BadInput:
         if not moves:
             raise
         return replace(built, moved={**moved, "y": open_labels})
-
-
-def first_labels(density: Density, count: int) -> Density:
-    """The same with a sum over the first `count` labels alone."""
-    cut = {n: v[:count] for n, v in density.log_orders.items()}
-    return replace(density, discrete={**density.discrete, "y": density.discrete["y"][:count]}, log_orders=cut)
-
-
-def _require_room(density: Density) -> None:
-    """Raise BadInput where a sum over labels, whose updates may lie side by side, takes more memory than there is."""
-    y, size = density.discrete["y"], density.client.update_size
-    if len(y) * density.observed.batch_size * size < ROOM:
-        return
-    z = density.sample_prior(1)
-    once, each = footprint.by_rows(lambda k: first_labels(density, k).value_and_grad(z))
-    what = f"a sum over {len(y)} labels of {density.observed.batch_size} examples"
-    memory.require(once + len(y) * each, what, "give the labels, recover them, or take a smaller batch")

@@ -2,7 +2,7 @@
 
     z₀ = argmin over z of ‖x(z) − x₀‖² + ε ‖z‖²
 
-by Gauss and Newton with a matrix, or by L-BFGS where that would be too large. A decoder may be steep in one direction
+by Gauss-Newton with a matrix, or by L-BFGS where that would be too large. A decoder may be steep in one direction
 and flat in another: without the matrix, the flat ones are found only roughly.
 """
 
@@ -22,7 +22,7 @@ from pplleak.progress import ProgressBar, silent
 Decoder = Callable[[Tensor], Tensor]
 DENSE = 2048  # latents up to which there is a matrix
 STEPS = 300  # of L-BFGS, at most
-NEWTON = 30  # of Gauss and Newton, at most
+NEWTON = 30  # of Gauss-Newton, at most
 STILL = 1e-12  # squared pixels that a step gains no more than at the end
 LEAST = 1e-8  # ε: latents that no pixel tells of stay where they are likeliest
 LENGTHS = (1.0, 0.5, 0.2, 0.05, 0.0)  # of a step, tried in one batch

@@ -17,7 +17,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from pplleak.density import Density
+from pplleak.density import Density, room
 from pplleak.density.decrement import Decrement
 from pplleak.density.hamiltonian import Potential
 from pplleak.density.recording.tape import Recorded
@@ -79,7 +79,7 @@ def hessian(density: Density, z: Tensor, chunk: int = 64, *, jacobian: bool = Tr
     """−∇² log p(z | g) at one point z (dim,), (dim, dim): rows are Hessian-vector products, `chunk` to a batch,
     or as many as fit into memory."""
     unit = torch.eye(len(z), dtype=z.dtype, device=z.device)
-    chunk = max(1, density.at_once(3 * chunk) // 3)  # a second derivative keeps about three times as much
+    chunk = max(1, room.at_once(density, 3 * chunk) // 3)  # a second derivative keeps about three times as much
     h = torch.cat([products(density, z, rows, jacobian=jacobian) for rows in unit.split(chunk)])
     return (h + h.mT) / 2
 

@@ -33,7 +33,7 @@ from pplleak.channels.gaussian import Gaussian
 from pplleak.client.last_layer import last_layer
 from pplleak.density import Density, build
 from pplleak.density.decrement import polish
-from pplleak.density.density import ROOM
+from pplleak.density.room import ROOM
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.posterior import fit_words, tokens

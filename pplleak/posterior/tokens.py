@@ -128,12 +128,12 @@ class _Ids:
 def scores(posterior: Posterior, vocabulary: Vocabulary) -> dict[str, Any]:
     """What `summary.json` says of sentences in place of PSNR and SSIM.
 
-    token_accuracy: share of the true tokens that are right, each at its position; guess_accuracy: of the guess that saw
-    no gradient (`guess`); exact_match: of sentences that are
-    right in every token; rouge1, rouge2, rougeL: F₁, mean over the batch; token_probability: mean of what the posterior
-    claims of its tokens; calibration_error: of the claims; tokens_named: the tokens that rows of the table of
-    embeddings name, tokens_named_exactly whether no noise blurs that, both None where the table is not shared;
-    sentences: each with its tokens' probabilities.
+    token_accuracy: share of the true tokens that are right, each at its position; guess_accuracy: the same of the guess
+    that saw no gradient (`guess`); exact_match: share of sentences that are right in every token; rouge1,
+    rouge2, rougeL: F₁, mean over the batch; token_probability: mean of what the posterior claims of its tokens;
+    calibration_error: of the claims; tokens_named: the tokens that rows of the table of embeddings name,
+    tokens_named_exactly whether no noise blurs that, both None where the table is not shared; sentences: each with its
+    tokens' probabilities.
     """
     found = tokens(posterior, vocabulary)
     right, point, own = found.right, posterior.kind == "point", found.estimate >= len(SPECIAL)

@@ -63,6 +63,14 @@ class ClassGaussian:
         x = of_each.expand(*lead, *of_each.shape[-2:]).gather(-2, where)
         return x.squeeze(-2).unflatten(-1, self.input_shape)
 
+    def decode_parts(self, w: Tensor, z: Tensor) -> Tensor:
+        """`decode` of (w, z), z (…, batch, rank) the leading coefficients, w (…, batch, pixels − rank) all others.
+
+        Leading dimensions broadcast: where nothing conditions z on chains, it has those of the labels.
+        """
+        lead = torch.broadcast_shapes(z.shape[:-1], w.shape[:-1])
+        return self.decode(torch.cat([w.to(z.dtype).expand(*lead, -1), z.expand(*lead, -1)], -1))
+
     def draw(self, count: int) -> Tensor:
         """x ~ p(x), (count, *input_shape), every class as likely as any other, by torch's generator."""
         y = torch.randint(len(self.means), (count,), device=self.means.device)

@@ -68,8 +68,7 @@ class ClassMixture:
 
     def decode(self, z: Tensor, w: Tensor) -> Tensor:
         """z (*chains, batch, rank), w (*chains, batch, pixels − rank) -> x (…, *chains, batch, *input_shape)."""
-        lead = torch.broadcast_shapes(z.shape[:-1], w.shape[:-1])  # without values, z has the leading dimensions of y
-        return self.base.decode(torch.cat([w.to(z.dtype).expand(*lead, -1), z.expand(*lead, -1)], -1))
+        return self.base.decode_parts(w, z)
 
     def draw(self, count: int) -> Tensor:
         """x ~ p(x), (count, *input_shape), every class as likely as any other, by torch's generator."""

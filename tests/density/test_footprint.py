@@ -7,8 +7,7 @@ import torch
 from scenes import from_data
 
 from pplleak import memory
-from pplleak.density import build
-from pplleak.density import density as densities
+from pplleak.density import build, room
 from pplleak.density.footprint import by_rows, peak
 from pplleak.density.whitening import hessian
 from pplleak.errors import BadInput
@@ -64,7 +63,7 @@ def test_a_sum_over_labels_that_does_not_fit_is_refused_or_moved_through(
     observed = from_data(channel="dpsgd", channel_settings={"noise_multiplier": 0.1, "clip": 1.0}, batch_size=3,
                          labels_shared=False)  # fmt: skip
     believed = believe(load("models", MODEL), observed, {})
-    monkeypatch.setattr(densities, "ROOM", 2**10)
+    monkeypatch.setattr(room, "ROOM", 2**10)
     monkeypatch.setattr(memory, "available", lambda: free * 2**20)
     if free > 1000:  # wrong twin: there is room
         whole = build(believed, observed.client, observed)
@@ -81,7 +80,7 @@ def test_a_sum_takes_what_was_foretold() -> None:
                          labels_shared=False)  # fmt: skip
     whole = build(believe(load("models", MODEL), observed, {}), observed.client, observed)
     z = whole.sample_prior(1)
-    once, each = by_rows(lambda k: densities.first_labels(whole, k).value_and_grad(z))
+    once, each = by_rows(lambda k: room.first_labels(whole, k).value_and_grad(z))
     taken = peak(lambda: whole.value_and_grad(z))
     assert once + 55 * each == pytest.approx(taken, rel=0.1) and taken > 20 * each
 
@@ -90,10 +89,10 @@ def test_chains_in_parts_have_the_numbers_of_all_at_once(monkeypatch: pytest.Mon
     observed = from_data(network="lenet", dtype="float64")
     density = build(believe(load("models", MODEL), observed, {}), observed.client, observed)
     z = density.sample_prior(6)
-    assert density.at_once(6) == 6
-    monkeypatch.setattr(densities, "ROOM", 2**10)
+    assert room.at_once(density, 6) == 6
+    monkeypatch.setattr(room, "ROOM", 2**10)
     monkeypatch.setattr(memory, "available", lambda: 2**20)
-    assert density.at_once(6) in (2, 3)
+    assert room.at_once(density, 6) in (2, 3)
     for found, expected in zip(density.in_parts(6)(z), density.value_and_grad(z), strict=True):
         torch.testing.assert_close(found, expected)
     h, twin = hessian(density, z[0], chunk=7), hessian(density, z[1], chunk=7)

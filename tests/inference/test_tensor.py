@@ -9,6 +9,7 @@ import pytest
 import torch
 from scenes import from_data
 
+from pplleak import programs
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.inference import tensor
@@ -117,3 +118,16 @@ def test_weights_that_are_no_draws_of_one_spread_and_biases_that_are_none_are_re
 def test_noise_that_leaves_the_gradient_unexplained_is_said() -> None:
     noisy = from_data(batch_size=8, settings=WIDE, sigma=0.01, index=3)
     assert "left unexplained" in tensor.run(None, noisy, noisy.client).reasons[0]
+
+
+@pytest.mark.parametrize("name", ["imprint", "quotient", "rgap", "seer", "spear", "tensor"])
+def test_a_gradient_with_a_nan_is_refused_by_all_that_read_off_it(target: Observation, name: str) -> None:
+    broken = replace(target, g=target.g.index_fill(0, torch.tensor([5]), torch.nan))
+    with pytest.raises(BadInput, match="holds NaN or infinity"):
+        programs.load("inference", name)(None, broken, broken.client)
+
+
+def test_a_gradient_of_nothing_is_refused(target: Observation) -> None:
+    nothing = replace(target, g=torch.zeros_like(target.g))
+    with pytest.raises(BadInput, match="is 0 throughout"):
+        tensor.run(None, nothing, nothing.client)

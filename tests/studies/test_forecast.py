@@ -9,8 +9,7 @@ import torch
 from scenes import from_data
 
 from pplleak import memory
-from pplleak.density import build
-from pplleak.density import density as densities
+from pplleak.density import build, room
 from pplleak.density.footprint import peak
 from pplleak.programs import MODEL, load
 from pplleak.studies.attack.attack import believe
@@ -48,7 +47,7 @@ def test_settings_are_those_that_the_attack_will_have() -> None:
 def test_starts_that_do_not_fit_together_go_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     foretell = functools.partial(forecast, from_data(network="lenet"), MODEL, "map", {}, {"starts": 24, "steps": 5})
     whole = foretell()
-    monkeypatch.setattr(densities, "ROOM", 2**10)
+    monkeypatch.setattr(room, "ROOM", 2**10)
     monkeypatch.setattr(memory, "available", lambda: 2**20)
     parts = foretell()
     assert whole is not None and parts is not None

@@ -46,6 +46,26 @@ def away(made: Tensor, x: Tensor, far: float) -> Tensor:
     return 1 - torch.exp(-0.5 * (made - x).square().mean(-1) / far**2)
 
 
+def made_of(
+    client: Client,
+    x: Tensor,
+    missed: Callable[[Tensor], Tensor],
+    *,
+    trade: float,
+    far: float,
+    blend: float,
+    steps: int,
+    lr: float,
+) -> Tensor:
+    """x* = argmin of missed(x*) − trade · away(x*, x), both (*chains,), of images x (*chains, B, *input_shape)."""
+    event = -len(client.input_shape) - 1
+
+    def objective(made: Tensor) -> Tensor:
+        return missed(made) - trade * away(made.flatten(event), x.flatten(event), far)
+
+    return descended(begun(x, blend), objective, steps=steps, lr=lr)
+
+
 def descended(start: Tensor, objective: Callable[[Tensor], Tensor], *, steps: int, lr: float) -> Tensor:
     """x* from `start` on, in the box: objective(x*) is (*chains,), and each chain descends alone."""
     with torch.enable_grad():

@@ -60,12 +60,10 @@ def synthetic(
         aim = features(client, x)
         whole = aim.square().sum((-2, -1)) + TINY
 
-    def objective(made: Tensor) -> Tensor:
-        missed = (features(client, made) - aim).square().sum((-2, -1)) / whole
-        event = -len(client.input_shape) - 1
-        return missed - trade * _synthetic.away(made.flatten(event), x.flatten(event), far)
+    def missed(made: Tensor) -> Tensor:
+        return (features(client, made) - aim).square().sum((-2, -1)) / whole
 
-    return _synthetic.descended(_synthetic.begun(x, blend), objective, steps=steps, lr=lr)
+    return _synthetic.made_of(client, x, missed, trade=trade, far=far, blend=blend, steps=steps, lr=lr)
 
 
 def features(client: Client, x: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def masks(client: Client, u: Tensor, phi: float, prune: float) -> tuple[Tensor, 
 
 @torch.no_grad()
 def believed(client: Client, seen: Tensor | None, sigma: float, noise: float, prune: float) -> Tensor:
-    """σ_i of every entry as one knows it who has seen g (D,), (D,), float64: Normal(u_i, σ_i²) is its law.
+    """σ_i of every entry as one knows it who has seen g (D,), (D,), float64: Normal(u_i, σ_i²) is taken for its law.
 
         σ        where it was sent without noise: another entry of its group is exactly 0
         √(σ_l² + t_l² + σ²)     where it was sent with noise: none of its group is 0

@@ -64,9 +64,7 @@ def synthetic(
         weight = (theta * aim).abs()
         whole = (weight * aim.square()).sum(-1) + TINY
 
-    def objective(made: Tensor) -> Tensor:
-        missed = (weight * (client.update(made, y).materialise() - aim).square()).sum(-1) / whole
-        event = -len(client.input_shape) - 1
-        return missed - trade * _synthetic.away(made.flatten(event), x.flatten(event), far)
+    def missed(made: Tensor) -> Tensor:
+        return (weight * (client.update(made, y).materialise() - aim).square()).sum(-1) / whole
 
-    return _synthetic.descended(_synthetic.begun(x, blend), objective, steps=steps, lr=lr)
+    return _synthetic.made_of(client, x, missed, trade=trade, far=far, blend=blend, steps=steps, lr=lr)

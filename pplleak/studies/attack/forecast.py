@@ -55,7 +55,7 @@ def forecast(observed: Observation, model: str, inference: str, beliefs: Mapping
             density = build(believe(programs.load("models", model), observed, beliefs), observed.client, observed)
             z, evaluate = density.sample_prior(starts), density.in_parts(starts)
             taken = footprint.peak(lambda: evaluate(z))
-        except (BadInput, RuntimeError, NotImplementedError):  # which the attack itself will tell
+        except (BadInput, RuntimeError):  # which the attack itself will tell
             return None
         began = time.perf_counter()
         float(evaluate(z)[0][0])  # an accelerator has done it, too

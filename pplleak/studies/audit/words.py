@@ -60,10 +60,9 @@ def _with_words(found: Finding, rows: Sequence[Row]) -> Finding:
     if row is None:
         return found
     right = row["named_right"]
-    line = (
-        f"The rows of the embeddings' gradient that are not zero name its words, {row['named']} of them, at once and "
-    )
-    line += "beyond doubt. " if right is None else f"{right:.0%} right, as the private sentences show. "
+    how = "beyond doubt" if right is None else f"{right:.0%} right, as the private sentences show"
+    line = f"The rows of the embeddings' gradient that are not zero name its words, {row['named']} of them, at once "
+    line += f"and {how}. "
     if found.level not in ("little", "open"):
         return replace(found, why=line + found.why)
     return Finding("partly", line + found.why, found.row, measured=right is not None and right > 0.5)

@@ -1,16 +1,19 @@
 """Weights trained together with a secret decoder, which finds one example of a batch in its gradient (SEER).
 
-With g_b(θ) = ∇θ ℓ(x_b, y_b), a projection D (k, D) that nobody else knows, a decoder r and the brightest image x* of a
-batch (a property of which most batches have one example that stands out), server and decoder are trained together,
+With g_b(θ) = ∇θ ℓ(x_b, y_b), a projection D (k, update_size) that nobody else knows, a decoder r and the brightest
+image x* of a batch (a property of which most batches have one example that stands out), weights, projection and decoder
+are trained together on the mean over batches of
 
-    min over θ, D, r:   ‖r(D g*(θ)) − x*‖² + α ‖Σ_{b ≠ *} D g_b(θ)‖² + ‖r(D Σ_b g_b(θ)) − x*‖²
+    ‖r(D Σ_b g_b(θ)) − x*‖² / n + ‖r(D g*(θ)) − x*‖² / n + α log(1 + ‖Σ_{b ≠ *} D g_b(θ)‖² / ‖D g*(θ)‖²)
 
-so that the other examples' gradients cancel or vanish in D's few directions and nowhere else: no layer's gradient looks
-like that of one example, nor do the weights look alike. `inference/seer.py` decodes.
+with n the pixels of an image, by Adam over θ, D and r, so that the other examples' gradients cancel or vanish in D's
+few directions and nowhere else: no layer's gradient looks like that of one example, nor do the weights look alike.
+`inference/seer.py` decodes.
 
 Source: Garov, Dimitrov, Jovanović and Vechev, Hiding in Plain Sight: Disguising Data Stealing Attacks in Federated
-Learning, ICLR 2024 (secret projection, decoder, property of brightness, both losses; batch normalisation and
-residual networks, on which the paper works, are left out, and the paper was not at hand in full).
+Learning, ICLR 2024 (secret projection, decoder, property of brightness, both losses; that the others are measured
+relative to the one, by a logarithm, is a choice made here; batch normalisation and residual networks, on which the
+paper works, are left out, and the paper was not at hand in full).
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ QUIET = 0.01  # α
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What `weights.state` names, the decoder's tensors; of the last hundred steps, the mean squared
-    error of a pixel of the brightest image, decoded from its batch's gradient, and that of their mean."""
+    """What `weights.state` names, and the decoder's tensors; of the last hundred steps, the mean squared error of a
+    pixel of the brightest image, decoded from its batch's gradient (loss), and that of those images' mean (baseline).
+    """
 
     weights: dict[str, Tensor]
     decoder: dict[str, Tensor]
