@@ -11,7 +11,7 @@ from pathlib import Path
 from pplleak import folders
 from pplleak.errors import BadInput, printable
 
-OURS = ("pplleak", "pplleak.models", "pplleak.inference")  # packages whose files are nobody's own
+OURS = {folders.FOLDER}  # whose files are no user's; `programs` adds the folders that it opens
 
 
 def lines_of(error: BaseException, path: Path) -> list[int]:
@@ -36,7 +36,7 @@ def users(error: BaseException) -> tuple[Path, int] | None:
     """The last line of a user's own file that an error, or what caused it, passed through: of one that is neither
     pplleak's nor of an installed package nor Python's."""
     installed = {Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "platstdlib", "purelib", "platlib")}
-    ours = installed | {folders.home(package).resolve() for package in OURS}
+    ours = installed | OURS
     cause: BaseException | None = error
     while cause is not None:
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):

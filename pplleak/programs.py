@@ -217,6 +217,9 @@ def shipped(path: Path) -> bool:
     return path.resolve().parent in {folder(k).resolve() for k in ENTRY}
 
 
+blame.OURS.update(folder(k).resolve() for k in ENTRY)
+
+
 def named(what: str, name: str, known: Iterable[str]) -> Callable[..., Any]:
     """The function of a name FILE.py:FUNCTION, which runs the file.
 

@@ -73,7 +73,7 @@ def good(folder: Path) -> dict[str, bytes]:
     )  # fmt: skip
     made["observation"] = (folder / "o").read_bytes()
     store.save(folder / "m", "mixture", mixture.fit(images, components=2, rank=2), {"images": 40, "data": "digits"})
-    encoder, decoder = vae._perceptrons(4, 2, 3)
+    encoder, decoder = vae.perceptrons(4, 2, 3)
     store.save(folder / "v", "vae", vae.VAE(encoder, decoder, torch.full((4,), 0.1), SHAPE), {"settings": {}})
     made |= {"mixture": (folder / "m").read_bytes(), "vae": (folder / "v").read_bytes()}
     estimator.save(learnt(), folder / "q")

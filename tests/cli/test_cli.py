@@ -61,6 +61,12 @@ def test_every_inference_file_runs_as_a_script_and_writes_what_it_promises(
     elif inference in OF_TEXT:
         told = ["--network", "bert", "--network.width", "32", "--network.heads", "2", "--dtype", "float64"]
         score, data = "token_accuracy", ["--data", str(written(tmp_path / "t.txt")), *told, "--sigma", "1e-9"]
+    elif inference == "seer":
+        crafted = ["--network.widths", "64", "--batch-size", "4"]
+        assert run(["craft", "--attack", "seer", "--steps", "3", *crafted]) == 0
+        data = [*crafted, "--checkpoint", "crafted.safetensors"]
+    elif inference == "tensor":
+        data = ["--network.widths", "256", "--sigma", "1e-9"]
     monkeypatch.setattr(sys, "argv", [file, "--out", "o", *NO_SEARCH, *data, *tiny(inference)])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(file, run_name="__main__")

@@ -207,7 +207,7 @@ def test_an_observation_carries_its_defence(defence: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--defence", "sotera"), "did you mean soteria?"),
+        (("--defence", "sotera"), "did you mean soteria or soften?"),
         (("--defence", "soteria", "--defence.layer", "fc9"), "no fully connected layer 'fc9': it has 1, 3"),
         (("--defence", "soteria", "--defence.rate", "1"), "at least 0 and below 1"),
         (("--defence", "ats", "--defence.policy", "3-1-77"), "unknown policy '3-1-77'"),

@@ -43,7 +43,9 @@ KINDS = {
     "svi": "approximation",
     "map": "point",
 }
-ELSEWHERE = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
+ELSEWHERE = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")} | {
+    "seer"
+}  # with its weights
 TINY: dict[str, dict[str, Any]] = {
     "hmc": {"chains": 16, "draws": 100, "warmup": 60, "starts": 4, "steps": 60},
     "nuts": {"chains": 2, "draws": 220, "warmup": 50, "starts": 2, "steps": 60},
