@@ -76,9 +76,9 @@ def lipschitz_bound(client: Client, x: Tensor, y: Tensor, deviation: Tensor, *, 
 
         ‖u(x̂) − u(x)‖ ≤ L ‖x̂ − x‖,   u(x̂) = g = u(x) + δ      →      ‖x̂ − x‖ ≥ ‖δ‖ / L
 
-    to first order, with λ_max from below, by power iteration; a bound where L holds on all the way from x to x̂. Never below `influence_bound`, whose ‖Jᵀ δ‖ is at
-    most L ‖δ‖. Of noise in all D entries most lies where no image can follow, no image has the gradient g, and this is
-    no bound on the attack that comes nearest.
+    to first order, with λ_max from below, by power iteration; a bound where L holds on all the way from x to x̂. Never
+    below `influence_bound`, whose ‖Jᵀ δ‖ is at most L ‖δ‖. Of noise in all D entries most lies where no image can
+    follow, no image has the gradient g, and this is no bound on the attack that comes nearest.
 
     Arguments and errors as for `influence_bound`.
 
