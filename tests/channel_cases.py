@@ -182,7 +182,7 @@ def onebit(g: np.ndarray, examples: np.ndarray) -> float:
     """
     known = {n: v.numpy() for n, v in others(len(g)).items()}
     c, tau = np.sign(g) * (examples.sum(0) + known["mean"]), np.sqrt(SIGMA**2 + known["variance"])
-    omega = np.linspace(-80, 80, 40_001)[:, None] / np.sqrt(len(g))
+    omega = np.linspace(-80, 80, 8_001)[:, None] / np.sqrt(len(g))
     z = c / tau + 1j * omega * tau
     # Φ(z) = 1 − Φ(−z) = exp(−z²/2) w(−i z / √2) / 2, of which w, Faddeeva's, is small in the upper half plane
     w, root = special.wofz, np.sqrt(2)
