@@ -38,6 +38,11 @@ class Counted(TorchDispatchMode):
         super().__init__()
         self.now, self.most, self.known = 0, 0, set[int]()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled under it: torch need not import its compiler."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for t in tree_leaves(made):

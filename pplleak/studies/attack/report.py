@@ -15,7 +15,7 @@ from rich.text import Text
 from pplleak import runs
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, cells, metrics, tokens
-from pplleak.posterior.summary import colour, summarise, verdict
+from pplleak.posterior.summary import colour, verdict
 from pplleak.studies.attack import records, sentences
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def write(posterior: Posterior, out: Path, console: Console) -> dict[str, Any]:
         "report.html",
     ):  # not this posterior's, should this be interrupted here
         (out / earlier).unlink(missing_ok=True)
-    summary = summarise(posterior)
+    summary = posterior.summary
     runs.json(out / "summary.json", summary)
     runs.figure(out / "attack.png", picture(posterior, summary), dpi=150)
     if columns is not None:

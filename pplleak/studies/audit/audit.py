@@ -22,7 +22,7 @@ from pplleak.data import Images
 from pplleak.errors import BadInput, printable
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, metrics
-from pplleak.posterior.summary import examples, summarise
+from pplleak.posterior.summary import examples
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
@@ -230,7 +230,7 @@ def guess(public: Images, truth: np.ndarray, labels: Tensor | None) -> np.ndarra
 def scores(posterior: Posterior, guessed: np.ndarray | None = None) -> Row:
     """The numbers of a result, over the batch and of its best and worst example. gain: by how much an example at most
     is nearer than its guess, dB."""
-    summary, each = summarise(posterior), near(posterior)
+    summary, each = posterior.summary, near(posterior)
     return {
         "gain": None if guessed is None or not each else float(max(np.array(each) - guessed)),
         "psnr": sum(each) / len(each) if each else None,

@@ -15,7 +15,7 @@ from pplleak import reading, runs
 from pplleak.errors import BadInput, printable
 from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
-from pplleak.posterior.summary import colour, summarise, verdict
+from pplleak.posterior.summary import colour, verdict
 from pplleak.studies.attack import listed, pages
 from pplleak.studies.attack.attack import versions
 from pplleak.studies.audit import audit, counted, curves, figures, frontier, pictures, utility, words
@@ -141,7 +141,7 @@ def section(
     if chosen is None:
         return base
     posterior, row = posteriors[chosen], next(r for r in rows if r["attack"] == chosen)
-    summary = summarise(posterior)
+    summary = posterior.summary
     counts = counted.counts(posterior)
     pictured = [] if counts else pictures.rows(posterior, summary["prior_sd"])
     return base | {

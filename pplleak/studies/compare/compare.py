@@ -14,7 +14,6 @@ from rich.text import Text
 
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
-from pplleak.posterior.summary import summarise
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs import Rows
 from pplleak.studies.attack.attack import attack
@@ -115,7 +114,7 @@ def compare(
 
 def row(job: Job, found: Posterior) -> dict[str, Any]:
     """One attack's row."""
-    summary = summarise(found)
+    summary = found.summary
     fitted = "a fitted family" if found.kind == "approximation" else None
     said = {**summary, "approximation": summary["approximation"] or fitted}
     return {"index": job[0], "inference": job[1], **{c: said[c] for c in COLUMNS}}
