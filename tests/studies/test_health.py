@@ -80,7 +80,7 @@ HOLDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", FAILS)
 def test_a_failed_threshold_is_marked_in_json_on_the_picture_and_on_the_terminal(what: str) -> None:
     changes, said = FAILS[what]
-    summary = report.summarise(made(**changes))
+    summary = made(**changes).summary
     written = json.loads(json.dumps(summary, allow_nan=False))
     assert written["converged"] is False
     console = Console(width=500, file=io.StringIO())
