@@ -84,8 +84,8 @@ def test_without_the_metropolis_test_the_result_wears_its_name() -> None:
     assert biased.kind == "approximate sampler" and "without a Metropolis test" in biased.approximation
     assert biased.rhat_max is not None and biased.ess_min is not None and biased.khat is None
     assert biased.attrs["step_size"] == pytest.approx(exact.attrs["step_size"] / 2)
-    assert report.verdict(report.summarise(biased)).startswith("approximate, by Langevin steps of size")
-    assert "approximate" not in report.verdict(report.summarise(exact))
+    assert report.verdict(biased.summary).startswith("approximate, by Langevin steps of size")
+    assert "approximate" not in report.verdict(exact.summary)
 
 
 # -- coordinates ---------------------------------------------------------------------------------------------------

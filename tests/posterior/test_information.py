@@ -24,7 +24,7 @@ from pplleak.federation.observation import Observation
 from pplleak.models import linear_gaussian, logistic, optimal
 from pplleak.posterior import information
 from pplleak.posterior.information import LN2
-from pplleak.studies.attack import attack, report
+from pplleak.studies.attack import attack
 from pplleak.studies.risk import risk
 
 SIGMA = 0.3
@@ -233,4 +233,4 @@ def test_an_attack_says_how_many_bits_and_one_without_a_truth_does_not(tmp_path:
     _, target = gained(0)
     settings = {"starts": 1, "steps": 1, "draws": 10}
     found = attack.attack(replace(target, truth=None), "linear_gaussian", "laplace", settings=settings)
-    assert report.summarise(found)["bits"] is None
+    assert found.summary["bits"] is None
