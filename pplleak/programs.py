@@ -154,6 +154,11 @@ def described(kind: Kind, name: str) -> list[Setting] | None:
     return signatures.read(locate(kind, name), ENTRY[kind], RESERVED)
 
 
+def defaults(inference: str) -> dict[str, Any]:
+    """What an inference's `run` is set to where nobody sets anything."""
+    return {n: p.default for n, p in inspect.signature(load("inference", inference)).parameters.items()}
+
+
 def preferred(model: str, inference: str) -> dict[str, Any]:
     """The settings that a model's file wants of an inference where the user sets none: its `MAP`, for `map`.
 

@@ -179,7 +179,7 @@ def attack(
     looked = _fit(bound, observed, posterior, progress if explain else None)
     if looked is not None and looked.cause == causes.SEARCH:
         with suppress(KeyboardInterrupt):  # what was found stays
-            presets = {n: p.default for n, p in inspect.signature(run).parameters.items()} | settings
+            presets = programs.defaults(inference) | settings
             wider = {n: times * presets[n] for n, times in MORE.items() if isinstance(presets.get(n), int)}
             again = infer(seed + 1, **wider)
             second = _fit(bound, observed, again, None)

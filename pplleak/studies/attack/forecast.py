@@ -7,7 +7,6 @@ all that is told here.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,8 +43,7 @@ def forecast(observed: Observation, model: str, inference: str, beliefs: Mapping
     """What the search of an attack takes; None where the inference has none, or the model cannot be evaluated before
     its attack has begun. The generators of random numbers are where they were.
     """
-    own = inspect.signature(programs.load("inference", inference)).parameters
-    preset = {n: p.default for n, p in own.items()} | programs.preferred(model, inference) | dict(settings)
+    preset = programs.defaults(inference) | programs.preferred(model, inference) | dict(settings)
     starts, steps = (preset.get(name) for name in SETTINGS)
     if not (isinstance(starts, int) and isinstance(steps, int) and starts > 0 and steps > 0):
         return None
