@@ -22,6 +22,7 @@ from pplleak.errors import BadInput
 if TYPE_CHECKING:
     from pplleak.client.client import Client
 
+STEPS = (1e-4, 1e-5, 1e-7, 1e-9, 1e-10)  # of finite differences: a kink may lie within one, or the slope turn within it
 LARGEST = 5_000_000  # parameters of a network whose slopes are compared with finite differences
 
 
@@ -212,13 +213,15 @@ def _require_true_slopes(client: Client, x: Tensor, y: Tensor) -> None:
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(square(t), t)
     with torch.no_grad():
-        steps = [(square(t + h) - square(t - h)) / (2 * h) for h in (1e-4, 1e-5)]  # a kink may lie within one of them
-        rounding = 1e-7 * float(square(t))
-    if not any(torch.isclose(slope, step, rtol=1e-2, atol=rounding) for step in steps):
-        raise BadInput(
-            f"the slope of the network's gradient is {float(slope):.3g} by autograd, {float(steps[1]):.3g} by finite "
-            "differences: does it compute by .detach() or .item(), or is its autograd.Function differentiable once?"
-        )
+        rounding, step = 1e-7 * float(square(t)), slope
+        for h in STEPS:
+            step = (square(t + h) - square(t - h)) / (2 * h)
+            if torch.isclose(slope, step, rtol=1e-2, atol=rounding):
+                return
+    raise BadInput(
+        f"the slope of the network's gradient is {float(slope):.3g} by autograd, {float(step):.3g} by finite "
+        "differences: does it compute by .detach() or .item(), or is its autograd.Function differentiable once?"
+    )
 
 
 def _has_own_functions(output: Any) -> bool:
