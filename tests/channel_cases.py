@@ -36,7 +36,7 @@ def others(size: int) -> dict[str, Tensor]:
 
 
 def coder(size: int) -> Autoencoder:
-    """An autoencoder whose parts are all drawn: half as many numbers as entries, and no entry that is decoded exactly."""
+    """An autoencoder whose parts are all drawn: half as many numbers as entries, and as many that are filled in."""
     generator = torch.Generator().manual_seed(7)
     m = max(1, size // 2)
     r = min(size, 2 * m)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -123,9 +122,8 @@ class Autoencoded(Channel):
         """
         if public is None:
             raise BadInput("learned compression needs public images, on whose updates its autoencoder is trained")
-        versions = tuple(p._version for p in client.parameters.values())  # a training changes them in place
         images = data.reference(public, client.input_shape)
-        return cls(update, sigma, coder=learned(client, versions, images, batch_size, code, simulated))
+        return cls(update, sigma, coder=learned(client, images, batch_size, code, simulated))
 
     @classmethod
     def require(cls, *, sigma: Sigma, code: int, simulated: int) -> None:  # type: ignore[override]
@@ -159,18 +157,16 @@ class Autoencoded(Channel):
         c = self.coder.coordinates(g)[..., :m]
         missed, whole = ((g - t).square().sum(-1) for t in (self.coder.decode(c), self.coder.mean))
         if not (missed <= OUTSIDE**2 * (whole + self.coder.mean.square().sum())).all():
-            raise BadInput(f"the observation is nothing that the autoencoder makes of a code of {m} numbers: set code and "
+            raise BadInput(f"no code of {m} numbers is decoded to the observation: set code and "
                            "simulated, or believe in another channel")  # fmt: skip
         square = (c - self.coder.encode(u)).square().sum(-1)
         return -0.5 * square / sigma**2 - m * (sigma.log() + 0.5 * math.log(2 * math.pi))
 
 
-@lru_cache(maxsize=4)  # a model asks at every step; a client's and a tensor's hash is its identity
-def learned(
-    client: Client, versions: tuple[int, ...], public: Tensor, batch_size: int, code: int, simulated: int
-) -> Autoencoder:
+@_simulated.remembered
+def learned(client: Client, public: Tensor, batch_size: int, code: int, simulated: int) -> Autoencoder:
     """The autoencoder of updates on random public images (N, *input_shape) with random labels, at these weights; the
-    same for the same arguments. `versions` are those of the weights, which the client's identity does not tell."""
+    same for the same arguments."""
     Autoencoded.require(sigma=1.0, code=code, simulated=simulated)
     memory.require(4 * 8 * simulated * client.update_size, f"simulating {simulated} updates", "simulate fewer")
     return trained(_simulated.updates(client, public, batch_size, simulated).double(), code)

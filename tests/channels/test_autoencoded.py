@@ -87,7 +87,7 @@ def test_what_it_cannot_have_made_is_refused_in_one_line() -> None:
     assert law.log_prob(law.sample()).isfinite()
     other = channels.make(made(code=3), u, client, 1, PUBLIC)
     for g in (u.materialise(), channels.Gaussian(u, SIGMA).sample(), other.sample()):
-        with pytest.raises(BadInput, match="nothing that the autoencoder makes of a code of 4 numbers") as refused:
+        with pytest.raises(BadInput, match="no code of 4 numbers is decoded to the observation") as refused:
             law.log_prob(g)
         assert "\n" not in str(refused.value)
     with pytest.raises(BadInput, match="public images"):
