@@ -89,9 +89,9 @@ class Autoencoded(Channel):
 
     Source: Abrahamyan, Chen, Bekoulis and Deligiannis, Learned Gradient Compression for Distributed Deep Learning,
     IEEE Trans. Neural Networks and Learning Systems 2021 (LGC), of which the abstract was read: a light autoencoder,
-    trained on gradients in the first stage of a training, whose code is sent. Theirs is a convolution along the largest
-    entries, with a part that nodes share and one of each node's own; that it acts on principal directions, and keeps its
-    code readable, are choices made here. The likelihood is this file's own.
+    trained on gradients in the first stage of a training, whose code is sent. Theirs is a convolution along the
+    largest entries, with a part that nodes share and one of each node's own; that it acts on principal directions, and
+    keeps its code readable, are choices made here. The likelihood is this file's own.
 
     Args:
         update: u(x, y), as `client.update` returns it.
@@ -130,8 +130,8 @@ class Autoencoded(Channel):
         require_sigma(sigma)
         require_positive(code=code)
         if simulated <= code:
-            raise BadInput(f"simulated must be more than the code's {code} numbers, not {simulated}: fewer updates do not "
-                           "tell so many directions")  # fmt: skip
+            raise BadInput(f"simulated must be more than the code's {code} numbers, not {simulated}: fewer updates do "
+                           "not tell so many directions")  # fmt: skip
 
     def __init__(self, update: Update, sigma: Sigma, *, coder: Autoencoder) -> None:
         require_sigma(sigma)
