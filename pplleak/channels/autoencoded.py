@@ -111,7 +111,7 @@ class Autoencoded(Channel):
         sigma: float = 0.1,
         *,
         code: int = 32,
-        simulated: int = 1000,
+        simulated: int = 400,
     ) -> Autoencoded:
         """The channel of an autoencoder that was trained on updates of public images, at the same weights.
 
