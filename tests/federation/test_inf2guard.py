@@ -37,7 +37,7 @@ def by_hand(client: Client, x: Tensor, y: Tensor, noise: Tensor, *, kl: bool = T
     assert isinstance(made, inf2guard.Guarded)
     *before, last = made.base.children()
     r = nn.Sequential(*before)(x)
-    q = torch.distributions.Normal(r, nn.functional.softplus(made.raw).expand_as(r))
+    q = torch.distributions.Normal(r, nn.functional.softplus(made.width.raw).expand_as(r))
     loss = nn.functional.cross_entropy(last(q.loc + q.scale * noise), y)
     if kl:
         unit = torch.distributions.Normal(torch.zeros_like(r), torch.ones_like(r))

@@ -35,6 +35,18 @@ from pplleak.federation.defences import Attacks
 ATTACKS = Attacks("inverting_gradients", "Geiping et al. 2020; the paper's invert representations", "precode")
 
 
+class Width(nn.Module):
+    """σ = log(1 + exp s), the same for every example: forward(r) is (batch, features), as r. A module of its own, for
+    the first layer is still the first that holds parameters, and its gradient as telling as without the defence."""
+
+    def __init__(self, features: int, noise: float) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.full((1, features), math.log(math.expm1(noise))))
+
+    def forward(self, r: Tensor) -> Tensor:
+        return F.softplus(self.raw.expand(len(r), -1))
+
+
 class Guarded(nn.Module):
     """A network with noise of trained width on its features: forward(x, ε) gives logits and β KL of every example.
 
@@ -45,7 +57,7 @@ class Guarded(nn.Module):
         super().__init__()
         layer = base.get_submodule(last)
         assert isinstance(layer, nn.Linear)
-        self.raw = nn.Parameter(torch.full((1, layer.in_features), math.log(math.expm1(noise))))
+        self.width = Width(layer.in_features, noise)
         self.base = base  # after it: rules that read labels off the last layer look at the end of the gradient
         self.last, self.beta, self.noise_shape = last, beta, (layer.in_features,)
 
@@ -54,7 +66,7 @@ class Guarded(nn.Module):
         kl: list[Tensor] = []
 
         def perturb(r: Tensor) -> Tensor:
-            width = F.softplus(self.raw.expand(len(r), -1))
+            width = self.width(r)
             kl.append((0.5 * (r.square() + width.square() - 1) - width.log()).sum(1) / math.log(2))
             return r if noise is None else r + width * noise
 
