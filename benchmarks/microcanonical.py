@@ -17,8 +17,9 @@ dual averaging to acceptance .9, as in the paper; `length` is L/√d, in posteri
 
 Effective draws are those of a pixel's mean or of its variance, whichever are fewer: a trajectory of half a turn changes
 the sign of all that lies in it, which makes means all but exact and leaves variances where they were. The log-density
-counts as a pixel. Gradients and seconds are those of the sampling alone. Writes benchmarks/results/microcanonical.csv, a
-row a sampler.
+counts as a pixel. Gradients and seconds are those of the sampling alone.
+
+Writes benchmarks/results/microcanonical.csv, a row a sampler.
 """
 
 from __future__ import annotations

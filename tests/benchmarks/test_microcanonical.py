@@ -1,4 +1,4 @@
-"""The microcanonical kernel that `hmc` is measured against draws from its density; means alone make no effective draws."""
+"""The microcanonical kernel that `hmc` is measured against draws from its density; sure means make no draws."""
 
 from __future__ import annotations
 
