@@ -9,11 +9,11 @@ the samplers differ in how they move alone. With a velocity u on the unit sphere
     drift:  w' = w + ε u
     accept with probability min(1, exp(−W)),   W = U(w') − U(w) + (d − 1) Σ log c
 
-(Robnik, Cohn-Gordon & Seljak 2025, arXiv 2503.01707.) u is drawn anew before every trajectory. A kick changes the volume
-on the sphere by c^(1 − d), so that the test makes any palindrome of kicks and drifts exact. Two of them are tried:
-leapfrog, and the three-stage splitting of Blanes, Casas & Sanz-Serna (2014) that `hmc` moves by. The number of steps is
-uniform from 1 to 2L/ε, as in the paper; `jittered` takes L/ε steps and jitters ε instead, as `hmc` does. ε is set by
-dual averaging to acceptance .9, as in the paper; `length` is L/√d, in posterior standard deviations.
+(Robnik, Cohn-Gordon & Seljak 2025, arXiv 2503.01707.) u is drawn anew before every trajectory. A kick changes the
+volume on the sphere by c^(1 − d), so that the test makes any palindrome of kicks and drifts exact. Two of them are
+tried: leapfrog, and the three-stage splitting of Blanes, Casas & Sanz-Serna (2014) that `hmc` moves by. The number of
+steps is uniform from 1 to 2L/ε, as in the paper; `jittered` takes L/ε steps and jitters ε instead, as `hmc` does. ε is
+set by dual averaging to acceptance .9, as in the paper; `length` is L/√d, in posterior standard deviations.
 
 Effective draws are those of a pixel's mean or of its variance, whichever are fewer: a trajectory of half a turn changes
 the sign of all that lies in it, which makes means all but exact and leaves variances where they were. The log-density
