@@ -2,10 +2,10 @@
 
     uv run benchmarks/microcanonical.py --data mnist --data-root DIR --sigma 0.03
 
-One image, one observation, the whitened coordinates and the warmed-up chains of `hmc`, one recording of log p(w | g):
-the samplers differ in how they move alone. With a velocity u on the unit sphere of dimension d (Robnik et al. 2022),
+One image, one observation, the whitened coordinates and the warmed-up chains of `hmc`, one recording of log p(w | g).
+The samplers differ in how they move alone. With a velocity u, |u| = 1, in d dimensions (Robnik et al. 2022),
 
-    kick:   u' = (u + e (sinh δ + (e·u)(cosh δ − 1))) / c,   e = −∇U/‖∇U‖,  δ = ε‖∇U‖/(d − 1),  c = cosh δ + (e·u) sinh δ
+    kick:   u' = (u + e (sinh δ + (e·u)(cosh δ − 1))) / c,  e = −∇U/‖∇U‖,  δ = ε‖∇U‖/(d − 1), c = cosh δ + (e·u) sinh δ
     drift:  w' = w + ε u
     accept with probability min(1, exp(−W)),   W = U(w') − U(w) + (d − 1) Σ log c
 
