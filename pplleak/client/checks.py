@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pplleak.client import kernels, masks, sizes, targets
+from pplleak.client import closed_form, kernels, masks, sizes, targets
 from pplleak.client.loss import check, get
 from pplleak.client.loss import probe as probe_loss
 from pplleak.client.networks import Normalise
@@ -258,7 +260,7 @@ def _closed_form(client: Client, precisely: bool = False) -> bool:
         if client.noise_shape is not None:
             noise = torch.linspace(-1, 1, 2 * math.prod(client.noise_shape), dtype=x.dtype, device=x.device)
             noise = noise.reshape(2, 1, *client.noise_shape)
-        lazy = client._factored(x, y, noise)
+        lazy = closed_form.update(client, x, y, noise)
         filled = [where for factor in lazy.factors for where in factor.slices]
         if sorted(filled, key=lambda s: s.start) != list(client.slices.values()):
             return False  # a parameter without a tap, or with two: there would be cross terms between its factors
@@ -272,3 +274,15 @@ def _closed_form(client: Client, precisely: bool = False) -> bool:
         )
     except (RuntimeError, ValueError, IndexError):  # shapes that are not (examples, …) throughout
         return False
+
+
+@contextmanager
+def one_example(client: Client, batch: int) -> Iterator[None]:
+    """What torch says of the statistics of one example, in one line."""
+    try:
+        yield
+    except ValueError as error:
+        if client.mixes_batch and batch == 1 and "more than 1 value per channel" in str(error):
+            raise BadInput("BatchNorm in train mode has no statistics of one example: give the client's own batch "
+                           "(a batch size of 2 or more), or put the network in eval mode") from error  # fmt: skip
+        raise

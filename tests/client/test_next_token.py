@@ -110,7 +110,7 @@ def test_a_sampler_of_sentences_finds_those_of_a_language_model(batch: int, loss
     observed = shared(texts.few(tmp_path / "few.txt"), batch, loss, depth=1)
     observed = replace(observed, protection=observed.protection.with_sigma(1e-3))
     _, model = texts.shared(tmp_path / "few.txt", "gpt2", batch=batch, sigma=1e-3, depth=1)
-    posterior = isir.run(model, observed, observed.client, draws=20, chains=8, islands=2)
+    posterior = isir.run(model, observed, observed.client, draws=8, chains=4, islands=2)
     vocabulary = observed.client.vocabulary
     assert vocabulary is not None and observed.truth is not None
     found = tokens.tokens(posterior.with_(truth=observed.truth.numpy()), vocabulary)
