@@ -15,13 +15,18 @@ import torch
 from torch import Tensor
 
 from pplleak.data.columns import Column
+from pplleak.density import cell_surrogates
 from pplleak.density.cell_blocks import Block
-from pplleak.density.cells import Batch, Likelihood, Quadratic, Residual, Tried
+from pplleak.density.cell_surrogates import Quadratic
+from pplleak.density.cells import ENTRIES, Batch, Likelihood, Residual, Tried
 
 Record = tuple[Tensor, Tensor, Tensor]  # codes (C, F), scores (C, R) and x (C, width) of one record of every chain
 DECADES = 6.0  # over which the width of a number's candidates is drawn, from the prior's own sd down
 BLOCK = -1  # in an order: the move of all numbers at once
 TRUE = 4  # moves by the true likelihood after those on a surrogate
+FITS, SWEEPS = 4, 5  # of surrogates to the records that the chains go through, and sweeps between two of them
+FIT = 0.1  # share of the ends of fitted surrogates that the likelihood takes, or they are given up
+CLOUD = 3000  # records that they are fitted to at most
 SHORT = (8, 8, 4, 4, 2, 2)  # moves on a surrogate between two looks at the likelihood, after all moves were made
 
 
@@ -57,6 +62,7 @@ class Sweep:
         self.surrogates: list[Quadratic] = []
         self.now: Quadratic | None = None  # the surrogate of the record that is moved
         self.accepted: list[float] = []
+        self.seen: list[Tensor] | None = None  # records that surrogates are fitted to
         forest = records.forest
         parents = [] if forest is None else forest.parents.tolist()
         self.below = [[k for k, p in enumerate(parents) if p == f] for f in range(len(parents))]
@@ -78,20 +84,52 @@ class Sweep:
             self.surrogates = [Quadratic.about(self.fit, batch, b) for b in range(batch.x.shape[1])]
 
     def tried_out(self, chains: Chains) -> Chains:
-        """A sweep on new surrogates, before the draws that are kept. They are given up where the likelihood refuses
-        more than half of their ends (a wide posterior is none of a quadratic form's), and looked at once where it
-        refuses next to none."""
+        """Sweeps on new surrogates, before the draws that are kept.
+
+        Secants of each chain's own stay where nine in ten of their ends are accepted, and the likelihood is looked at
+        once. Otherwise chains wander from the records that the secants were taken at, and a form is fitted to all that
+        they go through. It stays if more than FIT of its ends are accepted; if not, every candidate is compared by the
+        likelihood.
+        """
         self.refreshed(chains)
+        if not self.surrogates:
+            return chains
+        chains, share = self._share(chains)
+        if share > 0.9:
+            self.short = ()
+            self.refreshed(chains)
+            return chains
+        chains, share = self._learned(chains)
+        if share < FIT:
+            self.inner, self.surrogates = 0, []
+        return chains
+
+    def _share(self, chains: Chains) -> tuple[Chains, float]:
+        """The chains a sweep on, and the share of the surrogates' ends that was accepted."""
         self.accepted.clear()
         chains = self(chains)
-        share = sum(self.accepted) / len(self.accepted) if self.accepted else 1.0
-        if share < 0.5:
-            self.inner, self.surrogates = 0, []
-        elif share > 0.9:
-            self.short = ()
-        self.refreshed(chains)
+        share = sum(self.accepted) / len(self.accepted)
         self.accepted.clear()
-        return chains
+        return chains, share
+
+    def _learned(self, chains: Chains) -> tuple[Chains, float]:
+        """Surrogates that are fitted to where the chains go, whether it was accepted or not, and to what is near, again
+        and again: the chains, and the share of ends that was accepted at last."""
+        assert isinstance(self.fit, Residual)
+        entries = chains.batch.x[0].numel() * self.fit.density.client.update_size
+        if entries > ENTRIES:  # one matrix J a record
+            return chains, 0.0
+        self.seen, share = [cell_surrogates.near(self.records, chains.batch), chains.batch.x], 0.0
+        for _ in range(FITS):
+            cloud = torch.cat(self.seen)
+            picks = torch.randperm(len(cloud), device=cloud.device)[:CLOUD]
+            self.surrogates = [Quadratic.fitted(self.fit, cloud[picks, b], b) for b in range(cloud.shape[1])]
+            for _ in range(SWEEPS):
+                chains, share = self._share(chains)
+                self.seen.append(chains.batch.x)
+            self.seen.append(cell_surrogates.near(self.records, chains.batch))
+        self.seen = None
+        return chains, share
 
     def __call__(self, chains: Chains) -> Chains:
         batch, beta = chains.batch, chains.beta
@@ -141,6 +179,8 @@ class Sweep:
         height = surrogate.height(old[2])
         for order in orders:
             new = self._moved(surrogate, beside, batch, b, beta, old, order)
+            if self.seen is not None:
+                self.seen.append(batch.with_record(b, *new).x)
             fit, form = self.fit.at(beside, batch, b, Tried.one(*new))[:, 0], surrogate.height(new[2])
             accept = torch.rand_like(fit).log() < beta * (fit - true - form + height)
             self.accepted.append(float(accept.double().mean()))

@@ -94,7 +94,7 @@ class Posterior:
         flat = self.x.reshape(*self.x.shape[:2], -1)
         if self.attrs.get("columns") or self.attrs.get("vocabulary"):
             flat = flat[..., (flat != flat[:1, :1]).any((0, 1))]
-            if self.attrs.get("vocabulary") and not flat.shape[2] and np.ptp(self.stats.get("lp", 0.0)) == 0:
+            if not flat.shape[2] and np.ptp(self.stats.get("lp", 0.0)) == 0:
                 one, count = np.ones(1), np.full(1, float(len(self.draws)))
                 return convergence.Convergence(one, count, count)
         scalars = [v[..., None] for v in (*self.latents.values(), *([self.stats["lp"]] if "lp" in self.stats else []))]

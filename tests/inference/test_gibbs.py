@@ -16,6 +16,7 @@ from tables import columns_of, shared, written
 from torch import Tensor
 
 from pplleak.density import cell_blocks, cell_starts, cells
+from pplleak.density.cell_surrogates import Quadratic
 from pplleak.density.cell_moves import Sweep
 from pplleak.errors import BadInput
 from pplleak.inference import gibbs
@@ -121,7 +122,7 @@ def test_what_a_block_was_drawn_by_is_the_density_that_it_says(tmp_path: Path) -
     batch = cell_starts.drawn(records, 1, 1)
     fit = cells.likelihood(density, batch)
     assert isinstance(fit, cells.Residual)
-    form = cells.Quadratic.about(fit, batch, 0).told(fit.beside(batch, 0), 0)
+    form = Quadratic.about(fit, batch, 0).told(fit.beside(batch, 0), 0)
     block = cell_blocks.Block.of(records)
     codes, scores, log_q = block.drawn(
         records, form, 0.05, 20_001, batch.codes[:, 0], batch.scores[:, 0], batch.x[:, 0]
@@ -166,7 +167,7 @@ def test_a_record_beside_its_residual_fits_as_the_batch_does(file: Path) -> None
             torch.testing.assert_close(tried.x, records.decode(tried.codes, tried.scores).flatten(2))
             quick, whole = fast.at(beside, batch, b, tried), slow.at(beside, batch, b, tried)
             torch.testing.assert_close(quick - quick[:, :1], whole - whole[:, :1], atol=1e-7, rtol=1e-7)
-        made = cells.Quadratic.about(fast, batch, b).told(beside, b)
+        made = Quadratic.about(fast, batch, b).told(beside, b)
         here = cells.Tried.one(batch.codes[:, b], batch.scores[:, b], batch.x[:, b])
         for entry in range(batch.x.shape[2]):  # a secant is exact where it ends
             x = batch.x[:, b].clone()
