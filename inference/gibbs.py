@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, cell_starts, traced
+from pplleak.density import Density, Model, build, cell_fits, cell_starts, traced
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Residual, likelihood
 from pplleak.density.chains import keep
@@ -143,10 +143,10 @@ def run(
     else:
         state, groups, left = cell_starts.chosen(state, [[k] for k in range(len(state.fit))], chains)
     if superchains:
-        draws = max(LEAST, math.ceil(chains * draws / len(state.fit)))
+        draws = max(LEAST, 2 * math.ceil(chains * draws / len(state.fit) / 2))
         sweep.inner, sweep.surrogates = 0, []  # a few sweeps are not worth a fit
     else:
-        state = sweep.tried_out(state)
+        state = cell_fits.tried_out(sweep, state)
     best = _Best()
 
     def chain(state: Chains) -> Iterator[dict[str, Tensor]]:

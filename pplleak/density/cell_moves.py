@@ -15,18 +15,14 @@ import torch
 from torch import Tensor
 
 from pplleak.data.columns import Column
-from pplleak.density import cell_surrogates
 from pplleak.density.cell_blocks import Block
 from pplleak.density.cell_surrogates import Quadratic
-from pplleak.density.cells import ENTRIES, Batch, Likelihood, Residual, Tried
+from pplleak.density.cells import Batch, Likelihood, Residual, Tried
 
 Record = tuple[Tensor, Tensor, Tensor]  # codes (C, F), scores (C, R) and x (C, width) of one record of every chain
 DECADES = 6.0  # over which the width of a number's candidates is drawn, from the prior's own sd down
 BLOCK = -1  # in an order: the move of all numbers at once
 TRUE = 4  # moves by the true likelihood after those on a surrogate
-FITS, SWEEPS = 4, 5  # of surrogates to the records that the chains go through, and sweeps between two of them
-FIT = 0.1  # share of the ends of fitted surrogates that the likelihood takes, or they are given up
-CLOUD = 3000  # records that they are fitted to at most
 SHORT = (8, 8, 4, 4, 2, 2)  # moves on a surrogate between two looks at the likelihood, after all moves were made
 
 
@@ -83,54 +79,6 @@ class Sweep:
             batch = chains.batch
             self.surrogates = [Quadratic.about(self.fit, batch, b) for b in range(batch.x.shape[1])]
 
-    def tried_out(self, chains: Chains) -> Chains:
-        """Sweeps on new surrogates, before the draws that are kept.
-
-        Secants of each chain's own stay where nine in ten of their ends are accepted, and the likelihood is looked at
-        once. Otherwise chains wander from the records that the secants were taken at, and a form is fitted to all that
-        they go through. It stays if more than FIT of its ends are accepted; if not, every candidate is compared by the
-        likelihood.
-        """
-        self.refreshed(chains)
-        if not self.surrogates:
-            return chains
-        chains, share = self._share(chains)
-        if share > 0.9:
-            self.short = ()
-            self.refreshed(chains)
-            return chains
-        chains, share = self._learned(chains)
-        if share < FIT:
-            self.inner, self.surrogates = 0, []
-        return chains
-
-    def _share(self, chains: Chains) -> tuple[Chains, float]:
-        """The chains a sweep on, and the share of the surrogates' ends that was accepted."""
-        self.accepted.clear()
-        chains = self(chains)
-        share = sum(self.accepted) / len(self.accepted)
-        self.accepted.clear()
-        return chains, share
-
-    def _learned(self, chains: Chains) -> tuple[Chains, float]:
-        """Surrogates that are fitted to where the chains go, whether it was accepted or not, and to what is near, again
-        and again: the chains, and the share of ends that was accepted at last."""
-        assert isinstance(self.fit, Residual)
-        entries = chains.batch.x[0].numel() * self.fit.density.client.update_size
-        if entries > ENTRIES:  # one matrix J a record
-            return chains, 0.0
-        self.seen, share = [cell_surrogates.near(self.records, chains.batch), chains.batch.x], 0.0
-        for _ in range(FITS):
-            cloud = torch.cat(self.seen)
-            picks = torch.randperm(len(cloud), device=cloud.device)[:CLOUD]
-            self.surrogates = [Quadratic.fitted(self.fit, cloud[picks, b], b) for b in range(cloud.shape[1])]
-            for _ in range(SWEEPS):
-                chains, share = self._share(chains)
-                self.seen.append(chains.batch.x)
-            self.seen.append(cell_surrogates.near(self.records, chains.batch))
-        self.seen = None
-        return chains, share
-
     def __call__(self, chains: Chains) -> Chains:
         batch, beta = chains.batch, chains.beta
         last = batch.x.shape[1] - 1
@@ -182,7 +130,7 @@ class Sweep:
             if self.seen is not None:
                 self.seen.append(batch.with_record(b, *new).x)
             fit, form = self.fit.at(beside, batch, b, Tried.one(*new))[:, 0], surrogate.height(new[2])
-            accept = torch.rand_like(fit).log() < beta * (fit - true - form + height)
+            accept = ~refused(beta * (fit - true - form + height))
             self.accepted.append(float(accept.double().mean()))
             kept = [torch.where(accept.reshape(-1, 1), n, o) for o, n in zip(old, new, strict=True)]
             old = (kept[0], kept[1], kept[2])
@@ -302,6 +250,11 @@ class Sweep:
         encoded = self.records.decode(tried, each).flatten(2)
         entries = self._entries(columns.finite[f]).to(x.device)
         return Tried(tried, each, encoded, x, entries, weight + self._scores(tried, each))
+
+
+def refused(log_ratio: Tensor) -> Tensor:
+    """By Metropolis' rule."""
+    return torch.rand_like(log_ratio).log() >= log_ratio
 
 
 def _subtrees(below: list[list[int]]) -> list[list[int]]:

@@ -47,7 +47,7 @@ class Quadratic:
         a ReLU network a long one would cross kinks.
         """
         x, width = batch.x[:, b], batch.x.shape[2]
-        steps = torch.where(x == 1, -1.0, 1.0).to(x) * _lengths(exact.density.client.columns, width).to(x)
+        steps = stepped(exact.density.client.columns, x)
         tried = x[:, None].repeat(1, 1 + width, 1)
         tried[:, 1:] += torch.diag_embed(steps)
         first = exact.update(tried.flatten(0, 1), b)
@@ -69,7 +69,7 @@ class Quadratic:
     def fitted(exact: Residual, cloud: Tensor, b: int) -> Quadratic:
         """The same for all chains: u₀ and J by least squares over records x_n (N, width), x̂ their mean,
 
-            J = argmin Σ_n ‖u(x_n) − u₀ − J (x_n − x̂)‖² + RIDGE ‖J‖²_F
+        J = argmin Σ_n ‖u(x_n) − u₀ − J (x_n − x̂)‖² + RIDGE ‖J‖²_F
         """
         x, width = cloud.double(), cloud.shape[1]
         mean = x.mean(0)
@@ -129,13 +129,13 @@ def _summed(exact: Residual, x: Tensor, weights: Tensor, b: int) -> Tensor:
     return total
 
 
-def _lengths(columns: Columns | None, width: int) -> Tensor:
-    """How long a step is in each entry of x, (width,)."""
-    made = torch.ones(width, dtype=torch.float64)
+def stepped(columns: Columns | None, x: Tensor) -> Tensor:
+    """How long a step is in each entry of records x (N, width), with its sign."""
+    made = torch.ones(x.shape[1], dtype=torch.float64)
     for column in () if columns is None else columns.varying:
         if column.kind == "number":
             made[columns.starts[column.name]] = STEP  # type: ignore[union-attr]
         elif column.kind == "grid":
             values = column.rows()[: len(column.values), 0]
             made[columns.starts[column.name]] = (values[1:] - values[:-1]).median()  # type: ignore[union-attr]
-    return made
+    return torch.where(x == 1, -1.0, 1.0).to(x) * made.to(x)
