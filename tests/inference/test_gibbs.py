@@ -16,8 +16,8 @@ from tables import columns_of, shared, written
 from torch import Tensor
 
 from pplleak.density import cell_blocks, cell_fits, cell_moves, cell_starts, cell_surrogates, cells
-from pplleak.density.cell_surrogates import Quadratic
 from pplleak.density.cell_moves import Sweep
+from pplleak.density.cell_surrogates import Quadratic
 from pplleak.errors import BadInput
 from pplleak.inference import gibbs
 from pplleak.models import optimal
