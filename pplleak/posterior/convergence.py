@@ -58,8 +58,8 @@ def measure(*values: np.ndarray, superchains: int = 0) -> Convergence:
 
 
 def moving(x: np.ndarray) -> np.ndarray:
-    """Which quantities of (chain, draw, quantity) are not the same in all draws that R-hat looks at: of an odd number it
-    leaves the middle one out, and what is rare may be in that one alone."""
+    """Which quantities of (chain, draw, quantity) are not the same in all draws that R-hat looks at: of an odd number
+    it leaves the middle one out, and what is rare may be in that one alone."""
     half = x.shape[1] // 2
     ends = np.concatenate([x[:, :half], x[:, x.shape[1] - half :]], 1)
     found: np.ndarray = (ends != ends[:1, :1]).any((0, 1))
