@@ -48,7 +48,9 @@ def measure(*values: np.ndarray, superchains: int = 0) -> Convergence:
     superchains: how many there are, each of as many neighbours among the chains; R-hat is then the nested one.
 
     One of two values in exactly half of the draws each is as far from the median in all: the folded R-hat, which has
-    nothing to compare, is left out. A quantity that never moves has an R-hat of NaN and as many effective draws as draws; one with a NaN has NaN.
+    nothing to compare, is left out.
+
+    A quantity that never moves has an R-hat of NaN and as many effective draws as draws; one with a NaN has NaN.
     """
     blocks = []
     for x in values:
