@@ -43,7 +43,7 @@ class Quadratic:
     def about(exact: Residual, batch: Batch, b: int) -> Quadratic:
         """About what each chain holds, u₀ = u(x̂), by secants J_i = (u(x̂ + h_i e_i) − u(x̂)) / h_i.
 
-        A cell's step h_i is as long as the cell's own: ±1 of a category, to a near value of a grid, STEP of a number: of
+        A step h_i is as long as the cell's own: ±1 of a category, to a near value of a grid, STEP of a number: of
         a ReLU network a long one would cross kinks.
         """
         x, width = batch.x[:, b], batch.x.shape[2]
