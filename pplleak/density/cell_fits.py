@@ -1,4 +1,4 @@
-"""Which surrogates the chains of `pplleak.inference.gibbs` go on with: their own secants, or forms fitted on the way."""
+"""Surrogates that the chains of `pplleak.inference.gibbs` go on with: their own secants, or forms fitted on the way."""
 
 from __future__ import annotations
 
