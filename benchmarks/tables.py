@@ -13,7 +13,8 @@ The same batches of held-out rows for every attack:
 cell_accuracy: a category exactly, a number within 10 % of its range; se: its standard error over the batches;
 exact_match: records that are right in every cell; ece: expected calibration error of the posterior's cells, and
 ece_by_chance the one it would have on average, and ece_95 in one of twenty cases, were the truth of each batch one of
-its posterior's draws: cells of a record go wrong together; settled: share of the batches with R-hat below 1.1, of short chains out of four islands the nested one;
+its posterior's draws: cells of a record go wrong together; settled: share of the batches with R-hat below 1.1, of
+short chains out of four islands the nested one;
 seconds: of one core's processor time an attack, the mean.
 A batch that the CSV of batches holds is not run again; `minutes` ends a piece of the work.
 """
