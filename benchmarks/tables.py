@@ -112,7 +112,8 @@ def measure(args: Settings, size: int, sigma: float, name: str, k: int) -> dict[
     return {
         **about, "cell_accuracy": float(right.mean()), "exact_match": float(right.all(1).mean()),
         "claims": " ".join(f"{c:.4f}" for c in claims), "right": "".join(str(int(r)) for r in right.ravel()),
-        "drawn": drawn, "rhat": None if rhat is None or not math.isfinite(rhat) else rhat, "seconds": time.process_time() - begun,
+        "drawn": drawn, "rhat": None if rhat is None or not math.isfinite(rhat) else rhat,
+        "seconds": time.process_time() - begun,
     }  # fmt: skip
 
 
@@ -180,13 +181,10 @@ def main(args: Settings) -> None:
     runs.table(args.csv, rows, list(COLUMNS))
     for r in rows:
         error = "" if r["se"] is None else f" ± {r['se']:.1%}"
-        ece = (
-            ""
-            if r["ece"] is None
-            else (
-                f", ECE {r['ece']:.3f} ({r['ece_by_chance']:.3f} by chance, at most {r['ece_95']:.3f}), {r['settled']:.0%} settled"
-            )
-        )
+        ece = ""
+        if r["ece"] is not None:
+            ece = (f", ECE {r['ece']:.3f} ({r['ece_by_chance']:.3f} by chance, at most {r['ece_95']:.3f}), "
+                   f"{r['settled']:.0%} settled")  # fmt: skip
         print(f"batch {r['batch']}, σ {r['sigma']:g}, {r['attack']}: {r['cell_accuracy']:.1%}{error} of the cells, "
               f"{r['exact_match']:.0%} of the records{ece}; {r['batches']} batches, {r['seconds']:.0f} s")  # fmt: skip
     print(f"{left} attacks are left: run it again" if left else "complete")

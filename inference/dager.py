@@ -10,8 +10,8 @@ positions at once. Sentences of a batch are told apart by the second: a causal n
 are descended to (`pplleak.density.sentence_search`). No prior is needed, nor the table's own gradient, nor labels:
 those that were shared are put beside the sentences that explain the gradient best with them. Embeddings of words and
 of positions are added: where a batch joins every word to every position, the span holds all of their sums, and the
-first test tells words alone. Of a language model the end of a sentence predicts nothing, and leaves nothing in the span:
-sentences end where they grow no further, and one that begins as another is told by the gradient as a whole.
+first test tells words alone. Of a language model the end of a sentence predicts nothing, and leaves nothing in the
+span: sentences end where they grow no further, and one that begins as another is told by the gradient as a whole.
 
 Source: Petrov, Dimitrov, Baader, Müller, Vechev, DAGER: Exact Gradient Inversion for Large Language Models, NeurIPS
 2024, arXiv 2405.15586. Their second test reads the next layer's projections, and they enumerate an encoder's sentences.
