@@ -92,7 +92,8 @@ def children() -> float:
     return used.children_user + used.children_system
 
 
-def measure(route: str, observed: Observation, args: Settings) -> list[dict[str, Any]]:
+def measure(route: str, observed: Observation, args: Settings) -> Iterator[dict[str, Any]]:
+    """Rows of all draws, of seven eighths, …: R-hat of many chains takes minutes, and what comes first is kept."""
     model = attack.believe(programs.load("models", MODEL), observed, {"prior": "gaussian"})
     settings: dict[str, Any] = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts}
     if route == "smc":  # islands are its chains; all of its draws are there at once
@@ -108,8 +109,7 @@ def measure(route: str, observed: Observation, args: Settings) -> list[dict[str,
     device = torch.cuda.get_device_name() if cuda else "cpu"
     counts = sorted({max(PARTS, round(k * draws / PARTS)) for k in range(1, PARTS + 1)}) if budget.times else [draws]
     begun, others = budget.times[0][0 if cuda else 1] if budget.times else 0.0, children() - before
-    rows = []
-    for n in counts:
+    for n in reversed(counts):
         wall, cpu = budget.times[n] if budget.times else budget.now()
         cpu += others * n / draws
         agree = convergence.measure(seen[:, :n], superchains=args.superchains)
@@ -117,13 +117,12 @@ def measure(route: str, observed: Observation, args: Settings) -> list[dict[str,
         low, high = np.quantile(x[:, :n].reshape(-1, x.shape[2]), [0.05, 0.95], axis=0)
         accepted = found.stats["acceptance_rate"][:, :n].mean() if "acceptance_rate" in found.stats else np.nan
         shown = "" if np.isnan(accepted) else f"{accepted:.3f}"
-        rows.append(dict(zip(COLUMNS, [
+        yield dict(zip(COLUMNS, [
             network, route, f"{args.sigma:g}", str(args.index), str(args.chains), device, n,
             f"{wall:.0f}", f"{cpu:.0f}", f"{rhat[:-1].max():.4f}", f"{rhat[-1]:.4f}", shown,
             f"{ess[:-1].min():.0f}", f"{np.median(ess) / ((wall if cuda else cpu) - begun):.2f}",
             f"{((low <= truth) & (truth <= high)).mean():.3f}",
-        ], strict=True)))  # fmt: skip
-    return rows
+        ], strict=True))  # fmt: skip
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -176,9 +175,10 @@ def main(args: Settings) -> None:
         )
     )
     for route in args.routes:
-        new = measure(route, observed, args)
-        rows = runs.Rows(args.csv, COLUMNS, KEY).add(new)
-        for row in new:
+        new: list[dict[str, Any]] = []
+        for row in measure(route, observed, args):
+            new = [row, *new]
+            rows = runs.Rows(args.csv, COLUMNS, KEY).add(new)
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
         picture(rows, args.figure)
 
