@@ -8,6 +8,7 @@ trained without a defence, less that of the one behind it, at the same step.
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,14 +59,16 @@ def picture(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(4.4 * len(steps) + 3.2, 4.9), layout="constrained")
     panels = figure.subplots(1, len(steps) + 1, squeeze=False, width_ratios=[*[4.4] * len(steps), 2.6])[0]
     for axes, step in zip(panels, steps, strict=False):
-        mine = [r for r in rows if r["step"] == step and label(r) in names]
+        mine, seen = [r for r in rows if r["step"] == step and label(r) in names], []
         for r in (r for r in mine if r["strongest"]):
             own = next((o for o in mine if label(o) == label(r) and o["attack"] == "own"), r)
             x, y, claimed = paid[label(r)], min(r["psnr_mean"], CEILING), min(own["psnr_mean"], CEILING)
             axes.annotate("", (x, y), (x, claimed), arrowprops={"arrowstyle": "->", "color": "#bbbbbb"})
             axes.update_datalim([(x, claimed)])
             axes.errorbar(x, y, r["psnr_se"] or 0, fmt="o", ms=4.5, color="#1f6feb", capsize=2, lw=1)
-            axes.annotate(str(names[label(r)]), (x, y), xytext=(5, 2), textcoords="offset points", fontsize=7.5)
+            seen.append((x, y, names[label(r)]))
+        for x, y, text in numbered(seen):
+            axes.annotate(text, (x, y), xytext=(5, 2), textcoords="offset points", fontsize=7)
         blind = [r["psnr_blind"] for r in rows if r["step"] == step and r["strongest"]]
         axes.axhline(sum(blind) / len(blind), color=INK, ls=":", lw=1)
         axes.set_title(f"weights after {step} steps", fontsize=9, loc="left", color=INK)
@@ -86,6 +89,19 @@ def picture(rows: Sequence[Row]) -> Figure:
         f"the dotted line nothing is learnt of the image.{above}", fontsize=9, x=0.01, ha="left", color=INK,
     )  # fmt: skip
     return figure
+
+
+def numbered(points: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, str]]:
+    """Where the numbers of points (x, y, number) are written: those that would overlap in one text, two a line."""
+    wide, high = (0.05 * (max(side) - min(side)) for side in list(zip(*points, strict=True))[:2])
+    groups: list[list[tuple[float, float, int]]] = []
+    for x, y, number in sorted(points):
+        near = (g for g in groups if x - g[-1][0] <= wide and abs(y - g[-1][1]) <= high)
+        if (group := next(near, None)) is None:
+            groups.append(group := [])
+        group.append((x, y, number))
+    lines = [[", ".join(str(n) for *_, n in pair) for pair in itertools.batched(g, 2)] for g in groups]
+    return [(*g[-1][:2], ",\n".join(text)) for g, text in zip(groups, lines, strict=True)]
 
 
 def page(rows: Sequence[Row], command: str) -> str:
