@@ -64,3 +64,9 @@ def test_a_sweep_without_an_undefended_client_has_a_picture_that_places_nobody()
     """What is paid is not known; what the mean image scores is."""
     axes = leaderboard.picture(leaderboard.board([c for c in CELLS if c["defence"] != "none"])).axes[0]
     assert [float(np.ravel(line.get_ydata())[0]) for line in axes.get_lines()] == [11.0]
+
+
+def test_numbers_of_points_that_lie_together_are_one_text() -> None:
+    points = [(0.0, 60.0, 1), (2.0, 60.0, 2), (4.0, 59.0, 3), (0.0, 10.0, 4), (90.0, 10.0, 5)]
+    assert leaderboard.numbered(points) == [(0.0, 10.0, "4"), (4.0, 59.0, "1, 2,\n3"), (90.0, 10.0, "5")]
+    assert leaderboard.numbered([(1.0, 2.0, 7)]) == [(1.0, 2.0, "7")] and leaderboard.numbered([]) == []

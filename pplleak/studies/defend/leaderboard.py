@@ -93,6 +93,8 @@ def picture(rows: Sequence[Row]) -> Figure:
 
 def numbered(points: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, str]]:
     """Where the numbers of points (x, y, number) are written: those that would overlap in one text, two a line."""
+    if not points:
+        return []
     wide, high = (0.05 * (max(side) - min(side)) for side in list(zip(*points, strict=True))[:2])
     groups: list[list[tuple[float, float, int]]] = []
     for x, y, number in sorted(points):
