@@ -26,7 +26,7 @@ from pplleak.federation.protection import Protection
 
 DEFENCES = (
     "none", "gaussian:sigma=0.01", "gaussian:sigma=0.1", "laplace:sigma=0.1", "topk:rate=0.99",
-    "percentile:rate=0.9,bound=0.1,sigma=0.001", "projected:rate=0.9", "projected:rate=0.99",
+    "percentile:rate=0.9,bound=0.1,sigma=0.001", "projected:rate=0.9", "projected:rate=0.99", "autoencoded:code=128",
     "dpsgd:noise_multiplier=1", "dpfedavg:noise_multiplier=1", "soteria:rate=0.8", "precode:size=32", "dropout",
     "mixup:others=mnist", "mixup:others=mnist,signs=True", "mixup:images=4,others=mnist,signs=True,public_seed=0",
     "conceal:others=mnist,steps=30", "mix:clients=2,others=mnist", "mix:clients=10,others=mnist",

@@ -12,8 +12,10 @@ The same batches of held-out rows for every attack:
 
 cell_accuracy: a category exactly, a number within 10 % of its range; se: its standard error over the batches;
 exact_match: records that are right in every cell; ece: expected calibration error of the posterior's cells, and
-ece_by_chance the one that so many cells would have on average, were each right with just the probability that is
-claimed; settled: share of the batches with R-hat below 1.1; seconds: of one core's processor time an attack, the mean.
+ece_by_chance the one it would have on average, and ece_95 in one of twenty cases, were the truth of each batch one of
+its posterior's draws: cells of a record go wrong together; settled: share of the batches with R-hat below 1.1, of
+short chains out of four islands the nested one;
+seconds: of one core's processor time an attack, the mean.
 A batch that the CSV of batches holds is not run again; `minutes` ends a piece of the work.
 """
 
@@ -33,27 +35,30 @@ from pplleak import runs
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
 from pplleak.federation.scenario import Scenario, observe
-from pplleak.posterior import cells
+from pplleak.posterior import Posterior, cells
 from pplleak.settings import Named
 from pplleak.studies.attack.attack import attack
 
 COLUMNS = {
     "data": str, "batch": int, "sigma": float, "attack": str, "batches": int, "cell_accuracy": float,
     "se": float | None, "exact_match": float, "ece": float | None, "ece_by_chance": float | None,
+    "ece_95": float | None,
     "settled": float | None, "seconds": float,
 }  # fmt: skip
 EACH = {
     "data": str, "batch": int, "sigma": float, "attack": str, "index": int, "cell_accuracy": float,
-    "exact_match": float, "claims": str, "right": str, "rhat": float | None, "seconds": float,
+    "exact_match": float, "claims": str, "right": str, "drawn": str, "rhat": float | None, "seconds": float,
 }  # fmt: skip
 ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tableak": ("tableak", "ensemble", {}),
     "map": ("optimal:prior=gaussian", "map", {"starts": 4, "steps": 500}),
-    "posterior": ("optimal:prior=records", "gibbs", {"draws": 40, "settle": 3, "moves": 1, "inner": 1}),
+    "posterior": ("optimal:prior=records", "gibbs", {"draws": 40, "settle": 1, "moves": 1, "inner": 1}),
 }
-CHAINS = {1: 16}  # of a batch of so many; of others FEW; twice as many particles in the warm-up
-FEW = 8
+CHAINS = {1: (16, 128)}  # of a batch of so many, and particles of the warm-up; of others FEW
+FEW = (8, 32)
+ISLANDS = 4
 CHANCE = 400  # draws for `ece_by_chance`
+TWINS = 40  # draws of a posterior that its truth is compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Settings:
     """Noise on each entry; 1e-6 is what a clean gradient is given."""
     count: tuple[int, ...] = (10, 4)
     """Batches of each size."""
+    attacks: tuple[str, ...] = ("guess", "tableak", "map", "posterior")
     minutes: float = 30.0
     """Begin nothing after so long."""
     csv: Path = Path("benchmarks/results/tables.csv")
@@ -91,28 +97,42 @@ def measure(args: Settings, size: int, sigma: float, name: str, k: int) -> dict[
     if name == "guess":
         truth = columns.record(observed.truth).numpy()
         right = cells.agrees(columns, cells.guess(columns, observed.public)[None], truth)
-        claims, rhat = np.array([]), None
+        claims, drawn, rhat = np.array([]), "", None
     else:
         model, inference, settings = ATTACKS[name]
         if name == "posterior":
-            chains = CHAINS.get(size, FEW)
-            settings = {**settings, "chains": chains, "particles": 2 * chains}
+            chains, particles = CHAINS.get(size, FEW)
+            settings = {**settings, "chains": chains, "particles": particles, "short": particles // ISLANDS}
         found = attack(observed, model, inference, settings=settings, seed=k)
         made = cells.cells(found, columns)
         assert made.right is not None
         right, rhat = made.right, found.rhat_max
         claims = np.array([]) if found.kind == "point" else made.probability.ravel()
+        drawn = "" if found.kind == "point" else alike(found, made)
     return {
         **about, "cell_accuracy": float(right.mean()), "exact_match": float(right.all(1).mean()),
         "claims": " ".join(f"{c:.4f}" for c in claims), "right": "".join(str(int(r)) for r in right.ravel()),
-        "rhat": None if rhat is None or not math.isfinite(rhat) else rhat, "seconds": time.process_time() - begun,
+        "drawn": drawn, "rhat": None if rhat is None or not math.isfinite(rhat) else rhat,
+        "seconds": time.process_time() - begun,
     }  # fmt: skip
 
 
-def by_chance(claims: np.ndarray) -> float:
-    """The mean expected calibration error of cells that are each right with their claimed probability."""
-    draw = np.random.default_rng(0)
-    return float(np.mean([cells.calibration_error(claims, draw.random(len(claims)) < claims) for _ in range(CHANCE)]))
+def alike(found: Posterior, made: cells.Cells) -> str:
+    """Which cells would be right, were the truth one of some draws: a word of 0 and 1 for each."""
+    draws = made.columns.record(torch.as_tensor(found.draws)).numpy()
+    picks = np.linspace(0, len(draws) - 1, TWINS).astype(int)
+    return " ".join("".join(str(int(r)) for r in cells.agrees(made.columns, made.estimate, d).ravel())
+                    for d in draws[picks])  # fmt: skip
+
+
+def by_chance(rows: list[dict[str, Any]], claims: np.ndarray) -> np.ndarray:
+    """Expected calibration errors, were the truth of each batch a draw of its posterior: cells go wrong together."""
+    pick = np.random.default_rng(0)
+    made = []
+    for _ in range(CHANCE):
+        words = [pick.choice(r["drawn"].split()) for r in rows]
+        made.append(cells.calibration_error(claims, np.array([int(c) for w in words for c in w])))
+    return np.array(made)
 
 
 def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -120,13 +140,15 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     accuracy = np.array([r["cell_accuracy"] for r in rows])
     claims = np.array([float(c) for r in rows for c in r["claims"].split()])
     right = np.array([int(c) for r in rows for c in r["right"]])
+    chance = by_chance(rows, claims) if len(claims) else np.array([])
     return {
         **{n: rows[0][n] for n in ("data", "batch", "sigma", "attack")}, "batches": len(rows),
         "cell_accuracy": float(accuracy.mean()),
         "se": float(accuracy.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None,
         "exact_match": float(np.mean([r["exact_match"] for r in rows])),
         "ece": cells.calibration_error(claims, right) if len(claims) else None,
-        "ece_by_chance": by_chance(claims) if len(claims) else None,
+        "ece_by_chance": float(chance.mean()) if len(claims) else None,
+        "ece_95": float(np.quantile(chance, 0.95)) if len(claims) else None,
         "settled": float(np.mean([(r["rhat"] or math.inf) < 1.1 for r in rows])) if len(claims) else None,
         "seconds": float(np.mean([r["seconds"] for r in rows])),
     }  # fmt: skip
@@ -143,7 +165,7 @@ def main(args: Settings) -> None:
         for size, count in zip(args.batches, args.count, strict=True)
         for k in range(count)
         for sigma in args.sigmas
-        for name in ("guess", *ATTACKS)
+        for name in args.attacks
         if (args.data, size, sigma, name, k) not in done
     ]
     left = len(jobs)
@@ -159,11 +181,10 @@ def main(args: Settings) -> None:
     runs.table(args.csv, rows, list(COLUMNS))
     for r in rows:
         error = "" if r["se"] is None else f" ± {r['se']:.1%}"
-        ece = (
-            ""
-            if r["ece"] is None
-            else (f", ECE {r['ece']:.3f} ({r['ece_by_chance']:.3f} by chance), {r['settled']:.0%} settled")
-        )
+        ece = ""
+        if r["ece"] is not None:
+            ece = (f", ECE {r['ece']:.3f} ({r['ece_by_chance']:.3f} by chance, at most {r['ece_95']:.3f}), "
+                   f"{r['settled']:.0%} settled")  # fmt: skip
         print(f"batch {r['batch']}, σ {r['sigma']:g}, {r['attack']}: {r['cell_accuracy']:.1%}{error} of the cells, "
               f"{r['exact_match']:.0%} of the records{ece}; {r['batches']} batches, {r['seconds']:.0f} s")  # fmt: skip
     print(f"{left} attacks are left: run it again" if left else "complete")

@@ -10,7 +10,8 @@ positions at once. Sentences of a batch are told apart by the second: a causal n
 are descended to (`pplleak.density.sentence_search`). No prior is needed, nor the table's own gradient, nor labels:
 those that were shared are put beside the sentences that explain the gradient best with them. Embeddings of words and
 of positions are added: where a batch joins every word to every position, the span holds all of their sums, and the
-first test tells words alone.
+first test tells words alone. Of a language model the end of a sentence predicts nothing, and leaves nothing in the
+span: sentences end where they grow no further, and one that begins as another is told by the gradient as a whole.
 
 Source: Petrov, Dimitrov, Baader, Müller, Vechev, DAGER: Exact Gradient Inversion for Large Language Models, NeurIPS
 2024, arXiv 2405.15586. Their second test reads the next layer's projections, and they enumerate an encoder's sentences.
@@ -28,11 +29,13 @@ from pplleak.client import Client
 from pplleak.client.loss import get
 from pplleak.data.vocabulary import BEGIN, END, PAD
 from pplleak.density import Model, require_finite, spans
-from pplleak.density.sentence_search import Second, causal, descended, prefixes
+from pplleak.density.sentence_search import Prefixes, Second, causal, descended, prefixes
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior
 from pplleak.progress import ProgressBar, silent
+
+POOL = 4096  # sentences of batches that are compared for one place
 
 
 @torch.no_grad()
@@ -71,15 +74,13 @@ def run(
     near = spans.by_position(client, first, taken) < taken.near(tolerance)
     candidates = [_own(near[:, i], i) for i in range(length)]
     reasons: list[str] = []
-    if get(client.loss).of_tokens:
-        if size > 1:
-            raise BadInput("behind next_token the end of a sentence predicts nothing, and has no gradient: dager reads "
-                           "one such sentence alone; take the inference isir")  # fmt: skip
-        candidates = _ended(candidates)
-    if not any(bool((c == END).any()) for c in candidates[1:]):
+    silent = get(client.loss).of_tokens  # the end of a sentence predicts nothing, and has no gradient
+    if silent:
+        candidates = [own[own != END] for own in candidates] if size > 1 else _ended(candidates)
+    if not (any(len(c) for c in candidates[1:]) if silent else any(bool((c == END).any()) for c in candidates[1:])):
         raise BadInput("no position's candidates hold an end of a sentence: noise, or pruning, hides the span; take "
                        "the inference isir")  # fmt: skip
-    if max(map(len, candidates)) == 1:
+    if max(map(len, candidates)) == 1 and not (silent and size > 1):
         found = _alone(candidates, length).to(client.device)
     elif behind is None:
         raise BadInput("more than one token lies in the span at a position, and the layer behind the attention is "
@@ -88,8 +89,9 @@ def run(
         raise BadInput(f"the gradient behind the attention has full rank, {len(second.of.basis)}: sentences of this "
                        "batch are not told apart; take a wider network or a smaller batch")  # fmt: skip
     elif causal(client, behind):
-        found, dropped = prefixes(second, candidates, progress)
-        if dropped:
+        grown = prefixes(second, candidates, progress, silent_ends=silent)
+        found = _completed(observed, grown) if silent else grown.sentences
+        if grown.dropped:
             reasons.append("more prefixes lie in the span than are followed: some sentences may be missing")
     else:
         found, many = descended(second, candidates, size, rounds, progress)
@@ -107,6 +109,36 @@ def run(
         attrs={"closed_form": "the spans of the first layers' gradients", "rank": len(taken.basis),
                "candidates": [len(c) for c in candidates], "found": size - max(0, missing)},
     )  # fmt: skip
+
+
+def _completed(observed: Observation, grown: Prefixes) -> Tensor:
+    """As many sentences as the batch has, or fewer where the gradient is not theirs: those that grew no further, and
+    of sentences that begin as others do, or occur twice, the ones with which the batch's gradient is nearest. Their
+    places are filled in turn, for as long as it comes nearer."""
+    client, size = observed.client, observed.batch_size
+    pool = torch.cat([grown.sentences, grown.others])
+    leaves = len(grown.sentences)
+    if leaves == size or not leaves or size * len(pool) > POOL:
+        return grown.sentences
+    labels = torch.zeros(size, dtype=torch.long, device=client.device)
+    labels = labels if observed.labels is None else observed.labels
+    picks = torch.arange(size, device=pool.device) % leaves
+    least = torch.inf
+    while True:
+        before = least
+        for k in range(size):
+            if k < leaves < size:
+                continue
+            tried = picks.repeat(len(pool), 1)
+            tried[:, k] = torch.arange(len(pool), device=pool.device)
+            away = torch.cat([client.update(pool[p], labels.expand(len(p), -1)).sqdist(observed.g)
+                              for p in tried.split(max(1, 256 // size))])  # fmt: skip
+            picks, least = tried[int(away.argmin())], min(least, float(away.min()))
+        if not least < before * (1 - 1e-9):
+            break
+    noise = (observed.sigma or 0.0) ** 2 * len(observed.g)
+    explained = least < 2 * noise + 1e-6 * float(observed.g.double().square().sum())
+    return pool[picks] if explained else grown.sentences[:size]
 
 
 def _second(client: Client, layer: spans.Layer, observed: Observation, tolerance: float) -> Second:
@@ -164,6 +196,8 @@ def _labelled(observed: Observation, ids: Tensor, exchange: bool) -> tuple[Tenso
     from scipy.optimize import linear_sum_assignment  # slow to import
 
     client, size = observed.client, len(ids)
+    if get(client.loss).of_tokens:  # there is none to know
+        return ids, torch.zeros(size, dtype=torch.long, device=ids.device)
     classes = torch.arange(client.labels, device=client.device)
     weight = float(get(client.loss).shares(classes[:1].expand(size), ids)[0])
     x = ids[:, None, None].expand(-1, len(classes), -1, -1).flatten(0, 1)

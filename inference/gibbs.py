@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, cell_starts, traced
+from pplleak.density import Density, Model, build, cell_fits, cell_starts, traced
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Residual, likelihood
 from pplleak.density.chains import keep
@@ -43,6 +43,7 @@ from pplleak.federation.observation import Observation
 from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 
+LEAST = 4  # draws of a chain that R-hat asks for
 KNOWN = {"codes", "scores"}
 
 
@@ -89,6 +90,7 @@ def run(
     starts: int = 8,
     steps: int = 300,
     begin: str = "spear",
+    short: int = 0,
 ) -> Posterior:
     """Draws from p(records | g). Ctrl-C keeps what has been drawn.
 
@@ -106,12 +108,16 @@ def run(
         steps: its Adam steps.
         begin: an inference that reads examples off the gradient (spear, quotient): one more start, where it can and
             there is a climb; empty: none.
+        short: chains of each island, where cooling was done and no climb came higher: they share the chains' number of
+            draws, and the islands are compared (nested R-hat: Margossian et al. 2024). 0: few long chains.
     """
     require_positive(
         chains=chains, islands=islands, particles=particles, draws=draws, moves=moves, most=most, thin=thin
     )
     if particles % islands or particles < 2 * islands:
         raise BadInput(f"{particles} particles do not divide into {islands} islands of two or more: give a multiple")
+    if not 0 <= short <= particles // islands:
+        raise BadInput(f"short chains are an island's particles, of which there are {particles // islands}: {short}")
     if most < 2 or min(inner, settle, starts, steps) < 0:
         raise BadInput(
             "most must be at least 2 (the old state and another), inner, settle, starts and steps at least 0"
@@ -128,13 +134,19 @@ def run(
         more = cell_starts.climbed(sweep.fit, records, starts, steps, progress)
         seen = cell_starts.read(sweep.fit, records, begin, seed, progress) if begin else None
         more = more if seen is None else cell_starts.joined([more, seen])
-    state = None if more is None else cell_starts.explained(sweep, more, batch, settle)
+    state, superchains = None, 0
+    if more is not None:
+        state = cell_starts.explained(sweep, more, batch, settle)
     if state is None:
         state, temperatures = cell_starts.warmed(sweep, batch, islands, moves, progress)
-        state, groups, left = cell_starts.begun(sweep, state, islands, more, settle, chains)
+        state, groups, left, superchains = cell_starts.begun(sweep, state, islands, more, settle, chains, short)
     else:
         state, groups, left = cell_starts.chosen(state, [[k] for k in range(len(state.fit))], chains)
-    state = sweep.tried_out(state)
+    if superchains:
+        draws = max(LEAST, 2 * math.ceil(chains * draws / len(state.fit) / 2))
+        sweep.inner, sweep.surrogates = 0, []  # a few sweeps are not worth a fit
+    else:
+        state = cell_fits.tried_out(sweep, state)
     best = _Best()
 
     def chain(state: Chains) -> Iterator[dict[str, Tensor]]:
@@ -151,6 +163,7 @@ def run(
         curves={"temperature": torch.tensor(temperatures)}, reasons=interrupted, given=codes,
         best_given={n: best.codes[None] for n in codes},
         attrs={"temperatures": len(temperatures), "groups": groups, "groups_within_reach": left,
+               **({"superchains": superchains} if superchains else {}),
                "accepted": sum(sweep.accepted) / len(sweep.accepted) if sweep.accepted else None},
     )  # fmt: skip
 

@@ -7,7 +7,8 @@ y ~ client's label prior                    (batch,)
 g | x, y ~ Normal(u(x, y, ε), sigma²)       (update_size,)
 
 The gradient holds as much of ε as of x: ∂ℓ/∂W_D = δ bᵀ and ∂ℓ/∂b_D = δ give the bottleneck b away, ∂ℓ/∂W_E and
-∂ℓ/∂b_E the features. A client without a bottleneck draws no noise: the model is then `gaussian`.
+∂ℓ/∂b_E the features. A client without a bottleneck draws no noise: the model is then `gaussian`. Any other network that
+draws Gaussian noise is known just so: `cvb`, `inf2guard`.
 
 Source: Balunović et al. 2022, section 4 (the optimal adversary), for the noise of Scheliga et al. 2022.
 """

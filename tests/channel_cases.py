@@ -14,6 +14,7 @@ from scipy import integrate, special, stats
 from torch import Tensor
 
 from pplleak import channels
+from pplleak.channels.autoencoded import Autoencoder
 from pplleak.channels.masked import random_mask
 from pplleak.channels.projected import measurement
 from pplleak.client.update import Update
@@ -32,6 +33,22 @@ def others(size: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     mean, variance, *factor = 0.3 * torch.randn(4, size, dtype=torch.float64, generator=generator)
     return {"mean": mean, "variance": variance.square(), "factor": torch.stack(factor, -1)}
+
+
+def coder(size: int) -> Autoencoder:
+    """An autoencoder whose parts are all drawn: half as many numbers as entries, and as many that are filled in."""
+    generator = torch.Generator().manual_seed(7)
+    m = max(1, size // 2)
+    r = min(size, 2 * m)
+
+    def drawn(*shape: int) -> Tensor:
+        return 0.5 * torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    basis = torch.linalg.qr(drawn(size, r))[0]
+    spread = torch.linspace(1.0, 0.3, r, dtype=torch.float64)
+    return Autoencoder(
+        0.1 * drawn(size), basis, spread, (drawn(3, r), drawn(3), drawn(m, 3)), (drawn(3, m), drawn(3), drawn(r - m, 3))
+    )
 
 
 # -- the textbook: g (D,) and examples (batch, D) whose sum is u, in numpy and scipy ---------------------------------
@@ -97,6 +114,19 @@ def projected(g: np.ndarray, examples: np.ndarray) -> float:
     angle = 2 * np.pi * np.outer(rows, np.arange(len(g))) / len(g)
     a = (np.cos(angle) + np.sin(angle)) / np.sqrt(len(g)) * signs
     return stats.norm(a @ examples.sum(0), SIGMA).logpdf(a @ g).sum()
+
+
+def autoencoded(g: np.ndarray, examples: np.ndarray) -> float:
+    """The code that was sent, read off g, about that of u: unit by unit."""
+    known = coder(len(g))
+    mean, basis, spread = (t.numpy() for t in (known.mean, known.basis, known.spread))
+    first, bias, second = (t.numpy() for t in known.encoder)
+    a = [float(direction @ (examples.sum(0) - mean)) for direction in basis.T]
+    hidden = [math.tanh(sum(w * x / s for w, x, s in zip(row, a, spread, strict=True)) + b)
+              for row, b in zip(first, bias, strict=True)]  # fmt: skip
+    expected = [a[k] + spread[k] * float(np.dot(second[k], hidden)) for k in range(len(second))]
+    code = [float(direction @ (g - mean)) for direction in basis.T[: len(second)]]
+    return float(stats.norm(expected, SIGMA).logpdf(code).sum())
 
 
 def topk(g: np.ndarray, examples: np.ndarray) -> float:
@@ -275,6 +305,10 @@ CASES = {
     "projected": Case(
         lambda u: channels.Projected(u, SIGMA, rate=RATE), projected, False,
         lambda u: channels.Projected(u, HALF, rate=RATE),
+    ),
+    "autoencoded": Case(
+        lambda u: channels.Autoencoded(u, SIGMA, coder=coder(u.size)), autoencoded, False,
+        lambda u: channels.Autoencoded(u, HALF, coder=coder(u.size)),
     ),
     "topk": Case(
         lambda u: channels.TopK(u, SIGMA, rate=RATE), topk, False, lambda u: channels.TopK(u, HALF, rate=RATE)

@@ -90,7 +90,9 @@ def test_edited_bytes_are_refused_in_one_line_or_valid(
     assert len(said) > 1  # the edits reach more than one way to be wrong
 
 
-@pytest.mark.parametrize("kind", hostile.METADATA)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "observation" else k for k in hostile.METADATA]
+)
 def test_forged_metadata_and_tensors_are_refused_in_one_line_or_valid(
     kind: str, sources: dict[str, Path], tmp_path: Path, little: None
 ) -> None:

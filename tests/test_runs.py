@@ -89,6 +89,7 @@ def test_a_table_that_is_killed_while_it_grows_is_whole_and_goes_on(tmp_path: Pa
     assert len(table.add([{"k": len(kept), "v": ""}])) == len(kept) + 1
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder_keep_each_other_s_rows(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom pplleak import runs\n"

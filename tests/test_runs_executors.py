@@ -113,6 +113,7 @@ KILLED_ONCE = (  # by a task that does not find its mark; the mark says who did 
 )
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_had_begun_is_done_by_another_once_and_the_others_do_not_notice(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     slow = "__import__('time').sleep(1) or __import__('os').getpid()"

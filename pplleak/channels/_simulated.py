@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,3 +23,18 @@ def updates(client: Client, public: Tensor, batch_size: int, count: int, seed: i
             labels = vectors.sample((count,))
     with torch.no_grad():
         return client.update(public[picks].to(client.device), labels.to(client.device)).materialise()
+
+
+def remembered[T](simulate: Callable[..., T]) -> Callable[..., T]:
+    """A function of a client and more, remembered: a model asks at every step. A client's and a tensor's hash is its
+    identity, which a step of a training leaves as it is; the versions of the weights are another part of the key."""
+
+    @functools.lru_cache(maxsize=4)
+    def at(versions: tuple[int, ...], client: Client, *more: Any) -> T:
+        return simulate(client, *more)
+
+    @functools.wraps(simulate)
+    def asked(client: Client, *more: Any) -> T:
+        return at(tuple(p._version for p in client.parameters.values()), client, *more)
+
+    return asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -133,7 +132,7 @@ class Aggregated(Channel):
         return centred @ weighted - torch.stack(inner, -1)
 
 
-@lru_cache(maxsize=4)  # a model asks at every step; a client's and a tensor's hash is its identity
+@_simulated.remembered
 def others(client: Client, public: Tensor, batch_size: int, simulated: int, directions: int) -> tuple[Tensor, ...]:
     """m, v and F of `moments`, from updates on random public images (N, *input_shape) with random labels."""
     Aggregated.require(sigma=1.0, clients=1, simulated=simulated, directions=directions)

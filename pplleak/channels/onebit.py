@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -142,7 +141,7 @@ def residuals(updates: Iterable[Tensor]) -> Tensor:
     return left
 
 
-@lru_cache(maxsize=4)  # a model asks at every step; a client's and a tensor's hash is its identity
+@_simulated.remembered
 def believed(client: Client, public: Tensor, batch_size: int, rounds: int, simulated: int) -> tuple[Tensor, Tensor]:
     """m and v (D,), float64: of the residuals of `simulated` clients after `rounds` rounds on random public images."""
     memory.require(4 * 8 * simulated * client.update_size, f"simulating {simulated} other clients", "simulate fewer")

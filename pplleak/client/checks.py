@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pplleak.client import kernels, masks, sizes, targets
+from pplleak.client import closed_form, kernels, masks, sizes, targets
 from pplleak.client.loss import check, get
 from pplleak.client.loss import probe as probe_loss
 from pplleak.client.networks import Normalise
@@ -22,6 +24,7 @@ from pplleak.errors import BadInput
 if TYPE_CHECKING:
     from pplleak.client.client import Client
 
+STEPS = (1e-4, 1e-5, 1e-7, 1e-9, 1e-10)  # of finite differences: a kink may lie within one, or the slope turn within it
 LARGEST = 5_000_000  # parameters of a network whose slopes are compared with finite differences
 
 
@@ -212,13 +215,15 @@ def _require_true_slopes(client: Client, x: Tensor, y: Tensor) -> None:
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(square(t), t)
     with torch.no_grad():
-        steps = [(square(t + h) - square(t - h)) / (2 * h) for h in (1e-4, 1e-5)]  # a kink may lie within one of them
-        rounding = 1e-7 * float(square(t))
-    if not any(torch.isclose(slope, step, rtol=1e-2, atol=rounding) for step in steps):
-        raise BadInput(
-            f"the slope of the network's gradient is {float(slope):.3g} by autograd, {float(steps[1]):.3g} by finite "
-            "differences: does it compute by .detach() or .item(), or is its autograd.Function differentiable once?"
-        )
+        rounding, step = 1e-7 * float(square(t)), slope
+        for h in STEPS:
+            step = (square(t + h) - square(t - h)) / (2 * h)
+            if torch.isclose(slope, step, rtol=1e-2, atol=rounding):
+                return
+    raise BadInput(
+        f"the slope of the network's gradient is {float(slope):.3g} by autograd, {float(step):.3g} by finite "
+        "differences: does it compute by .detach() or .item(), or is its autograd.Function differentiable once?"
+    )
 
 
 def _has_own_functions(output: Any) -> bool:
@@ -255,7 +260,7 @@ def _closed_form(client: Client, precisely: bool = False) -> bool:
         if client.noise_shape is not None:
             noise = torch.linspace(-1, 1, 2 * math.prod(client.noise_shape), dtype=x.dtype, device=x.device)
             noise = noise.reshape(2, 1, *client.noise_shape)
-        lazy = client._factored(x, y, noise)
+        lazy = closed_form.update(client, x, y, noise)
         filled = [where for factor in lazy.factors for where in factor.slices]
         if sorted(filled, key=lambda s: s.start) != list(client.slices.values()):
             return False  # a parameter without a tap, or with two: there would be cross terms between its factors
@@ -269,3 +274,15 @@ def _closed_form(client: Client, precisely: bool = False) -> bool:
         )
     except (RuntimeError, ValueError, IndexError):  # shapes that are not (examples, …) throughout
         return False
+
+
+@contextmanager
+def one_example(client: Client, batch: int) -> Iterator[None]:
+    """What torch says of the statistics of one example, in one line."""
+    try:
+        yield
+    except ValueError as error:
+        if client.mixes_batch and batch == 1 and "more than 1 value per channel" in str(error):
+            raise BadInput("BatchNorm in train mode has no statistics of one example: give the client's own batch "
+                           "(a batch size of 2 or more), or put the network in eval mode") from error  # fmt: skip
+        raise

@@ -7,9 +7,8 @@ A network that draws noise ε for every example (`pplleak.federation.defences.pr
 `noise_shape`, is called as network(x, ε) and returns logits and what it adds to ℓ; u(x, y, ε) is then a function of the
 noise, too.
 
-`Client.update` returns a gradient as a lazy `pplleak.client.update.Update`: `pplleak.client.taps` collects each
-layer's input a and
-output gradient δ, and never forms ∇θ. A network that has no such form throughout, one that mixes the examples of a
+`Client.update` returns a gradient as a lazy `pplleak.client.update.Update`, which never forms ∇θ
+(`pplleak.client.closed_form`). A network that has no such form throughout, one that mixes the examples of a
 batch, and local training fall back to `pplleak.client.training`; the constructor compares the two once, so that a
 network the closed form does not fit is never attacked with a wrong gradient.
 """
@@ -17,8 +16,6 @@ network the closed form does not fit is never attacked with a wrong gradient.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -28,14 +25,12 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pplleak import blame
-from pplleak.client import checks, taps, targets, training
-from pplleak.client.entries import Entries, Lookup
-from pplleak.client.factors import Factor
-from pplleak.client.loss import DEFAULT, Output, get, total
+from pplleak.client import checks, closed_form, targets, training
+from pplleak.client.loss import DEFAULT, get
 from pplleak.client.orders import Orders
 from pplleak.client.targets import every_binary
 from pplleak.client.training import LocalTraining
-from pplleak.client.update import DenseUpdate, LazyUpdate, Update
+from pplleak.client.update import DenseUpdate, Update
 from pplleak.data.columns import Columns
 from pplleak.data.vocabulary import Vocabulary
 from pplleak.errors import BadInput
@@ -244,37 +239,7 @@ class Client:
             rate = rate.to(self.dtype).expand(lead)
         x = x.expand(*lead, *x.shape[-event - 1 :])
         y = y.expand(*lead, size, *own)
-        return self._factored(x, y, noise) if self.lazy else self.materialised(x, y, noise, order, rate)
-
-    def _factored(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> LazyUpdate:
-        each = get(self.loss).shares(y, x)
-        lead, batch, slices = each.shape[:-1], each.shape[-1], self.slices
-        shares, (flat_x, flat_y) = each.flatten(), (t.flatten(0, len(lead)) for t in (x, y))
-
-        def loss(output: Output) -> Tensor:  # each chain's own, all in one sum
-            return total(self.loss, output, flat_x, flat_y, shares)
-
-        given = [flat_x] if noise is None else [flat_x, noise.flatten(0, len(lead))]
-
-        def unflat(t: Tensor) -> Tensor:
-            return t.reshape(*lead, batch, *t.shape[1:])
-
-        names = {id(p): name for name, p in self.parameters.items()}
-        factors: list[Factor | Lookup | Entries] = []
-        copies: list[taps.Copies] = []
-        for part in taps.read(self.network, given, loss, names):
-            if isinstance(part, taps.Copies):
-                copies.append(part)
-            elif isinstance(part, taps.Looked):
-                rows, where = self.layers[part.name][0], slices[part.name]
-                factors.append(Lookup(unflat(part.ids), unflat(part.deltas), rows, where))
-            else:
-                weight, bias = (None if n is None else slices[n] for n in (part.weight, part.bias))
-                factors.append(Factor(unflat(part.inputs), unflat(part.deltas), weight, bias, part.window))
-        if copies:  # all in one: a deep network has a hundred of them
-            examples = unflat(torch.cat([part.gradients for part in copies], 1))
-            factors.append(Entries(examples, tuple(slices[part.name] for part in copies)))
-        return LazyUpdate(tuple(factors), self.update_size)
+        return closed_form.update(self, x, y, noise) if self.lazy else self.materialised(x, y, noise, order, rate)
 
     def materialised(
         self,
@@ -299,7 +264,7 @@ class Client:
             noise = x.new_zeros(*each.shape, *self.noise_shape) if noise is None else noise
             noise = noise.reshape(-1, batch // rows, *self.noise_shape)
         loss, looped = self.loss, self.path == "loop"
-        with self._one_example(batch):
+        with checks.one_example(self, batch):
             if self.local:
                 examples = training.movement(
                     self.network, self.trained, xs, ys, self.local, loss=loss, looped=looped,
@@ -313,17 +278,6 @@ class Client:
                     self.network, self.parameters, xs, ys, shares, noise, loss=loss, looped=looped
                 )
         return DenseUpdate(examples.reshape(*lead, rows, -1))
-
-    @contextmanager
-    def _one_example(self, batch: int) -> Iterator[None]:
-        """What torch says of the statistics of one example, in one line."""
-        try:
-            yield
-        except ValueError as error:
-            if self.mixes_batch and batch == 1 and "more than 1 value per channel" in str(error):
-                raise BadInput("BatchNorm in train mode has no statistics of one example: give the client's own batch "
-                               "(a batch size of 2 or more), or put the network in eval mode") from error  # fmt: skip
-            raise
 
     def split(self, g: Tensor) -> dict[str, Tensor]:
         """A flat update (*chains, update_size) as named tensors (*chains, *shape)."""
@@ -339,21 +293,3 @@ def extended[Kind: Client](kind: type[Kind], client: Client, **more: Any) -> Kin
 def _own_shape(y: Tensor) -> torch.Size:
     """Of one example's target: () of a label, (K,) of a vector."""
     return y.shape[-1:] if y.is_floating_point() else torch.Size()
-
-
-def distrust(client: Client, method: str) -> tuple[str, ...]:
-    """Why a method that follows slopes is not to be trusted on this client; () where the network is smooth."""
-    if not client.kinks:
-        return ()
-    return (
-        f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, {method} cannot cross the jumps, and "
-        "this result is not to be trusted; attack a smooth activation, or cross them by the inference refractive "
-        "(perceptrons) or billiard (any network, slow), or take a labelled approximation, a surrogate of sharpness 100",
-    )
-
-
-def seeded(build_network: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Run a network's constructor with torch's generator seeded, and leave the generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_network()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplleak.errors import BadInput
+
+if TYPE_CHECKING:
+    from pplleak.client.client import Client
 
 # Operations whose derivative jumps: a gradient through them is a discontinuous function of the input.
 _KINKED = {
@@ -55,3 +58,14 @@ def probe(network: nn.Module, x: Tensor) -> tuple[tuple[str, ...], object]:
         ) from error
     kinks = {n for n in recorder.names if n.removesuffix("_") in _KINKED or "max_pool" in n or "prelu" in n}
     return tuple(sorted(kinks)), logits
+
+
+def distrust(client: Client, method: str) -> tuple[str, ...]:
+    """Why a method that follows slopes is not to be trusted on this client; () where the network is smooth."""
+    if not client.kinks:
+        return ()
+    return (
+        f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, {method} cannot cross the jumps, and "
+        "this result is not to be trusted; attack a smooth activation, or cross them by the inference refractive "
+        "(perceptrons) or billiard (any network, slow), or take a labelled approximation, a surrogate of sharpness 100",
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -80,3 +80,10 @@ def same_layers(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]
 
 def _few(names: list[str]) -> str:
     return ", ".join(printable(n, 80) for n in names[:3])
+
+
+def seeded(build_network: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Run a network's constructor with torch's generator seeded, and leave the generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplleak.density.cells import Quadratic
+from pplleak.density.cell_surrogates import Quadratic
 
 JITTER = 1e-13  # of a precision's largest entry
 

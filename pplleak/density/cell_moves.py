@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pplleak.data.columns import Column
 from pplleak.density.cell_blocks import Block
-from pplleak.density.cells import Batch, Likelihood, Quadratic, Residual, Tried
+from pplleak.density.cell_surrogates import Quadratic
+from pplleak.density.cells import Batch, Likelihood, Residual, Tried
 
 Record = tuple[Tensor, Tensor, Tensor]  # codes (C, F), scores (C, R) and x (C, width) of one record of every chain
 DECADES = 6.0  # over which the width of a number's candidates is drawn, from the prior's own sd down
@@ -57,6 +58,7 @@ class Sweep:
         self.surrogates: list[Quadratic] = []
         self.now: Quadratic | None = None  # the surrogate of the record that is moved
         self.accepted: list[float] = []
+        self.seen: list[Tensor] | None = None  # records that surrogates are fitted to
         forest = records.forest
         parents = [] if forest is None else forest.parents.tolist()
         self.below = [[k for k, p in enumerate(parents) if p == f] for f in range(len(parents))]
@@ -76,22 +78,6 @@ class Sweep:
         if isinstance(self.fit, Residual) and self.inner:
             batch = chains.batch
             self.surrogates = [Quadratic.about(self.fit, batch, b) for b in range(batch.x.shape[1])]
-
-    def tried_out(self, chains: Chains) -> Chains:
-        """A sweep on new surrogates, before the draws that are kept. They are given up where the likelihood refuses
-        more than half of their ends (a wide posterior is none of a quadratic form's), and looked at once where it
-        refuses next to none."""
-        self.refreshed(chains)
-        self.accepted.clear()
-        chains = self(chains)
-        share = sum(self.accepted) / len(self.accepted) if self.accepted else 1.0
-        if share < 0.5:
-            self.inner, self.surrogates = 0, []
-        elif share > 0.9:
-            self.short = ()
-        self.refreshed(chains)
-        self.accepted.clear()
-        return chains
 
     def __call__(self, chains: Chains) -> Chains:
         batch, beta = chains.batch, chains.beta
@@ -141,8 +127,10 @@ class Sweep:
         height = surrogate.height(old[2])
         for order in orders:
             new = self._moved(surrogate, beside, batch, b, beta, old, order)
+            if self.seen is not None:
+                self.seen.append(batch.with_record(b, *new).x)
             fit, form = self.fit.at(beside, batch, b, Tried.one(*new))[:, 0], surrogate.height(new[2])
-            accept = torch.rand_like(fit).log() < beta * (fit - true - form + height)
+            accept = ~refused(beta * (fit - true - form + height))
             self.accepted.append(float(accept.double().mean()))
             kept = [torch.where(accept.reshape(-1, 1), n, o) for o, n in zip(old, new, strict=True)]
             old = (kept[0], kept[1], kept[2])
@@ -262,6 +250,11 @@ class Sweep:
         encoded = self.records.decode(tried, each).flatten(2)
         entries = self._entries(columns.finite[f]).to(x.device)
         return Tried(tried, each, encoded, x, entries, weight + self._scores(tried, each))
+
+
+def refused(log_ratio: Tensor) -> Tensor:
+    """By Metropolis' rule."""
+    return torch.rand_like(log_ratio).log() >= log_ratio
 
 
 def _subtrees(below: list[list[int]]) -> list[list[int]]:

@@ -7,6 +7,9 @@ Behind a fully connected first layer the records of a clean gradient can also be
 to records, settled by the sampler's own moves and compared by log p(records, g): chains go on from those within REACH
 nats of the best. Where such a start explains g, and the prior's own records are FAR nats off, cooling is left out: it
 would lower the temperature in dozens of steps, to a well that has been found.
+
+Cooled particles are draws already, as good as there are many. Where no climb came higher, short chains of each island
+may go on, and the islands, which know nothing of each other, are compared as superchains.
 """
 
 from __future__ import annotations
@@ -128,17 +131,23 @@ def joined(batches: list[Batch]) -> Batch:
 
 
 def begun(
-    sweep: Sweep, warm: Chains, islands: int, more: Batch | None, settle: int, chains: int
-) -> tuple[Chains, int, int]:
-    """The chains to go on from: those of the islands, and of the ends of a climb, that are within reach of the best
-    once they have settled. And how many groups (islands, ends) there were, and are."""
+    sweep: Sweep, warm: Chains, islands: int, more: Batch | None, settle: int, chains: int, short: int
+) -> tuple[Chains, int, int, int]:
+    """The chains to go on from: `short` of each island where no end of a climb has come higher than the islands, or
+    those of the islands and ends that are within reach of the best once they have settled. How many groups (islands,
+    ends) there were, and are; and how many superchains the chains are, 0 if none."""
     size = len(warm.fit) // islands
     groups = [list(range(k * size, (k + 1) * size)) for k in range(islands)]
     batch = warm.batch
     if more is not None:
         groups += [[len(warm.fit) + k] for k in range(len(more.x))]
         batch = joined([batch, more])
-    return chosen(settled(sweep, batch, settle), groups, chains)
+    state = settled(sweep, batch, settle)
+    own = islands * size
+    if short and (more is None or float(state.height[own:].max()) <= float(state.height[:own].max())):
+        picks = [k for group in groups[:islands] for k in group[:short]]
+        return state.picked(torch.tensor(picks), 1.0), len(groups), islands, islands
+    return *chosen(state, groups, chains), 0
 
 
 def chosen(state: Chains, groups: list[list[int]], chains: int) -> tuple[Chains, int, int]:

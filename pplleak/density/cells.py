@@ -6,13 +6,12 @@ all candidates, Gaussian noise needs an inner product and a norm of one record's
     log p(g | …) = −(‖r‖² − 2 w_b ⟨r, u_b⟩ + w_b² ‖u_b‖²) / 2σ² + constant
 
 so that a candidate costs one record's update, and not a batch's (`Residual`). `Whole` is the slow, obvious form, for
-any client and channel: every candidate's batch in full. `Quadratic` is an approximation that costs next to nothing, and
-from which a sampler may take its proposals.
+any client and channel: every candidate's batch in full. `pplleak.density.cell_surrogates` has approximations.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,10 +22,8 @@ from pplleak.client.entries import Entries, Lookup
 from pplleak.client.factors import Factor
 from pplleak.client.loss import get
 from pplleak.client.update import LazyUpdate, Update
-from pplleak.data.columns import Columns
 from pplleak.density.density import Density
 
-STEP = 1e-3  # standard deviations of a number
 ENTRIES = 2**24  # of materialised updates at a time
 
 
@@ -164,82 +161,6 @@ class Whole:
             whole.append(each.flatten(0, 1))
         terms = self.density.fixed({"codes": whole[0]}).terms(whole[1].flatten(1))[1]
         return terms.unflatten(0, (len(tried.codes), count))
-
-
-@dataclass(frozen=True, eq=False)
-class Quadratic:
-    """`Residual` of one record with its update linear about a record of each chain that is held fixed, x̂:
-
-        u(x) ≈ u(x̂) + J (x − x̂),    J_i = (u(x̂ + h_i e_i) − u(x̂)) / h_i
-
-    so that −‖r − w u(x)‖² / 2σ² is a quadratic form in x, and candidates that differ in a few entries cost as little as
-    these. A cell's step h_i is as long as the cell's own: ±1 of a category, to a near value of a grid, STEP of a
-    number: of a ReLU network a long one would cross kinks. The sampler takes it for proposals alone.
-
-    at (C, width); first: u(x̂) and u(x̂ + h_i e_i), 1 + width for each chain; steps h (C, width);
-    pull (C, width): −w² ⟨u(x̂), J_i⟩ / σ²; form (C, width, width): w² JᵀJ / σ²
-    """
-
-    exact: Residual
-    at_: Tensor
-    first: Update
-    steps: Tensor
-    pull: Tensor
-    form: Tensor
-    slopes: Tensor  # of what is linear at x̂, (C, width), beside the residual that it was told
-
-    @staticmethod
-    def about(exact: Residual, batch: Batch, b: int) -> Quadratic:
-        x, width = batch.x[:, b], batch.x.shape[2]
-        steps = torch.where(x == 1, -1.0, 1.0).to(x) * _steps(exact.density.client.columns, width).to(x)
-        tried = x[:, None].repeat(1, 1 + width, 1)
-        tried[:, 1:] += torch.diag_embed(steps)
-        first = exact.update(tried.flatten(0, 1), b)
-        gram = gram_by_chain(first, 1 + width)
-        across = gram[:, 1:, 0] - gram[:, :1, 0]
-        inner = gram[:, 1:, 1:] - gram[:, 1:, :1] - gram[:, :1, 1:] + gram[:, :1, :1]
-        scale = (exact.weight(b) / exact.sigma) ** 2
-        return Quadratic(
-            exact, x, first, steps, -scale * across / steps, scale * inner / (steps[:, :, None] * steps[:, None]),
-            torch.zeros_like(x),
-        )  # fmt: skip
-
-    def told(self, beside: Tensor, b: int) -> Quadratic:
-        """The same, beside a residual (C, D)."""
-        inner = inner_by_chain(self.first, beside, 1 + self.at_.shape[1])
-        slopes = (inner[:, 1:] - inner[:, :1]) / self.steps * (self.exact.weight(b) / self.exact.sigma**2)
-        return replace(self, slopes=slopes + self.pull)
-
-    def beside(self, batch: Batch, b: int) -> Tensor:
-        return self.exact.beside(batch, b)
-
-    def after(self, beside: Tensor, batch: Batch, b: int) -> Tensor:
-        return self.exact.after(beside, batch, b)
-
-    def height(self, x: Tensor) -> Tensor:
-        """Of records x (C, width), (C,)."""
-        d = (x - self.at_).double()
-        return ((self.slopes - 0.5 * (self.form @ d[..., None])[..., 0]) * d).sum(1)
-
-    def at(self, beside: Tensor, batch: Batch, b: int, tried: Tried) -> Tensor:
-        """Relative to `tried.old`."""
-        slope = self.slopes - (self.form @ (tried.old - self.at_).double()[..., None])[..., 0]
-        moved = (tried.x[..., tried.entries] - tried.old[:, None, tried.entries]).double()
-        whole = len(tried.entries) == self.at_.shape[1]
-        form = self.form if whole else self.form[:, tried.entries[:, None], tried.entries]
-        return ((slope[:, None, tried.entries] - 0.5 * (moved @ form)) * moved).sum(-1)
-
-
-def _steps(columns: Columns | None, width: int) -> Tensor:
-    """How long a step is in each entry of x, (width,)."""
-    made = torch.ones(width, dtype=torch.float64)
-    for column in () if columns is None else columns.varying:
-        if column.kind == "number":
-            made[columns.starts[column.name]] = STEP  # type: ignore[union-attr]
-        elif column.kind == "grid":
-            values = column.rows()[: len(column.values), 0]
-            made[columns.starts[column.name]] = (values[1:] - values[:-1]).median()  # type: ignore[union-attr]
-    return made
 
 
 def _rows(factor: Factor, count: int) -> tuple[Tensor, Tensor]:

@@ -49,31 +49,56 @@ def causal(client: Client, layer: Layer) -> bool:
     return bool(torch.equal(first, second))
 
 
-def prefixes(second: Second, candidates: list[Tensor], progress: ProgressBar) -> tuple[Tensor, bool]:
-    """Sentences (N, length) whose every token lies in the span behind the attention, and whether some prefixes were
-    left behind because there were too many.
+@dataclass(frozen=True, eq=False)
+class Prefixes:
+    """Sentences (N, length) whose every token lies in the span behind the attention; others (M, length), prefixes of
+    them, that would be sentences, too, had they ended; dropped: whether there were too many to follow all."""
+
+    sentences: Tensor
+    others: Tensor
+    dropped: bool
+
+
+def prefixes(second: Second, candidates: list[Tensor], progress: ProgressBar, *, silent_ends: bool = False) -> Prefixes:
+    """Sentences grown token by token.
 
     Args:
         candidates: the tokens that each position may hold.
+        silent_ends: the end of a sentence leaves nothing in the span (it predicts nothing): a sentence ends where no
+            further token lies in it, and may have ended before.
     """
     length = second.client.input_shape[0]
     beam = torch.full((1, 1), BEGIN, device=second.client.device)
     ended: list[Tensor] = []
+    others: list[Tensor] = []
     dropped = False
-    for position in progress("prefixes", length - 1):
+
+    def whole(s: Tensor) -> Tensor:
+        s = s if int(s[-1]) == END else torch.cat([s, s.new_tensor([END])])
+        return torch.nn.functional.pad(s, (0, length - len(s)), value=PAD)
+
+    for position in progress("prefixes", length - 1 - silent_ends):
         own = candidates[position + 1]
-        if not len(own) or not len(beam):
+        own = own[own != END] if silent_ends else own
+        if not len(beam) or (not len(own) and not silent_ends):
             break
         grown = torch.cat([beam.repeat_interleave(len(own), 0), own.repeat(len(beam))[:, None]], 1)
-        away = second.distances(grown)[:, -1]
+        away = second.distances(grown)[:, -1] if len(grown) else grown.new_zeros(0).double()
         near = away.argsort()
         near = near[away[near] < second.tolerance]
         dropped = dropped or len(near) > BEAM
         grown = grown[near[:BEAM]]
+        if silent_ends and position:
+            longer = (beam[:, None] == grown[None, :, :-1]).all(2).any(1)
+            ended += [whole(s) for s in beam[~longer]]
+            others += [whole(s) for s in beam[longer]]
         over = grown[:, -1] == END
-        ended += [torch.nn.functional.pad(s, (0, length - len(s)), value=PAD) for s in grown[over]]
+        ended += [whole(s) for s in grown[over]]
         beam = grown[~over]
-    return (torch.stack(ended) if ended else beam.new_zeros(0, length)), dropped
+    if silent_ends and beam.shape[1] > 1:
+        ended += [whole(s) for s in beam]
+    none = beam.new_zeros(0, length)
+    return Prefixes(torch.stack(ended) if ended else none, torch.stack(others) if others else none, dropped)
 
 
 def descended(

@@ -123,7 +123,7 @@ def _sent(client: Client, images: Images, mine: Tensor, federation: Federation, 
     size = federation.batch_size
     if not protection.is_channel("dpsgd"):
         picked = mine[torch.randperm(len(mine))[:size]]
-        return protection.share(client, images.x[picked].to(client.dtype), images.y[picked])
+        return protection.share(client, images.x[picked].to(client.dtype), images.y[picked], images.x)
     picked = mine[torch.rand(len(mine)) < size / len(mine)]
     if len(picked):  # the channel divides by those who came
         return protection.share(client, images.x[picked].to(client.dtype), images.y[picked]) * (len(picked) / size)

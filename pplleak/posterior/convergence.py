@@ -47,6 +47,9 @@ def measure(*values: np.ndarray, superchains: int = 0) -> Convergence:
 
     superchains: how many there are, each of as many neighbours among the chains; R-hat is then the nested one.
 
+    One of two values in exactly half of the draws each is as far from the median in all: the folded R-hat, which has
+    nothing to compare, is left out.
+
     A quantity that never moves has an R-hat of NaN and as many effective draws as draws; one with a NaN has NaN.
     """
     blocks = []
@@ -54,6 +57,15 @@ def measure(*values: np.ndarray, superchains: int = 0) -> Convergence:
         width = max(1, BLOCK // (x.shape[0] * x.shape[1]))
         blocks += [_measure(x[..., k : k + width], superchains) for k in range(0, x.shape[2], width)]
     return Convergence(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+
+def moving(x: np.ndarray) -> np.ndarray:
+    """Which quantities of (chain, draw, quantity) are not the same in all draws that R-hat looks at: of an odd number
+    it leaves the middle one out, and what is rare may be in that one alone."""
+    half = x.shape[1] // 2
+    ends = np.concatenate([x[:, :half], x[:, x.shape[1] - half :]], 1)
+    found: np.ndarray = (ends != ends[:1, :1]).any((0, 1))
+    return found
 
 
 def bfmi(energy: np.ndarray) -> np.ndarray:
@@ -67,9 +79,7 @@ def _measure(x: np.ndarray, superchains: int) -> tuple[np.ndarray, np.ndarray, n
     with np.errstate(divide="ignore", invalid="ignore"):
         z = _scores(split)
         folded = _scores(np.abs(split - np.median(split, (0, 1))))
-        rhat = (
-            np.maximum(_rhat(z, superchains), _rhat(folded, superchains)) if len(x) > 1 else np.full(x.shape[2], np.nan)
-        )
+        rhat = np.fmax(_rhat(z, superchains), _rhat(folded, superchains)) if len(x) > 1 else np.full(x.shape[2], np.nan)
         tails = ((x <= q).astype(np.float64) for q in np.quantile(x, TAILS, axis=(0, 1)))
         if superchains:
             bulk, low, high = map(_ess_between, (_scores(x), *tails))

@@ -13,7 +13,7 @@ import numpy as np
 
 from pplleak import memory, reading, runs
 from pplleak.errors import BadInput, printable
-from pplleak.posterior import convergence, decisions, diagnostics, summary
+from pplleak.posterior import cells, convergence, decisions, diagnostics, summary
 from pplleak.posterior.convergence import Convergence
 from pplleak.posterior.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 
@@ -92,9 +92,11 @@ class Posterior:
         nothing to disagree about.
         """
         flat = self.x.reshape(*self.x.shape[:2], -1)
-        if self.attrs.get("columns") or self.attrs.get("vocabulary"):
-            flat = flat[..., (flat != flat[:1, :1]).any((0, 1))]
-            if self.attrs.get("vocabulary") and not flat.shape[2] and np.ptp(self.stats.get("lp", 0.0)) == 0:
+        columns = cells.columns_of(self)
+        if columns is not None or self.attrs.get("vocabulary"):
+            flat = flat[..., convergence.moving(flat)]
+            sure = columns is None or not columns.real  # a real number that never moves is stuck, and not known
+            if sure and not flat.shape[2] and np.ptp(self.stats.get("lp", 0.0)) == 0:
                 one, count = np.ones(1), np.full(1, float(len(self.draws)))
                 return convergence.Convergence(one, count, count)
         scalars = [v[..., None] for v in (*self.latents.values(), *([self.stats["lp"]] if "lp" in self.stats else []))]

@@ -164,8 +164,10 @@ def test_examples_that_a_network_mixes_are_not_clipped() -> None:
 
 
 def test_a_name_stands_for_every_channel_that_settings_say_in_full() -> None:
-    said = "aggregated directional dpfedavg dpsgd elastic gaussian laplace masked onebit percentile projected pruned"
-    assert list(channels.names()) == [*said.split(), "quantised", "sign", "svt", "topk", "weighted"]
+    said = (
+        "aggregated autoencoded directional dpfedavg dpsgd elastic gaussian laplace masked onebit percentile projected"
+    )
+    assert list(channels.names()) == [*said.split(), "pruned", "quantised", "sign", "svt", "topk", "weighted"]
     for name, line in channels.names().items():
         assert line
         assert channels.get(name).__name__.lower() == name

@@ -82,6 +82,7 @@ def test_a_signal_before_the_work_is_one_line(
     assert capsys.readouterr().err == "pplleak: interrupted before anything could be kept\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "code"), SIGNALS.items())
 def test_a_signal_while_the_figure_is_drawn_does_not_say_that_nothing_was_kept(
     which: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

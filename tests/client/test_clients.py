@@ -231,6 +231,22 @@ def test_a_scale_that_was_detached_has_no_slope_and_is_refused() -> None:
             Client(network, V, 3)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_slope_that_turns_within_a_millionth_is_no_wrong_slope(kept: bool) -> None:
+    """As that of EfficientNet-B0 with random weights, some of whose units hardly vary: BatchNorm multiplies by 300."""
+
+    def forward(n: Any, x: Tensor) -> Tensor:
+        out: Tensor = n.b((1e7 * n.a(x if kept else x + (x**2).detach())).sin())
+        return out
+
+    network = Net(forward, a=nn.Linear(6, 4), b=nn.Linear(4, 3))
+    if kept:
+        Client(network, V, 3)
+        return
+    with pytest.raises(BadInput, match="by finite differences"):
+        Client(network, V, 3)
+
+
 def test_hardsigmoid_is_differentiated_twice_through_what_it_is_made_of() -> None:
     client = own(lambda: Net(lambda n, x: n.b(F.hardsigmoid(n.a(x))), a=nn.Linear(6, 4), b=nn.Linear(4, 3)), V)  # type: ignore[operator]
     assert client.lazy and client.kinks

@@ -99,9 +99,34 @@ def test_rows_name_words_where_the_output_layer_is_another_and_dager_reads_sente
         assert noisy is not None and noisy.tied == tied  # behind noise, too, where sizes do not tell
         posterior = dager.run(lambda: None, observed, observed.client)
         assert _found(observed, torch.as_tensor(posterior.mode)) == 1
-    several = shared(file, 2)
-    with pytest.raises(BadInput, match="one such sentence alone"):
-        dager.run(lambda: None, several, several.client)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_dager_tells_the_sentences_of_a_language_models_batch_apart(tied: bool, tmp_path: Path) -> None:
+    """One that begins as another does, and one that occurs twice, are told by the whole gradient, not by the span."""
+    lines = ["the clerk signs a letter before noon", "the clerk signs a letter", "our bank keeps every record",
+             "the clerk signs a letter", "a lawyer denies", "our hospital shares the contract"]  # fmt: skip
+    observed = shared(texts.written(tmp_path / "notes.txt", texts.sentences() + lines), 4, width=64, tied=tied)
+    vocabulary = observed.client.vocabulary
+    assert vocabulary is not None
+    place = {word: k for k, word in enumerate(vocabulary.tokens)}
+    length = observed.client.input_shape[0]
+    ids = torch.stack([vocabulary.framed([place[w] for w in line.split()], length) for line in lines])
+    for picks in ([0, 2, 4, 5], [0, 1, 2, 5], [1, 2, 3, 5]):
+        x = ids[picks].double()
+        g = observed.client.update(x, torch.zeros(4).long()).materialise().detach()
+        seen = replace(observed, g=g, truth=x)
+        found = dager.run(lambda: None, seen, seen.client)
+        assert sorted(found.mode.astype(int).tolist()) == sorted(x.long().tolist())
+        assert not found.reasons and found.attrs["found"] == 4
+        wrong = replace(seen, g=g + 0.3 * g.std() * torch.randn_like(g))  # and said to be without noise
+        try:
+            lost = dager.run(lambda: None, wrong, wrong.client)
+        except BadInput as refused:
+            assert "isir" in str(refused) or "narrower" in str(refused) or "wider" in str(refused)
+        else:
+            assert _found(wrong, torch.as_tensor(lost.mode)) < 1
 
 
 @pytest.mark.slow
@@ -110,7 +135,7 @@ def test_a_sampler_of_sentences_finds_those_of_a_language_model(batch: int, loss
     observed = shared(texts.few(tmp_path / "few.txt"), batch, loss, depth=1)
     observed = replace(observed, protection=observed.protection.with_sigma(1e-3))
     _, model = texts.shared(tmp_path / "few.txt", "gpt2", batch=batch, sigma=1e-3, depth=1)
-    posterior = isir.run(model, observed, observed.client, draws=20, chains=8, islands=2)
+    posterior = isir.run(model, observed, observed.client, draws=8, chains=4, islands=2)
     vocabulary = observed.client.vocabulary
     assert vocabulary is not None and observed.truth is not None
     found = tokens.tokens(posterior.with_(truth=observed.truth.numpy()), vocabulary)

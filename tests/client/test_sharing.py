@@ -114,6 +114,7 @@ class Words(nn.Module):
         return self.last(self.rows(picks).mean(1))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_names_of_wrapped_networks_are_those_of_the_networks_inside() -> None:
     network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     for wrapped in (nn.DataParallel(network), torch.compile(network)):

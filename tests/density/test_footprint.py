@@ -85,6 +85,7 @@ def test_a_sum_takes_what_was_foretold() -> None:
     assert once + 55 * each == pytest.approx(taken, rel=0.1) and taken > 20 * each
 
 
+@pytest.mark.slow
 def test_chains_in_parts_have_the_numbers_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     observed = from_data(network="lenet", dtype="float64")
     density = build(believe(load("models", MODEL), observed, {}), observed.client, observed)

@@ -168,7 +168,7 @@ def found(defence: str, settings: tuple[tuple[str, Any], ...], model: str) -> fl
 @pytest.mark.parametrize(
     ("defence", "settings"),
     [("soteria", {"rate": 0.8}), ("ats", {"policy": "24-1-3"}), ("precode", {"size": 32}), ("dropout", {"rate": 0.5}),
-     ("mix", {"clients": 2}), ("conceal", {}), ("soften", {}), ("outpost", {}),
+     ("mix", {"clients": 2}), ("conceal", {}), ("soften", {}), ("outpost", {}), ("inf2guard", {}),
      ("refiner", {}), ("obscure", {"trade": 0.1})],
 )  # fmt: skip
 def test_who_knows_the_defence_sees_more(defence: str, settings: dict[str, Any]) -> None:

@@ -11,8 +11,11 @@ from pplleak.federation import privacy, rounds
 from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
 
-TRAINED = ("projected:rate=0.5", "dpfedavg:noise_multiplier=0.01", "mixup", "conceal:steps=1", "mix:clients=3",
-           "outpost", "soften", "same_label", "refiner:steps=2", "obscure:steps=2")  # fmt: skip
+TRAINED = (
+    "projected:rate=0.5", "autoencoded:code=8,simulated=40", "dpfedavg:noise_multiplier=0.01", "mixup",
+    "conceal:steps=1", "mix:clients=3", "outpost", "soften", "same_label", "refiner:steps=2", "obscure:steps=2",
+    "inf2guard",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("said", TRAINED)

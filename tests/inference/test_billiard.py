@@ -195,6 +195,7 @@ def test_superchains_are_copies_of_the_chains_of_warm_up_and_are_judged_together
         billiard.run(model, observed, client, **{**settings, "superchains": 5})
 
 
+@pytest.mark.slow
 def test_forces_of_few_rows_are_replayed_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     field = aimed(NETWORKS["conv"])
     force = field._forces

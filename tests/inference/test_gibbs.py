@@ -15,8 +15,9 @@ from conftest import misfit
 from tables import columns_of, shared, written
 from torch import Tensor
 
-from pplleak.density import cell_blocks, cell_starts, cells
+from pplleak.density import cell_blocks, cell_fits, cell_moves, cell_starts, cell_surrogates, cells
 from pplleak.density.cell_moves import Sweep
+from pplleak.density.cell_surrogates import Quadratic
 from pplleak.errors import BadInput
 from pplleak.inference import gibbs
 from pplleak.models import optimal
@@ -82,6 +83,86 @@ def test_the_cells_probabilities_are_those_of_enumeration(file: Path, inner: int
     assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
 
 
+@pytest.mark.slow
+def test_forms_that_are_fitted_on_the_way_leave_the_probabilities_as_they_are(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin takes the ends of the fitted forms without asking the likelihood."""
+    monkeypatch.setattr(cell_fits, "SURE", 2.0)
+    monkeypatch.setattr(cell_fits, "FIT", 0.0)
+    monkeypatch.setattr(cell_moves, "TRUE", 0)
+    observed, model = shared(file, sigma=0.2, index=1)
+    expected = frequencies(observed, model)
+    assert agrees(sampled(observed, model, inner=2, draws=30), expected) < 5
+    monkeypatch.setattr(cell_moves, "refused", lambda logits: torch.zeros_like(logits, dtype=torch.bool))
+    assert agrees(sampled(observed, model, inner=2, draws=30), expected) > 5
+
+
+@pytest.mark.slow
+def test_islands_of_short_chains_have_the_probabilities_of_enumeration(file: Path) -> None:
+    """Islands are independent of each other, their chains are not: each island counts as one."""
+    observed, model = shared(file, sigma=0.2, index=1)
+    expected = frequencies(observed, model)
+    many: dict[str, Any] = {**FEW, "islands": 32, "particles": 128, "short": 4, "chains": 8, "draws": 64}
+    found = gibbs.run(model, observed, observed.client, seed=0, **many)
+    assert found.attrs["superchains"] == 32 and found.x.shape[:2] == (128, 4)
+    assert found.rhat_max is not None and found.rhat_max < 1.2
+    draws = indicators(observed, columns_of(observed).decode(torch.as_tensor(found.x))[0]).numpy()
+    draws = draws.reshape(32, -1, draws.shape[-1])
+    assert agrees(draws, expected) < 5
+    assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
+
+
+def test_where_a_climb_came_higher_than_the_islands_chains_are_long(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Islands that agree on the wrong records must not pass for a posterior."""
+    observed, model = shared(file, sigma=0.1, index=1)
+    settings: dict[str, Any] = {"chains": 4, "particles": 16, "short": 4, "draws": 4, "moves": 1, "settle": 1,
+                                "steps": 200, "begin": "", "inner": 0}  # fmt: skip
+    monkeypatch.setattr(cell_starts, "FAR", float("inf"))
+    monkeypatch.setattr(cell_starts, "warmed", lambda sweep, batch, *_: (sweep.begun(batch, 1.0), []))  # not cooled
+    monkeypatch.setattr(cell_starts, "settled", lambda sweep, batch, _: sweep.begun(batch, 1.0))
+    ends = cell_starts.climbed
+
+    def true(fit: Any, records: Any, *_: Any) -> cells.Batch:
+        made = ends(fit, records, 2, 1, lambda _, n: range(n))
+        codes, numbers = records.columns.decode(observed.truth)
+        scores = records.scores(numbers)
+        one = cells.Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])
+        return cell_starts.joined([made, one])
+
+    monkeypatch.setattr(cell_starts, "climbed", true)
+    higher = gibbs.run(model, observed, observed.client, seed=0, **settings)
+    assert "superchains" not in higher.attrs and higher.attrs["groups"] == 7
+    monkeypatch.setattr(cell_starts, "climbed", lambda fit, records, *_: cell_starts.drawn(records, 1, 1))
+    assert gibbs.run(model, observed, observed.client, seed=3, **settings).attrs["superchains"] == 4
+
+
+def test_a_fitted_form_is_that_of_least_squares(file: Path) -> None:
+    """Against updates in full and a ridge that is written as further rows."""
+    observed, model = shared(file, batch=2, labels=[0, 1])
+    density, records = gibbs.opened(model, observed.client, observed)
+    torch.manual_seed(0)
+    batch = cell_starts.drawn(records, 40, 2)
+    fit = cells.likelihood(density, batch)
+    assert isinstance(fit, cells.Residual)
+    beside = fit.beside(batch, 1)
+    form = Quadratic.fitted(fit, batch.x[:, 1], 1).told(beside, 1)
+    x, width = batch.x[:, 1], batch.x.shape[2]
+    updates = torch.cat([observed.client.update(row[None], torch.tensor([1])).materialise()[None] for row in x])
+    away = torch.cat([x - x.mean(0), cell_surrogates.RIDGE**0.5 * torch.eye(width).double()])
+    wanted = torch.cat([updates - updates.mean(0), updates.new_zeros(width, updates.shape[1])])
+    matrix = torch.linalg.lstsq(away, wanted, driver="gelsd").solution
+    near = updates.mean(0) + (x - x.mean(0)) @ matrix
+
+    def height(u: Tensor) -> Tensor:
+        return -(beside - fit.weight(1) * u).square().sum(1) / (2 * fit.sigma**2)
+
+    torch.testing.assert_close(form.height(x), height(near) - height(updates.mean(0)), rtol=1e-7, atol=1e-7)
+    assert float((height(near) - height(updates)).std()) > 1e-3  # of a network that is not linear
+
+
 def without_gaps(path: Path) -> Path:
     """A table of a category, two grids and a number, of which no cell is missing: they are moved together."""
     draw = np.random.default_rng(0)
@@ -121,7 +202,7 @@ def test_what_a_block_was_drawn_by_is_the_density_that_it_says(tmp_path: Path) -
     batch = cell_starts.drawn(records, 1, 1)
     fit = cells.likelihood(density, batch)
     assert isinstance(fit, cells.Residual)
-    form = cells.Quadratic.about(fit, batch, 0).told(fit.beside(batch, 0), 0)
+    form = Quadratic.about(fit, batch, 0).told(fit.beside(batch, 0), 0)
     block = cell_blocks.Block.of(records)
     codes, scores, log_q = block.drawn(
         records, form, 0.05, 20_001, batch.codes[:, 0], batch.scores[:, 0], batch.x[:, 0]
@@ -166,11 +247,12 @@ def test_a_record_beside_its_residual_fits_as_the_batch_does(file: Path) -> None
             torch.testing.assert_close(tried.x, records.decode(tried.codes, tried.scores).flatten(2))
             quick, whole = fast.at(beside, batch, b, tried), slow.at(beside, batch, b, tried)
             torch.testing.assert_close(quick - quick[:, :1], whole - whole[:, :1], atol=1e-7, rtol=1e-7)
-        made = cells.Quadratic.about(fast, batch, b).told(beside, b)
+        made = Quadratic.about(fast, batch, b).told(beside, b)
         here = cells.Tried.one(batch.codes[:, b], batch.scores[:, b], batch.x[:, b])
+        steps = cell_surrogates.stepped(observed.client.columns, batch.x[:, b])
         for entry in range(batch.x.shape[2]):  # a secant is exact where it ends
             x = batch.x[:, b].clone()
-            x[:, entry] += made.steps[:, entry]
+            x[:, entry] += steps[:, entry]
             true = fast.at(beside, batch, b, replace(here, x=x[:, None])) - fast.at(beside, batch, b, here)
             torch.testing.assert_close(made.height(x), true[:, 0], atol=1e-7, rtol=1e-6)
         if b < 2:

@@ -27,7 +27,7 @@ def psnr(target: Observation, inference: str = "quotient") -> float:
     return float(metrics.psnr(found.mode[metrics.match(found.mode, truth)], truth).min())
 
 
-@pytest.mark.parametrize("defence", ["", "precode"])
+@pytest.mark.parametrize("defence", ["", "precode", "inf2guard"])
 def test_one_image_is_exact_whatever_lies_behind_the_first_layer(defence: str) -> None:
     target = from_data(defence=defence, sigma=1e-9, index=3)
     assert psnr(target) > 60
@@ -35,7 +35,7 @@ def test_one_image_is_exact_whatever_lies_behind_the_first_layer(defence: str) -
     assert attack.attack(hidden, "optimal", "quotient").y.item() == target.labels
 
 
-@pytest.mark.parametrize("defence", ["", "precode"])
+@pytest.mark.parametrize("defence", ["", "precode", "inf2guard"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_images_of_a_batch_are_exact_where_units_are_active_for_one_alone(defence: str, size: int) -> None:
     settings = {"widths": (256,), "activation": "relu"}

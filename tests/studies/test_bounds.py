@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from channel_cases import coder
 from conftest import LIMIT, batch_of, observe, tiny
 from scipy import integrate, stats
 from torch import Tensor
@@ -57,6 +58,18 @@ def test_of_measurements_and_behind_a_clipped_user_it_is_that_of_what_is_sent() 
         lambda u: channels.DPFedAvg(u, noise_multiplier=0.2, clip=clip),
         lambda u: channels.DPSGD(u, noise_multiplier=0.2, clip=clip)))  # fmt: skip
     torch.testing.assert_close(one, many)  # of a user with one example
+
+
+def test_behind_an_autoencoder_it_is_that_of_the_code() -> None:
+    client = tiny()
+    x, y = batch_of(client)
+    known = coder(client.update_size)
+    slope = torch.autograd.functional.jacobian(lambda x: known.encode(client.materialised(x, y).materialise()), x)
+    j = slope.reshape(known.code, -1)
+    found = bounds.fisher_of(client, lambda u: channels.Autoencoded(u, SIGMA, coder=known), x, y)
+    torch.testing.assert_close(found, j.mT @ j / SIGMA**2, rtol=1e-8, atol=1e-8)
+    straight = known.basis[:, : known.code].mT @ slopes()[0]  # a linear encoder's
+    assert not torch.allclose(found, straight.mT @ straight / SIGMA**2, rtol=1e-2)
 
 
 def test_behind_dpsgd_it_is_that_of_the_clipped_update() -> None:

@@ -47,8 +47,10 @@ def share(
         phi: the share of the groups that get noise, in (0, 1].
         prune: the share of every tensor's entries that are dropped, in (0, 1).
         noise: of σ_l, in units of min(1, Var(θ_l)).
-        beta: how fast perturbation becomes rare.
-        iteration: t, which iteration of the client this is: at 0 it always perturbs. It stays the same in a training.
+        beta: β, how fast perturbation becomes rare; 0: it never does.
+        iteration: t, which iteration of a round this gradient is: at 0 it always perturbs. The authors' code has t =
+            epoch · (batch + 1), counted anew in every round, so that a client that shares a gradient a round stays at
+            one t for a whole training.
     """
     require(client, phi, prune, noise, beta, iteration)
     u = client.update(x, y).materialise()
