@@ -39,8 +39,8 @@ class Denoiser(nn.Module):
 
         band ∘ a(seen, band, t) + b(seen, band, t)
 
-    The product is what photographs need: whether a place is flat or has edges scales what is there to be seen, and a sum
-    of small convolutions learns that very slowly. Where a and b are zero, as at the start, the prior is Gaussian.
+    The product is what photographs need: whether a place is flat or has edges scales what is there to be seen, and a
+    sum of small convolutions learns that very slowly. Where a and b are zero, as at the start, the prior is Gaussian.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:

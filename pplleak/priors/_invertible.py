@@ -86,9 +86,9 @@ def lanczos(step: Map, u: Tensor, steps: int = LANCZOS) -> Tensor:
     """
     right = torch.randint(2, u.shape, device=u.device).to(u) * 2 - 1
     right = right / math.sqrt(u.shape[-1])
-    _, back = vjp(step, u)
-    rights, lefts = [right], []
-    alphas, betas = [], []
+    back = vjp(step, u)[1]
+    rights, lefts = [right], list[Tensor]()
+    alphas, betas = list[Tensor](), list[Tensor]()
     left = jvp(step, (u,), (right,))[1]
     for k in range(steps):
         left, alpha = _against(left, lefts)

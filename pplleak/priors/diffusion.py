@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pplleak import memory
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
 from pplleak.priors._denoiser import Denoiser, as_image
@@ -28,6 +29,7 @@ from pplleak.progress import ProgressBar, silent
 
 SCALE = 0.3  # of images without their mean, as the network sees them
 MOST_LEVELS = 200
+PART = 100  # images whose density is sought at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +42,13 @@ class Diffusion:
         u = Qᵀ(x_σ − mean) / √(λ + σ²),   du/dθ = v(u, σ) = E[cos θ ε − sin θ a | u],   θ = arctan(σ / √λ)
 
     an image x_σ = x + σ Q ε whose whitened coordinates are a = Qᵀ(x − mean) / √λ, and v the velocity of Salimans & Ho
-    (2022, section 4). Each principal component has a schedule of its own, as it has a variance of its own. K Euler steps, each at
-    the noise level s_k = √(σ_k σ_{k+1}) between its ends, are DDIM's (Song, Meng & Ermon 2021, eq. 12) but for
-    what a Gaussian would do, which is done exactly: with v = 0 this is the prior `gaussian`, whatever K.
+    (2022, section 4). Each principal component has a schedule of its own, as it has a variance of its own. K Euler
+    steps, each at the noise level s_k = √(σ_k σ_{k+1}) between its ends, are DDIM's (Song, Meng & Ermon 2021, eq. 12)
+    but for what a Gaussian would do, which is done exactly: with v = 0 this is the prior `gaussian`, whatever K.
 
     The density is that of x as it is drawn, and not of the flow that K steps approximate: by the change of variables,
-    step by step.
+    step by step. An attack moves z, and needs no inverse; `log_prob` does. Long steps may fold: then there are images
+    that no z is drawn as, whose density is 0, and others that more than one is, of which it counts the one it finds.
 
     base    the Gaussian; its factor is Q √(λ + floor²)
     network (seen, band, t) -> v, both rotated back into images (`_denoiser.Denoiser`)
@@ -102,7 +105,7 @@ class Diffusion:
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, exact: bool | None = None) -> Tensor:
-        """log p(x) for x (N, *input_shape); (N,), float64; NaN where no z was found that is drawn as x.
+        """log p(x) for x (N, *input_shape); (N,), float64; −∞ where no z was found that is drawn as x.
 
             log Normal(z; 0, I) − Σ_k log |det ∂u_{k+1}/∂u_k| − log |det Q √(λ + floor²)|
 
@@ -111,6 +114,9 @@ class Diffusion:
                 (`_invertible.log_det`), whose error is drawn anew for every image and averages out over many. None:
                 exact for small images.
         """
+        return torch.cat([self._log_prob(part, exact) for part in x.split(PART)])
+
+    def _log_prob(self, x: Tensor, exact: bool | None) -> Tensor:
         u = self.base.encode(x).to(self.base.mean.dtype)
         total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         for k in reversed(range(len(self.sigmas) - 1)):
@@ -120,7 +126,8 @@ class Diffusion:
 
             u = inverse(step, u)
             total = total + log_det(step, u, exact)
-        return standard_normal_log_prob(u.double()) - total - self.base.log_det
+        found = standard_normal_log_prob(u.double()) - total - self.base.log_det
+        return found.nan_to_num(nan=-math.inf, neginf=-math.inf)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of it."""
@@ -182,8 +189,8 @@ def fit(
         minimise   E over x, ε, log σ of Σ_i cos² θ_i (cos θ_i ε_i − sin θ_i a_i − v_i(u, σ))²
 
     With these weights the integral over log σ is what bounds −log p(x) from above (Kingma et al. 2021, eq. 17), and by
-    how much the sum falls below its value at v = 0 is how far this is ahead of the Gaussian. log σ is uniform from floor
-    to the largest standard deviation of the images, stratified over a batch (AdamW, one-cycle rate).
+    how much the sum falls below its value at v = 0 is how far this is ahead of the Gaussian. log σ is uniform from
+    floor to the largest standard deviation of the images, stratified over a batch (AdamW, one-cycle rate).
 
     Args:
         images: (N, *input_shape), pixels in [0, 1].
@@ -242,10 +249,14 @@ def restore(tensors: dict[str, Tensor], input_shape: tuple[int, ...], dtype: tor
     own = {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
     try:
         sigmas, hidden = tensors["sigmas"], len(own["enter.weight"])
+        size = torch.finfo(dtype).bits // 8 * sum(t.numel() for t in own.values())
+        memory.require(size, "the denoiser of a diffusion prior", "fit one of fewer channels")
         with torch.device("meta"):  # of sizes that the file only says: nothing is allocated before its tensors fit
             network = Denoiser(as_image(input_shape)[0], hidden)
         network.load_state_dict(own, assign=True)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"its tensors are not those of a diffusion of images {input_shape}") from error
     if sigmas.dim() != 1 or not 2 <= len(sigmas) <= MOST_LEVELS + 1:
         raise BadInput(f"it has no noise levels, or more than {MOST_LEVELS}")
