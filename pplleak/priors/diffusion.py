@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import pyro
 import torch
@@ -157,16 +157,32 @@ def velocity(prior: Diffusion, u: Tensor, sigma: Tensor) -> Tensor:
     return root.inverse(prior.network(seen, band, t).flatten(1)) * widths
 
 
-def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "") -> Diffusion:
+def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "", levels: int = 0) -> Diffusion:
     """The fitted diffusion of a file, or one that is fitted to public images, once, and kept.
 
     Args:
         reference: the public images that it is fitted to where no file is named: a name or a folder of `pplleak.data`,
             or a tensor of them.
         file: a diffusion of `pplleak prior fit diffusion`, by name or path.
+        levels: K, the steps from noise to image; 0: as many as it was fitted with. The network knows any.
     """
     fitted: Diffusion = trained("diffusion", file, reference, tuple(like.input_shape), like.dtype, like.device)
-    return fitted
+    return of_levels(fitted, levels) if levels else fitted
+
+
+@lru_cache(maxsize=8)  # models call `prior` at every trace
+def of_levels(prior: Diffusion, levels: int) -> Diffusion:
+    """The same denoiser in so many steps, which is another density."""
+    if not 1 <= levels <= MOST_LEVELS:
+        raise BadInput(f"a diffusion prior has 1 to {MOST_LEVELS} levels, not {levels}")
+    return replace(
+        prior, sigmas=levels_between(float(prior.sigmas[0]), float(prior.sigmas[-1]), levels).to(prior.sigmas)
+    )
+
+
+def levels_between(most: float, floor: float, levels: int) -> Tensor:
+    """Noise levels σ_0 = most … σ_K = floor, (levels + 1,), float64, by equal factors."""
+    return torch.linspace(math.log(most), math.log(floor), levels + 1, dtype=torch.float64).exp()
 
 
 def fit(
@@ -217,7 +233,7 @@ def fit(
     with apart(seed):
         base = fit_gaussian(images, floor=floor, dtype=torch.float32)
         most = max(float(spread_of(base, torch.tensor(floor)).max()), 2 * floor)
-        sigmas = torch.linspace(math.log(most), math.log(floor), levels + 1, dtype=torch.float64).exp().float()
+        sigmas = levels_between(most, floor, levels).float()
         made = Diffusion(base, Denoiser(as_image(base.input_shape)[0], hidden), sigmas)
         variance = made.spread.square()
 

@@ -14,7 +14,7 @@ from pplleak.errors import BadInput
 from pplleak.priors import _comparison as comparison
 from pplleak.priors import _invertible as invertible
 from pplleak.priors import _store as store
-from pplleak.priors.diffusion import Diffusion, fit, restore
+from pplleak.priors.diffusion import Diffusion, fit, of_levels, restore
 from pplleak.priors.gaussian import fit_gaussian, standard_normal_log_prob
 from pplleak.settings import Named
 
@@ -30,7 +30,8 @@ def tiny(levels: int = 3, strength: float = 0.2) -> Diffusion:
     with torch.no_grad():
         for p in made.network.leave.parameters():
             p.normal_().mul_(strength)
-    return restore(made.tensors(), SHAPE, torch.float64)
+    own = restore(made.tensors(), SHAPE, torch.float64)
+    return Diffusion(fit_gaussian(images), own.network, own.sigmas)  # eigenvectors to the last digit
 
 
 def normals(count: int) -> Tensor:
@@ -38,7 +39,7 @@ def normals(count: int) -> Tensor:
 
 
 def test_the_density_is_that_of_the_whole_map_by_autograd() -> None:
-    prior, z = tiny(), normals(4)
+    prior, z = tiny(), normals(2)
     found = prior.log_prob(prior.decode(z), exact=True)
     jacobians = [torch.autograd.functional.jacobian(lambda v: prior.decode(v[None])[0].flatten(), row) for row in z]
     turned = torch.stack([j.slogdet()[1] for j in jacobians])
@@ -65,9 +66,22 @@ def test_without_a_velocity_it_is_the_gaussian(levels: int) -> None:
     assert float((bent.log_prob(x) - bent.base.log_prob(x)).abs().max()) > 0.01
 
 
+def test_an_attack_may_take_other_levels_than_were_fitted() -> None:
+    made = tiny(3)
+    fewer, same = of_levels(made, 2), of_levels(made, 3)
+    torch.testing.assert_close(same.sigmas, made.sigmas)
+    assert len(fewer.sigmas) == 3 and fewer.network is made.network
+    torch.testing.assert_close(fewer.sigmas[[0, -1]], made.sigmas[[0, -1]])
+    z = normals(2)
+    assert float((fewer.decode(z) - made.decode(z)).abs().max()) > 1e-4
+    for wrong in (-1, 201):
+        with pytest.raises(BadInput, match="levels"):
+            of_levels(made, wrong)
+
+
 def test_estimates_of_a_determinant_are_right_on_average() -> None:
-    prior = tiny()
-    u = normals(1).repeat(3000, 1)
+    prior = tiny(strength=0.5)
+    u = normals(1).repeat(1500, 1)
 
     def step(v: Tensor) -> Tensor:
         return prior.step(1, v)
@@ -78,7 +92,7 @@ def test_estimates_of_a_determinant_are_right_on_average() -> None:
     error = float(drawn.std()) / math.sqrt(len(drawn))
     assert abs(float(drawn.mean()) - exact) < 4 * error
     trace = float(invertible.jacobian(step, u[:1])[0].trace()) - 16  # log |det J| to first order of J − I
-    assert abs(float(drawn.mean()) - trace) > 8 * error
+    assert abs(float(drawn.mean()) - trace) > 5 * error
 
 
 def test_an_inverse_that_there_is_not_is_not_made_up() -> None:
