@@ -188,7 +188,7 @@ def levels_between(most: float, floor: float, levels: int) -> Tensor:
 def fit(
     images: Tensor,
     *,
-    levels: int = 20,
+    levels: int = 12,
     hidden: int = 16,
     floor: float = 0.02,
     epochs: int = 400,
@@ -210,7 +210,8 @@ def fit(
 
     Args:
         images: (N, *input_shape), pixels in [0, 1].
-        levels: K, the steps from noise to image: what a draw, and each step of an attack, takes.
+        levels: K, the steps from noise to image: what a draw, and each step of an attack, takes. More of them do
+            not see more of an image, but fewer images are left without an inverse, and so without a density.
         hidden: channels of the denoiser at half the images' resolution; twice as many at a quarter.
         floor: standard deviation of the noise that the images are seen through, in pixel units.
         epochs: passes over the images,
