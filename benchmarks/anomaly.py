@@ -4,7 +4,8 @@
 
 MNIST test images, one a gradient, behind a perceptron with Gaussian noise of `sigma`, labels known, MAP. The
 auto-encoder is the prior `vae`'s, fitted to the public half. Every weight of `priors` is a row of its own; none is
-chosen. psnr: the mean over `images`, in dB, ± its standard error; ahead: of `base` on the same images, paired; seconds: processor time, a fit included where it was the first to need it. Rows that the CSV holds are
+chosen. psnr: the mean over `images`, in dB, ± its standard error; ahead: of `base` on the same images, paired;
+seconds: processor time, a fit included where it was the first to need it. Rows that the CSV holds are
 not made again.
 """
 
