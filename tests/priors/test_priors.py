@@ -148,7 +148,8 @@ def test_one_image_is_too_few_to_fit() -> None:
 LABELS = torch.arange(60) % 3  # of the public images
 SITES = {
     "anomaly": ["x", "anomaly"], "class_flow": ["z", "w", "x"], "class_gaussian": ["z", "x"],
-    "class_mixture": ["z", "w", "x"], "class_vae": ["z", "e", "x"], "flow": ["z", "w", "x"], "gaussian": ["z", "x"],
+    "class_mixture": ["z", "w", "x"], "class_vae": ["z", "e", "x"], "diffusion": ["z", "x"],
+    "flow": ["z", "w", "x"], "gaussian": ["z", "x"],
     "gmrf": ["e", "x"],
     "logit_normal": ["z", "x"], "mixture": ["z", "w", "x"], "patches": ["x", "patches"], "ppca": ["e", "x"],
     "stationary": ["e", "x"],

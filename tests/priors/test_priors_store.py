@@ -29,6 +29,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "class_flow": {"rank": 2, "hidden": 8, "epochs": 2},
     "class_mixture": {"rank": 2, "components": 3, "each": 4},
     "class_vae": {"latents": 2, "hidden": 8, "epochs": 2},
+    "diffusion": {"levels": 3, "hidden": 4, "epochs": 2},
     "flow": {"rank": 2, "hidden": 8, "epochs": 2},
     "mixture": {"rank": 2, "components": 3},
     "patches": {"components": 2, "patches": 50, "epochs": 2},
