@@ -166,15 +166,21 @@ def prior(like: Like, *, reference: str | Tensor = "digits", file: str = "", lev
         file: a diffusion of `pplleak prior fit diffusion`, by name or path.
         levels: K, the steps from noise to image; 0: as many as it was fitted with. The network knows any.
     """
+    if levels:
+        require_levels(levels)  # before a fit of minutes
     fitted: Diffusion = trained("diffusion", file, reference, tuple(like.input_shape), like.dtype, like.device)
     return of_levels(fitted, levels) if levels else fitted
+
+
+def require_levels(levels: int) -> None:
+    if not 1 <= levels <= MOST_LEVELS:
+        raise BadInput(f"a diffusion prior has 1 to {MOST_LEVELS} levels, not {levels}")
 
 
 @lru_cache(maxsize=8)  # models call `prior` at every trace
 def of_levels(prior: Diffusion, levels: int) -> Diffusion:
     """The same denoiser in so many steps, which is another density."""
-    if not 1 <= levels <= MOST_LEVELS:
-        raise BadInput(f"a diffusion prior has 1 to {MOST_LEVELS} levels, not {levels}")
+    require_levels(levels)
     return replace(
         prior, sigmas=levels_between(float(prior.sigmas[0]), float(prior.sigmas[-1]), levels).to(prior.sigmas)
     )
@@ -225,9 +231,8 @@ def fit(
         BadInput: inputs of more than three dimensions, or more levels than there may be.
         Interrupted: Ctrl-C, with the denoiser as it is; a plain KeyboardInterrupt before the first epoch's end.
     """
-    require_positive(levels=levels, hidden=hidden, floor=floor, epochs=epochs, steps=steps, batch=batch, lr=lr)
-    if levels > MOST_LEVELS:
-        raise BadInput(f"a diffusion prior has at most {MOST_LEVELS} levels, not {levels}")
+    require_positive(hidden=hidden, floor=floor, epochs=epochs, steps=steps, batch=batch, lr=lr)
+    require_levels(levels)
     if images.dim() > 4:
         raise BadInput(f"a diffusion prior takes images (channels, rows, columns), not {tuple(images.shape[1:])}")
     x = flat(images, "diffusion").float()

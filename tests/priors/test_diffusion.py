@@ -14,6 +14,7 @@ from pplleak.errors import BadInput
 from pplleak.priors import _comparison as comparison
 from pplleak.priors import _invertible as invertible
 from pplleak.priors import _store as store
+from pplleak.priors import diffusion
 from pplleak.priors.diffusion import Diffusion, fit, of_levels, restore
 from pplleak.priors.gaussian import fit_gaussian, standard_normal_log_prob
 from pplleak.settings import Named
@@ -77,6 +78,12 @@ def test_an_attack_may_take_other_levels_than_were_fitted() -> None:
     for wrong in (-1, 201):
         with pytest.raises(BadInput, match="levels"):
             of_levels(made, wrong)
+
+
+def test_wrong_levels_are_refused_before_a_fit_of_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion, "trained", lambda *_: pytest.fail("it was fitted"))
+    with pytest.raises(BadInput, match="1 to 200 levels, not 201"):
+        diffusion.prior(tiny().base.mean, levels=201)  # type: ignore[arg-type]
 
 
 def test_estimates_of_a_determinant_are_right_on_average() -> None:
