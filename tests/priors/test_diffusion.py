@@ -151,7 +151,7 @@ def test_a_file_of_other_sizes_is_refused_before_it_takes_memory(monkeypatch: py
 
 
 def test_settings_that_make_no_diffusion_are_refused() -> None:
-    with pytest.raises(BadInput, match="at most 200 levels, not 201"):
+    with pytest.raises(BadInput, match="1 to 200 levels, not 201"):
         fit(torch.rand(4, *SHAPE), levels=201)
     with pytest.raises(BadInput, match="takes images"):
         fit(torch.rand(4, 1, 2, 2, 2))
