@@ -74,13 +74,13 @@ def run(
     near = spans.by_position(client, first, taken) < taken.near(tolerance)
     candidates = [_own(near[:, i], i) for i in range(length)]
     reasons: list[str] = []
-    silent = get(client.loss).of_tokens  # the end of a sentence predicts nothing, and has no gradient
-    if silent:
+    silent_ends = get(client.loss).of_tokens  # the end of a sentence predicts nothing, and has no gradient
+    if silent_ends:
         candidates = [own[own != END] for own in candidates] if size > 1 else _ended(candidates)
-    if not (any(len(c) for c in candidates[1:]) if silent else any(bool((c == END).any()) for c in candidates[1:])):
+    if not any(len(c) if silent_ends else bool((c == END).any()) for c in candidates[1:]):
         raise BadInput("no position's candidates hold an end of a sentence: noise, or pruning, hides the span; take "
                        "the inference isir")  # fmt: skip
-    if max(map(len, candidates)) == 1 and not (silent and size > 1):
+    if max(map(len, candidates)) == 1 and not (silent_ends and size > 1):
         found = _alone(candidates, length).to(client.device)
     elif behind is None:
         raise BadInput("more than one token lies in the span at a position, and the layer behind the attention is "
@@ -89,8 +89,8 @@ def run(
         raise BadInput(f"the gradient behind the attention has full rank, {len(second.of.basis)}: sentences of this "
                        "batch are not told apart; take a wider network or a smaller batch")  # fmt: skip
     elif causal(client, behind):
-        grown = prefixes(second, candidates, progress, silent_ends=silent)
-        found = _completed(observed, grown) if silent else grown.sentences
+        grown = prefixes(second, candidates, progress, silent_ends=silent_ends)
+        found = _completed(observed, grown) if silent_ends else grown.sentences
         if grown.dropped:
             reasons.append("more prefixes lie in the span than are followed: some sentences may be missing")
     else:

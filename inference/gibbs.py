@@ -144,7 +144,7 @@ def run(
         state, groups, left = cell_starts.chosen(state, [[k] for k in range(len(state.fit))], chains)
     if superchains:
         draws = max(LEAST, 2 * math.ceil(chains * draws / len(state.fit) / 2))
-        sweep.inner, sweep.surrogates = 0, []  # a few sweeps are not worth a fit
+        sweep.give_up()  # a few sweeps are not worth a fit
     else:
         state = cell_fits.tried_out(sweep, state)
     best = _Best()

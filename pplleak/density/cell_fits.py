@@ -33,7 +33,7 @@ def tried_out(sweep: Sweep, chains: Chains) -> Chains:
         return chains
     chains, share = _learned(sweep, chains)
     if share < FIT:
-        sweep.inner, sweep.surrogates = 0, []
+        sweep.give_up()
     return chains
 
 

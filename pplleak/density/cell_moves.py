@@ -79,6 +79,10 @@ class Sweep:
             batch = chains.batch
             self.surrogates = [Quadratic.about(self.fit, batch, b) for b in range(batch.x.shape[1])]
 
+    def give_up(self) -> None:
+        """No surrogates from here on: every candidate is compared by the likelihood."""
+        self.inner, self.surrogates = 0, []
+
     def __call__(self, chains: Chains) -> Chains:
         batch, beta = chains.batch, chains.beta
         last = batch.x.shape[1] - 1
