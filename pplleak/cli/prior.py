@@ -138,12 +138,13 @@ def work(args: Any, path: Path, images: Tensor, labels: Tensor) -> int:
 
 
 def _score(log_prob: Tensor) -> dict[str, Any]:
-    """Mean log-likelihood in nats an image and its standard error, over how many images, and how many have none."""
-    possible = log_prob[log_prob.isfinite()]
-    error = float(possible.std()) / math.sqrt(len(possible)) if len(possible) > 1 else 0.0
-    found = {"nats": float(possible.mean()) if len(possible) else None, "error": error, "images": len(possible)}
-    impossible = len(log_prob) - len(possible)
-    return found | ({"impossible": impossible} if impossible else {})
+    """Mean log-likelihood in nats an image and its standard error, over how many images; none where some have density
+    0, of which the mean is −∞, but how many they are."""
+    images, impossible = len(log_prob), int((~log_prob.isfinite()).sum())
+    if impossible:
+        return {"nats": None, "error": None, "images": images, "impossible": impossible}
+    error = float(log_prob.std()) / math.sqrt(images) if images > 1 else 0.0
+    return {"nats": float(log_prob.mean()), "error": error, "images": images}
 
 
 def _say(console: Console, kind: str, input_shape: tuple[int, ...], about: dict[str, Any]) -> None:
@@ -155,9 +156,11 @@ def _say(console: Console, kind: str, input_shape: tuple[int, ...], about: dict[
         if isinstance(score, dict):
             bound = " at least" if score.get("bound") else ""
             try:
-                none = f"; {score['impossible']} other images have density 0" if score.get("impossible") else ""
+                if score.get("impossible"):
+                    lines.append(f"{label}: none, {score['impossible']} of {score['images']} images have density 0")
+                    continue
                 lines.append(f"{label}:{bound} {score['nats']:.1f} ± {score['error']:.1f} nats an image "
-                             f"({score['nats'] / math.prod(input_shape):.3f} a pixel){none}")  # fmt: skip
+                             f"({score['nats'] / math.prod(input_shape):.3f} a pixel)")  # fmt: skip
             except (KeyError, TypeError, ValueError):
                 lines.append(f"{label}: not readable")
     if about.get("interrupted"):
