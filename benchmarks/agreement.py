@@ -86,7 +86,7 @@ def model(client: Client, batch_size: int = 1, *, prior: FittedGaussian, sigma: 
     z = pyro.sample("z", prior.coefficients(batch_size))
     x = pyro.deterministic("x", prior.decode(z))
     y = pyro.sample("y", client.label_prior(batch_size))
-    return pyro.sample("g", channels.make(Named("gaussian", {"sigma": sigma}), client.update(x, y), client, batch_size))
+    return pyro.sample("g", channels.Gaussian(client.update(x, y), sigma))
 
 
 def leading(client: Client, public: Tensor, rank: int) -> FittedGaussian:
