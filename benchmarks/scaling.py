@@ -63,6 +63,10 @@ class Settings:
     """Draws a chain."""
     csv: Path = Path("benchmarks/results/scaling.csv")
 
+    @property
+    def sampled(self) -> str:
+        return f"{self.sampler_chains} x {self.sampler_draws}"
+
 
 def cnn(size: int) -> nn.Module:
     """Conv(3, 16, 5, stride 4)-Conv(16, 32, 3, stride 2)-Dense(10), GELU between them."""
@@ -137,7 +141,7 @@ def measure(args: Settings, case: str, size: int, batch: int) -> dict[str, Any]:
         draws = draws[..., :: max(1, draws.shape[2] // 512)]  # of many pixels, 512 spread evenly
         rhat, ess = float(np.nanmax(arviz.rhat(draws))), float(np.nanmin(arviz.ess(draws)))
         row |= {
-            "sampled": f"{args.sampler_chains} x {args.sampler_draws}",
+            "sampled": args.sampled,
             "rhat": f"{rhat:.4f}",
             "ess_a_second": f"{ess / seconds:.3g}",
             "seconds": f"{seconds:.0f}",
@@ -148,7 +152,7 @@ def measure(args: Settings, case: str, size: int, batch: int) -> dict[str, Any]:
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
     table = runs.Rows(args.csv, COLUMNS, ("case", "size", "batch"))
-    done = {table.about(r) for r in table.read() if r["rhat"] or r["case"] not in args.sample}
+    done = {table.about(r) for r in table.read() if r["sampled"] == args.sampled or r["case"] not in args.sample}
     wanted = [("mnist8", 28, 8), *((f"cnn{size}", size, 1) for size in args.sizes)]
     for job in wanted:
         if job in done:

@@ -114,8 +114,8 @@ class Protection:
         return self.channel is not None and self.channel.name == name
 
     def share(self, client: Client, x: Tensor, y: Tensor, public: Tensor | None = None) -> Tensor:
-        """What the server sees of one batch x (B, *input_shape), y (B,): (D,). Draws by torch's own generator. A channel
-        works in float32 on what a client computes in half precision.
+        """What the server sees of one batch x (B, *input_shape), y (B,): (D,). Draws by torch's own generator. A
+        channel works in float32 on what a client computes in half precision.
 
         Args:
             public: images that the server has, on which a channel may rest (`aggregated`).
