@@ -8,7 +8,8 @@ the gradient's rms, the Gaussian prior of 60 public images; and a batch of eight
 
     seconds_a_gradient   of one chain, where `--chains` are computed together, least of five
     training_step        forward, backward and SGD of the same batch, least of five; ratio: the one in the other
-    rhat, ess_a_second, seconds   of `hmc` at its default settings, all its preparations included; empty: not sampled
+    sampled              chains x draws of `hmc`, its other settings at their defaults; empty: not sampled
+    rhat, ess_a_second, seconds   of those, all preparations included
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from pplleak.density import build as posterior
 from pplleak.federation.observation import Observation
 from pplleak.inference import hmc
 from pplleak.models import optimal
+from pplleak.progress import bar
 
 COLUMNS = {
     "case": str, "size": int, "batch": int, "latents": int, "parameters": int, "chains": int,
-    "seconds_a_gradient": float, "training_step": float, "ratio": float, "rhat": str, "ess_a_second": str,
-    "seconds": str,
+    "seconds_a_gradient": float, "training_step": float, "ratio": float, "sampled": str, "rhat": str,
+    "ess_a_second": str, "seconds": str,
 }  # fmt: skip
 
 MNIST = ("mlp", "mnist8")  # cases; the others are of CIFAR-10
@@ -55,7 +57,15 @@ class Settings:
     chains: int = 8
     sample: tuple[str, ...] = ()
     """Cases that `hmc` is run on: mnist8, cnn64."""
+    sampler_chains: int = 64
+    """Of `hmc`; fewer take less time, and know R-hat less well."""
+    sampler_draws: int = 250
+    """Draws a chain."""
     csv: Path = Path("benchmarks/results/scaling.csv")
+
+    @property
+    def sampled(self) -> str:
+        return f"{self.sampler_chains} x {self.sampler_draws}"
 
 
 def cnn(size: int) -> nn.Module:
@@ -120,23 +130,29 @@ def measure(args: Settings, case: str, size: int, batch: int) -> dict[str, Any]:
     row: dict[str, Any] = {
         "case": case, "size": size, "batch": batch, "latents": density.dim, "parameters": client.update_size,
         "chains": args.chains, "seconds_a_gradient": gradient, "training_step": (own := least(step)),
-        "ratio": gradient / own, "rhat": "", "ess_a_second": "", "seconds": "",
+        "ratio": gradient / own, "sampled": "", "rhat": "", "ess_a_second": "",
+        "seconds": "",
     }  # fmt: skip
     if case in args.sample:
         start = time.perf_counter()
-        found = hmc.run(believed, observed, client)
+        found = hmc.run(believed, observed, client, chains=args.sampler_chains, draws=args.sampler_draws, progress=bar)
         seconds = time.perf_counter() - start
         draws = found.x.reshape(*found.x.shape[:2], -1).astype(np.float64)
         draws = draws[..., :: max(1, draws.shape[2] // 512)]  # of many pixels, 512 spread evenly
         rhat, ess = float(np.nanmax(arviz.rhat(draws))), float(np.nanmin(arviz.ess(draws)))
-        row |= {"rhat": f"{rhat:.4f}", "ess_a_second": f"{ess / seconds:.3g}", "seconds": f"{seconds:.0f}"}
+        row |= {
+            "sampled": args.sampled,
+            "rhat": f"{rhat:.4f}",
+            "ess_a_second": f"{ess / seconds:.3g}",
+            "seconds": f"{seconds:.0f}",
+        }
     return row
 
 
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
     table = runs.Rows(args.csv, COLUMNS, ("case", "size", "batch"))
-    done = {table.about(r) for r in table.read() if r["rhat"] or r["case"] not in args.sample}
+    done = {table.about(r) for r in table.read() if r["sampled"] == args.sampled or r["case"] not in args.sample}
     wanted = [("mnist8", 28, 8), *((f"cnn{size}", size, 1) for size in args.sizes)]
     for job in wanted:
         if job in done:

@@ -20,7 +20,7 @@ from pplleak.channels.projected import measurement
 from pplleak.client.update import Update
 
 SIGMA, RATE, STEP, KAPPA, CLIP, CLIENTS, L1, BOUND = 0.3, 0.4, 0.25, 20.0, 0.7, 4, 0.5, 0.6
-EPSILON, NOISE_VAR, TAU, SHARE = 2.0, 4.0, 0.2, 0.1
+EPSILON, NOISE_VAR, TAU, SHARE, DOF = 2.0, 4.0, 0.2, 0.1, 9.0
 
 
 def sigmas(size: int) -> Tensor:
@@ -52,6 +52,10 @@ def coder(size: int) -> Autoencoder:
 
 
 # -- the textbook: g (D,) and examples (batch, D) whose sum is u, in numpy and scipy ---------------------------------
+
+
+def rounded(g: np.ndarray, examples: np.ndarray) -> float:
+    return float(stats.multivariate_t(examples.sum(0), SIGMA**2 * np.eye(len(g)), DOF).logpdf(g))
 
 
 def gaussian(g: np.ndarray, examples: np.ndarray) -> float:
@@ -264,6 +268,12 @@ def filtered(update: Update, factor: float = 1.0) -> channels.Channel:
                         replace=False)  # fmt: skip
 
 
+def rounding(update: Update, sigma: float = SIGMA) -> channels.Channel:
+    """As if all were one tensor."""
+    one = torch.ones(1, dtype=torch.float64)
+    return channels.Rounded(update, sigma, widths=one, dof=DOF * one, slices=[slice(0, update.size)])
+
+
 HALF = SIGMA / 2
 CASES = {
     "gaussian": Case(lambda u: channels.Gaussian(u, SIGMA), gaussian, True, lambda u: channels.Gaussian(u, HALF)),
@@ -271,6 +281,7 @@ CASES = {
         lambda u: channels.Weighted(u, sigmas(u.size)), weighted, True,
         lambda u: channels.Weighted(u, sigmas(u.size) / 2),
     ),
+    "rounded": Case(rounding, rounded, True, lambda u: rounding(u, HALF)),
     "laplace": Case(lambda u: channels.Laplace(u, SIGMA), laplace, False, lambda u: channels.Laplace(u, HALF)),
     "elastic": Case(
         lambda u: channels.Elastic(u, SIGMA, l1=L1), elastic, False, lambda u: channels.Elastic(u, HALF, l1=L1)

@@ -54,6 +54,9 @@ class Lookup:
     def slices(self) -> list[slice]:
         return [self.where]
 
+    def apart(self) -> list[Lookup]:
+        return [self]
+
     def entries(self) -> list[tuple[slice, Tensor]]:
         ids, d = self.ids.flatten(-2), self.deltas.flatten(-3, -2)
         made = d.new_zeros(*self.shape, self.rows, d.shape[-1])
@@ -105,6 +108,11 @@ class Entries:
     @property
     def slices(self) -> list[slice]:
         return list(self.where)
+
+    def apart(self) -> list[Entries]:
+        """The same, a parameter each."""
+        parts = self.examples.split([where.stop - where.start for where in self.where], -1)
+        return [Entries(part, (where,)) for part, where in zip(parts, self.where, strict=True)]
 
     def entries(self) -> list[tuple[slice, Tensor]]:
         parts = self._total.split([where.stop - where.start for where in self.where], -1)

@@ -227,6 +227,11 @@ class Factor:
         """Those of the flat update that this layer fills."""
         return [s for s in (self.weight, self.bias) if s is not None]
 
+    def apart(self) -> list[Factor]:
+        """The same as one factor for each of its parameters."""
+        parts = replace(self, bias=None), replace(self, weight=None)
+        return [part for part in parts if part.slices]
+
     def entries(self) -> list[tuple[slice, Tensor]]:
         """The slices of the flat update that this layer fills, each with its entries (*shape, n)."""
         parts: list[tuple[slice, Tensor]] = []

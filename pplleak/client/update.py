@@ -15,6 +15,7 @@ numbers, and a float32 energy is off by tenths of a nat at σ/‖g‖ = 1e-3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,10 @@ class Update(Protocol):
     def size(self) -> int: ...
     def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
         """Σ_i λ_i (g_i − u_i)² for g and λ (size,), float64, shape `shape`; without a precision λ, ‖g − u‖²."""
+        ...
+
+    def sqdists(self, g: Tensor, where: Sequence[slice]) -> Tensor:
+        """‖g − u‖² over every slice of the flat update, each of whole parameters, float64, shape (*shape, L)."""
         ...
 
     def inner(self, g: Tensor) -> Tensor:
@@ -83,6 +88,10 @@ class DenseUpdate:
         diff = self.materialise() - g
         return square(diff) if precision is None else dot(diff, precision * diff, 1)
 
+    def sqdists(self, g: Tensor, where: Sequence[slice]) -> Tensor:
+        diff = self.materialise() - g
+        return torch.stack([square(diff[..., s]) for s in where], -1)
+
     def inner(self, g: Tensor) -> Tensor:
         return dot(g, self.materialise(), 1)
 
@@ -118,6 +127,11 @@ class LazyUpdate:
 
     def sqdist(self, g: Tensor, precision: Tensor | None = None) -> Tensor:
         return torch.stack([f.sqdist(g, precision).expand(self.shape) for f in self.factors]).sum(0)
+
+    def sqdists(self, g: Tensor, where: Sequence[slice]) -> Tensor:
+        found = [(one.slices[0].start, one.sqdist(g).expand(self.shape)) for f in self.factors for one in f.apart()]
+        inside = [[d for start, d in found if start in range(s.start, s.stop)] for s in where]
+        return torch.stack([torch.stack(parts).sum(0) for parts in inside], -1)
 
     def inner(self, g: Tensor) -> Tensor:
         return torch.stack([f.inner(g) for f in self.factors]).sum(0)

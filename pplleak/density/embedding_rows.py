@@ -57,7 +57,7 @@ def named(observed: Observation) -> Named | None:
     """The tokens that the gradient names; None where the table's gradient is not shared, or went through another
     channel than Gaussian noise."""
     client, name, channel = observed.client, table(observed.client), observed.protection.channel
-    known = channel is None or (channel.name == "gaussian" and observed.sigma is not None)
+    known = channel is None or (channel.name in ("gaussian", "rounded") and observed.sigma is not None)
     if name is None or not known or observed.protection.defence is not None:
         return None
     rows = client.split(observed.g)[name].double()

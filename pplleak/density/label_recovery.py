@@ -26,7 +26,7 @@ from pplleak.density import soft_labels
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 
-ADDITIVE = ("gaussian", "laplace")  # channels that leave an update its scale and its signs, up to noise
+ADDITIVE = ("gaussian", "laplace", "rounded")  # channels that leave an update its scale and its signs, up to noise
 PUBLIC = 512  # images that the moments of `counts` are taken over
 ROUNDING = 1e-5  # of a float32 gradient's entries, relative to the largest: the least noise that is assumed
 

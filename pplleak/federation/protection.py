@@ -22,7 +22,7 @@ from pplleak.federation import defences
 from pplleak.settings import Named
 
 NONE = "none"
-NOISE = ("gaussian", "laplace", "elastic")  # channels whose strength is their sigma
+NOISE = ("gaussian", "laplace", "elastic", "rounded")  # channels whose strength is their sigma
 QUIET = 1e-6  # σ of what is shared in full: less than float32 rounds off, and a posterior needs some
 
 
@@ -114,7 +114,8 @@ class Protection:
         return self.channel is not None and self.channel.name == name
 
     def share(self, client: Client, x: Tensor, y: Tensor, public: Tensor | None = None) -> Tensor:
-        """What the server sees of one batch x (B, *input_shape), y (B,): (D,). Draws by torch's own generator.
+        """What the server sees of one batch x (B, *input_shape), y (B,): (D,). Draws by torch's own generator. A
+        channel works in float32 on what a client computes in half precision.
 
         Args:
             public: images that the server has, on which a channel may rest (`aggregated`).
@@ -131,6 +132,8 @@ class Protection:
                 update = DenseUpdate(defences.share(client, x, y, full.defence)[None])
             else:
                 update = client.update(x, y, client.noise(len(y)), client.order(len(y)))
+            if client.dtype.itemsize < 4:  # half precision would round noise off, too
+                update = DenseUpdate(update.materialise().float()[None])
             sent = None if full.defence is None else defences.sent(client, x, y, full.defence)
             if full.channel is None:
                 return update.materialise()

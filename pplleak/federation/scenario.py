@@ -248,8 +248,7 @@ def observe(scenario: Scenario) -> Observation:
     if not g.isfinite().all():
         raise BadInput("the client's update holds NaN or infinity: its weights or its local steps diverge")
     if own is not client:
-        rounded = half.rounding(client, own, known.x, scenario.batch_size) * float(g.double().square().mean().sqrt())
-        protection = half.noisier(protection, rounded)
+        protection = half.noisier(protection, client, g, half.rounding(client, own, known.x, scenario.batch_size))
     provenance = {
         "data": scenario.data, "index": scenario.index,
         **({"dtype": scenario.dtype} if own is not client else {}),

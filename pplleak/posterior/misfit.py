@@ -2,6 +2,11 @@
 
     χ² = ‖g − u‖² / σ², overall and by parameter;   c = ⟨g, u⟩ / ‖u‖² ± σ / ‖u‖;   Σ_k ∂ℓ/∂b_k = 0 ± σ √K
 
+behind rounding errors, whose width σ_l of a tensor is known to ν_l degrees of freedom, ‖g_l − u_l‖² / D_lσ_l² ~
+F(D_l, ν_l), with c and the sum as uncertain as where errors of all entries go together,
+
+    |c − 1| ≤ ‖g − u‖ / ‖u‖ = σ √D / ‖u‖,        |Σ_k e_k| ≤ √K ‖e‖ = σ_b K
+
 and behind a channel without Gaussian noise −log p(g | u) against that of its own replicates. `pplleak.posterior.fit`
 says what is made of it.
 """
@@ -17,6 +22,7 @@ from torch import Tensor
 
 from pplleak import channels
 from pplleak.channels.gaussian import Gaussian
+from pplleak.channels.rounded import Rounded
 from pplleak.client.last_layer import last_layer
 from pplleak.client.loss import get
 from pplleak.client.optimisers import keeps_sums
@@ -44,14 +50,19 @@ class Misfit:
         return laws if all(isinstance(k, Gaussian) for k in laws) else None  # type: ignore[return-value]
 
     @property
+    def rounded(self) -> list[Rounded] | None:
+        """The same as channels of rounding errors, where they are."""
+        laws = [k for k in self.laws if isinstance(k, Rounded)]
+        return laws if len(laws) == len(self.laws) else None
+
+    @property
     def sigma(self) -> float | None:
-        """σ where the noise is Gaussian: as it was told, or in the median where it is inferred."""
-        if self.gaussian is None:
-            return None
-        return float(torch.stack([sigma_of(k) for k in self.gaussian]).median())
+        """σ where the noise is Gaussian, or of rounding: as it was told, or in the median where it is inferred."""
+        laws = self.gaussian or self.rounded
+        return None if laws is None else float(torch.stack([sigma_of(k) for k in laws]).median())
 
     def misfit(self) -> dict[str, Any]:
-        laws, g = self.gaussian, self.observed.g
+        laws, g = self.gaussian or self.rounded, self.observed.g
         norm = float(g.double().norm())
         if laws is None or self.sigma is None:
             sigma = self.observed.sigma
@@ -60,23 +71,33 @@ class Misfit:
         sigma = self.sigma
         square = torch.zeros(len(g), dtype=torch.float64, device=g.device)
         for k in laws:  # one after the other: of a large network each is a hundred megabytes
-            square += ((g - k.update.materialise()[0]).double() / sigma_of(k)).square() / len(laws)
+            width = k.spread(g).expand(2, -1)[0] if isinstance(k, Rounded) else sigma_of(k)
+            square += ((g - k.update.materialise()[0]).double() / width).square() / len(laws)
         looks = {n: float(square[where].sum()) for n, where in self.observed.client.slices.items()}
         sizes = {n: where.stop - where.start for n, where in self.observed.client.slices.items()}
-        sds = {n: self._sds(chi2, sizes[n]) for n, chi2 in looks.items()}
         total = float(square.sum())
+        made = {"chi2_per_entry": total / len(g), "signal_to_noise": norm / (sigma * math.sqrt(len(g)))}
+        if isinstance(laws[0], Rounded):
+            dofs = dict(zip(looks, laws[0].dof.tolist(), strict=True))
+            p = min(_two_sided_f(looks[n], sizes[n], self.bent, dofs[n]) for n in looks) * len(looks)
+            sds = {n: self._log_sds(looks[n], sizes[n], _log_sd(sizes[n], dofs[n])) for n in looks}
+            sd = sum(sizes[n] / len(g) * _log_sd(sizes[n], dofs[n]) for n in looks)  # as if all went together
+            return {**made, "chi2_sd": self._log_sds(total, len(g), sd), "layers": sds, "p": min(1.0, p)}
+        sds = {n: self._sds(chi2, sizes[n]) for n, chi2 in looks.items()}
         worst = min(
             _two_sided(chi2, n, self.bent) for chi2, n in [(total, len(g)), *((looks[k], sizes[k]) for k in looks)]
         )
-        return {
-            "chi2_per_entry": total / len(g), "chi2_sd": self._sds(total, len(g)), "layers": sds,
-            "p": min(1.0, worst * (1 + len(looks))), "signal_to_noise": norm / (sigma * math.sqrt(len(g))),
-        }  # fmt: skip
+        return {**made, "chi2_sd": self._sds(total, len(g)), "layers": sds, "p": min(1.0, worst * (1 + len(looks)))}
 
     def _sds(self, chi2: float, size: int) -> float:
         """Standard deviations that χ² lies beyond its band."""
         expected = min(max(chi2, size - min(self.bent, size)), size)
         return (chi2 - expected) / math.sqrt(2 * size)
+
+    def _log_sds(self, chi2: float, size: int, sd: float) -> float:
+        """The same in standard deviations of log χ²."""
+        expected = min(max(chi2, size - min(self.bent, size - 1)), size)
+        return math.log(max(chi2, 1e-300) / expected) / sd
 
     def _replicated(self) -> dict[str, Any]:
         """The discrepancy −log p(g | u(x)) against that of replicates."""
@@ -98,14 +119,15 @@ class Misfit:
 
     def scale(self) -> dict[str, float]:
         """c and its standard error; only where the channel scales nothing itself."""
-        if self.gaussian is None or self.sigma is None:
+        laws = self.gaussian or self.rounded
+        if laws is None or self.sigma is None:
             return {}
         g = self.observed.g
-        inner = sum(float(k.update.inner(g)[0]) for k in self.gaussian) / len(self.gaussian)
-        square = sum(float(k.update.sqnorm()[0]) for k in self.gaussian) / len(self.gaussian)
+        inner = sum(float(k.update.inner(g)[0]) for k in laws) / len(laws)
+        square = sum(float(k.update.sqnorm()[0]) for k in laws) / len(laws)
         if not square > 0:
             return {}
-        se = self.sigma / math.sqrt(square)
+        se = self.sigma / math.sqrt(square) * (math.sqrt(len(g)) if self.rounded else 1)
         return {"scale": inner / square, "scale_se": se, "scale_bent": self.bent * se**2}
 
     def bias(self) -> dict[str, float]:
@@ -122,11 +144,13 @@ class Misfit:
         if not layer.bias:
             return {}
         b = client.split(self.observed.g)[layer.bias].double()
+        if self.rounded:
+            sigma *= float(self.rounded[0].widths[list(client.slices).index(layer.bias)]) * math.sqrt(len(b))
         rounding = 2 * torch.finfo(self.observed.g.dtype).eps * float(b.abs().max())
         return {"bias_sum": float(b.sum()), "bias_sum_se": math.sqrt(len(b)) * math.hypot(sigma, rounding)}
 
 
-def sigma_of(law: Gaussian) -> Tensor:
+def sigma_of(law: Gaussian | Rounded) -> Tensor:
     return torch.as_tensor(law.sigma, dtype=torch.float64).flatten()[0]
 
 
@@ -140,3 +164,16 @@ def _two_sided(chi2: float, size: int, bent: int) -> float:
 
     low = float(chdtr(size - bent, chi2)) if bent < size else 1.0
     return min(1.0, 2 * min(low, float(chdtrc(size, chi2))))
+
+
+def _two_sided_f(chi2: float, size: int, bent: int, dof: float) -> float:
+    """The same of a χ² whose unit is known to `dof` degrees of freedom: χ² / size ~ F(size, dof)."""
+    from scipy.special import fdtr, fdtrc
+
+    low = float(fdtr(size - bent, dof, chi2 / (size - bent))) if bent < size else 1.0
+    return min(1.0, 2 * min(low, float(fdtrc(size, dof, chi2 / size))))
+
+
+def _log_sd(size: int, dof: float) -> float:
+    """Standard deviation of log F(size, dof)."""
+    return float(sum(torch.polygamma(1, torch.tensor(n / 2, dtype=torch.float64)) for n in (size, dof)) ** 0.5)

@@ -65,8 +65,8 @@ def test_thresholds_of_a_sparse_vector_filter_are_looked_at_together_as_one_by_o
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-CONTINUOUS = ["gaussian", "weighted", "laplace", "elastic", "masked", "masked, laplace", "pruned", "pruned, laplace",
-              "dpsgd", "aggregated"]  # fmt: skip
+CONTINUOUS = ["gaussian", "weighted", "rounded", "laplace", "elastic", "masked", "masked, laplace", "pruned",
+              "pruned, laplace", "dpsgd", "aggregated"]  # fmt: skip
 
 
 def kolmogorov(case: Case, u: float, draws: Tensor) -> tuple[float, float]:

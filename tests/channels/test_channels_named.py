@@ -24,7 +24,7 @@ from pplleak.studies.attack.attack import believe
 each_name = pytest.mark.parametrize("name", channels.names())
 OTHERS = {
     "float": 0.25, "int": 7, "bool": False, "noise": "laplace", "order": "noise_first", "sigmas": (0.25, 0.5),
-    "simulated": 40,
+    "simulated": 40, "widths": (0.5, 2.0), "dof": (4.0, 30.0),
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LIMIT, assert_frequencies, batch_of, chains_of, misfit, own, tiny
+from scipy.stats import multivariate_t
 from torch import Tensor, nn
 
 from pplleak import channels
@@ -109,6 +110,39 @@ def test_one_sigma_a_layer_stays_lazy_in_a_batch(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(channels.Weighted(client.update(x, y), widths).log_prob(g), expected)
 
 
+def test_a_rounded_tensors_width_is_its_own_and_the_layers_stay_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against scipy's t of every tensor; σ is the rms of the widths. The twin has the widths of other tensors."""
+    client = tiny("mlp", (1, 4, 4), widths=(9,))
+    x, y = batch_of(client, (2,), 2)
+    g = torch.randn(client.update_size, dtype=torch.float64)
+    u, widths, dof = client.materialised(x, y).materialise(), (1.0, 3.0, 0.5, 2.0), (4.0, 9.0, 1e3, 30.0)
+    shares = torch.tensor([s.numel() for s in client.layers.values()], dtype=torch.float64) / client.update_size
+
+    def by_scipy(widths: tuple[float, ...]) -> list[float]:
+        rms = float((shares * torch.tensor(widths, dtype=torch.float64).square()).sum().sqrt())
+        parts = list(zip(widths, dof, client.slices.values(), strict=True))
+        return [
+            sum(
+                multivariate_t(k[s], (SIGMA * w / rms) ** 2 * np.eye(s.stop - s.start), v).logpdf(g[s])
+                for w, v, s in parts
+            )
+            for k in u.numpy()
+        ]
+
+    def refuse(self: Factor) -> Tensor:
+        raise AssertionError("materialised")
+
+    monkeypatch.setattr(Factor, "dense", False)
+    monkeypatch.setattr(Factor, "weight_gradient", property(refuse))
+    made = channels.make(
+        Named("rounded", {"sigma": SIGMA, "widths": widths, "dof": dof}), client.update(x, y), client, 2, None
+    )
+    found = made.log_prob(g).tolist()
+    assert found == pytest.approx(by_scipy(widths), rel=1e-10)
+    assert found != pytest.approx(by_scipy(widths[::-1]), rel=1e-3)
+    assert float(made.spread(g).square().mean()) == pytest.approx(SIGMA**2)  # type: ignore[attr-defined]
+
+
 # -- mistakes --------------------------------------------------------------------------------------------------------
 
 U = DenseUpdate(torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64))
@@ -166,8 +200,9 @@ def test_examples_that_a_network_mixes_are_not_clipped() -> None:
 def test_a_name_stands_for_every_channel_that_settings_say_in_full() -> None:
     said = (
         "aggregated autoencoded directional dpfedavg dpsgd elastic gaussian laplace masked onebit percentile projected"
+        " pruned quantised rounded sign svt topk weighted"
     )
-    assert list(channels.names()) == [*said.split(), "pruned", "quantised", "sign", "svt", "topk", "weighted"]
+    assert list(channels.names()) == said.split()
     for name, line in channels.names().items():
         assert line
         assert channels.get(name).__name__.lower() == name

@@ -39,10 +39,10 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
     """The update that noise hides, and λ: the Fisher information of g about it is at most diag(λ), in 1 / unit².
 
     Additive noise of density p on each entry has λ = ∫ p'² / p: 1/σ² (Gaussian), 2/σ² (Laplace of standard deviation
-    σ), 1/σ² + l1 / (σ² Z) (elastic). A known mask keeps λ where it is 1; of known measurements A u, or of
-    a code E(u), they are the entries. What is done to a noisy update afterwards (rounding, signs, top-k, pruning at
-    random, a decoder) adds no information (data processing; Zamir 1998): for these, λ is an upper bound, and what is
-    computed from it is a valid lower bound on the error.
+    σ), 1/σ² + l1 / (σ² Z) (elastic); a t over D entries has (ν + D) / (ν + D + 2) of 1/σ². A known mask keeps λ where
+    it is 1; of known measurements A u, or of a code E(u), they are the entries. What is done to a noisy update
+    afterwards (rounding, signs, top-k, pruning at random, a decoder) adds no information (data processing; Zamir 1998):
+    for these, and here for a t, λ is an upper bound, and what is computed from it is a valid lower bound on the error.
 
     Raises:
         BadInput: the channel's noise is not independent from entry to entry.
@@ -51,6 +51,8 @@ def entry_information(channel: Channel) -> tuple[Update, float | Tensor]:
     match channel:
         case channels.Weighted():
             return channel.update, channel.sigmas**-2
+        case channels.Rounded():
+            return channel.update, channel.spread(channel.dof) ** -2
         case channels.DPSGD() | channels.DPFedAvg():
             return channel.clipped.update, channel.sigma**-2
         case channels.Elastic():
