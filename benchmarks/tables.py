@@ -121,8 +121,8 @@ def alike(found: Posterior, made: cells.Cells) -> str:
     """Which cells would be right, were the truth one of some draws: a word of 0 and 1 for each."""
     draws = made.columns.record(torch.as_tensor(found.draws)).numpy()
     picks = np.linspace(0, len(draws) - 1, TWINS).astype(int)
-    return " ".join("".join(str(int(r)) for r in cells.agrees(made.columns, made.estimate, d).ravel())
-                    for d in draws[picks])  # fmt: skip
+    draws = cells.aligned(made.columns, made.estimate, draws[picks])  # as the truth is
+    return " ".join("".join(str(int(r)) for r in cells.agrees(made.columns, made.estimate, d).ravel()) for d in draws)
 
 
 def by_chance(rows: list[dict[str, Any]], claims: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ same batches for every attack:
     posterior  the sampler `isir`, each token by the decision for its 0-1 loss
 
 exact_rate: sentences right in every token; rouge_l: F₁, mean over the batches; se: of it; seconds: of an attack, the
-mean. What an attack refuses counts as nothing found. σ = 1e-9 is a clean gradient. A batch that the CSV of batches
-holds is not run again; `minutes` ends a piece of the work.
+mean. What an attack refuses counts as nothing found, and `refused` counts such batches; `cut`, those that an attack was
+not through with after `limit` seconds: what it had until then is scored. σ = 1e-9 is a clean gradient. A batch that the
+CSV of batches holds is not run again; `minutes` ends a piece of the work.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ from pplleak.federation.scenario import Scenario, observe
 from pplleak.posterior import tokens
 from pplleak.settings import Named
 from pplleak.studies.attack.attack import attack
+from pplleak.studies.audit.clock import Clock
 
-COLUMNS = ("shape", "batch", "sigma", "frozen", "attack", "batches", "exact_rate", "rouge_l", "se", "seconds")
+COLUMNS = ("shape", "batch", "sigma", "frozen", "attack", "batches", "exact_rate", "rouge_l", "se", "refused", "cut",
+           "seconds")  # fmt: skip
 EACH = {
     "shape": str, "batch": int, "sigma": float, "frozen": int, "attack": str, "index": int, "exact": float,
     "rouge_l": float, "why": str, "seconds": float,
@@ -54,12 +57,15 @@ EACH = {
 WIDTHS = {1: 128, 4: 256, 16: 384}
 CLEAN, NOISY = 1e-9, 1e-3
 SENTENCES = 5_000
+CUT, REFUSED = "cut short", "refused: "
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     minutes: float = 7.0
     """Begin nothing after so long."""
+    limit: float = 120.0
+    """Seconds for one attack."""
     text: Path = Path(tempfile.gettempdir()) / "pplleak-sentences.txt"
     """Where the sentences are written."""
     csv: Path = Path("benchmarks/results/text.csv")
@@ -125,7 +131,9 @@ SET: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def measure(path: Path, shape: str, size: int, sigma: float, frozen: int, name: str, k: int) -> dict[str, Any]:
+def measure(
+    path: Path, limit: float, shape: str, size: int, sigma: float, frozen: int, name: str, k: int
+) -> dict[str, Any]:
     observed = batch_of(path, shape, size, sigma, frozen, k)
     vocabulary, begun, why = observed.client.vocabulary, time.perf_counter(), ""
     assert vocabulary is not None and observed.truth is not None
@@ -134,18 +142,24 @@ def measure(path: Path, shape: str, size: int, sigma: float, frozen: int, name: 
     if name == "rows":
         found = embedding_rows.named(observed)
         if found is None:
-            why = "the table is not shared"
+            why = f"{REFUSED}the table is not shared"
         else:
             exact = float({int(i) for i in truth.flatten() if i >= len(SPECIAL)} == set(found.tokens))
             estimate = np.broadcast_to(np.array(found.tokens, dtype=int), (size, len(found.tokens)))
     else:
         inference, settings = SET[name]
+        clock = Clock(limit)
         try:
-            made = attack(observed, inference=inference, settings=settings, seed=k)
+            made = attack(observed, inference=inference, settings=settings, seed=k, progress=clock)
             estimate = tokens.tokens(made, vocabulary).estimate
             why = "; ".join(made.doubts)
+            why = f"{CUT} after {limit:g} s; {why}" if clock.fired else why
         except BadInput as error:
-            why = str(error)
+            why = f"{REFUSED}{error}"
+        except KeyboardInterrupt:
+            if not clock.fired:
+                raise
+            why = f"{CUT} after {limit:g} s, before it had anything"
     if exact is None:
         exact = 0.0 if estimate.shape != truth.shape else float((estimate == truth).all(1).mean())
     return {
@@ -162,6 +176,7 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
         **{n: rows[0][n] for n in ("shape", "batch", "sigma", "frozen", "attack")}, "batches": len(rows),
         "exact_rate": float(np.mean([r["exact"] for r in rows])), "rouge_l": float(score.mean()),
         "se": float(score.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None,
+        **{n: sum(r["why"].startswith(word) for r in rows) for n, word in (("refused", REFUSED), ("cut", CUT))},
         "seconds": float(np.mean([r["seconds"] for r in rows])),
     }  # fmt: skip
 
@@ -178,7 +193,7 @@ def main(args: Settings) -> None:
     for job in jobs:
         if time.monotonic() - begun > 60 * args.minutes:
             break
-        kept.add([measure(path, *job)])
+        kept.add([measure(path, args.limit, *job)])
         left -= 1
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in kept.read():
@@ -188,9 +203,10 @@ def main(args: Settings) -> None:
     for r in rows:
         error = "" if r["se"] is None else f" ± {r['se']:.3f}"
         frozen = ", frozen" if r["frozen"] else ""
+        ended = "".join(f", {r[n]} {word}" for n, word in (("refused", "refused"), ("cut", CUT)) if r[n])
         print(f"{r['shape']}, batch {r['batch']}, σ {r['sigma']:g}{frozen}, {r['attack']}: exact "
               f"{r['exact_rate']:.0%}, ROUGE-L {r['rouge_l']:.3f}{error}; "
-              f"{r['batches']} batches, {r['seconds']:.1f} s")  # fmt: skip
+              f"{r['batches']} batches{ended}, {r['seconds']:.1f} s")  # fmt: skip
     print(f"{left} attacks are left: run it again" if left else "complete")
 
 

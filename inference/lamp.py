@@ -134,7 +134,8 @@ def run(
     moves: int = 20,
     fluency: float = 0.2,
 ) -> Posterior:
-    """The sentences as a posterior of one draw; the model is not looked at, but for the public sentences.
+    """The sentences as a posterior of one draw; the model is not looked at, but for the public sentences. Ctrl-C keeps
+    what the steps so far have come to.
 
     Args:
         matching: cosine, of every layer; tag, the squared distance and alpha times the absolute one.
@@ -159,22 +160,31 @@ def run(
     e = (spread * torch.randn(*of.ids.shape, table.shape[1], dtype=client.dtype, device=client.device)).requires_grad_()
     adam = torch.optim.Adam([e], lr)
     decay = torch.optim.lr_scheduler.StepLR(adam, every, 0.89)
-    for k in progress("matching", steps):
-        adam.zero_grad()
-        length = e[of.own].norm(dim=-1).mean()
-        with torch.enable_grad():
-            (of.away(e, differentiable=True) + norm * (length - long).square()).backward(inputs=[e])
-        adam.step()
-        decay.step()
-        if moves and (k + 1) % every == 0:
-            with torch.no_grad():
-                e.copy_(_moved(of, e.detach(), law, moves, fluency))
+    reasons: list[str] = []
+    done = 0
+    try:
+        for _ in progress("matching", steps):
+            adam.zero_grad()
+            length = e[of.own].norm(dim=-1).mean()
+            with torch.enable_grad():
+                (of.away(e, differentiable=True) + norm * (length - long).square()).backward(inputs=[e])
+            adam.step()
+            decay.step()
+            done += 1
+            if moves and done % every == 0:
+                with torch.no_grad():
+                    e.copy_(_moved(of, e.detach(), law, moves, fluency))
+    except KeyboardInterrupt:
+        if not done:  # random embeddings are no result
+            raise
+        reasons.append(f"interrupted after {done} of {steps} steps")
     ids = of.nearest(e.detach()).cpu().numpy().astype("float32")
     told = observed.truth is not None
     assert observed.labels is not None
     return Posterior(
         x=ids[None, None], y=observed.labels.cpu().numpy()[None, None], mode=ids, kind="point",
-        g=observed.g.cpu().numpy(), attrs={"closed_form": "embeddings that match the gradient", "lengths_told": told},
+        reasons=tuple(reasons), g=observed.g.cpu().numpy(),
+        attrs={"closed_form": "embeddings that match the gradient", "lengths_told": told},
     )  # fmt: skip
 
 

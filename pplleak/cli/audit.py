@@ -72,9 +72,10 @@ class Audit(where.Where):
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
     defences: tuple[str, ...] = ()
     """What would protect: share the private batches anew behind each NAME:SETTING=VALUE,…, attack that by all attacks
-    but auto, and draw what each leaves to see against what it costs. Needs --truth."""
+    but auto (a table or a text by auto, too), and draw what each leaves to see against what it costs. Needs
+    --truth."""
     train: int = 0
-    """Train the network behind each of --defences, and as it was recorded, for so many steps on the public images: the
+    """Train the network behind each of --defences, and as it was recorded, for so many steps on the public data: the
     picture then has accuracy as the cost. Its time is beside --budget."""
     dtype: Precision = "float32"
     """Precision in which the adversary computes; float64 reads spans (dager) off gradients that were shared in it."""
@@ -88,9 +89,6 @@ def run(argv: Sequence[str]) -> int:
     from pplleak.federation.protection import Protection
 
     args, names = _parsed(argv)
-    if args.defences and (named.is_table(args.data) or named.is_text(args.data)):
-        raise BadInput("--defences measures what images lose: a table or a text behind a protection is attacked by "
-                       "`pplleak attack --channel NAME` so far")  # fmt: skip
     if args.defences and args.truth is None:
         raise BadInput("--defences shares the private batches anew: name their folder, --truth")
     for text in args.defences:
@@ -132,14 +130,16 @@ def work(args: Any, names: Sequence[str], argv: Sequence[str], out: Path) -> int
     said = {**dataclasses.asdict(args), "observations": [str(i.path) for i in found], "attacks": ",".join(names)}
     settled = runs.settings(said, leaving=("out", "budget", "defences", "train", *where.LEAVING))
     runs.settle(out / audit.SETTINGS, settled, "an audit", rows=out / audit.TABLE)
-    plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget, args.defences)
+    sampled = named.is_table(args.data) or named.is_text(args.data)
+    plan = audit.plan(out, runs.shard(found, args.shard), names, 60 * args.budget, args.defences, sampled)
     if args.truth is not None and not (out / curves.FILE).exists():
         public = data.public(arguments.data_of(args), args.data_root)
         images = public.columns is None and public.vocabulary is None
         if images and any(opener(args)(i.path).client.input_shape == public.x.shape[1:] for i in found[:1]):
             runs.json(out / curves.FILE, dataclasses.asdict(curves.guess(public)))
     if args.train:
-        utility.require(opener(args)(found[0].path), data.public(args.data, args.data_root), args.data, args.defences)
+        public = data.public(arguments.data_of(args), args.data_root)
+        utility.require(opener(args)(found[0].path), public, args.data, args.defences)
     stopped: BaseException | None = None
     try:
         with where.spread(args, argv, maker, plan.take) as results:
@@ -174,14 +174,15 @@ def train(args: Any, argv: Sequence[str], out: Path, first: Path) -> None:
 def trainer(argv: Sequence[str]) -> Callable[[str], dict[str, Any]]:
     """What makes one training, of the network of the first observation."""
     from pplleak import data
+    from pplleak.cli import _arguments as arguments
     from pplleak.studies.audit import plan as plans
     from pplleak.studies.audit import utility
 
     args, _ = _parsed(argv)
-    first = plans.items(args.observations, args.truth)[0].path
+    first, of = plans.items(args.observations, args.truth)[0].path, arguments.data_of(args)
     return utility.trainer(
-        lambda: opener(args)(first), data.public(args.data, args.data_root), data.private(args.data, args.data_root),
-        args.data, args.out, args.train, args.seed,
+        lambda: opener(args)(first), data.public(of, args.data_root), data.private(of, args.data_root), args.data,
+        args.out, args.train, args.seed,
     )  # fmt: skip
 
 

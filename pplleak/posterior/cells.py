@@ -2,7 +2,9 @@
 
 A category is right where it is the true one, a number where it is within a tenth of its column's range
 (`Column.tolerance`). The estimate of a cell is the decision for that loss: the value within whose tolerance the most
-draws lie; its probability is their share. Records of no fixed order are matched to the truth by their right cells.
+draws lie; its probability is the share of draws that agree with it. Records of no fixed order are matched to the truth
+by their right cells, and each draw to the estimate in the same way: matching makes more cells right, also of a truth
+that is one of the draws, and a claim that left that out would be too small.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pplleak.posterior.posterior import Posterior
 
 BINS = 10  # of a reliability diagram
+PAIRS = 2**22  # of records that are compared at a time
 CENTRES = 200  # values, evenly spaced in rank, at which a number's estimate is looked for
 
 
@@ -69,11 +72,12 @@ def cells(posterior: Posterior, columns: Columns) -> Cells:
         probability = low = high = np.full(estimate.shape, np.nan)
         agreeing = None
     else:
-        found = [[_decided(draws[:, b, j], c.tolerance) for j, c in enumerate(columns.varying)]
-                 for b in range(draws.shape[1])]  # fmt: skip
-        estimate, probability = (np.array([[cell[k] for cell in row] for row in found]) for k in (0, 1))
+        estimate = np.array([[_decided(draws[:, b, j], c.tolerance)[0] for j, c in enumerate(columns.varying)]
+                             for b in range(draws.shape[1])])  # fmt: skip
+        draws = aligned(columns, estimate, draws)
+        right = agrees(columns, draws, estimate)
+        probability, agreeing = right.mean(0), right.sum(-1)
         low, high = _intervals(draws, columns)
-        agreeing = agrees(columns, draws, estimate).sum(-1)
     if truth is not None:
         order = matched(columns, estimate, truth)
         estimate, probability, low, high = (t[order] for t in (estimate, probability, low, high))
@@ -91,6 +95,26 @@ def matched(columns: Columns, estimate: np.ndarray, truth: np.ndarray) -> np.nda
     rows, places = linear_sum_assignment(-right)
     order: np.ndarray = rows[np.argsort(places)]
     return order
+
+
+def aligned(columns: Columns, estimate: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Draws (N, batch, C) of records of no fixed order, each in the order in which it would be compared with the
+    estimate (batch, C), were it the truth (`matched`): what is claimed of a cell is then the chance of being right."""
+    count = draws.shape[1]
+    if count == 1:
+        return draws
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
+    made = draws.copy()
+    tolerance = np.array([c.tolerance for c in columns.varying]) * (1 + 1e-9)
+    for part in np.array_split(np.arange(len(draws)), max(1, len(draws) * count**2 // PAIRS)):
+        right = np.zeros((len(part), count, count), dtype=np.int16)  # (draw, record of the estimate, of the draw)
+        for j, slack in enumerate(tolerance):
+            a, b = estimate[None, :, None, j], draws[part][:, None, :, j]
+            right += (np.abs(a - b) <= slack) | (np.isnan(a) & np.isnan(b))
+        for n, table in zip(part, right, strict=True):
+            made[n] = draws[n][linear_sum_assignment(-table)[1]]
+    return made
 
 
 def _decided(draws: np.ndarray, tolerance: float) -> tuple[float, float]:

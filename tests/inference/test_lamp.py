@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,3 +57,21 @@ def test_it_takes_text_with_known_labels(file: Path) -> None:
     observed, _ = shared(file, "bert", depth=1)
     with pytest.raises(BadInput, match="known labels"):
         lamp.run(lambda: None, replace(observed, labels=None), observed.client)
+
+
+def test_what_was_interrupted_is_kept_from_its_first_step_on(file: Path) -> None:
+    observed, _ = shared(file, "bert", depth=1)
+
+    def stopped(after: int) -> Callable[[str, int], Iterator[int]]:
+        def ticks(_: str, total: int) -> Iterator[int]:
+            yield from range(min(after, total))
+            raise KeyboardInterrupt
+
+        return ticks
+
+    cut = lamp.run(lambda: None, observed, observed.client, steps=9, moves=0, progress=stopped(2))
+    assert cut.interrupted and cut.reasons == ("interrupted after 2 of 9 steps",)
+    whole = lamp.run(lambda: None, observed, observed.client, steps=2, moves=0)
+    assert not whole.interrupted and (cut.mode == whole.mode).all()
+    with pytest.raises(KeyboardInterrupt):
+        lamp.run(lambda: None, observed, observed.client, steps=9, progress=stopped(0))

@@ -133,7 +133,7 @@ def test_the_recorded_network_is_trained_behind_protections_and_the_frontier_has
 def test_a_training_on_images_of_another_kind_is_refused_before_any_work(recorded: Path) -> None:
     observed = pl.load(recorded / "round-1-client-0.safetensors", network="mlp:widths=(8,),activation=relu")
     images = data.Images(torch.rand(400, 1, 4, 4), torch.zeros(400).long(), ("a",))
-    with pytest.raises(BadInput, match="a training takes images of one kind"):
+    with pytest.raises(BadInput, match="a training takes data of one kind"):
         utility.require(observed, images, "tiny", [])
     utility.require(observed, data.public("digits"), "digits", ["gaussian:sigma=1"])
 

@@ -71,8 +71,36 @@ def test_an_audit_of_a_table_counts_cells_and_escapes_them(
     assert page.count("The records, by") == 2 and 'class="bar"' in page and "Can that be believed?" in page
     assert "dB" not in page and "public images" not in page
     assert run("report", out) == 0 and (out / "report.html").read_text() == page
-    assert run("audit", seen, "--data", houses, "--defences", "sign", "--out", tmp_path / "x") == 2
-    assert "measures what images lose" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_records_are_shared_anew_behind_protections_and_their_cells_are_counted(
+    houses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, out, defences = houses.parent / "seen", tmp_path / "out", ("gaussian:sigma=0.0001", "gaussian:sigma=30")
+    told = ["--data", houses, "--attacks", "quotient,auto", "--defences", *defences, "--out", out]
+    assert run("audit", seen, "--truth", seen / "private", *told) == 0
+    capsys.readouterr()
+    rows = read(out / "protections.csv")
+    asked = {(b, n, a) for b in defences for n in "ab" for a in ("quotient", "auto")}  # records are sampled, too
+    assert {(r["behind"], r["name"], r["attack"]) for r in rows} == asked
+    gone = {}
+    for behind in defences:
+        best = {n: max((r for r in rows if (r["behind"], r["name"]) == (behind, n) and r["right"]),
+                       key=lambda r: int(r["right"])) for n in "ab"}  # fmt: skip
+        right, guess, units = (sum(int(r[c]) for r in best.values()) for c in ("right", "guess_right", "units"))
+        gone[behind] = (right - guess) / (units - guess)
+    assert gone[defences[0]] == 1 and gone[defences[1]] < 0.5  # a gradient of norm 1 is not seen through 30
+    page = " ".join((out / "report.html").read_text().split())
+    assert page.count("<svg") == 1 and "a guess from public records" in page
+    assert "dB" not in page and "public images" not in page
+    cells_ = [f'<td class="number">{g:.0%}' for g in gone.values()]
+    at = [page.index(f'<th scope="row">{b}</th> {c}') for b, c in zip(defences, cells_, strict=True)]  # fmt: skip
+    assert at == sorted(at)
+    assert f"{defences[1]} leaves most of the update" in page
+    before = (out / "protections.csv").read_bytes()
+    assert run("audit", seen, "--truth", seen / "private", *told) == 0
+    assert (out / "protections.csv").read_bytes() == before
 
 
 @pytest.mark.slow

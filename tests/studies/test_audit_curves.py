@@ -96,6 +96,41 @@ def test_what_is_best_at_equal_utility_is_said_where_all_were_trained() -> None:
     assert "None that costs less than 2% of the accuracy" in " ".join(frontier.sentences(nothing))
 
 
+def counted_row(name: str, attack: str, right: int | None, guess: int, behind: str = "", **more: Any) -> dict[str, Any]:
+    said = {"name": name, "attack": attack, "gain": None, "unit": "tokens", "units": 10, "right": right}
+    return said | {"guess_right": guess, "behind": behind, "cosine": 0.5, "named": None} | more
+
+
+def test_errors_of_a_guess_that_are_gone_are_pooled_over_the_updates() -> None:
+    behind = [counted_row("a", "spear", 7, 6, "sign"), counted_row("a", "gibbs", 9, 6, "sign"),
+              counted_row("b", "spear", None, 2, "sign"), counted_row("b", "gibbs", 6, 2, "sign"),
+              counted_row("c", "gibbs", None, 2, "sign")]  # fmt: skip
+    (sign,) = frontier.points([], behind)
+    assert sign.gain == pytest.approx(7 / 12) and sign.error == pytest.approx(1 / 9)  # by hand
+    assert sign.gain != pytest.approx((3 / 4 + 4 / 8) / 2)  # the twin: an average of shares
+    assert (sign.updates, sign.missing, sign.seen, sign.spread) == (2, 1, "58%", " ± 11%")
+    (whole,) = frontier.points([], [counted_row("a", "gibbs", 10, 10, "sign")])
+    assert whole.gain is None and whole.missing == 1  # a guess that is right everywhere leaves nothing to see
+    (worse,) = frontier.points([], [counted_row("a", "gibbs", 4, 6, "sign")])
+    assert worse.gain == pytest.approx(-0.5) and worse.little
+
+
+def test_what_hides_records_is_said_in_errors_and_words_that_are_named_are_not_hidden() -> None:
+    rows = [counted_row("a", "dager", 10, 2)]
+    anew = [counted_row("a", "dager", 3, 2, "one", named=5), counted_row("a", "dager", 4, 2, "two", cosine=0.2)]
+    found = frontier.points(rows, anew)
+    said = " ".join(frontier.sentences(found))
+    assert "less than half of a guess's errors, two leaves most of the update" in said and "dB" not in said
+    assert "(share of them that is gone: 25%; as recorded: 100%)" in said
+    assert "Behind one, the rows of the embeddings' gradient still name the words" in said
+    assert "two leaves" not in " ".join(frontier.sentences(found[:2])) and found[1].little
+    assert "and names no words; the nearest to that is one" in " ".join(frontier.sentences(found[:2]))
+    drawn = figures.tradeoff(found)
+    assert "errors that attacks are without" in drawn and "public sentences" in drawn and "dB" not in drawn
+    little = frontier.points([counted_row("a", "dager", 3, 2)], anew)
+    assert "are without 12% of a guess's errors: where they see so little" in frontier.sentences(little)[1]
+
+
 POINTS = [
     frontier.Point(frontier.RECORDED, 8.0, 1.0, 1.0, 4, 0),
     frontier.Point("gaussian:sigma=1", 1.0, 0.5, 0.2, 4, 0),

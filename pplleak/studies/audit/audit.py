@@ -79,8 +79,6 @@ def attacker(
             if clock.seconds < 0.1:
                 raise TimeoutError
             observed = load(job.item.path)
-            if job.item.behind and counted.discrete(observed):
-                raise BadInput("what protections leave to see is measured on images so far")
             if job.item.behind:
                 observed, row["cosine"] = shared_anew(job.item, observed, seed)
             observed, row["labels"], row["assumed"] = prepared(job.item, observed, labels)
@@ -115,16 +113,25 @@ def attacker(
     return one
 
 
-def plan(out: Path, found: Sequence[Item], attacks: Sequence[str], budget: float, defences: Sequence[str] = ()) -> Plan:
+def plan(
+    out: Path,
+    found: Sequence[Item],
+    attacks: Sequence[str],
+    budget: float,
+    defences: Sequence[str] = (),
+    sampled: bool = False,
+) -> Plan:
     """What is to be done in a folder; what stands there already counts, with the time that it took.
 
     Args:
         attacks: inferences by name, the cheap ones first; `auto` chooses the posterior's. budget: seconds for all.
-        defences: protections behind which the private batches are shared anew, to be attacked by all but `auto`.
+        defences: protections behind which the private batches are shared anew, to be attacked by all but `auto`;
+            sampled: and by that. Records and sentences behind noise have no other adversary that knows of it.
     """
     anew = [replace(i, behind=d) for d in defences for i in found if i.truth is not None]
     jobs = [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) for i in found]
-    jobs += [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) if a != AUTO for i in anew]
+    jobs += [(i, a, COSTS[min(k, len(COSTS) - 1)]) for k, a in enumerate(attacks) if sampled or a != AUTO
+             for i in anew]  # fmt: skip
     asked = {(i.name, i.behind, a): (i, a, cost) for i, a, cost in jobs}
     rows = [r for t in tables(out) for r in t.read() if r["status"] not in (LATE, KILLED)]
     spent = {(r["name"], r.get("behind", ""), r["attack"]): r["seconds"] for r in rows}

@@ -11,6 +11,7 @@ import numpy as np
 
 from pplleak.errors import printable
 from pplleak.studies.audit import curves, frontier
+from pplleak.studies.audit.counted import THINGS
 from pplleak.studies.audit.curves import DELTAS, Group, Guess
 from pplleak.studies.audit.frontier import Point
 
@@ -83,16 +84,20 @@ def privacy(found: Sequence[Group], guessed: Guess | None) -> str:
 
 def tradeoff(found: Sequence[Point]) -> str:
     """What is left for learning against what attacks see."""
-    drawn = [(p.name, p.left, p.gain, p.error or 0.0) for p in found if p.gain is not None and p.left is not None]
+    unit = next((p.unit for p in found if p.unit), "")
+    scale = 100 if unit else 1  # shares of a guess's errors, or dB
+    drawn = [(p.name, p.left, scale * p.gain, scale * (p.error or 0.0)) for p in found
+             if p.gain is not None and p.left is not None]  # fmt: skip
     if len(drawn) < 2:
         return ""
     figure = _figure(6.6, 3.6)
     axes = figure.subplots()
-    edge = [(p.left or 0.0, p.gain or 0.0) for p in frontier.best(found)]
+    edge = [(p.left or 0.0, scale * (p.gain or 0.0)) for p in frontier.best(found)]
     trained = all(p.accuracy is not None for p in found)
     axes.plot(*zip(*edge, strict=True), color=SOFT, lw=1, ls=":", zorder=1)
     axes.axhline(0, color=GREY, lw=1, ls="--")
-    axes.text(0.005, 0, " a guess from public images", transform=axes.get_yaxis_transform(), fontsize=7.5, va="bottom",
+    guess = f" a guess from public {THINGS.get(unit, 'image')}s"
+    axes.text(0.005, 0, guess, transform=axes.get_yaxis_transform(), fontsize=7.5, va="bottom",
               color=GREY)  # fmt: skip
     middle = float(np.mean([left for _, left, _, _ in drawn])) if trained else 0.6
     for name, left, gain, error in drawn:
@@ -108,9 +113,11 @@ def tradeoff(found: Sequence[Point]) -> str:
     else:
         axes.set_xlim(min(0.0, *(left for _, left, _, _ in drawn)) - 0.03, 1.04)
         axes.set_xlabel("what is left of the update: its cosine to what the client computed (1: unharmed)")
-    axes.set_ylabel("attack above a guess (dB)")
+    axes.set_ylabel("a guess's errors that attacks are without (%)" if unit else "attack above a guess (dB)")
+    seen = f"the share of a guess's errors in {unit} that attacks are without" if unit else (
+        "how much nearer than a guess attacks come")  # fmt: skip
     return _svg(figure, "frontier", f"What each protection leaves of the {'accuracy' if trained else 'update'} "
-                "against how much nearer than a guess attacks come; the numbers are below.")  # fmt: skip
+                f"against {seen}; the numbers are below.")  # fmt: skip
 
 
 def _text(words: str) -> str:

@@ -77,7 +77,8 @@ def _whole(
         "risk": Markup(figures.risk(found, guessed)), "said": curves.sentences([*found, *private], guessed),
         "privacy": Markup(figures.privacy([*found, *private], guessed)), "curves": table,
         "images": 0 if guessed is None else guessed.images,
-        "frontier": Markup(figures.tradeoff(tradeoff)), "points": tradeoff,
+        "frontier": Markup(figures.tradeoff(tradeoff)), "points": tradeoff, "named": any(p.named for p in tradeoff),
+        "things": words.things({"unit": next((p.unit for p in tradeoff if p.unit), "")}),
     }  # fmt: skip
 
 

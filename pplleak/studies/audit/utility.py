@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pplleak.client.loss import get
 from pplleak.data import Images
 from pplleak.errors import BadInput
 from pplleak.federation import rounds
@@ -47,12 +48,14 @@ def missing(out: Path, observed: Observation, defences: Iterable[str], steps: in
 
 
 def require(observed: Observation, public: Images, data: str, defences: Iterable[str]) -> None:
-    """Raise BadInput, before any work, where public images are of another kind than the recorded network takes, or a
-    protection cannot train it."""
+    """Raise BadInput, before any work, where public data are of another kind than the recorded network takes, or it has
+    no classes to be right about, or a protection cannot train it."""
     client = replace(observed.client, local=None)
     if public.x.shape[1:] != client.input_shape or int(public.y.max()) >= client.num_classes:
-        raise BadInput(f"a training takes images of one kind, and those of {data} are {tuple(public.x.shape[1:])}, "
+        raise BadInput(f"a training takes data of one kind, and those of {data} are {tuple(public.x.shape[1:])}, "
                        f"where the recorded network takes {tuple(client.input_shape)}: name others")  # fmt: skip
+    if get(client.loss).of_tokens:
+        raise BadInput(f"a training here is judged by its accuracy, of classes: the loss {client.loss} has none")
     for protection in (recorded(observed), *defences):
         rounds.require(client, public, Federation(), Protection.parse(protection))
 
