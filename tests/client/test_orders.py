@@ -107,7 +107,7 @@ def test_a_client_that_shuffles_is_attacked_better_by_who_knows_that(tmp_path: P
     ordered = replace(observed, client=replace(observed.client, local=replace(observed.client.local, shuffle=False)))
     errors, fits = [], []
     for seen in (observed, ordered):
-        found = pl.attack(seen, inference="map", settings={"starts": 1, "steps": 80})
+        found = pl.attack(seen, inference="map", settings={"starts": 1, "steps": 120})
         errors.append(float(((found.mode - plain.truth.numpy()) ** 2).mean()))
         fits.append(found.summary["fits"])
     assert errors[0] < 0.01 and errors[0] < errors[1] / 5

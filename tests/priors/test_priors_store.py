@@ -228,7 +228,9 @@ def test_what_a_user_can_get_wrong_is_one_line_and_exit_code_2(
     assert line.startswith("pplleak: ")
 
 
-@pytest.mark.parametrize("kind", ["class_flow", pytest.param("class_vae", marks=pytest.mark.slow), "flow", "vae"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("class_flow", "class_vae")), "flow", "vae"]
+)
 def test_ctrl_c_keeps_what_is_fitted(workshop: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     def stopped(label: str, total: int) -> Iterator[int]:
         yield from range(3)
