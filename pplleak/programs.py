@@ -12,9 +12,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import shutil
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -275,7 +273,7 @@ def settings(function: Callable[..., Any], reserved: set[str] = RESERVED, *, pos
             continue
         if parameter.default is parameter.empty:
             raise BadInput(f"the setting '{name}' of {base.__module__} has no default: every belief needs one")
-        kind = _writable(hints.get(name, type(parameter.default)))
+        kind = signatures.writable(hints.get(name, type(parameter.default)))
         if kind is not None:
             found.append(Setting(name, kind, parameter.default, docs.get(name, "")))
     return found
@@ -287,35 +285,3 @@ def require_settings(
     """Raise BadInput for the first name that the constructor of a network or a channel cannot be set by; for the first
     value, too, where a mapping gives them."""
     require(settings(constructor), given, where, what)
-
-
-def _writable(kind: Any) -> Any:
-    """The part of a type that can be written on a command line, or None."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal or kind in (int, float, str, bool):
-        return kind
-    if origin in (tuple, list):
-        return kind if all(a is ... or _writable(a) is not None for a in args) else None
-    if origin in (typing.Union, types.UnionType):  # str | Tensor
-        parts = [a for a in args if a is type(None) or _writable(a) is not None]
-        return typing.Union[tuple(parts)] if any(p is not type(None) for p in parts) else None  # noqa: UP007
-    return None
-
-
-def copy(name: str, destination: str | Path) -> Path:
-    """Copy a model or inference file, to start one's own; raises BadInput rather than overwrite."""
-    kinds: list[Kind] = [k for k in ENTRY if name in names(k)]
-    if not kinds:
-        raise unknown("file", name, [n for k in ENTRY for n in names(k)])
-    destination = Path(destination)
-    target = destination / f"{name}.py" if destination.is_dir() else destination
-    if target.suffix != ".py":
-        raise BadInput(
-            f"{target} must end in .py, so that it is known for a file where a model or an inference is named"
-        )
-    if target.exists():
-        raise BadInput(f"{target} exists already: give another name, nothing was overwritten")
-    from pplleak import runs
-
-    runs.write(target, lambda part: shutil.copyfile(locate(kinds[0], name), part))
-    return target

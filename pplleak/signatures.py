@@ -12,7 +12,7 @@ import operator
 import types
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pplleak import sources
 from pplleak.errors import BadInput
@@ -182,6 +182,19 @@ def _kind_of(path: Path, node: ast.AST | None) -> Any:
 def _union(kinds: Sequence[Any]) -> Any:
     kept = [k for k in kinds if k is not None]
     return Union[tuple(kept)] if any(k is not type(None) for k in kept) else None  # noqa: UP007
+
+
+def writable(kind: Any) -> Any:
+    """The part of a type that can be written on a command line, or None."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal or kind in (int, float, str, bool):
+        return kind
+    if origin in (tuple, list):
+        return kind if all(a is ... or writable(a) is not None for a in args) else None
+    if origin in (Union, types.UnionType):  # str | Tensor
+        parts = [a for a in args if a is type(None) or writable(a) is not None]
+        return Union[tuple(parts)] if any(p is not type(None) for p in parts) else None  # noqa: UP007
+    return None
 
 
 def constructor(path: Path, node: ast.ClassDef) -> tuple[Path, ast.FunctionDef] | None:

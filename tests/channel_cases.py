@@ -216,7 +216,7 @@ def onebit(g: np.ndarray, examples: np.ndarray) -> float:
     """
     known = {n: v.numpy() for n, v in others(len(g)).items()}
     c, tau = np.sign(g) * (examples.sum(0) + known["mean"]), np.sqrt(SIGMA**2 + known["variance"])
-    omega = np.linspace(-80, 80, 8_001)[:, None] / np.sqrt(len(g))
+    omega = np.linspace(0, 80, 4_001)[:, None] / np.sqrt(len(g))
     z = c / tau + 1j * omega * tau
     # Φ(z) = 1 − Φ(−z) = exp(−z²/2) w(−i z / √2) / 2, of which w, Faddeeva's, is small in the upper half plane
     w, root = special.wofz, np.sqrt(2)
@@ -225,7 +225,7 @@ def onebit(g: np.ndarray, examples: np.ndarray) -> float:
     log_phi = np.where(z.real < 0, left, right)
     whole = (1j * omega * c - (omega * tau) ** 2 / 2 + log_phi).sum(1) - 1j * omega[:, 0] * np.abs(g).sum()
     top = whole.real.max()
-    total = integrate.trapezoid(np.exp(whole - top), omega[:, 0]).real / (2 * np.pi)
+    total = integrate.trapezoid(np.exp(whole - top), omega[:, 0]).real / np.pi  # that at −ω is its conjugate
     return float(np.log(total) + top + np.log(len(g)))
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import functools
+import gc
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import arviz
@@ -22,6 +24,7 @@ from command_line import run
 from scenes import build_client
 from torch import Tensor, nn
 
+from pplleak.__main__ import GARBAGE
 from pplleak.client import Client, seeded
 from pplleak.density import step_size
 from pplleak.federation.observation import Observation
@@ -42,11 +45,29 @@ SCRIPTS = (
 torch.set_num_threads(1)  # two cores are shared by xdist's workers; and one thread sums in one order
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays to the end, and is not looked through for garbage again and again; the
+    rest as seldom as in a process of our own."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Priors fitted on the fly are kept with the tests, not with the user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PPLLEAK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def seeds_without_stacks() -> Iterator[None]:
+    """Every seed is noted with its stack for each kind of accelerator that has not been started: under pytest that is
+    longer than many a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (torch.cuda, torch.xpu, torch.mtia):
+            patch.setattr(module, "traceback", SimpleNamespace(format_stack=list))
         yield
 
 
@@ -107,7 +128,13 @@ def tiny(
 
 
 def own(make: Callable[[], nn.Module], shape: tuple[int, ...], classes: int = 3, dtype: Any = torch.float64) -> Client:
-    """A client of a hand-made network whose every parameter and statistic is random (no zeros, no ones)."""
+    """A client of a hand-made network whose every parameter and statistic is random (no zeros, no ones); a copy, as in
+    `build_client`."""
+    return copy.deepcopy(_own(make, shape, classes, dtype))
+
+
+@functools.cache
+def _own(make: Callable[[], nn.Module], shape: tuple[int, ...], classes: int, dtype: Any) -> Client:
     network = seeded(make, 0).to(dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

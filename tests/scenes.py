@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,15 @@ from pplleak.federation.scenario import Scenario, observe
 from pplleak.settings import Named
 
 Settings = Mapping[str, Any] | None
+BUILT: dict[str, Client] = {}
+PLAIN = {
+    "dtype",
+    "local",
+    "loss",
+    "seed",
+    "normalise",
+    "mode",
+}  # what a client is built with, besides files and tensors
 
 
 def protection(
@@ -89,9 +99,16 @@ def build_client(
     defence_settings: Settings = None,
     **more: Any,
 ) -> Client:
-    """A client by its network's name and settings, and its defence's."""
+    """A client by its network's name and settings, and its defence's: built and checked once, and a copy for every
+    caller."""
     named = Named(defence, defence_settings or {}) if defence else None
-    return scenario.build_client(Named(network, settings or {}), input_shape, num_classes, defence=named, **more)
+    said = repr((network, settings, input_shape, num_classes, named, sorted(more.items())))
+    if said in BUILT:
+        return copy.deepcopy(BUILT[said])
+    made = scenario.build_client(Named(network, settings or {}), input_shape, num_classes, defence=named, **more)
+    if ".py:" not in network and set(more) <= PLAIN:
+        BUILT[said] = copy.deepcopy(made)
+    return made
 
 
 SEPARATING: dict[str, Any] = {"widths": (64,), "activation": "relu"}  # a perceptron whose first layer can be crafted

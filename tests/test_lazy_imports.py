@@ -12,6 +12,11 @@ from image_files import mnist, pictures, write
 PLOTS_AND_TABLES = "arviz arviz_stats xarray pandas matplotlib scipy.stats scipy.optimize skimage"
 SELDOM = f"{PLOTS_AND_TABLES} zuko sklearn torchvision torch._dynamo"
 CHANNELS = "from pplleak import channels; channels.Gaussian, channels.get('topk')"
+SAVED = (  # and scored, as an attack does at its end
+    "import numpy; from pplleak.posterior import Posterior, metrics; x = numpy.zeros((1, 2, 1, 1, 8, 8)); "
+    "Posterior(x=x, y=numpy.zeros((1, 2, 1), int), mode=x[0, 0], kind='sampler').save('p.nc'); "
+    "metrics.ssim(x[0, 0], x[0, 0])"
+)
 # Statements in the order in which one interpreter runs them, and modules of which none may be there afterwards.
 LEFT = {
     "import pplleak.progress": "torch rich numpy",
@@ -22,6 +27,7 @@ LEFT = {
         f"{SELDOM} pplleak.priors.vae pplleak.priors.flow"
     ),
     "import pplleak.posterior, pplleak.inference.svi, pplleak.inference.map": SELDOM,
+    SAVED: "arviz arviz_stats xarray pandas matplotlib scipy.stats skimage sklearn",
     "import rich.console": "torchvision",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ def test_names_are_the_files_of_the_folder_with_their_first_lines(kind: programs
 def test_a_name_and_a_path_load_the_same_program(kind: programs.Kind, name: str, tmp_path: Path) -> None:
     by_name = programs.load(kind, name)
     assert programs.load(kind, str(programs.folder(kind) / f"{name}.py")) is by_name
-    copied = programs.load(kind, str(programs.copy(name, tmp_path)))
+    copied = programs.load(kind, str(shutil.copy(programs.folder(kind) / f"{name}.py", tmp_path)))
     assert copied is not by_name
     assert inspect.getsource(copied) == inspect.getsource(by_name)
     assert [s.name for s in programs.settings(copied)] == [s.name for s in programs.settings(by_name)]
@@ -199,36 +200,3 @@ def test_a_network_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
 def test_an_unknown_network_suggests_the_near_ones(wrong: str, near: str) -> None:
     with pytest.raises(BadInput, match=near):
         networks.load(wrong)
-
-
-# -- copies --------------------------------------------------------------------------------------------------------
-
-
-def test_a_copy_is_the_file_itself_under_its_own_or_another_name(tmp_path: Path) -> None:
-    original = (programs.folder("models") / "dlg.py").read_bytes()
-    into_folder = programs.copy("dlg", tmp_path)
-    renamed = programs.copy("dlg", tmp_path / "new" / "mine.py")
-    assert (into_folder, renamed) == (tmp_path / "dlg.py", tmp_path / "new" / "mine.py")
-    assert into_folder.read_bytes() == renamed.read_bytes() == original
-
-
-def test_a_copy_never_overwrites(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("precious")
-    with pytest.raises(BadInput, match="exists already"):
-        programs.copy("dlg", tmp_path / "mine.py")
-    assert (tmp_path / "mine.py").read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("name", "destination", "said"),
-    [
-        ("dgl", "mine.py", "did you mean dlg"),
-        ("dlg", "mine.txt", r"must end in \.py"),
-        ("dlg", "file/mine.py", "cannot write"),
-    ],
-)
-def test_a_copy_that_cannot_be_made_is_refused(name: str, destination: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match=said) as error:
-        programs.copy(name, tmp_path / destination)
-    one_line(error)

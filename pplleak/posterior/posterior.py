@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +12,12 @@ import numpy as np
 
 from pplleak import memory, reading, runs
 from pplleak.errors import BadInput, printable
-from pplleak.posterior import cells, convergence, decisions, diagnostics, summary
+from pplleak.posterior import cells, convergence, decisions, diagnostics, schema, summary
 from pplleak.posterior.convergence import Convergence
 from pplleak.posterior.diagnostics import CHAINS, ESS, KHAT, RHAT, Kind
 
 if TYPE_CHECKING:
-    import xarray  # at run time where it is used: it takes a second, and ArviZ more
+    import xarray  # at run time where it is used: slow to import
 
 __all__ = ["CHAINS", "ESS", "KHAT", "RHAT", "Kind", "Posterior"]
 
@@ -185,25 +184,7 @@ class Posterior:
 
     def to_arviz(self) -> xarray.DataTree:
         """An ArviZ DataTree: posterior (x, y), sample_stats, observed_data, constant_data (mode, truth), curves."""
-        import xarray
-
-        event = ["channel", "row", "col"] if self.x.ndim == 6 else [f"axis_{k}" for k in range(self.x.ndim - 3)]
-        drawn = {"posterior": {"x": self.x, "y": self.y, **self.latents}, "sample_stats": self.stats}
-        known: dict[str, np.ndarray | None] = {"mode": self.mode, "truth": self.truth, "log_weights": self.log_weights}
-        dims = {n: ["example", *event] for n in ("x", "mode", "truth")} | {"y": ["example"], "g": ["entry"],
-                                                                           "log_weights": ["weight"]}  # fmt: skip
-        groups = {name: _dataset(values, dims, ["chain", "draw"]) for name, values in drawn.items() if values}
-        groups["constant_data"] = _dataset({n: v for n, v in known.items() if v is not None}, dims)
-        if self.g is not None:
-            groups["observed_data"] = _dataset({"g": self.g}, dims)
-        tree = xarray.DataTree.from_dict(groups)
-        if self.curves:
-            tree["curves"] = xarray.DataTree(
-                xarray.Dataset({n: ([f"{n}_{k}" for k in range(c.ndim)], c) for n, c in self.curves.items()})
-            )
-        tree.attrs = {n: _written(v) for n, v in self.attrs.items()}
-        tree.attrs |= {"kind": self.kind, "reasons": json.dumps(self.reasons), "approximation": self.approximation}
-        return tree
+        return schema.tree(self)
 
     @staticmethod
     def from_arviz(tree: xarray.DataTree) -> Posterior:
@@ -240,12 +221,7 @@ class Posterior:
 
     def save(self, path: str | Path) -> None:
         """Write NetCDF (through h5netcdf), compressed. The file appears whole or not at all."""
-        tree = self.to_arviz()
-        packed = {
-            f"/{name}": {str(v): {"zlib": True, "complevel": 1} for v, a in node.data_vars.items() if a.ndim}
-            for name, node in tree.children.items()
-        }
-        content = tree.to_netcdf(None, engine="h5netcdf", encoding=packed)  # in memory: HDF5 crashes on a full disk
+        content = schema.packed(self)
         runs.write(path, lambda part: part.write_bytes(content))
 
     @staticmethod
@@ -269,23 +245,6 @@ class Posterior:
         return replace(self, **changes)
 
 
-def _dataset(
-    values: Mapping[str, np.ndarray], dims: Mapping[str, list[str]], leading: Sequence[str] = ()
-) -> xarray.Dataset:
-    """A group in ArviZ's schema, as `arviz_base.from_dict` makes it, whose import takes as long as writing the file:
-    dimensions `leading`, then the variable's own, `NAME_dim_k` where `dims` has none, each with its index."""
-    import xarray
-
-    def own(name: str, ndim: int) -> list[str]:
-        return dims.get(name, [f"{name}_dim_{k}" for k in range(ndim)])
-
-    named = {n: [*leading, *own(n, v.ndim - len(leading))] for n, v in values.items()}
-    sizes = {d: size for n, v in values.items() for d, size in zip(named[n], v.shape, strict=True)}
-    return xarray.Dataset(
-        {n: (named[n], v) for n, v in values.items()}, coords={d: np.arange(size) for d, size in sizes.items()}
-    )
-
-
 def _whole(read: Posterior) -> Posterior:
     """A posterior whose parts fit each other; raises BadInput for one that was not written by `save`."""
     x, kinds = read.x, get_args(Kind)
@@ -295,15 +254,3 @@ def _whole(read: Posterior) -> Posterior:
     if read.kind not in kinds or not all(isinstance(r, str) for r in (read.approximation, *read.reasons)):
         raise BadInput(f"its kind is none of {', '.join(kinds)}, or its reasons are no words")
     return read
-
-
-def _written(value: Any) -> Any:
-    """An attribute as NetCDF keeps it: numbers and plain words; anything else, and words that read as JSON, as JSON."""
-    if isinstance(value, str):
-        try:
-            json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
-    return json.dumps(value)

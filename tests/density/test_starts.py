@@ -63,6 +63,7 @@ def test_chains_begin_at_spears_images_where_no_start_of_their_own_comes_near(sa
     assert begun.stats["lp"].max() > elsewhere.stats["lp"].max() + 100
 
 
+@pytest.mark.slow
 def test_the_sampler_of_one_example_begins_at_its_quotient(monkeypatch: pytest.MonkeyPatch) -> None:
     one = from_data(settings={"widths": (64,), "activation": "relu"}, sigma=1e-4, index=3, dtype="float64")
     model = believe(programs.load("models", "optimal"), one)

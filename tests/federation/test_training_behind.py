@@ -12,7 +12,8 @@ from pplleak.federation.protection import Protection
 from pplleak.federation.rounds import Federation
 
 TRAINED = (
-    "projected:rate=0.5", "autoencoded:code=8,simulated=40", "dpfedavg:noise_multiplier=0.01", "mixup",
+    "projected:rate=0.5", pytest.param("autoencoded:code=8,simulated=40", marks=pytest.mark.slow),
+    "dpfedavg:noise_multiplier=0.01", "mixup",
     "conceal:steps=1", "mix:clients=3", "outpost", "soften", "same_label", "refiner:steps=2", "obscure:steps=2",
     "inf2guard",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from command_line import run
 import pplleak as pl
 from pplleak import programs
 from pplleak.federation.observation import Observation
-from pplleak.studies.attack import causes
+from pplleak.studies.attack import causes, evidence
 from pplleak.studies.attack.attack import believe
 
 SCENE: dict[str, Any] = {"index": 3, "protection": "gaussian:sigma=0.01", "network": "mlp:widths=(16,)"}
@@ -24,8 +24,8 @@ SCENE: dict[str, Any] = {"index": 3, "protection": "gaussian:sigma=0.01", "netwo
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches as long as these networks need."""
-    monkeypatch.setattr(causes, "STARTS", 2)
-    monkeypatch.setattr(causes, "STEPS", 60)
+    monkeypatch.setattr(evidence, "STARTS", 2)
+    monkeypatch.setattr(evidence, "STEPS", 60)
 
 
 def scene(**more: Any) -> Observation:
@@ -99,7 +99,7 @@ def test_steps_of_equal_length_are_told_from_gradients(optimizer: str, equal: bo
 def test_the_cause_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name != "normalised":  # whose mean and sd are found beside the image
         for setting, value in {"STARTS": 1, "STEPS": 15, "POLISH": 2}.items():
-            monkeypatch.setattr(causes, setting, value)
+            monkeypatch.setattr(evidence, setting, value)
     found = explained(CASES[name]())
     assert found.name == name, found
     assert (found.nats > causes.CLEARLY and found.p > 1e-3) if name else "other weights" in found.words

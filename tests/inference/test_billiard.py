@@ -185,13 +185,13 @@ def test_run() -> None:
 def test_superchains_are_copies_of_the_chains_of_warm_up_and_are_judged_together() -> None:
     network = seeded(convolutional, 0).float()
     model, observed, client = attack(lambda: network, sigma=0.5)
-    settings = {"seed": 1, "chains": 64, "draws": 5, "warmup": 4, "starts": 2, "steps": 20, "superchains": 4}
-    found, still = (billiard.run(model, observed, client, **settings, settle=settle) for settle in (12, 0))
-    assert found.x.shape == (64, 5, 1, *SHAPE) and found.attrs["superchains"] == 4
+    settings = {"seed": 1, "chains": 32, "draws": 5, "warmup": 4, "starts": 2, "steps": 20, "superchains": 4}
+    found, still = (billiard.run(model, observed, client, **settings, settle=settle) for settle in (8, 0))
+    assert found.x.shape == (32, 5, 1, *SHAPE) and found.attrs["superchains"] == 4
     assert found.rhat_max is not None and still.rhat_max is not None
     assert found.rhat_max < still.rhat_max and still.rhat_max > 1.1  # wrong twin: no draw is thrown away
-    assert found.rhat_max < convergence.measure(found.x.reshape(64, 5, -1)).rhat.max()  # five draws alone tell little
-    with pytest.raises(BadInput, match="64 chains cannot be cut into 5 superchains"):
+    assert found.rhat_max < convergence.measure(found.x.reshape(32, 5, -1)).rhat.max()  # five draws alone tell little
+    with pytest.raises(BadInput, match="32 chains cannot be cut into 5 superchains"):
         billiard.run(model, observed, client, **{**settings, "superchains": 5})
 
 

@@ -183,7 +183,7 @@ def test_numbers_that_are_moved_together_have_the_probabilities_of_enumeration(
     moved = Sweep(gibbs.opened(model, observed.client, observed)[1], None, 8, 2)  # type: ignore[arg-type]
     assert len(moved.block.entries) == 3
     expected = frequencies(observed, model)
-    assert agrees(sampled(observed, model, inner=1, draws=60), expected) < 5
+    assert agrees(sampled(observed, model, inner=1, draws=40), expected) < 5
     drawn = cell_blocks.Block.drawn
 
     def forgetful(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +191,7 @@ def test_numbers_that_are_moved_together_have_the_probabilities_of_enumeration(
         return codes, scores, 0 * log_q
 
     monkeypatch.setattr(cell_blocks.Block, "drawn", forgetful)
-    assert agrees(sampled(observed, model, inner=1, draws=60), expected) > 5
+    assert agrees(sampled(observed, model, inner=1, draws=40), expected) > 5
 
 
 def test_what_a_block_was_drawn_by_is_the_density_that_it_says(tmp_path: Path) -> None:

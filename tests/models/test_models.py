@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
 import pytest
 import torch
-from conftest import batch_of, own, tiny
+from conftest import batch_of, own, quick_fits, tiny
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal, init_to_median
@@ -43,6 +43,13 @@ def with_labels_of_every_second(first: bool) -> pytest.MarkDecorator:
     known = itertools.cycle([first, not first])
     cases = [pytest.param(n, k, id=f"{n}-{'' if k else 'un'}known labels") for n, k in zip(NAMES, known, strict=False)]
     return pytest.mark.parametrize(("name", "known"), cases)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """No promise here is of how well a prior fits."""
+    with quick_fits():
+        yield
 
 
 def twice() -> nn.Module:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 from pplleak.posterior import metrics
 
@@ -59,6 +60,22 @@ def test_ssim_of_what_is_no_image_is_nan(shape: tuple[int, ...]) -> None:
     scores = metrics.ssim(np.zeros(shape), np.zeros(shape))
     assert scores.shape == (2,)
     assert np.isnan(scores).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 32, 32), (1, 1, 5, 12), (3, 2, 28, 9)])
+def test_ssim_is_scikit_images(shape: tuple[int, ...]) -> None:
+    truth = RNG(0).random(shape)
+    x = np.clip(truth + 0.3 * RNG(1).normal(size=shape), 0, 1)
+    window = min(7, min(shape[-2:]) - (min(shape[-2:]) + 1) % 2)
+
+    def expected(**other: bool) -> list[float]:
+        return [
+            structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=0, **other)
+            for a, b in zip(x, truth, strict=True)
+        ]
+
+    np.testing.assert_allclose(metrics.ssim(x, truth), expected(), rtol=1e-10)
+    assert not np.allclose(metrics.ssim(x, truth), expected(use_sample_covariance=False), rtol=1e-6)  # its wrong twin
 
 
 @pytest.mark.parametrize("side", [4, 6, 8])

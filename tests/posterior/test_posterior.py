@@ -118,6 +118,27 @@ def test_the_tree_has_arvizs_groups_and_names_its_dimensions(tmp_path: Path) -> 
         assert tree.attrs["model"] == "dlg"
 
 
+@pytest.mark.parametrize("content", ["everything", "a table", "NaN in a statistic"])
+def test_the_file_is_the_one_that_xarray_writes_of_the_tree(content: str, tmp_path: Path) -> None:
+    posterior = CONTENTS[content]()
+    tree = posterior.to_arviz()
+    posterior.save(tmp_path / "ours.nc")
+    packed = {
+        f"/{name}": {str(v): {"zlib": True, "complevel": 1} for v in node.data_vars}
+        for name, node in tree.children.items()
+    }
+    tree.to_netcdf(tmp_path / "theirs.nc", engine="h5netcdf", encoding=packed)
+    ours, theirs = (xarray.open_datatree(tmp_path / f"{n}.nc", engine="h5netcdf") for n in ("ours", "theirs"))
+    with ours, theirs:
+        xarray.testing.assert_identical(ours, theirs)
+        for name, node in theirs.children.items():
+            for variable in node.variables:
+                one, two = (
+                    {n: v for n, v in t[name][variable].encoding.items() if n != "source"} for t in (ours, theirs)
+                )
+                np.testing.assert_equal(one, two)  # compression, chunks, fill value, type
+
+
 def test_stock_arviz_reads_the_file_and_sees_the_same_diagnostics(tmp_path: Path) -> None:
     import arviz
 

@@ -16,7 +16,7 @@ from pplleak import programs
 from pplleak.client import Client
 from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
-from pplleak.studies.attack import causes, training
+from pplleak.studies.attack import causes, evidence, training
 from pplleak.studies.attack.attack import believe
 
 TRUE = pl.LocalTraining(0.3, epochs=2, batch_size=2, shares="negative")
@@ -25,8 +25,8 @@ TRUE = pl.LocalTraining(0.3, epochs=2, batch_size=2, shares="negative")
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches as long as these networks need."""
-    monkeypatch.setattr(causes, "STARTS", 2)
-    monkeypatch.setattr(causes, "STEPS", 30)
+    monkeypatch.setattr(evidence, "STARTS", 2)
+    monkeypatch.setattr(evidence, "STEPS", 30)
 
 
 def scene(local: pl.LocalTraining = TRUE, sigma: float = 1e-3) -> Observation:
@@ -90,14 +90,14 @@ def test_a_rate_is_found() -> None:
 def test_a_misfit_is_explained_by_them(
     believed: pl.LocalTraining, name: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causes, "STARTS", 1)
-    monkeypatch.setattr(causes, "POLISH", 2)
+    monkeypatch.setattr(evidence, "STARTS", 1)
+    monkeypatch.setattr(evidence, "POLISH", 2)
     observed = scene()
     observed = replace(observed, client=replace(observed.client, local=believed))
     tried = [a for a in causes.alternatives(bound(observed), observed) if a.name == name]
     assert any(words in a.words for a in tried)
-    own = causes.evidence(causes.Alternative("", "", bound(observed), observed.client, observed))
-    best = max((causes.evidence(a) for a in tried), key=lambda e: e.log)
+    own = evidence.evidence(evidence.Alternative("", "", bound(observed), observed.client, observed))
+    best = max((evidence.evidence(a) for a in tried), key=lambda e: e.log)
     assert best.log > own.log + 10 and best.p > own.p
 
 
@@ -115,8 +115,8 @@ def test_what_cannot_be_open_is_one_line() -> None:
 def test_the_command_line_says_which_it_took(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causes, "WIDEST", 0)  # no Hessian: the highest densities are compared
-    monkeypatch.setattr(causes, "STEPS", 10)
+    monkeypatch.setattr(evidence, "WIDEST", 0)  # no Hessian: the highest densities are compared
+    monkeypatch.setattr(evidence, "STEPS", 10)
     local = ["--local-lr", "0.3", "--local-epochs", "1", "--local-batch-size", "1", "--batch-size", "2"]
     words = ["attack", *local, "--network.widths", "16", "--sigma", "0.003", "--inference", "map", "--local-unknown",
              "shares", "--inference.starts", "1", "--inference.steps", "40", "--out", str(tmp_path)]  # fmt: skip

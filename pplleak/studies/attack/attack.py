@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from pplleak import blame, channels, density, programs
 from pplleak.client import sizes
-from pplleak.density import embedding_rows, label_recovery
 from pplleak.errors import BadInput, require_positive
 from pplleak.federation.observation import Observation
-from pplleak.posterior import Posterior, cells, fit, fit_words, information, tokens
+from pplleak.posterior import Posterior, fit, fit_words, information
 from pplleak.programs import AUTO, MODEL
 from pplleak.progress import ProgressBar, silent
 from pplleak.settings import Named
-from pplleak.studies.attack import averaging, causes
+from pplleak.studies.attack import attributes, averaging, causes
 
 RECORDS, CELLS = "records", "gibbs"  # the prior of a table's records, and the inference that moves through their cells
 SENTENCES, TOKENS = "sentences", "isir"  # the same of text
@@ -161,7 +155,7 @@ def attack(
     rule = programs.model(model).labels
     if observed.labels is None and rule is not None:
         observed = replace(observed, labels=rule(observed.client, observed))
-        provenance |= {"labels": "read off the gradient", "recovered_labels": _read(observed, model)}
+        provenance |= {"labels": "read off the gradient", "recovered_labels": attributes.read(observed, model)}
     bound = believe(programs.load("models", model), observed, beliefs)
     sizes.require_draws(observed.client, observed.batch_size, settings)
     start = time.perf_counter()
@@ -196,68 +190,20 @@ def attack(
         "fit": looked and looked.plain(),
         "model": model,
         "inference": inference,
-        "beliefs": _plain(bound.keywords),
-        "settings": _plain(settings),
+        "beliefs": attributes.plain(bound.keywords),
+        "settings": attributes.plain(settings),
         "seed": seed,
         "sigma": observed.sigma,
         "path": observed.client.path,
-        **_inferred(posterior),
+        **attributes.inferred(posterior),
         "protection": str(observed.protection),
-        **_table(observed),
+        **attributes.table(observed),
         "seconds": time.perf_counter() - start,
-        "versions": versions(),
+        "versions": attributes.versions(),
         **provenance,
     }
     truth = None if observed.truth is None else observed.truth.cpu().numpy()
     return posterior.with_(attrs={**attrs, **posterior.attrs}, truth=truth)
-
-
-def _table(observed: Observation) -> dict[str, Any]:
-    """Of records: their columns; of text: its vocabulary, and the tokens that the rows of the table of embeddings name;
-    of both what one would guess without the gradient."""
-    columns, vocabulary = observed.client.columns, observed.client.vocabulary
-    if vocabulary is not None:
-        named = embedding_rows.named(observed)
-        told = None if named is None or named.tied else named
-        words = None if told is None else [vocabulary.tokens[i] for i in told.tokens if i < len(vocabulary)]
-        exact = None if told is None else told.exact
-        guess = [] if observed.public is None else tokens.guess(observed.public).tolist()
-        said = {"tokens_named": words, "tokens_named_exactly": exact, "guess": guess}
-        return {"vocabulary": list(vocabulary.tokens), **said}
-    if columns is None:
-        return {}
-    guess = [] if observed.public is None else cells.guess(columns, observed.public).tolist()
-    return {"columns": columns.to_json(), "guess": guess}
-
-
-def _inferred(posterior: Posterior) -> dict[str, Any]:
-    """σ where it was inferred: its posterior median, and its 90 % interval where there are draws."""
-    if "log_sigma" not in posterior.latents:
-        return {}
-    low, middle, high = np.exp(np.quantile(posterior.latents["log_sigma"], [0.05, 0.5, 0.95])).tolist()
-    return {"sigma": middle, "sigma_interval": None if posterior.kind == "point" else [low, high]}
-
-
-def _read(observed: Observation, model: str) -> dict[str, Any]:
-    """Labels that a model's own rule read, as `label_recovery.recovered` says it; sure, where the best rule there is
-    reads the same and is sure, and not, where it reads others; None, where there is no other that applies."""
-    assert observed.labels is not None
-    labels = sorted(observed.labels.tolist())
-    said: dict[str, Any] = {"labels": labels, "rule": f"the rule of {model}", "confidence": None, "sure": None,
-                            "right": None, "others": None}  # fmt: skip
-    channel = observed.protection.channel
-    with suppress(BadInput):
-        other = label_recovery.recover(
-            observed.client, observed, sigma=observed.sigma or 0.0, public=observed.public,
-            channel="gaussian" if channel is None else channel.name,
-        )  # fmt: skip
-        agree = sorted(other.labels.tolist()) == labels
-        said |= {
-            "sure": agree and other.sure,
-            "confidence": other.confidence if agree else None,
-            "others": None if agree else f"{' '.join(map(str, other.labels.tolist()))} ({other.rule})",
-        }
-    return said
 
 
 def _fit(
@@ -298,20 +244,3 @@ def _blaming(model: Path) -> Iterator[None]:
         if blame.lines_of(inner, model) or not programs.shipped(model):
             raise BadInput(f"the model {model} failed: {blame.describe(inner, model)}") from error
         raise
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON can hold them; a tensor by its shape, a name with settings as it is written."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return f"tensor{tuple(value.shape)}"
-        return str(value) if isinstance(value, Named) else value
-
-    return {n: plain(v) for n, v in values.items()}
-
-
-def versions() -> dict[str, str]:
-    """What a result was made with."""
-    packages = ("pplleak", "torch", "pyro-ppl", "arviz", "numpy")
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}}

@@ -1,6 +1,6 @@
 """What the server does not know of a client's local training, weighed by evidence.
 
-    p(training | g) ∝ p(g | training),   log p(g | training) by Laplace (`causes.evidence`)
+    p(training | g) ∝ p(g | training),   log p(g | training) by Laplace (`evidence`)
 
 over stated small sets, all of one probability before: 1, 2, 3 or 5 epochs; local batches of 1, 2, 4, … and all
 examples; what is shared of the movement. A learning rate that is not known is a latent, log-normal around the one that
@@ -25,7 +25,7 @@ from pplleak.errors import BadInput
 from pplleak.federation.observation import Observation
 from pplleak.posterior.fit_words import P
 from pplleak.progress import ProgressBar, silent
-from pplleak.studies.attack import causes
+from pplleak.studies.attack.evidence import Altered, Alternative, evidence, free_rate
 
 Unknown = Literal["epochs", "batch_size", "lr", "shares"]
 EPOCHS = (1, 2, 3, 5)
@@ -99,10 +99,10 @@ def weigh(
             torch.manual_seed(0)  # the same starts for each
             other = replace(client, local=tried[k])
             if "lr" in unknown:
-                other = extended(causes.Altered, other, rate=causes.free_rate)
-            each = causes.Alternative("", "", model, other, replace(observed, client=other))
+                other = extended(Altered, other, rate=free_rate)
+            each = Alternative("", "", model, other, replace(observed, client=other))
             try:
-                seen = causes.evidence(each)
+                seen = evidence(each)
             except (BadInput, RuntimeError, ValueError):  # one that this client cannot have
                 continue
             factor = float(seen.values["log_rate"].reshape(-1)[0].exp()) if "lr" in unknown else 1.0

@@ -17,7 +17,7 @@ from pplleak.federation.protection import Protection
 from pplleak.posterior import Posterior
 from pplleak.posterior.summary import colour, verdict
 from pplleak.studies.attack import listed, pages
-from pplleak.studies.attack.attack import versions
+from pplleak.studies.attack.attributes import versions
 from pplleak.studies.audit import audit, counted, curves, figures, frontier, pictures, utility, words
 
 FILE, TEMPLATE = "report.html", "report.html"
