@@ -19,14 +19,7 @@ from pplleak.settings import Named
 
 Settings = Mapping[str, Any] | None
 BUILT: dict[str, Client] = {}
-PLAIN = {
-    "dtype",
-    "local",
-    "loss",
-    "seed",
-    "normalise",
-    "mode",
-}  # what a client is built with, besides files and tensors
+PLAIN = {"dtype", "local", "loss", "seed", "normalise", "mode"}  # what a client is built with besides files and tensors
 
 
 def protection(
