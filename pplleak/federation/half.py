@@ -8,7 +8,7 @@ and what rounding does to each of its tensors for noise of the channel `rounded`
 
 with r_l and ν_l the mean and the spread of log ‖u_half,l(x) − u_l(x)‖² / ‖u_half,l(x)‖², measured where the adversary
 can compute both: on public images, in batches of the client's size, classes in turn. An approximation: within a tensor
-rounding errors grow with their entry, and go together.
+rounding errors grow with their entry, and go together, so that a posterior is narrower than it should be.
 """
 
 from __future__ import annotations
