@@ -12,6 +12,7 @@ any client and channel: every candidate's batch in full. `pplleak.density.cell_s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -93,6 +94,12 @@ def likelihood(density: Density, batch: Batch) -> Likelihood:
     return Whole(density)
 
 
+@lru_cache(maxsize=1)  # a record is moved dozens of times beside one residual
+def _square(beside: Tensor) -> Tensor:
+    """‖r‖² of residuals (C, D), which nothing changes in place, (C, 1)."""
+    return beside.square().sum(1, keepdim=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Residual:
     """Gaussian noise on an update that is a sum over records."""
@@ -137,7 +144,7 @@ class Residual:
             update = self.update(part.flatten(0, 1), b)
             inner, square = inner_by_chain(update, beside, part.shape[1]), update.sqnorm().unflatten(0, part.shape[:2])
             parts.append(2 * weight * inner - weight**2 * square)
-        return (torch.cat(parts, 1) - beside.square().sum(1, keepdim=True)) / (2 * self.sigma**2)
+        return (torch.cat(parts, 1) - _square(beside)) / (2 * self.sigma**2)
 
 
 @dataclass(frozen=True, eq=False)

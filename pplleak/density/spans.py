@@ -30,6 +30,7 @@ from pplleak.federation.observation import Observation
 
 ROWS = 2**23  # entries of inputs at a time
 FARTHEST = 0.5  # of a vector may lie outside of a span it counts as in
+SHARP = 1e-4  # a blur up to which no other input comes so near
 ROUNDING = 10.0  # times the machine's precision and the largest singular value: the least that counts
 
 
@@ -60,8 +61,8 @@ def layers(client: Client) -> tuple[Layer, Layer | None]:
     groups: dict[int, list[tuple[str, nn.Module, Tensor]]] = {}
     handles = []
     for name, module in client.network.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding):
+        weight = dict(module.named_parameters(recurse=False)).get("weight")  # its own: a wrapper may lend another's
+        if weight is not None and weight.dim() == 2 and not isinstance(module, nn.Embedding):
 
             def watch(m: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
                 # the tensor is held: its id stays its own
@@ -132,8 +133,9 @@ class Span:
         return len(self.basis) >= self.basis.shape[1] - 1
 
     def near(self, tolerance: float) -> float:
-        """The distance below which an input counts as in it: `tolerance` times the blur."""
-        return min(FARTHEST, max(self.rounding, tolerance * self.blur))
+        """The distance below which an input counts as in it: `tolerance` times the blur, and all of that where it is
+        small: true inputs are up to one blur away, and others are then far beyond."""
+        return min(FARTHEST, max(self.rounding, tolerance * self.blur, min(self.blur, SHARP)))
 
     def distance(self, inputs: Tensor) -> Tensor:
         """‖a − P a‖ / ‖a‖ of inputs (…, d), float64, (…)."""

@@ -78,11 +78,12 @@ def test_records_are_shared_anew_behind_protections_and_their_cells_are_counted(
     houses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen, out, defences = houses.parent / "seen", tmp_path / "out", ("gaussian:sigma=0.0001", "gaussian:sigma=30")
-    told = ["--data", houses, "--attacks", "quotient,auto", "--defences", *defences, "--out", out]
+    told = ["--data", houses, "--attacks", "quotient,gibbs", "--defences", *defences, *tiny("gibbs", "gibbs")]
+    told += ["--out", out]
     assert run("audit", seen, "--truth", seen / "private", *told) == 0
     capsys.readouterr()
     rows = read(out / "protections.csv")
-    asked = {(b, n, a) for b in defences for n in "ab" for a in ("quotient", "auto")}  # records are sampled, too
+    asked = {(b, n, a) for b in defences for n in "ab" for a in ("quotient", "gibbs")}
     assert {(r["behind"], r["name"], r["attack"]) for r in rows} == asked
     gone = {}
     for behind in defences:
@@ -101,6 +102,10 @@ def test_records_are_shared_anew_behind_protections_and_their_cells_are_counted(
     before = (out / "protections.csv").read_bytes()
     assert run("audit", seen, "--truth", seen / "private", *told) == 0
     assert (out / "protections.csv").read_bytes() == before
+    found = plans.items([seen], seen / "private")  # records and sentences are sampled, too, where nothing else is named
+    for sampled in (False, True):
+        asked_ = audit.plan(tmp_path, found, ["map", "auto"], 1.0, ["sign"], sampled).jobs
+        assert (("a", "sign", "auto") in asked_) is sampled and ("a", "sign", "map") in asked_
 
 
 @pytest.mark.slow

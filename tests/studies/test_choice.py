@@ -115,3 +115,16 @@ def test_a_mistake_in_a_setting_of_what_is_chosen_is_still_one(
 def test_help_needs_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     assert "--inference.chains" in capsys.readouterr().out
+
+
+def test_a_prior_that_a_models_name_carries_is_the_one_of_records_too(tmp_path: Path) -> None:
+    import tables  # of the tests
+
+    observed, _ = tables.shared(tables.written(tmp_path / "houses.csv"))
+    for name, given, expected in (
+        ("optimal", {}, "records"),
+        ("optimal:prior=gaussian", {}, "gaussian"),
+        ("optimal:prior=gaussian", {"prior": "records"}, "records"),
+    ):
+        bound = attack.believe(programs.load("models", name), observed, given)
+        assert str(bound.keywords["prior"]) == expected

@@ -38,8 +38,9 @@ def believe(
     text `sentences`, unless another is named.
     """
     parameters = inspect.signature(model).parameters
+    preset = getattr(model, "keywords", {})  # of a name with settings: optimal:channel=laplace
     discrete = RECORDS if observed.client.columns is not None else SENTENCES if observed.client.vocabulary else None
-    if discrete is not None and "prior" in parameters:
+    if discrete is not None and "prior" in parameters and "prior" not in preset:
         beliefs = {"prior": discrete, **{n: v for n, v in (beliefs or {}).items() if v is not None}}
     bound = {n: v for n, v in (beliefs or {}).items() if v is not None}
     unknown = set(bound) - set(parameters)
@@ -56,7 +57,6 @@ def believe(
     if observed.client.noise_shape is not None and observed.protection.defence is None:
         known["masks"] = True
     if "channel" in parameters:
-        preset = getattr(model, "keywords", {})  # of a name with settings: optimal:channel=laplace
         bound["channel"] = believed_channel(bound.get("channel") or preset.get("channel"), observed)
         known.pop("sigma", None)  # the channel has it
     for name in [n for n, value in known.items() if n in parameters and n not in bound and value is not None]:
