@@ -23,7 +23,7 @@ MISTAKES = {
     "label out of range": (["--label", "12"], "classes 0 to 9"),
     "negative sigma": (["--sigma", "-1"], "sigma must be a positive number"),
     "belief of zero noise": (["--model.sigma", "0"], "sigma must be a positive number"),
-    "unknown channel": (["--channel", "prund"], "did you mean pruned?"),
+    "unknown channel": (["--channel", "prund"], "did you mean pruned or rounded?"),
     "rate of one": (["--channel", "pruned", "--channel.rate", "1"], "rate must be at least 0 and below 1"),
     "sigma of zero": (["--sigma", "0"], "sigma must be a positive number"),
     "negative rate": (["--channel", "masked", "--channel.rate", "-0.1"], "rate must be at least 0 and below 1"),
