@@ -9,6 +9,7 @@ Source: Petrov et al. 2024 (DAGER), sections 4.2 (decoders) and 4.3 (encoders, w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -113,9 +114,10 @@ def descended(
     ends = [k for k, own in enumerate(candidates) if k and bool((own == END).any())]
     seen: dict[tuple[int, ...], float] = {}
     price = STARTS * SWEEPS * sum(len(own) for own in candidates)
-    for _ in progress("sentences", rounds if price <= MOST else 0):
+    ticks = iter(progress("sentences", rounds * len(ends) * SWEEPS))  # a round alone may take minutes
+    for _ in range(rounds if price <= MOST else 0):
         for end in ends:
-            ids = _descend(second, candidates, end)
+            ids = _descend(second, candidates, end, ticks)
             away = second.distances(ids).amax(1)
             for sentence, distance in zip(ids.tolist(), away.tolist(), strict=True):
                 seen[tuple(sentence)] = distance
@@ -137,7 +139,7 @@ def _true(seen: dict[tuple[int, ...], float], second: Second) -> list[tuple[int,
     return sorted((s for s, d in seen.items() if d < most), key=seen.__getitem__)
 
 
-def _descend(second: Second, candidates: list[Tensor], end: int) -> Tensor:
+def _descend(second: Second, candidates: list[Tensor], end: int, ticks: Iterator[int]) -> Tensor:
     """`STARTS` random sentences that end at a position, each token in turn exchanged for the one with which [SEP] is
     nearest to the span."""
     length, device = second.client.input_shape[0], second.client.device
@@ -149,6 +151,7 @@ def _descend(second: Second, candidates: list[Tensor], end: int) -> Tensor:
     for k, c in own.items():
         ids[:, k] = c[torch.randint(len(c), (STARTS,), device=device)]
     for _ in range(SWEEPS):
+        next(ticks, None)
         before = ids.clone()
         for k in torch.randperm(max(0, end - 1)).add(1).tolist():
             if len(own[k]) == 1:
