@@ -30,11 +30,11 @@ from pathlib import Path
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 import tyro
 from scipy.stats import norm
 from torch import Tensor
-from torch.distributions import Chi2
 
 from pplleak import channels, programs, runs
 from pplleak.client import Client
@@ -50,7 +50,7 @@ from pplleak.settings import Named
 
 COLUMNS = ["network", "sigma", "rank", "draw", "a", "b", "rms_score", "max_score", "limit", "khat_a", "khat_b",
            "rhat_a", "rhat_b", "seconds_a", "seconds_b"]  # fmt: skip
-FREEDOM = 8  # degrees of freedom of the t density: its tails are heavier than the posterior's
+FREEDOM = 8.0  # degrees of freedom of the t density: its tails are heavier than the posterior's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,18 +131,13 @@ def student(z: np.ndarray, target, count: int, seed: int, dtype: torch.dtype) ->
     """Importance sampling of `target` (log density of z (N, rank)) from a t density with the moments of draws z."""
     flat = torch.tensor(z.reshape(-1, z.shape[-1]))
     mean, scale = flat.mean(0), torch.linalg.cholesky(flat.mT.cov())
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(count, z.shape[-1], generator=generator, dtype=torch.float64)
+    density = dist.MultivariateStudentT(FREEDOM, mean, scale)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        shrink = (Chi2(float(FREEDOM)).sample((count, 1)) / FREEDOM).sqrt().double()
-    stretched = normal / shrink
-    dim = z.shape[-1]
-    log_q = -0.5 * (FREEDOM + dim) * torch.log1p(stretched.square().sum(1) / FREEDOM)  # up to a constant
-    draws = mean + stretched @ scale.mT
+        draws = density.sample((count,))
     with torch.no_grad():
         log_p = torch.cat([target(part.to(dtype)).double() for part in draws.split(32)])
-    log_weights = (log_p - log_q).numpy()
+    log_weights = (log_p - density.log_prob(draws)).numpy()
     w = np.exp(log_weights - np.logaddexp.reduce(log_weights))[:, None]
     seen = both(draws.numpy())
     centre = (w * seen).sum(0)

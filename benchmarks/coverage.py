@@ -55,7 +55,8 @@ class Settings:
 
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
-    settings = {"widths": args.widths} if args.network == "mlp" else {}
+    widths = args.widths if args.network == "mlp" else ()
+    settings = {"widths": widths} if widths else {}
     network = Named(args.network, {**settings, "activation": args.activation})
     protection = Protection.parse(f"gaussian:sigma={args.sigma}")
     base = observe(Scenario(args.data, args.data_root, network=network, protection=protection, dtype=args.dtype))
@@ -63,7 +64,7 @@ def main(args: Settings) -> None:
     run = programs.load("inference", args.inference)
     key = {
         "model": args.prior, "inference": args.inference, "data": args.data, "network": args.network,
-        "widths": " ".join(map(str, args.widths)), "activation": args.activation, "sigma": str(args.sigma),
+        "widths": " ".join(map(str, widths)), "activation": args.activation, "sigma": str(args.sigma),
     }  # fmt: skip
     table = runs.Rows(args.csv, COLUMNS, (*key, "draw"))
     rows = table.read()

@@ -7,7 +7,7 @@ import copy
 import csv
 import functools
 import gc
-import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -69,6 +69,16 @@ def seeds_without_stacks() -> Iterator[None]:
         for module in (torch.cuda, torch.xpu, torch.mtia):
             patch.setattr(module, "traceback", SimpleNamespace(format_stack=list))
         yield
+
+
+def benchmark(name: str) -> ModuleType:
+    """The script `benchmarks/NAME.py` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there for their annotations
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -95,6 +96,25 @@ def require_rate(rate: float) -> None:
     """Raise BadInput for a share of pruned entries outside [0, 1)."""
     if not 0 <= rate < 1:
         raise BadInput(f"rate must be at least 0 and below 1 (the share of entries that are pruned), not {rate}")
+
+
+def require_each(**settings: Sequence[float]) -> None:
+    """Raise BadInput unless each setting is one positive number, or one for each parameter of the network."""
+    for name, numbers in settings.items():
+        if not numbers:
+            raise BadInput(f"{name} must be one number, or one for each parameter of the network: none is given")
+        for number in numbers:
+            require_positive(**{name: number})
+
+
+def each(client: Client, name: str, given: Sequence[float]) -> Tensor:
+    """A setting's one number for each of the client's parameter tensors, in the order of `client.layers`, (L,) in
+    float64; a single number is that of all."""
+    count = len(client.layers)
+    if len(given) not in (1, count):
+        raise BadInput(f"{len(given)} {name} for {count} parameters: give one for each of "
+                       f"{', '.join(client.layers)}, or one for all")  # fmt: skip
+    return torch.tensor(given, dtype=torch.float64, device=client.device).expand(count)
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

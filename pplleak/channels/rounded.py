@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pplleak.channels._base import Channel, Sigma, per_chain, require_sigma
+from pplleak.channels._base import Channel, Sigma, each, per_chain, require_each, require_sigma
 from pplleak.client import Client
 from pplleak.client.update import Update
-from pplleak.errors import BadInput, require_positive
 
 
 class Rounded(Channel):
@@ -57,17 +56,13 @@ class Rounded(Channel):
             widths: that of each of the client's parameter tensors up to a common factor, or one number: the same.
             dof: degrees of freedom with which each tensor's width is known, or one number for all.
         """
-        wide, known = (_each(client, n, v) for n, v in (("widths", widths), ("dof", dof)))
+        wide, known = (each(client, n, v) for n, v in (("widths", widths), ("dof", dof)))
         return cls(update, sigma, widths=wide, dof=known, slices=tuple(client.slices.values()))
 
     @classmethod
     def require(cls, *, sigma: Sigma, widths: tuple[float, ...], dof: tuple[float, ...]) -> None:  # type: ignore[override]
         require_sigma(sigma)
-        for name, numbers in (("widths", widths), ("dof", dof)):
-            if not numbers:
-                raise BadInput(f"{name} must be one number, or one for each parameter of the network: none is given")
-            for number in numbers:
-                require_positive(**{name: number})
+        require_each(widths=widths, dof=dof)
 
     def __init__(self, update: Update, sigma: Sigma, *, widths: Tensor, dof: Tensor, slices: Sequence[slice]) -> None:
         require_sigma(sigma)
@@ -99,12 +94,3 @@ class Rounded(Channel):
         half = (self.dof + self.sizes) / 2
         constant = torch.lgamma(half) - torch.lgamma(self.dof / 2) - self.sizes / 2 * (scale * math.pi).log()
         return (constant - half * torch.log1p(square / scale)).sum(-1)
-
-
-def _each(client: Client, name: str, given: Sequence[float]) -> Tensor:
-    """One number for each parameter tensor, (L,) in float64."""
-    count = len(client.layers)
-    if len(given) not in (1, count):
-        raise BadInput(f"{len(given)} {name} for {count} parameters: give one for each of "
-                       f"{', '.join(client.layers)}, or one for all")  # fmt: skip
-    return torch.tensor(given, dtype=torch.float64, device=client.device).expand(count)

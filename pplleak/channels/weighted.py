@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pplleak.channels._base import Channel
+from pplleak.channels._base import Channel, each, require_each
 from pplleak.client import Client
 from pplleak.client.update import Update
 from pplleak.errors import BadInput, require_positive
@@ -47,10 +47,7 @@ class Weighted(Channel):
 
     @classmethod
     def require(cls, *, sigmas: tuple[float, ...]) -> None:  # type: ignore[override]
-        if not sigmas:
-            raise BadInput("sigmas must be one number, or one for each parameter of the network: none is given")
-        for sigma in sigmas:
-            require_positive(sigmas=sigma)
+        require_each(sigmas=sigmas)
 
     def __init__(self, update: Update, sigmas: Tensor) -> None:
         if sigmas.shape != (update.size,):
@@ -75,12 +72,8 @@ def by_layer(client: Client, sigmas: list[float] | tuple[float, ...]) -> Tensor:
 
     A single σ is that of all.
     """
-    sigmas = tuple(sigmas) * len(client.layers) if len(sigmas) == 1 else tuple(sigmas)
-    if len(sigmas) != len(client.layers):
-        raise BadInput(f"{len(sigmas)} sigmas for {len(client.layers)} parameters: give one for each of "
-                       f"{', '.join(client.layers)}, or one for all")  # fmt: skip
-    require_positive(**{f"the sigma of {name}": s for name, s in zip(client.layers, sigmas, strict=True)})
+    found = each(client, "sigmas", sigmas)
+    names = client.layers if len(sigmas) > 1 else list(client.layers)[:1]
+    require_positive(**{f"the sigma of {name}": s for name, s in zip(names, sigmas, strict=True)})
     sizes = torch.tensor([shape.numel() for shape in client.layers.values()], device=client.device)
-    return torch.tensor(sigmas, dtype=torch.float64, device=client.device).repeat_interleave(
-        sizes, output_size=client.update_size
-    )
+    return found.repeat_interleave(sizes, output_size=client.update_size)

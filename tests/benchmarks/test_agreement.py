@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import benchmark
 
 DIM, CHAINS, DRAWS = 3, 40, 100
-FILE = Path(__file__).parents[2] / "benchmarks" / "agreement.py"
 
 
 @pytest.fixture(scope="module")
 def agreement() -> Any:
-    spec = importlib.util.spec_from_file_location("agreement", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["agreement"] = module  # dataclasses look there for their annotations
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("agreement")
 
 
 def normal(seed: int, shift: float = 0.0) -> np.ndarray:

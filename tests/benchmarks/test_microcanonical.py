@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import LIMIT, assert_moments, misfit
+from conftest import LIMIT, assert_moments, benchmark, misfit
 from torch import Tensor
 
 from pplleak.density import hamiltonian
 
 DIM = 5
-FILE = Path(__file__).parents[2] / "benchmarks" / "microcanonical.py"
 
 
 @pytest.fixture(scope="module")
 def it() -> Any:
-    spec = importlib.util.spec_from_file_location("microcanonical", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["microcanonical"] = module  # dataclasses look there for their annotations
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("microcanonical")
 
 
 def gumbel(w: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,12 +69,12 @@ def read(observed: Observation, model: str) -> dict[str, Any]:
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON can hold them; a tensor by its shape, a name with settings as it is written."""
 
-    def plain(value: Any) -> Any:
+    def written(value: Any) -> Any:
         if isinstance(value, Tensor):
             return f"tensor{tuple(value.shape)}"
         return str(value) if isinstance(value, Named) else value
 
-    return {n: plain(v) for n, v in values.items()}
+    return {n: written(v) for n, v in values.items()}
 
 
 def versions() -> dict[str, str]:
