@@ -4,7 +4,8 @@
     uv run benchmarks/relu_cnn.py --data mnist --data-root DIR --sigma 0.1 --network mlp --widths 256 \
         --routes refractive --chains 16 --warmup 100 --starts 8 --minutes 5
 
-One image, its label known, the Gaussian prior fitted to public images. A route starts cold and is interrupted when its
+One image, its label known, a Gaussian prior fitted to public images: to all, or (`--prior class_gaussian`) to those of
+the label. A route starts cold and is interrupted when its
 time is up: what it has drawn counts. `seconds` are wall time since the start (search for the MAP and warm-up included),
 `cpu_seconds` processor time, that of the processes which draw a group of the chains shared out evenly over the draws;
 rows at an eighth, two eighths, … of the draws show how R-hat falls. R-hat is rank-normalised split R-hat: rhat_max the
@@ -13,7 +14,7 @@ smallest of the pixels' effective sample sizes, ess_per_s their median per secon
 an accelerator of wall time. `hmc` and `smc` cannot cross the jumps: their rows show what that looks like.
 
 Writes benchmarks/results/relu_cnn.csv, eight rows a route, and docs/_static/relu_cnn.png; an earlier run of the same
-route, network, σ and chains is replaced.
+route, network, prior, σ and chains is replaced.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from pplleak.programs import MODEL
 from pplleak.settings import Named
 from pplleak.studies.attack import attack
 
-COLUMNS = ["network", "route", "sigma", "image", "chains", "device", "draws", "seconds", "cpu_seconds", "rhat_max",
-           "rhat_lp", "acceptance", "ess_min", "ess_per_s", "coverage_90"]  # fmt: skip
-KEY = ("network", "route", "sigma", "image", "chains", "device")
+COLUMNS = ["network", "route", "prior", "sigma", "image", "chains", "device", "draws", "seconds", "cpu_seconds",
+           "rhat_max", "rhat_lp", "acceptance", "ess_min", "ess_per_s", "coverage_90"]  # fmt: skip
+KEY = ("network", "route", "prior", "sigma", "image", "chains", "device")
 PARTS = 8
 
 
@@ -53,6 +54,7 @@ class Settings:
     network: str = "convnet"
     widths: tuple[int, ...] = ()  # of a perceptron
     activation: str = "relu"
+    prior: str = "gaussian"
     sigma: float = 0.1
     routes: tuple[str, ...] = ("billiard",)
     chains: int = 4
@@ -94,7 +96,7 @@ def children() -> float:
 
 def measure(route: str, observed: Observation, args: Settings) -> Iterator[dict[str, Any]]:
     """Rows of all draws, of seven eighths, …: R-hat of many chains takes minutes, and what comes first is kept."""
-    model = attack.believe(programs.load("models", MODEL), observed, {"prior": "gaussian"})
+    model = attack.believe(programs.load("models", MODEL), observed, {"prior": args.prior})
     settings: dict[str, Any] = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts}
     if route == "smc":  # islands are its chains; all of its draws are there at once
         settings = {"islands": args.chains, "particles": 32}
@@ -118,7 +120,7 @@ def measure(route: str, observed: Observation, args: Settings) -> Iterator[dict[
         accepted = found.stats["acceptance_rate"][:, :n].mean() if "acceptance_rate" in found.stats else np.nan
         shown = "" if np.isnan(accepted) else f"{accepted:.3f}"
         yield dict(zip(COLUMNS, [
-            network, route, f"{args.sigma:g}", str(args.index), str(args.chains), device, n,
+            network, route, args.prior, f"{args.sigma:g}", str(args.index), str(args.chains), device, n,
             f"{wall:.0f}", f"{cpu:.0f}", f"{rhat[:-1].max():.4f}", f"{rhat[-1]:.4f}", shown,
             f"{ess[:-1].min():.0f}", f"{np.median(ess) / ((wall if cuda else cpu) - begun):.2f}",
             f"{((low <= truth) & (truth <= high)).mean():.3f}",
@@ -134,7 +136,8 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     def kind(row: dict[str, Any]) -> str:
         where = "processor" if row["device"] == "cpu" else row["device"].removeprefix("NVIDIA ")
-        return f"{row['route']}, {row['chains']} chains, {where}"
+        known = ", prior of the class" if row["prior"].startswith("class") else ""
+        return f"{row['route']}, {row['chains']} chains, {where}{known}"
 
     panels = sorted({(r["network"], r["sigma"]) for r in rows}, key=lambda p: (p[0], float(p[1])))
     kinds = list(dict.fromkeys(map(kind, rows)))

@@ -1,0 +1,169 @@
+"""Gaussian noise on the paper's ReLU network (its Table 2), attacked by its exact posterior, with nothing softened.
+
+    uv run benchmarks/paper/exact.py --data-root ROOT [--steps 0 10 100 1000] [--images 20] [--minutes 4]
+
+The images, networks and noise are those of `noise_defences.py`, whose rows are read for the baselines, the softened
+posterior and `no_gradient`: every difference is paired image by image. Here `billiard` draws from the posterior of the
+ReLU network itself under the prior of the label's public images (`class_gaussian`), for so many minutes an image, the
+search and the warm-up included; `map` is the mode that its chains began at, under the same prior.
+
+An image counts as converged where R-hat of its worst pixel is below 1.01, and as usable below 1.1. Writes
+exact_images.csv (a row an image), exact.csv and exact.md. `seconds` are wall seconds of one thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attacks
+import network
+import noise_defences
+import numpy as np
+import study
+import torch
+
+from pplleak import runs
+from pplleak.posterior import metrics
+from pplleak.studies.attack.attack import attack
+from pplleak.studies.audit.clock import Clock
+
+KEY = ("dataset", "network", "step", "sigma", "prior", "index")
+IMAGE = (*KEY, "psnr", "psnr_map", "psnr_label", "ssim", "coverage_90", "psnr_claimed", "rhat_max", "ess_min", "draws",
+         "acceptance", "seconds")  # fmt: skip
+CELL = KEY[:-1]
+AGAINST = {"map": "psnr_map", "no_gradient": "psnr_label"}  # in this table; the baselines are in the other one
+SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_best_baseline",
+           "delta_vs_best_baseline_se", "delta_vs_softened", "delta_vs_softened_se", "delta_vs_map", "delta_vs_map_se",
+           "delta_vs_no_gradient", "delta_vs_no_gradient_se", "coverage_90", "psnr_claimed", "rhat_median", "rhat_worst",
+           "ess_min", "converged", "usable", "seconds")  # fmt: skip
+CONVERGED, USABLE = 1.01, 1.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One run.
+
+    minutes: for an image. chains: of one thread, all in one batch. images: the first so many of `noise_defences`.
+    """
+
+    data_root: Path | None = None
+    dataset: str = "mnist"
+    steps: tuple[int, ...] = (0,)
+    sigma: float = 0.1
+    prior: str = "class_gaussian"
+    images: int = 20
+    minutes: float = 4.0
+    chains: int = 4
+    warmup: int = 60
+    starts: int = 4
+    workers: int = 2
+    out: Path = study.RESULTS
+
+    name = "exact"
+
+
+def attacked(job: study.Job, args: Settings) -> list[study.Row]:
+    """One image: the exact posterior's mean, and what is beside it."""
+    warnings.simplefilter("ignore")
+    dataset, name, step, _, _, index = job
+    observed = noise_defences.observed_of((dataset, name, step, "gaussian", ""), index, args.data_root)
+    begun, clock = time.monotonic(), Clock(60 * args.minutes)
+    settings = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts, "processes": 1}
+    found = attack(observed, inference="billiard", beliefs={"prior": args.prior}, settings=settings, seed=index,
+                   progress=clock)  # fmt: skip
+    seconds = time.monotonic() - begun
+    guess = attacks.no_gradient(observed, args.data_root)
+    truth = observed.truth.numpy()
+    honest = {n: v for n, v in attacks.honesty(found.with_(truth=truth)).items() if n != "khat"}
+    return [{
+        **attacks.score(found.mean, observed), **honest, "psnr_map": float(metrics.psnr(found.mode, truth)[0]),
+        "psnr_label": guess["psnr"], "ess_min": found.ess_min, "draws": found.x.shape[1], "seconds": seconds,
+    }]  # fmt: skip
+
+
+def summarise(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]) -> list[study.Row]:
+    """A row for each cell; `others` are the rows of `noise_defences`, of which those of the same images are taken."""
+    made: list[study.Row] = []
+    for cell, mine in study.grouped(rows, CELL).items():
+        about = dict(zip(CELL, cell, strict=True))
+        mean, error = study.mean_se(study.by_image(mine).values())
+        row = {**about, "images": len(mine), "psnr_mean": mean, "psnr_se": error}
+        beside: dict[str, dict[str, float]] = {name: study.by_image(mine, column) for name, column in AGAINST.items()}
+        seen = {r["index"] for r in mine}
+        for (name,), theirs in study.grouped(_same(others, about), ("attack",)).items():
+            psnr = {i: v for i, v in study.by_image(theirs).items() if i in seen}
+            if name in attacks.BASELINES and len(psnr) == len(seen):
+                beside[name] = psnr
+            elif name == "mean" and psnr:
+                beside["softened"] = psnr
+        baselines = [n for n in attacks.BASELINES if n in beside]
+        if baselines:
+            best = max(baselines, key=lambda n: study.mean_se(beside[n].values())[0])
+            row["best_baseline"], beside["best_baseline"] = best, beside[best]
+        for name in ("best_baseline", "softened", *AGAINST):
+            if name in beside:
+                gap = study.paired(study.by_image(mine), beside[name])
+                assert gap is not None
+                row[f"delta_vs_{name}"], row[f"delta_vs_{name}_se"] = gap
+        rhat = np.array([float(r["rhat_max"]) for r in mine])
+        row |= study.means(mine, ("coverage_90", "psnr_claimed", "ess_min", "seconds"))
+        row |= {"rhat_median": float(np.median(rhat)), "rhat_worst": float(rhat.max()),
+                "converged": int((rhat < CONVERGED).sum()), "usable": int((rhat < USABLE).sum())}  # fmt: skip
+        made.append(row)
+    return made
+
+
+def _same(others: Sequence[Mapping[str, str]], about: Mapping[str, str]) -> list[Mapping[str, str]]:
+    """Rows behind the same Gaussian noise on the same network."""
+    if float(about["sigma"]) != noise_defences.NOISE["gaussian"]:
+        return []
+    asked = {**{n: about[n] for n in ("dataset", "network", "step")}, "defence": "gaussian", "mask_known": ""}
+    return [r for r in others if all(r[n] == v for n, v in asked.items())]
+
+
+def table(rows: Sequence[study.Row]) -> str:
+    """What the exact posterior is worth, and how far its chains came."""
+    head = ["data", "SGD steps", "images", "exact posterior mean, dB", "− best baseline", "− softened, VAE",
+            "− own MAP", "− no gradient", "in 90 %", "R-hat, median (worst)", "below 1.1", "below 1.01"]  # fmt: skip
+    lines = []
+    for r in rows:
+        gaps = [study.said(r[c], r[f"{c}_se"], sign=True) if c in r else "–"
+                for c in ("delta_vs_best_baseline", "delta_vs_softened", "delta_vs_map", "delta_vs_no_gradient")]  # fmt: skip
+        gaps[0] += f" ({r['best_baseline']})" if "best_baseline" in r else ""
+        lines.append([
+            r["dataset"], str(r["step"]), str(r["images"]), study.said(r["psnr_mean"], r["psnr_se"]), *gaps,
+            f"{r['coverage_90']:.1%}", f"{r['rhat_median']:.3f} ({r['rhat_worst']:.3f})", str(r["usable"]),
+            str(r["converged"]),
+        ])  # fmt: skip
+    return study.markdown([head, *lines])
+
+
+def report(args: Settings) -> None:
+    others = study.read(args.out / f"{noise_defences.Settings().name}_images.csv")
+    rows = summarise(study.read(args.out / f"{args.name}_images.csv"), others)
+    if rows:
+        rows.sort(key=lambda r: (r["dataset"] != "mnist", r["dataset"], int(r["step"])))
+        study.write(args.out / f"{args.name}.csv", SUMMARY, rows)
+        runs.text(args.out / f"{args.name}.md", table(rows))
+
+
+def main(args: Settings) -> bool:
+    torch.set_num_threads(1)
+    for step in args.steps:
+        network.checkpoint(args.dataset, args.data_root, step)
+    scored, _ = study.images(args.dataset, args.data_root, args.images, noise_defences.Settings().tuning)
+    jobs = [(args.dataset, network.NAME, step, f"{args.sigma:g}", args.prior, index)
+            for step in args.steps for index in scored]  # fmt: skip
+    whole = study.run("exact posterior", jobs, functools.partial(attacked, args=args),
+                      args.out / f"{args.name}_images.csv", IMAGE, KEY, args.workers)  # fmt: skip
+    report(args)
+    return whole
+
+
+if __name__ == "__main__":
+    study.command(main, Settings, __doc__)
