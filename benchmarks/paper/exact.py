@@ -41,6 +41,7 @@ SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_b
            "delta_vs_best_baseline_se", "delta_vs_softened", "delta_vs_softened_se", "delta_vs_map", "delta_vs_map_se",
            "delta_vs_no_gradient", "delta_vs_no_gradient_se", "coverage_90", "psnr_claimed", "rhat_median", "rhat_worst",
            "ess_min", "converged", "usable", "seconds")  # fmt: skip
+SHOWN = ("delta_vs_best_baseline", "delta_vs_softened", "delta_vs_map", "delta_vs_no_gradient")
 CONVERGED, USABLE = 1.01, 1.1
 
 
@@ -132,8 +133,7 @@ def table(rows: Sequence[study.Row]) -> str:
             "− own MAP", "− no gradient", "in 90 %", "R-hat, median (worst)", "below 1.1", "below 1.01"]  # fmt: skip
     lines = []
     for r in rows:
-        gaps = [study.said(r[c], r[f"{c}_se"], sign=True) if c in r else "–"
-                for c in ("delta_vs_best_baseline", "delta_vs_softened", "delta_vs_map", "delta_vs_no_gradient")]  # fmt: skip
+        gaps = [study.said(r[c], r[f"{c}_se"], sign=True) if c in r else "–" for c in SHOWN]
         gaps[0] += f" ({r['best_baseline']})" if "best_baseline" in r else ""
         lines.append([
             r["dataset"], str(r["step"]), str(r["images"]), study.said(r["psnr_mean"], r["psnr_se"]), *gaps,
