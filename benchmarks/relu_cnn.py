@@ -62,6 +62,8 @@ class Settings:
     device: str = "cpu"
     warmup: int = 60
     starts: int = 4
+    threads: int = 2
+    """Of the search and the warm-up; processes that draw groups of the chains share them out."""
     minutes: float = 20.0
     csv: Path = Path("benchmarks/results/relu_cnn.csv")
     figure: Path = Path("docs/_static/relu_cnn.png")
@@ -164,7 +166,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(args: Settings) -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # of each process
+    torch.set_num_threads(args.threads)
     settings = {"activation": args.activation, **({"widths": args.widths} if args.widths else {})}
     protection = Protection.parse(f"gaussian:sigma={args.sigma}")
     observed = observe(

@@ -39,8 +39,8 @@ CELL = KEY[:-1]
 AGAINST = {"map": "psnr_map", "no_gradient": "psnr_label"}  # in this table; the baselines are in the other one
 SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_best_baseline",
            "delta_vs_best_baseline_se", "delta_vs_softened", "delta_vs_softened_se", "delta_vs_map", "delta_vs_map_se",
-           "delta_vs_no_gradient", "delta_vs_no_gradient_se", "coverage_90", "psnr_claimed", "rhat_median", "rhat_worst",
-           "ess_min", "converged", "usable", "seconds")  # fmt: skip
+           "delta_vs_no_gradient", "delta_vs_no_gradient_se", "coverage_90", "psnr_claimed", "rhat_median",
+           "rhat_worst", "ess_min", "converged", "usable", "seconds")  # fmt: skip
 SHOWN = ("delta_vs_best_baseline", "delta_vs_softened", "delta_vs_map", "delta_vs_no_gradient")
 CONVERGED, USABLE = 1.01, 1.1
 
