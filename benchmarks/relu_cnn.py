@@ -62,6 +62,8 @@ class Settings:
     device: str = "cpu"
     warmup: int = 60
     starts: int = 4
+    beta: float = 0.0
+    """Of billiard's gates; 0: found in warm-up."""
     threads: int = 2
     """Of the search and the warm-up; processes that draw groups of the chains share them out."""
     minutes: float = 20.0
@@ -102,6 +104,8 @@ def measure(route: str, observed: Observation, args: Settings) -> Iterator[dict[
     settings: dict[str, Any] = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts}
     if route == "smc":  # islands are its chains; all of its draws are there at once
         settings = {"islands": args.chains, "particles": 32}
+    if route == "billiard":
+        settings["beta"] = args.beta
     if args.superchains:
         settings["superchains"] = args.superchains
     budget, before = Budget(60 * args.minutes), children()
