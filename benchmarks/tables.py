@@ -17,14 +17,17 @@ ece_by_chance the one it would have on average, and ece_95 in one of twenty case
 its posterior's draws: cells of a record go wrong together; settled: share of the batches with R-hat below 1.1, of
 short chains out of four islands the nested one;
 seconds: of one core's processor time an attack, the mean.
-A batch that the CSV of batches holds is not run again; `minutes` ends a piece of the work.
+A batch that the CSV of batches holds is not run again; `minutes` ends a piece of the work, in which `workers` processes
+of one thread attack a batch each. Rows are kept as they come: what is cut off loses only the batches it was at.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,8 @@ class Settings:
     attacks: tuple[str, ...] = ("guess", "tableak", "map", "posterior")
     minutes: float = 30.0
     """Begin nothing after so long."""
+    workers: int = 1
+    """Processes of one thread, an attack each."""
     csv: Path = Path("benchmarks/results/tables.csv")
 
 
@@ -90,7 +95,9 @@ def batch_of(args: Settings, size: int, sigma: float, k: int) -> Observation:
     )  # fmt: skip
 
 
-def measure(args: Settings, size: int, sigma: float, name: str, k: int) -> dict[str, Any]:
+def measure(args: Settings, job: tuple[int, float, str, int]) -> dict[str, Any]:
+    """A job's row."""
+    size, sigma, name, k = job
     observed = batch_of(args, size, sigma, k)
     columns = observed.client.columns
     begun = time.process_time()
@@ -158,26 +165,38 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def in_step(sizes: Sequence[int], counts: Sequence[int]) -> list[tuple[int, int]]:
+    """The k-th batch of every size, so that all sizes are about equally far whenever the work ends."""
+    every = [(k, size, (k + 1) / count) for size, count in zip(sizes, counts, strict=True) for k in range(count)]
+    return [(k, size) for k, size, _ in sorted(every, key=lambda one: one[2])]
+
+
+def in_time[Job](jobs: Sequence[Job], end: float) -> Iterator[Job]:
+    """Those that are asked for before the clock stands at `end`."""
+    for job in jobs:
+        if time.monotonic() > end:
+            return
+        yield job
+
+
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
-    begun = time.monotonic()
     each = args.csv.with_name(f"{args.csv.stem}_batches.csv")
     kept = runs.Rows(each, EACH, ("data", "batch", "sigma", "attack", "index"))
     done = {kept.about(r) for r in kept.read()}
     jobs = [
         (size, sigma, name, k)
-        for size, count in zip(args.batches, args.count, strict=True)
-        for k in range(count)
+        for k, size in in_step(args.batches, args.count)
         for sigma in args.sigmas
         for name in args.attacks
         if (args.data, size, sigma, name, k) not in done
     ]
-    left = len(jobs)
-    for job in jobs:
-        if time.monotonic() - begun > 60 * args.minutes:
-            break
-        kept.add([measure(args, *job)])
-        left -= 1
+    left, end = len(jobs), time.monotonic() + 60 * args.minutes
+    with runs.workers(args.workers) as executor:
+        work = functools.partial(measure, args)
+        for row in runs.spread(work, in_time(jobs, end), executor, ahead=executor.count):
+            kept.add([row])
+            left -= 1
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in kept.read():
         groups.setdefault((row["batch"], row["sigma"], row["attack"]), []).append(row)
