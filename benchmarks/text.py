@@ -1,6 +1,6 @@
 """What does a gradient of sentences reveal, by the rows of the embeddings, the span test, LAMP and the posterior?
 
-    uv run benchmarks/text.py
+    uv run benchmarks/text.py [--workers 2]
 
 Sentences of 8 to 30 tokens out of the docstrings of Python's library and of scikit-learn (more than 5,000 different
 words), classified by 2-layer networks of BERT's and GPT-2's shapes with random weights in float64; labels known. The
@@ -10,20 +10,27 @@ same batches for every attack:
                words are named exactly; rouge_l: of those words in the order of the vocabulary
     span       the inference `dager`
     lamp       the inference `lamp`, its cosine form, told the sentences' lengths
+    tag        `lamp` as TAG has it: squared and absolute distances, no moves, no norm (the model `tag` is of pixels)
     posterior  the sampler `isir`, each token by the decision for its 0-1 loss
 
 exact_rate: sentences right in every token; rouge_l: F₁, mean over the batches; se: of it; seconds: of an attack, the
 mean. What an attack refuses counts as nothing found, and `refused` counts such batches; `cut`, those that an attack was
 not through with after `limit` seconds: what it had until then is scored. σ = 1e-9 is a clean gradient. A batch that the
-CSV of batches holds is not run again; `minutes` ends a piece of the work.
+CSV of batches holds is not run again, unless it was cut short and has more time now. `minutes` ends a piece of the
+work: what is under way by then is dropped. text.json says of which sentences the rows are.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import math
 import re
+import signal
+import sys
 import sysconfig
 import tempfile
 import time
@@ -46,7 +53,7 @@ from pplleak.federation.scenario import Scenario, observe
 from pplleak.posterior import tokens
 from pplleak.settings import Named
 from pplleak.studies.attack.attack import attack
-from pplleak.studies.audit.clock import Clock
+from pplleak.studies.audit.clock import Clock, OutOfTime
 
 COLUMNS = ("shape", "batch", "sigma", "frozen", "attack", "batches", "exact_rate", "rouge_l", "se", "refused", "cut",
            "seconds")  # fmt: skip
@@ -58,14 +65,19 @@ WIDTHS = {1: 128, 4: 256, 16: 384}
 CLEAN, NOISY = 1e-9, 1e-3
 SENTENCES = 5_000
 CUT, REFUSED = "cut short", "refused: "
+GRACE = 10.0  # seconds beyond its limit: an attack that does not look at its clock for so long is ended anyhow
+Job = tuple[str, int, float, int, str, int]
+KEY = ("shape", "batch", "sigma", "frozen", "attack", "index")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     minutes: float = 7.0
-    """Begin nothing after so long."""
+    """For all; attacks under way by then are dropped."""
     limit: float = 120.0
     """Seconds for one attack."""
+    workers: int = 1
+    """Processes of one thread each."""
     text: Path = Path(tempfile.gettempdir()) / "pplleak-sentences.txt"
     """Where the sentences are written."""
     csv: Path = Path("benchmarks/results/text.csv")
@@ -100,16 +112,18 @@ def written(path: Path) -> Path:
     return path
 
 
-def plan() -> Iterator[tuple[str, int, float, int, str, int]]:
+def plan() -> Iterator[Job]:
     """shape, batch, σ, frozen, attack and batch of every job, the cheap ones first."""
-    counts = {("rows", 1): 5, ("rows", 4): 5, ("rows", 16): 3, ("span", 1): 5, ("span", 4): 3, ("span", 16): 1,
-              ("lamp", 1): 3, ("lamp", 4): 1, ("lamp", 16): 1, ("posterior", 1): 1}  # fmt: skip
+    counts = {("rows", 1): 5, ("rows", 4): 5, ("rows", 16): 3, ("span", 1): 5, ("span", 4): 3, ("lamp", 1): 3,
+              ("tag", 1): 3, ("span", 16): 1, ("lamp", 4): 1, ("tag", 4): 1, ("posterior", 1): 1, ("lamp", 16): 1,
+              ("tag", 16): 1, ("posterior", 4): 1, ("posterior", 16): 1}  # fmt: skip
     for (name, size), count in counts.items():
         for shape in ("bert", "gpt2"):
             for sigma in (CLEAN, NOISY):
                 for frozen in (0, 1):
-                    lean = name in ("lamp", "posterior") or (name, size) == ("span", 16)
-                    if (name == "posterior" and sigma == CLEAN) or (lean and size > 1 and (sigma == NOISY or frozen)):
+                    lean = size > 1 and (name in ("lamp", "tag", "posterior") or (name, size) == ("span", 16))
+                    only = NOISY if name == "posterior" else CLEAN  # a posterior of clean gradients is one sentence
+                    if (name == "posterior" and sigma != only) or (lean and (sigma != only or frozen)):
                         continue
                     yield from ((shape, size, sigma, frozen, name, k) for k in range(count))
 
@@ -127,8 +141,34 @@ def batch_of(path: Path, shape: str, size: int, sigma: float, frozen: int, k: in
 SET: dict[str, tuple[str, dict[str, Any]]] = {
     "span": ("dager", {}),
     "lamp": ("lamp", {"steps": 200, "every": 40}),
+    "tag": ("lamp", {"steps": 200, "every": 40, "matching": "tag", "moves": 0, "norm": 0.0}),
     "posterior": ("isir", {"chains": 4, "islands": 2, "draws": 20}),
 }
+
+
+def within(path: Path, limit: float, end: float, job: Job) -> dict[str, Any] | None:
+    """The row of a job; None where the time of all, which ends at `end`, ends it before its own limit does."""
+    left = end - time.time()  # the clock that processes share
+    if left <= 0:
+        return None
+    row = measure(path, min(limit, left), *job)
+    return None if row["why"].startswith(CUT) and left < limit else row
+
+
+@contextlib.contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime, wherever the block then is."""
+
+    def ring(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def measure(
@@ -150,14 +190,15 @@ def measure(
         inference, settings = SET[name]
         clock = Clock(limit)
         try:
-            made = attack(observed, inference=inference, settings=settings, seed=k, progress=clock)
+            with alarm(limit + GRACE):
+                made = attack(observed, inference=inference, settings=settings, seed=k, progress=clock)
             estimate = tokens.tokens(made, vocabulary).estimate
             why = "; ".join(made.doubts)
             why = f"{CUT} after {limit:g} s; {why}" if clock.fired else why
         except BadInput as error:
             why = f"{REFUSED}{error}"
-        except KeyboardInterrupt:
-            if not clock.fired:
+        except KeyboardInterrupt as stop:
+            if not (clock.fired or isinstance(stop, OutOfTime)):
                 raise
             why = f"{CUT} after {limit:g} s, before it had anything"
     if exact is None:
@@ -181,24 +222,36 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def again(row: dict[str, Any], limit: float) -> bool:
+    """Whether a row was cut short after less time than there is now."""
+    cut = re.match(rf"{CUT} after ([\d.e+]+) s", row["why"])
+    return cut is not None and float(cut[1]) < limit
+
+
 def main(args: Settings) -> None:
     torch.set_num_threads(1)
-    begun, path = time.monotonic(), written(args.text)
-    each = args.csv.with_name(f"{args.csv.stem}_batches.csv")
-    key = ("shape", "batch", "sigma", "frozen", "attack", "index")
-    kept = runs.Rows(each, EACH, key)
-    done = {kept.about(r) for r in kept.read()}
+    end, path = time.time() + 60 * args.minutes, written(args.text)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    runs.settle(args.csv.with_suffix(".json"), {"sentences": digest}, "rows of the text")
+    kept = runs.Rows(args.csv.with_name(f"{args.csv.stem}_batches.csv"), EACH, KEY)
+    done = {kept.about(r) for r in kept.read() if not again(r, args.limit)}
     jobs = [job for job in plan() if job not in done]
     left = len(jobs)
-    for job in jobs:
-        if time.monotonic() - begun > 60 * args.minutes:
-            break
-        kept.add([measure(path, args.limit, *job)])
-        left -= 1
+    try:
+        with runs.workers(args.workers) as executor:
+            for row in runs.spread(functools.partial(within, path, args.limit, end), jobs, executor):
+                if row is not None:
+                    kept.add([row])
+                    left -= 1
+    except KeyboardInterrupt:
+        print("interrupted: finished attacks are kept", file=sys.stderr)
+    except runs.WorkerLost as error:
+        print(error, file=sys.stderr)
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in kept.read():
-        groups.setdefault(tuple(row[n] for n in key[:-1]), []).append(row)
-    rows = [pooled(g) for g in groups.values()]
+        groups.setdefault(tuple(row[n] for n in KEY[:-1]), []).append(row)
+    order = {job[:-1]: k for k, job in enumerate(plan())}
+    rows = [pooled(groups[g]) for g in sorted(groups, key=lambda g: order.get(g, len(order)))]
     runs.table(args.csv, rows, list(COLUMNS))
     for r in rows:
         error = "" if r["se"] is None else f" ± {r['se']:.3f}"
