@@ -126,6 +126,8 @@ def descended(
         for _ in range(rounds if price <= MOST else 0):
             for end in ends:
                 ids = _descend(second, candidates, end, ticks)
+                if not len(ids):  # a position before it holds no token
+                    continue
                 away = second.distances(ids).amax(1)
                 for sentence, distance in zip(ids.tolist(), away.tolist(), strict=True):
                     seen[tuple(sentence)] = distance

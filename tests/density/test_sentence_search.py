@@ -77,6 +77,13 @@ def test_the_last_token_alone_is_as_far_as_among_all(observed: Observation) -> N
     torch.testing.assert_close(of.last(ids), of.distances(ids)[:, -1], rtol=1e-7, atol=1e-14)
 
 
+def test_a_position_without_any_token_is_no_sentence(observed: Observation) -> None:
+    of, own = second(observed), candidates(observed, 1)
+    own[2] = own[2][:0]
+    found, reasons = search.descended(of, own, 2, 1, lambda label, total: iter(range(total)))
+    assert len(found) == 0 and not reasons
+
+
 def stopping(after: int) -> object:
     def progress(label: str, total: int) -> Iterator[int]:
         for k in range(total):
