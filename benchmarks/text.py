@@ -151,7 +151,11 @@ def within(path: Path, limit: float, end: float, job: Job) -> dict[str, Any] | N
     left = end - time.time()  # the clock that processes share
     if left <= 0:
         return None
-    row = measure(path, min(limit, left), *job)
+    try:
+        row = measure(path, min(limit, left), *job)
+    except Exception as error:  # a mistake of ours: it is said, and costs no other job
+        print(f"{job}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return None
     return None if row["why"].startswith(CUT) and left < limit else row
 
 

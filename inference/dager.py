@@ -49,7 +49,8 @@ def run(
     tolerance: float = 0.25,
     rounds: int = 4,
 ) -> Posterior:
-    """The sentences of a batch as a posterior of one draw; the model is not looked at.
+    """The sentences of a batch as a posterior of one draw; the model is not looked at. Ctrl-C keeps the sentences that
+    an encoder's search has found by then.
 
     Args:
         tolerance: τ, in units of what rounding and noise do to the span (`pplleak.density.spans.Span.blur`).
@@ -94,9 +95,7 @@ def run(
         if grown.dropped:
             reasons.append("more prefixes lie in the span than are followed: some sentences may be missing")
     else:
-        found, many = descended(second, candidates, size, rounds, progress)
-        if many:
-            reasons.append("too many tokens lie in the span of the first layer to try them at every position")
+        found, reasons = descended(second, candidates, size, rounds, progress)
     missing = size - len(found)
     if missing > 0:
         reasons.append(f"{missing} of {size} sentences could not be told apart, or occur twice")

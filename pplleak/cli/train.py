@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -29,6 +29,8 @@ DEFENCE = f"What the client does to its gradient or its network first: {DEFENCES
 
 @dataclasses.dataclass(frozen=True)
 class Train:
+    tables: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     data: DataName = "digits"
     data_root: Path | None = None
     """Folder that holds MNIST/raw or cifar10/ (default: $PPLLEAK_DATA_ROOT, else ./data)."""
@@ -44,7 +46,7 @@ class Train:
     checkpoints: tuple[int, ...] = ()
     """Steps whose weights are kept (default: 0 10 20 50 100 200 500 1000 … and the last)."""
     clients: int = DEFAULT["clients"]
-    """The training images are dealt out to so many clients."""
+    """The training examples are dealt out to so many clients."""
     participants: int = DEFAULT["participants"]
     """Clients that are asked in each step, taking turns."""
     batch_size: int = DEFAULT["batch_size"]
@@ -81,15 +83,16 @@ def run(argv: Sequence[str]) -> int:
     rounds.in_order(checkpoints)
     if checkpoints[-1] > args.steps:
         raise BadInput(f"--checkpoints ends at step {checkpoints[-1]}, after the last of --steps {args.steps}")
-    test = data.private(args.data, args.data_root)
+    of = arguments.data_of(args)
+    test = data.private(of, args.data_root)
     client = client_of(Scenario(
-        args.data, args.data_root, network=network, checkpoint=args.checkpoint, local=arguments.local(args),
+        of, args.data_root, network=network, checkpoint=args.checkpoint, local=arguments.local(args),
         protection=protected, seed=args.seed, dtype=args.dtype,
     ))  # fmt: skip
-    images = data.public(args.data, args.data_root)
+    images = data.public(of, args.data_root)
     rounds.require(client, images, federation, protected)
     settings = rounds.record(
-        args.data, network, federation, protected, local=client.local, seed=args.seed, dtype=args.dtype,
+        of, network, federation, protected, local=client.local, seed=args.seed, dtype=args.dtype,
         checkpoint=args.checkpoint,
     )  # fmt: skip
     last = checkpoints if checkpoints[-1] == args.steps else (*checkpoints, args.steps)

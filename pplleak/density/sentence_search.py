@@ -40,6 +40,10 @@ class Second:
         """Of every token of sentences ids (N, length), (N, length), float64; of padding, 0."""
         return self.of.distance(inputs(self.client, self.layer, ids)).masked_fill(ids == PAD, 0.0)
 
+    def last(self, ids: Tensor) -> Tensor:
+        """Of their last tokens, which are no padding, alone: (N,)."""
+        return self.of.distance(inputs(self.client, self.layer, ids, last=True))
+
 
 def causal(client: Client, layer: Layer) -> bool:
     """Whether what a token becomes behind the attention does not depend on those after it."""
@@ -84,7 +88,7 @@ def prefixes(second: Second, candidates: list[Tensor], progress: ProgressBar, *,
         if not len(beam) or (not len(own) and not silent_ends):
             break
         grown = torch.cat([beam.repeat_interleave(len(own), 0), own.repeat(len(beam))[:, None]], 1)
-        away = second.distances(grown)[:, -1] if len(grown) else grown.new_zeros(0).double()
+        away = second.last(grown) if len(grown) else grown.new_zeros(0).double()
         near = away.argsort()
         near = near[away[near] < second.tolerance]
         dropped = dropped or len(near) > BEAM
@@ -104,9 +108,9 @@ def prefixes(second: Second, candidates: list[Tensor], progress: ProgressBar, *,
 
 def descended(
     second: Second, candidates: list[Tensor], count: int, rounds: int, progress: ProgressBar
-) -> tuple[Tensor, bool]:
-    """Up to `count` different sentences, (N, length), whose every token lies in the span; and whether none was looked
-    for because their positions hold too many tokens.
+) -> tuple[Tensor, list[str]]:
+    """Up to `count` different sentences, (N, length), whose every token lies in the span; and why there may be more.
+    Ctrl-C keeps what has been found, if anything has.
 
     Args:
         rounds: of random starts for every length that a sentence may have.
@@ -115,19 +119,29 @@ def descended(
     seen: dict[tuple[int, ...], float] = {}
     price = STARTS * SWEEPS * sum(len(own) for own in candidates)
     ticks = iter(progress("sentences", rounds * len(ends) * SWEEPS))  # a round alone may take minutes
-    for _ in range(rounds if price <= MOST else 0):
-        for end in ends:
-            ids = _descend(second, candidates, end, ticks)
-            away = second.distances(ids).amax(1)
-            for sentence, distance in zip(ids.tolist(), away.tolist(), strict=True):
-                seen[tuple(sentence)] = distance
-        if len(_true(seen, second)) >= count or not ends:
-            break
-        if all(len(own) <= 1 for own in candidates):  # nothing else can be tried
-            break
+    reasons = []
+    if price > MOST:
+        reasons.append("too many tokens lie in the span of the first layer to try them at every position")
+    try:
+        for _ in range(rounds if price <= MOST else 0):
+            for end in ends:
+                ids = _descend(second, candidates, end, ticks)
+                if not len(ids):  # a position before it holds no token
+                    continue
+                away = second.distances(ids).amax(1)
+                for sentence, distance in zip(ids.tolist(), away.tolist(), strict=True):
+                    seen[tuple(sentence)] = distance
+            if len(_true(seen, second)) >= count or not ends:
+                break
+            if all(len(own) <= 1 for own in candidates):  # nothing else can be tried
+                break
+    except KeyboardInterrupt:
+        if not _true(seen, second):
+            raise
+        reasons.append("interrupted before every length was searched")
     best = _true(seen, second)[:count]
     length = second.client.input_shape[0]
-    return torch.tensor(best, device=second.client.device, dtype=torch.long).reshape(-1, length), price > MOST
+    return torch.tensor(best, device=second.client.device, dtype=torch.long).reshape(-1, length), reasons
 
 
 def _true(seen: dict[tuple[int, ...], float], second: Second) -> list[tuple[int, ...]]:
@@ -150,6 +164,7 @@ def _descend(second: Second, candidates: list[Tensor], end: int, ticks: Iterator
         return ids[:0]
     for k, c in own.items():
         ids[:, k] = c[torch.randint(len(c), (STARTS,), device=device)]
+    settled: list[Tensor] = []
     for _ in range(SWEEPS):
         next(ticks, None)
         before = ids.clone()
@@ -158,9 +173,11 @@ def _descend(second: Second, candidates: list[Tensor], end: int, ticks: Iterator
                 continue
             tried = ids[:, None].repeat(1, len(own[k]), 1)
             tried[:, :, k] = own[k]
-            cut = tried.flatten(0, 1)[:, : end + 1]
-            away = second.distances(cut)[:, end].unflatten(0, tried.shape[:2])
-            ids = tried[torch.arange(STARTS, device=device), away.argmin(1)]
-        if torch.equal(before, ids):
+            away = second.last(tried.flatten(0, 1)[:, : end + 1]).unflatten(0, tried.shape[:2])
+            ids = tried[torch.arange(len(ids), device=device), away.argmin(1)]
+        still = (before == ids).all(1)  # a sweep that changes nothing is followed by none that does
+        settled.append(ids[still])
+        ids = ids[~still].unique(dim=0)  # those that have met go on as one
+        if not len(ids):
             break
-    return ids.unique(dim=0)
+    return torch.cat([*settled, ids]).unique(dim=0)

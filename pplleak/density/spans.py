@@ -159,12 +159,13 @@ def span(layer: Layer, observed: Observation) -> Span:
 
 
 @torch.no_grad()
-def inputs(client: Client, layer: Layer, ids: Tensor) -> Tensor:
-    """What a layer takes of sentences ids (N, length), (N, length, d)."""
+def inputs(client: Client, layer: Layer, ids: Tensor, *, last: bool = False) -> Tensor:
+    """What a layer takes of sentences ids (N, length), (N, length, d); of their last token alone, (N, d), for `last`:
+    a search looks at thousands of sentences, whose others would fill the memory."""
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught.append(args[0])
+        caught.append(args[0][:, -1].clone() if last else args[0])
         raise _Enough
 
     width = int(layer.module.weight.numel() ** 0.5)  # type: ignore[operator]

@@ -144,7 +144,7 @@ def require(client: Client, images: Images, federation: Federation, protection: 
     smallest = len(images) // federation.clients
     if smallest < federation.batch_size:
         raise BadInput(
-            f"{len(images)} training images dealt out to {federation.clients} clients are {smallest} each, fewer "
+            f"{len(images)} training examples dealt out to {federation.clients} clients are {smallest} each, fewer "
             f"than a batch of {federation.batch_size}: take fewer clients or a smaller batch"
         )
     if protection.is_channel("dpfedavg"):

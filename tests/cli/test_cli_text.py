@@ -63,7 +63,51 @@ def test_a_shared_file_is_attacked_with_its_vocabulary(tmp_path: Path, capsys: p
     one_line(["attack", "--observed", str(shared), "--out", str(tmp_path / "other")], capsys, "is of text")
 
 
-@pytest.mark.parametrize("command", ["compare", "risk", "calibrate", "bits", "defend", "train"])
+@pytest.mark.slow
+def test_a_network_is_trained_on_sentences_and_attacked_as_it_then_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, trained, out = written(tmp_path / "notes.txt"), tmp_path / "train", tmp_path / "out"
+    few = ["--clients", "2", "--batch-size", "4", "--steps", "2"]
+    assert run(["train", "--data", str(file), *TINY, *few, "--lr", "1", "--out", str(trained)]) == 0
+    with (trained / "log.csv").open() as kept:
+        rows = list(csv.DictReader(kept))
+    assert [r["step"] for r in rows] == ["0", "2"] and rows[0]["loss"] != rows[1]["loss"]
+    attacked = ["attack", "--data", str(file), *TINY, *POINT, "--sigma", "1e-9", "--out"]
+    norms = []
+    for step in (0, 2):
+        weights = str(trained / f"step-{step}.safetensors")
+        assert run([*attacked, str(out / str(step)), "--checkpoint", weights]) == 0
+        norms.append(json.loads((out / str(step) / "summary.json").read_text())["tokens_named"])
+    assert norms[0] == norms[1]  # the words are those of the sentence, whatever the weights are
+    capsys.readouterr()
+    one_line(["train", "--data", str(file), "--out", str(tmp_path / "other")], capsys, "take the network bert")
+
+
+@pytest.mark.slow
+def test_protections_of_a_text_are_compared_and_one_that_cannot_be_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, seen = written(tmp_path / "notes.txt"), tmp_path / "seen"
+    told = ["--data", str(file), "--dtype", "float64"]
+    kept = ["--out", str(seen / "a.safetensors"), "--private", str(seen / "private")]
+    wide = ["--network", "gpt2", "--network.width", "32", "--network.heads", "2"]
+    assert run(["observe", *told, *wide, "--sigma", "1e-9", *kept]) == 0
+    capsys.readouterr()
+    behind = ["--defences", "gaussian:sigma=1e-8", "soteria:rate=0.4"]
+    words = ["--truth", str(seen / "private"), "--attacks", "dager", "--budget", "1", *behind]
+    assert run(["audit", str(seen), *told, *words, "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "7 of 7 tokens are right" in said
+    assert "No attack had a result behind soteria:rate=0.4 (soteria" in said and "token ids" in said
+    assert "Behind gaussian:sigma=1e-08, the rows" in said or "Behind gaussian:sigma=1e-8, the rows" in said
+    with (tmp_path / "out" / "protections.csv").open() as kept_:
+        rows = {r["behind"]: r for r in csv.DictReader(kept_)}
+    (noisy,) = [r for b, r in rows.items() if b.startswith("gaussian")]
+    assert noisy["unit"] == "tokens" and noisy["right"] == noisy["units"]
+
+
+@pytest.mark.parametrize("command", ["compare", "risk", "calibrate", "bits", "defend"])
 def test_commands_that_know_no_text_say_so(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path / "notes.txt")
     one_line([command, "--data", str(file), "--out", str(tmp_path / "out")], capsys, "is text")

@@ -51,7 +51,28 @@ def test_a_table_is_attacked_behind_a_transformer_of_its_columns(
     assert summary["network"] == "ft_transformer"
 
 
-@pytest.mark.parametrize("command", ["compare", "risk", "calibrate", "bits", "defend", "train"])
+@pytest.mark.slow
+def test_a_network_is_trained_on_a_table_and_attacked_as_it_then_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, trained = tables.written(tmp_path / "houses.csv"), tmp_path / "train"
+    told = ["--data", str(file), "--data.target", "rooms", "--network.widths", "6"]
+    few = ["--clients", "3", "--batch-size", "8", "--steps", "20", "--checkpoints", "0", "20"]
+    assert run(["train", *told, *few, "--lr", "0.5", "--out", str(trained)]) == 0
+    with (trained / "log.csv").open() as kept:
+        before, after = csv.DictReader(kept)
+    assert float(after["loss"]) < float(before["loss"])  # the price tells the rooms
+    attacked = ["attack", *told, "--sigma", "0.05", "--inference", "gibbs", *tiny("gibbs")]
+    out = tmp_path / "attack"
+    assert run([*attacked, "--checkpoint", str(trained / "step-20.safetensors"), "--out", str(out)]) == 0
+    with (out / "cells.csv").open() as kept:
+        assert [c["column"] for c in csv.DictReader(kept)] == ["colour", "price", "sold"]
+    capsys.readouterr()
+    other = ["train", "--data", str(file), "--data.target", "sold", "--network.widths", "6", *few, "--lr", "0.5"]
+    one_line([*other, "--out", str(trained)], capsys, "sold")  # another target is another training
+
+
+@pytest.mark.parametrize("command", ["compare", "risk", "calibrate", "bits", "defend"])
 def test_commands_that_know_no_tables_say_so(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tables.written(tmp_path / "houses.csv")
     one_line([command, "--data", str(file), "--out", str(tmp_path / "out")], capsys, "table")

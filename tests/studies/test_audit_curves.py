@@ -136,7 +136,7 @@ POINTS = [
     frontier.Point("gaussian:sigma=1", 1.0, 0.5, 0.2, 4, 0),
     frontier.Point("topk:rate=0.9", 2.0, None, 0.7, 4, 0),
     frontier.Point("sign", 6.0, None, 0.6, 4, 0),  # topk beats it in both
-    frontier.Point("dpsgd", None, None, None, 0, 4),
+    frontier.Point("dpsgd", None, None, None, 0, 4, why="no time was left"),
 ]
 
 
@@ -144,7 +144,9 @@ def test_the_frontier_is_what_no_other_beats_and_its_sentence_names_what_hides_m
     assert [p.name for p in frontier.best(POINTS)] == ["gaussian:sigma=1", "topk:rate=0.9", "as recorded"]
     said = " ".join(frontier.sentences(POINTS))
     assert "topk:rate=0.9 leaves most" in said and "as recorded: 8.0)" in said and "A better attack" in said
-    assert "On 1 more, no attack had a result" in said
+    assert "No attack had a result behind dpsgd (no time was left)." in said
+    (none,) = frontier.sentences([POINTS[0], POINTS[4]])
+    assert none.endswith("no attack had a result behind dpsgd (no time was left).")
     assert "None brings" in " ".join(frontier.sentences([POINTS[0], POINTS[3]]))
     little = frontier.Point(frontier.RECORDED, 0.8, 1.0, 1.0, 4, 0)
     assert "cannot tell what protects" in frontier.sentences([little, *POINTS[1:]])[1]

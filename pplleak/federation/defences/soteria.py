@@ -64,6 +64,8 @@ def defended(client: Client, layer: str) -> tuple[str, nn.Linear]:
 
 def sensitivity(client: Client, module: nn.Linear, x: Tensor) -> Tensor:
     """s_i of the features r (batch, F) that the layer takes, (F,)."""
+    if client.vocabulary is not None:
+        raise BadInput("soteria takes slopes in the input, and token ids have none: take another defence")
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

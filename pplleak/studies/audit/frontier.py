@@ -37,7 +37,7 @@ class Point:
     many updates, and how many could not be shared so or attacked in the time; the accuracy of a training behind it.
 
     unit: cells or tokens, where `gain` is the share of a guess's errors that the attacks are without, and no dB; named:
-    updates whose words the rows of the embeddings' gradient name beyond doubt.
+    updates whose words the rows of the embeddings' gradient name beyond doubt; why: no attack had a result.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Point:
     accuracy: float | None = None
     unit: str = ""
     named: int = 0
+    why: str = ""
 
     @property
     def little(self) -> bool | None:
@@ -96,8 +97,9 @@ def _point(name: str, rows: Sequence[Row], updates: int) -> Point:
     cosines = [c for n in of if (c := next((r["cosine"] for r in rows if r["name"] == n and r["cosine"] is not None),
                                            None)) is not None]  # fmt: skip
     named = len({r["name"] for r in rows if r.get("named")})
+    why = "" if gain is not None else next((r["why"] for r in reversed(rows) if r.get("why")), "")  # the last: of auto
     return Point(name, gain, error, float(np.mean(cosines)) if cosines else None, measured, updates - measured,
-                 unit=unit, named=named)  # fmt: skip
+                 unit=unit, named=named, why=why)  # fmt: skip
 
 
 def _nearer(updates: Sequence[Sequence[Row]]) -> tuple[float | None, float | None, int]:
@@ -135,11 +137,12 @@ def _beats(q: Point, p: Point) -> bool:
 def sentences(found: Sequence[Point]) -> list[str]:
     """What is said first: which of those that were tried hides most for least."""
     tried = [p for p in found if p.name != RECORDED and p.gain is not None]
+    silent = [p for p in found if p.name != RECORDED and p.gain is None]
+    without = "; ".join(f"{p.name} ({p.why})" if p.why else p.name for p in silent)
     if not tried:
-        return ["Other protections were to be measured, and no attack on them had a result in its time."]
+        return [f"Other protections were to be measured, and no attack had a result behind {without or 'any'}."]
     before = next((p for p in found if p.name == RECORDED and p.gain is not None), None)
-    silent = sum(p.name != RECORDED and p.gain is None for p in found)
-    rest = f" On {silent} more, no attack had a result in its time." if silent else ""
+    rest = f" No attack had a result behind {without}." if silent else ""
     others = f"{len(tried)} other protection{'s' * (len(tried) > 1)}"
     lead = f"The same private batches were shared anew behind {others}.{rest}{_still_named(found)}"
     if before is not None and before.little:
