@@ -31,6 +31,7 @@ import numpy as np
 import study
 import torch
 from attacks import Effort
+from pictures import LOOKS
 
 from pplleak import runs
 from pplleak.posterior import metrics
@@ -155,6 +156,35 @@ def table(rows: Sequence[study.Row]) -> str:
             f"{r['rhat_median']:.3f} ({r['rhat_worst']:.3f})", str(r["usable"]), str(r["converged"]),
         ])  # fmt: skip
     return study.markdown([head, *lines])
+
+
+def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What a page says of one cell, whose rows these are, image by image; `others` as for `summarise`."""
+    about, seen = dict(zip(CELL, (rows[0][n] for n in CELL), strict=True)), {r["index"] for r in rows}
+    psnr = {"mean": study.by_image(rows)} | {n: study.by_image(rows, c) for n, c in AGAINST.items()}
+    same = study.grouped(_same(others, about), ("attack",))
+    theirs = {n: {i: v for i, v in study.by_image(mine).items() if i in seen} for (n,), mine in same.items()}
+    best = max(attacks.BASELINES, key=lambda n: study.mean_se(theirs[n].values())[0])
+    psnr |= {"best": theirs[best], "soft": theirs["mean"], "claimed": study.by_image(rows, "psnr_claimed")}
+    rhat, seconds = (np.array([float(r[n]) for r in rows]) for n in ("rhat_max", "seconds"))
+    wins = [v > psnr["map"][i] for i, v in psnr["mean"].items()]
+
+    def over(name: str) -> str:
+        gap = study.paired(psnr["mean"], psnr[name])
+        assert gap is not None
+        return study.said(*gap, sign=True)
+
+    said = {name: study.said(*study.mean_se(psnr[name].values())) for name in ("mean", "map", "best")}
+    gaps = {f"over_{name}": over(name) for name in ("best", "map", "soft")}
+    return {
+        **said, **gaps, "known": study.said(*study.mean_se(psnr["no_gradient"].values())),
+        "over_known": over("no_gradient"), "honest": over("claimed"), "best_name": LOOKS[best][0],
+        "images": str(len(rows)), "wins": f"{sum(wins)} of {len(wins)}",
+        "coverage": f"{study.means(rows, ['coverage_90'])['coverage_90']:.1%}",
+        "rhats": f"{rhat.min():.2f} to {rhat.max():.2f}", "rhat_median": f"{np.median(rhat):.2f}",
+        "usable": f"{(rhat < USABLE).sum()} of {len(rhat)}", "converged": f"{(rhat < CONVERGED).sum()}",
+        "budget": f"{seconds.mean() / 60:.0f} minutes an image",
+    }  # fmt: skip
 
 
 def report(args: Settings) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attacks
+import exact
 import noise_defences
 import numpy as np
 import stronger_priors
@@ -99,20 +100,27 @@ def cells(rows: Rows) -> str:
     return study.markdown([head, *lines]).rstrip()
 
 
-def parted(defences: Rows, priors: Rows) -> str:
-    """Where the mean is above its own MAP, below it, or neither, by two standard errors of the paired difference."""
-    found: dict[str, list[str]] = {"above": [], LEVEL: [], "below": []}
-    for r in defences:
-        if r["attack"] == "mean":
-            name = f"{r['dataset']} at step {r['step']} behind {r['defence'].replace('_', ' + ')}"
-            name += f" (mask {r['mask_known']})" if r["mask_known"] else ""
-            found.setdefault(verdict(r, "delta_vs_map", "delta_vs_map_se"), []).append(name)
-    for r in priors:
-        if r["decision"] == "mean":
-            name = f"`{r['prior'].replace('|', ' given ')}` at σ = {r['sigma']}"
-            found.setdefault(verdict(r, "delta_vs_map", "delta_vs_map_se"), []).append(name)
-    lines = [f"- **{how} its own MAP**: {'; '.join(names) or 'nowhere'}." for how, names in found.items()]
-    return "\n".join(lines)
+def verdicts(rows: Rows) -> str:
+    """In how many cells the mean is above its own MAP by two standard errors of the paired difference."""
+    found = [verdict(r, "delta_vs_map", "delta_vs_map_se") for r in rows if r["attack"] == "mean"]
+    others = "" if found.count("above") == len(found) else f", below it in {found.count('below')}"
+    return (f"By two standard errors of the paired difference the mean is above its own MAP in {found.count('above')} "
+            f"of {len(found)} rows{others}.")  # fmt: skip
+
+
+def exactly(images: Rows) -> dict[str, str]:
+    """What the exact chains say of the first cell, and how they cover where the truth is drawn from the prior."""
+    rows = study.read(study.RESULTS / f"{exact.Settings.name}_images.csv")
+    mine = [r for r in rows if tuple(r[c] for c in CELL[:3]) == FIRST[:3] and r["sampler"] == "billiard"]
+    drawn = [r for r in study.read(study.RESULTS / "coverage.csv")
+             if (r["inference"], r["network"], float(r["sigma"])) == ("billiard", FIRST[1], SIGMA)]  # fmt: skip
+    covered = study.mean_se(float(r["coverage_90"]) for r in drawn)
+    said = {f"ex_{name}": value for name, value in exact.facts(mine, images).items()}
+    return {
+        **said,
+        "drawn_coverage": study.percent(*covered),
+        "exact": (study.RESULTS / "exact.md").read_text().rstrip(),
+    }
 
 
 def facts(summary: Rows, images: Rows) -> dict[str, str]:
@@ -258,7 +266,7 @@ def table(name: str) -> str:
 
 
 def main() -> None:
-    for script in (noise_defences, stronger_priors, training_time):
+    for script in (noise_defences, exact, stronger_priors, training_time):
         if (study.RESULTS / f"{script.__name__}_images.csv").exists():
             script.report(script.Settings())
     if (study.RESULTS / PHOTOS / "stronger_priors_images.csv").exists():
@@ -268,8 +276,7 @@ def main() -> None:
     close = [r for r in images if tuple(r[c] for c in CELL) == FIRST]
     runs.figure(study.RESULTS / "map_or_posterior.png", close_look(close), dpi=110)
     values = {**facts(summary, images), "cells": cells(summary)}
-    priors = study.read(study.RESULTS / "stronger_priors.csv")
-    values["parted"] = parted(summary, priors)
+    values |= {"verdict_line": verdicts(summary), **exactly(images)}
     values["compared"], values["compared_gap"] = compared()
     values["entries"] = f"{client.update_size:,}"
     values["noise_norm"] = f"{SIGMA * client.update_size**0.5:.0f}"

@@ -198,3 +198,8 @@ def said(value: float, error: float | None, sign: bool = False) -> str:
         return "–"
     spread = "" if error is None or not math.isfinite(error) else f" ± {error:.2f}"
     return (f"{value:+.2f}" if sign else f"{value:.2f}") + spread
+
+
+def percent(value: float, error: float) -> str:
+    """A share and its standard error."""
+    return f"{value:.1%} ± {error:.1%}"
