@@ -49,7 +49,7 @@ SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_b
            "rhat_worst", "ess_min", "khat", "converged", "usable", "seconds")  # fmt: skip
 SHOWN = ("delta_vs_best_baseline", "delta_vs_softened", "delta_vs_map", "delta_vs_no_gradient")
 CONVERGED, USABLE = 1.01, 1.1
-LONGER = Effort(draws=150)
+LONGER = Effort(draws=60)
 
 
 @dataclasses.dataclass(frozen=True)
