@@ -75,7 +75,7 @@ def test_a_row_an_image_is_kept(
     monkeypatch.setattr(convnet, "__kwdefaults__", convnet.__kwdefaults__ | {"channels": (4, 6), "width": 16})
     monkeypatch.setenv("PPLLEAK_CACHE", str(tmp_path / "cache"))
     script = paper("exact")
-    effort = paper("attacks").Effort(steps=3, chains=4, warmup=2, draws=4, rank=4)
+    effort = paper("attacks").Effort(steps=3, chains=4, warmup=2, draws=30, rank=4)
     asked: dict[str, Any] = {"dataset": "digits", "sampler": sampler, "images": 1, "minutes": 0.15, "warmup": 5,
                              "starts": 1, "workers": 1, "softened": effort, "out": tmp_path}  # fmt: skip
     assert script.main(script.Settings(**asked))
