@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, cell_fits, cell_starts, traced
+from pplleak.density import Density, Model, build, cell_fits, cell_spans, cell_starts, traced
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Residual, likelihood
 from pplleak.density.chains import keep
@@ -132,7 +132,9 @@ def run(
     more = None
     if isinstance(sweep.fit, Residual) and starts:
         more = cell_starts.climbed(sweep.fit, records, starts, steps, progress)
-        seen = cell_starts.read(sweep.fit, records, begin, seed, progress) if begin else None
+        seen = cell_spans.read(sweep.fit, records)
+        if seen is None and begin:
+            seen = cell_starts.read(sweep.fit, records, begin, seed, progress)
         more = more if seen is None else cell_starts.joined([more, seen])
     state, superchains = None, 0
     if more is not None:
