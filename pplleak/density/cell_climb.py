@@ -25,6 +25,7 @@ SWEEPS = 12  # of a turn, at most
 STILL = 1e-3  # nats that a sweep gains in no start at the end
 RELAXED = 300  # steps of the relaxed climb
 FAR = 300.0  # nats below the best end, at which a start is given up
+READ = "spear"  # reads records off the first layer
 MOST = 32  # candidates that a move compares
 
 
@@ -41,10 +42,9 @@ def climb(
         begun = cell_starts.drawn(records, starts, density.observed.batch_size)
         fit = likelihood(density, begun)
         if isinstance(fit, Residual):
-            seen = cell_spans.read(fit, records)
-            seen = cell_starts.read(fit, records, "spear", seed, progress) if seen is None else seen
+            seen = cell_spans.seen(fit, records, READ, seed, progress)
             more = cell_starts.climbed(fit, records, starts, RELAXED, progress)
-            begun = cell_starts.joined([begun, more] if seen is None else [begun, more, seen])
+            begun = cell_starts.joined([begun, more, *seen])
     sweep = Sweep(records, fit, MOST, 0, greedy=True)
     short = max(1, steps // TURNS)
     with torch.no_grad():

@@ -10,16 +10,17 @@ span the [x_b, 1]. Few other records lie there: categories are of {0, 1}, and 0 
     E(x) = ‖(I − P) [x, 1]‖²,    P the projection on the span
 
 a quadratic form in x, whose minimum over the numeric entries at given categories is one in these alone. It is looked
-for by annealing over the categories, thousands of draws from the prior at once. A record that lies in the span is one
-of the batch's with the label y if, with the network's own δ(x, y),
+for by annealing over the categories, thousands of draws from the prior at once. Noise of sd σ blurs the span, and E of
+a record in it is about σ² (d − B) Σ_i (v_i·[x, 1] / s_i)², R = U S Vᵀ: the batch's records are those of the highest
+density of their E. Their labels, and their numbers, which the span alone tells roughly, are those for which
 
-    [x, 1]ᵀ R⁺ δ(x, y) = 1
+    [x_a, 1]ᵀ R⁺ δ(x_b, y_b) = 1 for a = b, and 0 otherwise
 
-for that is where R − δ [x, 1]ᵀ has a rank less than R (Wedderburn 1934, page 69); records of this kind are taken off R,
-which leaves a smaller span to look for the others in.
+(for R⁺ δ_b is the dual of [x_b, 1]). Of a batch of nearly as many records as there are units, some are missed or mixed
+up: greedy sweeps by the likelihood mend what they can, and the sampler goes on from there.
 
-The test of a span is that of Petrov et al. 2024 (DAGER, section 4.1), there of tokens one by one; that the records
-of tables are found by a search, and the test by rank, are this file's own.
+The test of a span is that of Petrov et al. 2024 (DAGER, section 4.1), there of tokens one by one; that the records of
+tables are found by annealing, and their numbers by the dual, is this file's own.
 """
 
 from __future__ import annotations
@@ -34,21 +35,22 @@ from torch import Tensor
 from pplleak.data.columns import Columns
 from pplleak.density import cell_starts
 from pplleak.density.cell_moves import Sweep
-from pplleak.density.cells import Batch, Residual
+from pplleak.density.cells import Batch, Residual, Tried
 from pplleak.density.first_layer import first_layer, fully_connected
 from pplleak.errors import BadInput
+from pplleak.progress import ProgressBar
 
 STARTS, SWEEPS = 4096, 40  # of an annealing, and visits to every column in it
 HOT, COLD = 0.5, 1e-3  # temperatures, in units of E, in which one category for another is about 1
 ROUNDS = 6  # of annealing, at most: they end when another one finds no better records
 SURE = 3.0  # times the largest singular value of the noise: directions that count as the span's
-FARTHEST = 5.0  # from the 1 that the test by rank asks for
-DUAL, ROBUST, TEST = 6, 20, 3e-3
-NEWTON, STEP, DAMPED = 12, 1e-4, 1e-6  # of the numbers' refinement
-LENGTHS = (1.0, 0.5, 0.2, 0.05)
-SWEEPS_AFTER, MOST = 20, 32  # greedy sweeps at most, and candidates of a move
+DECIMALS = 6  # to which two records are the same
+FARTHEST = 5.0  # from the 1 of its dual, from which on a label is as wrong as any
+DUALS, ROBUST, TEST = 6, 20, 3e-3  # rounds of duals; of re-weighted least squares, and deviations that count as squares
+NEWTON, STEP, DAMPED = 12, 1e-4, 1e-6  # of the numbers' Gauss-Newton steps, standard deviations of a secant, a ridge
+LENGTHS = (1.0, 0.5, 0.2, 0.05)  # of a step, the best of which is taken
+SETTLE, EVERY, MOST = 20, 3, 32  # greedy sweeps at most, those between Gauss-Newton steps, and candidates of a move
 SLOW = 0.02  # share of what is left to explain, that a greedy sweep gains at least
-DEBUG = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,22 @@ def _with_one(x: Tensor) -> Tensor:
     return torch.cat([x.double(), torch.ones_like(x[..., :1], dtype=torch.float64)], -1)
 
 
+def seen(fit: Residual, records: Any, inference: str, seed: int, progress: ProgressBar) -> list[Batch]:
+    """Batches of one chain: what an inference reads off the gradient (`cell_starts.read`) and, where that does not
+    explain it, what lies in the span."""
+    made = cell_starts.read(fit, records, inference, seed, progress)
+    if made is not None and cell_starts.explains(fit, height(fit, made)):
+        return [made]
+    return [batch for batch in (made, read(fit, records)) if batch is not None]
+
+
+def height(fit: Residual, batch: Batch) -> float:
+    """log p(g | records) of a batch of one chain, up to a constant."""
+    return float(
+        fit.at(fit.beside(batch, 0), batch, 0, Tried.one(batch.codes[:, 0], batch.scores[:, 0], batch.x[:, 0]))
+    )
+
+
 def read(fit: Residual, records: Any) -> Batch | None:
     """A batch of one chain whose records are likeliest to be in the span; None where the first layer is another or has
     too few units, noise leaves less than the span of the batch, or the table has no categories."""
@@ -97,24 +115,22 @@ def read(fit: Residual, records: Any) -> Batch | None:
         return None
     every, chosen = _ends(span, records, choices), None
     for _ in range(ROUNDS):
+        every = torch.unique(every.round(decimals=DECIMALS), dim=0)  # rounding alone makes no other record
         best = every[_score(span, fit.sigma, every).argsort(descending=True)[:size]]
         if chosen is not None and torch.equal(best, chosen):
             break
-        chosen, every = best, torch.unique(torch.cat([every, _ends(span, records, choices)]), dim=0)
-    assert chosen is not None
-    if len(chosen) < size:
+        chosen, every = best, torch.cat([every, _ends(span, records, choices)])
+    if chosen is None or len(chosen) < size:
         return None
     x = chosen[_places(fit, span, chosen, bias)]
-    x, errors = _dual(fit, span, x, records.columns, bias)
-    if DEBUG is not None:
-        DEBUG.append((x, errors))
+    x = _dual(fit, span, x, records.columns, bias)
     batch, sweep = _refined(fit, records, x.to(records.mean)), Sweep(records, fit, MOST, 0, greedy=True)
     state = sweep.begun(batch, 1.0)
-    for k in range(SWEEPS_AFTER):
+    for k in range(SETTLE):
         if cell_starts.explains(fit, float(state.fit[0])):
             break
         new = sweep(state)
-        if k % 3 == 2:
+        if k % EVERY == EVERY - 1:
             again = sweep.begun(_refined(fit, records, new.batch.x[0]), 1.0)
             new = again if float(again.height[0]) > float(new.height[0]) else new
         if float(new.height[0] - state.height[0]) < SLOW * abs(float(state.fit[0])):
@@ -140,15 +156,14 @@ def _places(fit: Residual, span: Span, x: Tensor, bias: slice) -> Tensor:
     return torch.from_numpy(linear_sum_assignment((ranks - 1).abs().clamp(max=FARTHEST).cpu().numpy())[1])
 
 
-def _dual(fit: Residual, span: Span, x: Tensor, columns: Columns, bias: slice) -> tuple[Tensor, Tensor]:
-    """The records x (batch, width) with numeric entries for which [x_a, 1]ᵀ R⁺ δ_b is the identity, and how far each is
-    from it, (batch,): the median of its row."""
+def _dual(fit: Residual, span: Span, x: Tensor, columns: Columns, bias: slice) -> Tensor:
+    """The records x (batch, width) with numeric entries for which [x_a, 1]ᵀ R⁺ δ_b is the identity, by least absolute
+    deviations: of a record that is none of the batch's, its column is wrong in all rows."""
     numeric = torch.tensor([columns.starts[c.name] for c in columns.varying if c.numeric], device=x.device)
     like, size = fit.density.client.dtype, len(x)
     one = torch.eye(size, dtype=torch.float64, device=x.device)
     outside = torch.eye(len(span.v), dtype=torch.float64, device=x.device) - span.v @ span.v.mT
-    errors = x.new_zeros(size)
-    for _ in range(DUAL):
+    for _ in range(DUALS):
         deltas = torch.stack([fit.weight(b) * fit.update(x[b : b + 1].to(like), b).part(bias)[0].double()
                               for b in range(size)])  # fmt: skip
         dual = span.v @ ((deltas @ span.u) / span.s).mT  # (width + 1, batch)
@@ -166,8 +181,7 @@ def _dual(fit: Residual, span: Span, x: Tensor, columns: Columns, bias: slice) -
                 weighted = matrix.mT * weight
                 step = torch.linalg.lstsq(weighted @ matrix, weighted @ wanted).solution
             x[a, numeric] = moved + step
-        errors = (_with_one(x) @ dual - one).abs().median(1).values
-    return x, errors
+    return x
 
 
 def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
@@ -178,7 +192,8 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
     g, size = fit.density.observed.g.double(), len(x)
 
     def shared(x: Tensor) -> Tensor:
-        return sum(fit.weight(b) * fit.update(x[b : b + 1], b).materialise().double()[0] for b in range(size))
+        each = [fit.weight(b) * fit.update(x[b : b + 1], b).materialise().double()[0] for b in range(size)]
+        return torch.stack(each).sum(0)
 
     rest = g - shared(x)
     for _ in range(NEWTON):
@@ -193,13 +208,12 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
         gram = matrix @ matrix.mT
         damped = gram + DAMPED * gram.diagonal().diag()
         step = torch.linalg.solve(damped, matrix @ rest).reshape(size, -1)
-        best = None
+        tries = []
         for length in LENGTHS:
             moved = x.clone()
             moved[:, numeric] += (length * step).to(x)
-            left = g - shared(moved)
-            if best is None or left.square().sum() < best[1].square().sum():
-                best = (moved, left)
+            tries.append((moved, g - shared(moved)))
+        best = min(tries, key=lambda one: float(one[1].square().sum()))
         if not best[1].square().sum() < rest.square().sum():
             break
         x, rest = best
