@@ -16,9 +16,9 @@ one is taken ∝ p(s_br | rest) p(g | …)^β: given a, the candidates and s_br 
 with its code. No slope of the density is asked for: a network may have kinks.
 
 It begins where cooling from the prior (β = 0) to the posterior (β = 1) leads, in islands that are each resampled within
-themselves, where a relaxed climb ends, and at what SPEAR reads off the first layer (`pplleak.density.cell_starts`,
-which also says when cooling is left out); R-hat compares the chains that go on from there: such as began in different
-records, and do not leave them, do not agree.
+themselves, where a relaxed climb ends, and at what SPEAR or a search of its span reads off the first layer
+(`pplleak.density.cell_starts`, which also says when cooling is left out, and `pplleak.density.cell_spans`); R-hat
+compares the chains that go on from there: such as began in different records, and do not leave them, do not agree.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, cell_fits, cell_starts, traced
+from pplleak.density import Density, Model, build, cell_fits, cell_spans, cell_starts, traced
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Residual, likelihood
 from pplleak.density.chains import keep
@@ -107,7 +107,8 @@ def run(
         starts: of the relaxed climb, where there is one (Gaussian noise, an update that is a sum over records).
         steps: its Adam steps.
         begin: an inference that reads examples off the gradient (spear, quotient): one more start, where it can and
-            there is a climb; empty: none.
+            there is a climb; another is what lies in the span of the first layer, where that does not explain the
+            gradient; empty: none.
         short: chains of each island, where cooling was done and no climb came higher: they share the chains' number of
             draws, and the islands are compared (nested R-hat: Margossian et al. 2024). 0: few long chains.
     """
@@ -132,8 +133,8 @@ def run(
     more = None
     if isinstance(sweep.fit, Residual) and starts:
         more = cell_starts.climbed(sweep.fit, records, starts, steps, progress)
-        seen = cell_starts.read(sweep.fit, records, begin, seed, progress) if begin else None
-        more = more if seen is None else cell_starts.joined([more, seen])
+        seen = cell_spans.seen(sweep.fit, records, begin, seed, progress) if begin else []
+        more = cell_starts.joined([more, *seen])
     state, superchains = None, 0
     if more is not None:
         state = cell_starts.explained(sweep, more, batch, settle)

@@ -29,7 +29,7 @@ import pyro
 import torch
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, decrement, moves
+from pplleak.density import Density, Model, build, cell_climb, decrement, moves, traced
 from pplleak.density import starts as starts_
 from pplleak.density.box import Box, boxed
 from pplleak.density.decrement import Decrement
@@ -137,7 +137,12 @@ def run(
                            "or give the labels")  # fmt: skip
         near, others = starts_.read_off(density, begin, seed, progress), density.sample_prior(starts)[1:]
         how["begin"] = torch.cat([near, others])
-    if density.moved:
+    if set(density.moved) == {"codes"} and observed.labels is not None:
+        nodes = traced(model, client, observed.batch_size).nodes
+        how |= {"starts": starts, "steps": steps, "seed": seed, "progress": progress}
+        found, values = cell_climb.climb(density, nodes["codes"]["infer"]["records"], **how)
+        density = density.fixed(values)
+    elif density.moved:
         found, values = moves.climb(density, starts=starts, steps=steps, progress=progress, **how)
         density = density.fixed(values)
     else:
@@ -155,7 +160,7 @@ def run(
         reasons.append(left.doubt)
     elif (left is None or left.at_least) and gain > 1 and not rested:  # no curvature to judge by
         reasons.append(f"still climbing: {gain:.1f} nats gained in the last fifth of the steps")
-    if starts > 1 and climbed[1] < climbed[0] - 1:
+    if len(climbed) > 1 and climbed[1] < climbed[0] - 1:
         reasons.append("no two starts ended at the same height: there may be a higher maximum (more steps or starts)")
     ends = density.images(found.z)[0].double()
     apart = (ends - ends[0]).square()

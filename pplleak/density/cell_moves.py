@@ -50,11 +50,12 @@ class Sweep:
     Of a client whose update is a sum over records, behind Gaussian noise, the moves are made on a quadratic surrogate
     of the likelihood, `inner` rounds of them in an order drawn anew, then a few at a time, and each end is accepted or
     refused by the true one (Liu 2001, section 9.4.3; the surrogate transition method: each move is reversible, and an
-    order is as likely as its reverse). Otherwise every candidate is compared by the true likelihood.
+    order is as likely as its reverse). Otherwise every candidate is compared by the true likelihood. A `greedy` one
+    takes the best of each move's candidates, the old state among them, instead of drawing one (Besag 1986).
     """
 
-    def __init__(self, records: Any, fit: Likelihood, most: int, inner: int) -> None:
-        self.records, self.fit, self.most, self.inner = records, fit, most, inner
+    def __init__(self, records: Any, fit: Likelihood, most: int, inner: int, greedy: bool = False) -> None:
+        self.records, self.fit, self.most, self.inner, self.greedy = records, fit, most, inner, greedy
         self.surrogates: list[Quadratic] = []
         self.now: Quadratic | None = None  # the surrogate of the record that is moved
         self.accepted: list[float] = []
@@ -107,8 +108,10 @@ class Sweep:
         """Some of the moves, one after the other."""
         for k in order:
             tried = self._block(beta, *record) if k == BLOCK else self.moves[k](*record)
-            logits = tried.weight if beta == 0 else tried.weight + beta * fit.at(beside, batch, b, tried)
-            pick = (logits - torch.empty_like(logits).exponential_().log()).argmax(1)  # Gumbel
+            weight = self.prior(tried.codes, tried.scores) if self.greedy else tried.weight
+            logits = weight if beta == 0 else weight + beta * fit.at(beside, batch, b, tried)
+            noise = 0.0 if self.greedy else -torch.empty_like(logits).exponential_().log()  # Gumbel
+            pick = (logits + noise).argmax(1)
             at = torch.arange(len(pick), device=pick.device)
             record = (tried.codes[at, pick], tried.scores[at, pick], tried.x[at, pick])
         return record

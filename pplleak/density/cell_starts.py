@@ -104,16 +104,18 @@ def read(fit: Residual, records: Any, inference: str, seed: int, progress: Progr
 
 
 def explained(sweep: Sweep, batch: Batch, prior: Batch, settle: int) -> Chains | None:
-    """The starts (chains, …), settled, if one of them explains g and the prior's records are FAR nats off; else None.
-
-    A record explains g where ‖g − u‖² / σ² is within SURE standard deviations of what D entries of noise give.
-    """
+    """The starts (chains, …), settled, if one explains g and the prior's records are FAR nats off; else None."""
     assert isinstance(sweep.fit, Residual)
     state = settled(sweep, batch, settle)
-    size = len(sweep.fit.density.observed.g)
     best = float(state.fit.max())
     far = best - float(sweep.begun(prior, 1.0).fit.max()) > FAR
-    return state if far and -2 * best < size + SURE * math.sqrt(2 * size) else None
+    return state if far and explains(sweep.fit, best) else None
+
+
+def explains(fit: Residual, height: float) -> bool:
+    """Whether ‖g − u‖² / σ², −2 times the height, is within SURE sds of what D entries of noise give."""
+    size = len(fit.density.observed.g)
+    return -2 * height < size + SURE * math.sqrt(2 * size)
 
 
 def settled(sweep: Sweep, batch: Batch, settle: int) -> Chains:
