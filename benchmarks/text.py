@@ -65,7 +65,7 @@ WIDTHS = {1: 128, 4: 256, 16: 384}
 CLEAN, NOISY = 1e-9, 1e-3
 SENTENCES = 5_000
 CUT, REFUSED = "cut short", "refused: "
-GRACE = 10.0  # seconds beyond its limit: an attack that does not look at its clock for so long is ended anyhow
+GRACE = 30.0  # seconds beyond its limit for what follows on the search; what is not through by then is ended anyhow
 Job = tuple[str, int, float, int, str, int]
 KEY = ("shape", "batch", "sigma", "frozen", "attack", "index")
 
