@@ -7,8 +7,9 @@ The same batches of held-out rows for every attack:
 
     guess      each column's most frequent category, and the number that most public rows are near: no gradient
     tableak    their relaxation, 30 starts pooled by the median
-    map        of the prior `records`, codes moved through in turns with the climb of the numbers: 4 starts of 500 steps
-               of Adam and up to 5 of Newton, of several records of 1500 of Adam alone
+    map        of the prior `records`, greedy sweeps over the codes in turns with the climb of the numbers, from the
+               sampler's starts: 4 draws of the prior, 4 relaxed climbs and what is read off the first layer; 500 steps
+               of Adam and up to 5 of Newton, of several records 1500 of Adam alone
     posterior  the sampler `gibbs`, each cell by the decision for its 0-1 loss
 
 cell_accuracy: a category exactly, a number within 10 % of its range; se: its standard error over the batches;
