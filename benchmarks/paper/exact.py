@@ -49,6 +49,7 @@ SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_b
            "rhat_worst", "ess_min", "khat", "converged", "usable", "seconds")  # fmt: skip
 SHOWN = ("delta_vs_best_baseline", "delta_vs_softened", "delta_vs_map", "delta_vs_no_gradient")
 CONVERGED, USABLE = 1.01, 1.1
+SIGMA = noise_defences.NOISE["gaussian"]  # of the cells that this table is paired with
 LONGER = Effort(draws=60)
 
 
@@ -63,7 +64,6 @@ class Settings:
     data_root: Path | None = None
     dataset: str = "mnist"
     steps: tuple[int, ...] = (0,)
-    sigma: float = 0.1
     sampler: Literal["billiard", "softened"] = "billiard"
     prior: str = "class_gaussian"
     images: int = 20
@@ -106,24 +106,14 @@ def summarise(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, s
     """A row for each cell; `others` are the rows of `noise_defences`, of which those of the same images are taken."""
     made: list[study.Row] = []
     for cell, mine in study.grouped(rows, CELL).items():
-        about = dict(zip(CELL, cell, strict=True))
-        mean, error = study.mean_se(study.by_image(mine).values())
-        row = {**about, "images": len(mine), "psnr_mean": mean, "psnr_se": error}
-        beside: dict[str, dict[str, float]] = {name: study.by_image(mine, column) for name, column in AGAINST.items()}
-        seen = {r["index"] for r in mine}
-        for (name,), theirs in study.grouped(_same(others, about), ("attack",)).items():
-            psnr = {i: v for i, v in study.by_image(theirs).items() if i in seen}
-            if name in attacks.BASELINES and len(psnr) == len(seen):
-                beside[name] = psnr
-            elif name == "mean" and psnr:
-                beside["softened"] = psnr
-        baselines = [n for n in attacks.BASELINES if n in beside]
-        if baselines:
-            best = max(baselines, key=lambda n: study.mean_se(beside[n].values())[0])
-            row["best_baseline"], beside["best_baseline"] = best, beside[best]
+        psnr, best = _beside(mine, others)
+        mean, error = study.mean_se(psnr["mean"].values())
+        row = {**dict(zip(CELL, cell, strict=True)), "images": len(mine), "psnr_mean": mean, "psnr_se": error}
+        if best:
+            row["best_baseline"] = best
         for name in ("best_baseline", "softened", *AGAINST):
-            if name in beside:
-                gap = study.paired(study.by_image(mine), beside[name])
+            if name in psnr:
+                gap = study.paired(psnr["mean"], psnr[name])
                 assert gap is not None
                 row[f"delta_vs_{name}"], row[f"delta_vs_{name}_se"] = gap
         rhat = np.array([float(r["rhat_max"]) for r in mine])
@@ -134,9 +124,28 @@ def summarise(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, s
     return made
 
 
+def _beside(
+    rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
+) -> tuple[dict[str, dict[str, float]], str]:
+    """PSNR by image of the mean and of all that it is compared with; and which baseline is the best, "" for none.
+
+    A baseline counts that has seen every image of `rows`; `others` are those of `noise_defences`.
+    """
+    psnr = {"mean": study.by_image(rows)} | {name: study.by_image(rows, column) for name, column in AGAINST.items()}
+    baselines = {}
+    for (name,), theirs in study.grouped(_same(others, rows[0]), ("attack",)).items():
+        found = {i: v for i, v in study.by_image(theirs).items() if i in psnr["mean"]}
+        if name in attacks.BASELINES and len(found) == len(psnr["mean"]):
+            baselines[name] = found
+        elif name == "mean" and found:
+            psnr["softened"] = found
+    best = max(baselines, key=lambda n: study.mean_se(baselines[n].values())[0], default="")
+    return (psnr | {"best_baseline": baselines[best]} if best else psnr), best
+
+
 def _same(others: Sequence[Mapping[str, str]], about: Mapping[str, str]) -> list[Mapping[str, str]]:
     """Rows behind the same Gaussian noise on the same network."""
-    if float(about["sigma"]) != noise_defences.NOISE["gaussian"]:
+    if float(about["sigma"]) != SIGMA:
         return []
     asked = {**{n: about[n] for n in ("dataset", "network", "step")}, "defence": "gaussian", "mask_known": ""}
     return [r for r in others if all(r[n] == v for n, v in asked.items())]
@@ -160,12 +169,8 @@ def table(rows: Sequence[study.Row]) -> str:
 
 def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What a page says of one cell, whose rows these are, image by image; `others` as for `summarise`."""
-    about, seen = dict(zip(CELL, (rows[0][n] for n in CELL), strict=True)), {r["index"] for r in rows}
-    psnr = {"mean": study.by_image(rows)} | {n: study.by_image(rows, c) for n, c in AGAINST.items()}
-    same = study.grouped(_same(others, about), ("attack",))
-    theirs = {n: {i: v for i, v in study.by_image(mine).items() if i in seen} for (n,), mine in same.items()}
-    best = max(attacks.BASELINES, key=lambda n: study.mean_se(theirs[n].values())[0])
-    psnr |= {"best": theirs[best], "soft": theirs["mean"], "claimed": study.by_image(rows, "psnr_claimed")}
+    psnr, best = _beside(rows, others)
+    psnr["claimed"] = study.by_image(rows, "psnr_claimed")
     rhat, seconds = (np.array([float(r[n]) for r in rows]) for n in ("rhat_max", "seconds"))
     wins = [v > psnr["map"][i] for i, v in psnr["mean"].items()]
 
@@ -174,11 +179,11 @@ def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
         assert gap is not None
         return study.said(*gap, sign=True)
 
-    said = {name: study.said(*study.mean_se(psnr[name].values())) for name in ("mean", "map", "best")}
-    gaps = {f"over_{name}": over(name) for name in ("best", "map", "soft")}
+    named = {"best": "best_baseline", "map": "map", "known": "no_gradient", "soft": "softened"}
+    said = {n: study.said(*study.mean_se(psnr[of].values())) for n, of in {"mean": "mean", **named}.items()}
     return {
-        **said, **gaps, "known": study.said(*study.mean_se(psnr["no_gradient"].values())),
-        "over_known": over("no_gradient"), "honest": over("claimed"), "best_name": LOOKS[best][0],
+        **said, **{f"over_{n}": over(of) for n, of in named.items()}, "honest": over("claimed"),
+        "best_name": LOOKS[best][0],
         "images": str(len(rows)), "wins": f"{sum(wins)} of {len(wins)}",
         "coverage": f"{study.means(rows, ['coverage_90'])['coverage_90']:.1%}",
         "rhats": f"{rhat.min():.2f} to {rhat.max():.2f}", "rhat_median": f"{np.median(rhat):.2f}",
@@ -201,7 +206,7 @@ def main(args: Settings) -> bool:
     for step in args.steps:
         network.checkpoint(args.dataset, args.data_root, step)
     scored, _ = study.images(args.dataset, args.data_root, args.images, noise_defences.Settings().tuning)
-    jobs = [(args.dataset, network.NAME, step, f"{args.sigma:g}", args.sampler, args.prior, index)
+    jobs = [(args.dataset, network.NAME, step, f"{SIGMA:g}", args.sampler, args.prior, index)
             for step in args.steps for index in scored]  # fmt: skip
     whole = study.run("exact posterior", jobs, functools.partial(attacked, args=args),
                       args.out / f"{args.name}_images.csv", IMAGE, KEY, args.workers)  # fmt: skip
