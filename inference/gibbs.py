@@ -129,6 +129,7 @@ def run(
     density, records = opened(model, client, observed)
     batch = cell_starts.drawn(records, particles, observed.batch_size)
     sweep = Sweep(records, likelihood(density, batch), most, inner)
+    learning = cell_fits.Learning(sweep)
     temperatures: list[float] = []
     more = None
     if isinstance(sweep.fit, Residual) and starts:
@@ -139,13 +140,13 @@ def run(
     if more is not None:
         state = cell_starts.explained(sweep, more, batch, settle)
     if state is None:
-        state, temperatures = cell_starts.warmed(sweep, batch, islands, moves, progress)
+        state, temperatures = cell_starts.warmed(learning, batch, islands, moves, progress)
         state, groups, left, superchains = cell_starts.begun(sweep, state, islands, more, settle, chains, short)
     else:
         state, groups, left = cell_starts.chosen(state, [[k] for k in range(len(state.fit))], chains)
     if superchains:
         draws = max(LEAST, 2 * math.ceil(chains * draws / len(state.fit) / 2))
-        sweep.give_up()  # a few sweeps are not worth a fit
+        learning.hold()  # a few sweeps are not worth another fit
     else:
         state = cell_fits.tried_out(sweep, state)
     best = _Best()

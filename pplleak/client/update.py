@@ -147,6 +147,9 @@ class LazyUpdate:
         return torch.cat([values for _, values in sorted(parts, key=lambda part: part[0].start)], -1)
 
     def part(self, where: slice) -> Tensor:
+        for f in self.factors:
+            if isinstance(f, Factor) and f.bias == where:
+                return f.bias_gradient  # without ∇W beside it
         return next(values for f in self.factors if where in f.slices for at, values in f.entries() if at == where)
 
     def scaled(self, weights: Tensor) -> LazyUpdate:

@@ -14,14 +14,35 @@ the chain holds, is taken (Andrieu, Lee and Vihola 2018, iterated sampling impor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pplleak.density.cell_surrogates import Quadratic
-
 JITTER = 1e-13  # of a precision's largest entry
+
+
+class Quadratic(Protocol):
+    """−½ dᵀ form d + slopes·d for d = x − x̂, of each chain or of all: at_ (C, width) is x̂, slopes (C, width), form
+    (C, width, width)."""
+
+    @property
+    def at_(self) -> Tensor: ...
+
+    @property
+    def slopes(self) -> Tensor: ...
+
+    @property
+    def form(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One that nothing else is known of."""
+
+    at_: Tensor
+    slopes: Tensor
+    form: Tensor
 
 
 @dataclass(frozen=True, eq=False)

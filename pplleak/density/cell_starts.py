@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from pplleak import programs
+from pplleak.density.cell_fits import Learning
 from pplleak.density.cell_moves import Chains, Sweep
 from pplleak.density.cells import Batch, Residual
 from pplleak.density.resampling import next_temperature, resample
@@ -42,15 +43,16 @@ def cooled(chains: Chains, islands: int) -> Chains:
     return chains.picked(ancestors, beta)
 
 
-def warmed(sweep: Sweep, batch: Batch, islands: int, moves: int, progress: ProgressBar) -> tuple[Chains, list[float]]:
+def warmed(
+    sweep: Learning, batch: Batch, islands: int, moves: int, progress: ProgressBar
+) -> tuple[Chains, list[float]]:
     """Particles from the prior to the posterior, with every β on the way."""
-    state, temperatures, done = sweep.begun(batch), [0.0], 0
-    sweep.surrogates = []
+    state, temperatures, done = sweep.sweep.begun(batch), [0.0], 0
     ticks = iter(progress("warm-up", 100))
     while state.beta < 1:
         state = cooled(state, islands)
         temperatures.append(state.beta)
-        for _ in range(moves):  # by the true likelihood: the surrogate is good near one record alone
+        for _ in range(moves):
             state = sweep(state)
         reached = int(100 * (1 + math.log10(max(state.beta, 1e-12)) / 12))
         for _ in range(done, reached):

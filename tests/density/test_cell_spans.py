@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tables import columns_of, rows, shared, written
+from torch import Tensor
 
-from pplleak.density import cell_spans, cell_starts
+from pplleak.channels.gaussian import Gaussian
+from pplleak.density import cell_annealing, cell_spans, cell_starts, record_span
 from pplleak.density.cell_moves import Sweep
 from pplleak.density.cells import Residual, likelihood
 from pplleak.inference import gibbs
@@ -49,19 +52,78 @@ def test_the_records_of_a_clean_gradient_lie_in_its_span(file: Path) -> None:
     assert cells.agrees(columns, seen[cells.matched(columns, seen, truth)], truth).all()
 
 
+def spans_of(observed: Any, fit: Any) -> tuple[Any, slice]:
+    """Both spans of the gradient, and where δ lies in it."""
+    client = observed.client
+    span = record_span.Span.of(cell_spans.first_layer(client, observed.g), fit.sigma, observed.batch_size)
+    return span, client.slices[cell_spans.fully_connected(client)[1]]
+
+
 @torch.no_grad()
-def test_a_true_record_has_a_dual_of_its_own_and_another_has_not(file: Path) -> None:
+def test_a_sum_of_records_lies_in_the_rows_span_and_its_delta_in_no_other(file: Path) -> None:
+    """a + b − c: nothing but the second span tells it from a record of the batch."""
     observed, _, fit = opened(file, 1e-6)
-    client, truth = observed.client, observed.truth
-    span = cell_spans.Span.of(cell_spans.first_layer(client, observed.g), fit.sigma, len(truth))
-    bias = client.slices[cell_spans.fully_connected(client)[1]]
-    deltas = torch.stack([fit.weight(b) * fit.update(truth[b : b + 1], b).part(bias)[0].double() for b in range(3)])
-    pairs = torch.stack([span.ranks(truth, d) for d in deltas])
-    assert torch.allclose(pairs, torch.eye(3, dtype=torch.float64), atol=1e-2)
-    energy = span.outside(truth)[0]
-    other = truth.clone()
-    other[:, 0] = 1 - other[:, 0]  # another first category beside its own
-    assert float(span.outside(other)[0].min()) > 100 * float(energy.max())
+    span, bias = spans_of(observed, fit)
+    truth = observed.truth.double()
+
+    def chi2(x: Tensor, b: int) -> tuple[float, float]:
+        one = torch.cat([x, torch.ones(1, dtype=torch.float64)])
+        both = (span.off(one, span.v), span.off(record_span.delta(fit, x[None], b, bias)[0], span.u))
+        return tuple(float(energy / (fit.sigma**2 * blur)) for energy, blur in both)  # type: ignore[return-value]
+
+    directions = len(span.v) - 3, len(span.u) - 3
+    other = truth[0].clone()
+    other[0] = 1 - other[0]  # another first category beside its own
+    for b in range(3):
+        assert all(c < 2 * d for c, d in zip(chi2(truth[b], b), directions, strict=True))
+        rows, columns = chi2(truth[0] + truth[1] - truth[2], b)
+        assert rows < 2 * directions[0] and columns > 100 * directions[1]
+    assert chi2(other, 0)[0] > 100 * directions[0]
+
+
+@torch.no_grad()
+def test_numbers_are_drawn_to_where_both_spans_have_them_and_solved_for(file: Path) -> None:
+    """From those that E is least for; the wrong label has another sign, and is no record's."""
+    observed, records, fit = opened(file, 1e-6)
+    span, bias = spans_of(observed, fit)
+    truth = observed.truth.double()
+    numbers = cell_annealing.numbers_of(records.columns, truth.shape[1])
+    begun = truth.clone()
+    begun[:, numbers] += 0.01
+    torch.manual_seed(0)
+    found = [record_span.nearest(fit, records, span, span, begun, b, bias) for b in range(3)]
+    heights = torch.stack([height for _, height, _ in found])
+    for b, (_, _, inside) in enumerate(found):
+        same = observed.labels == observed.labels[b]
+        assert bool(inside[b]) and not bool(inside[~same].any())
+    assert torch.equal(observed.labels[cell_spans._pairs(heights)[1]], observed.labels)
+    near = torch.stack([x[b] for b, (x, _, _) in enumerate(found)])
+    solved = record_span.solved(fit, records, cell_spans.first_layer(observed.client, observed.g), near, bias)
+    assert float((solved - truth).abs().max()) < 1e-3 < float((begun - truth).abs().max())
+
+
+@torch.no_grad()
+def test_records_that_share_their_categories_are_told_apart(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their difference, in numbers alone, lies in the rows' span, and along it E tells no record's numbers; the twin
+    takes those that E is least for."""
+    observed, records, fit = opened(file, 1e-6)
+    columns, truth = columns_of(observed), observed.truth.clone()
+    words = torch.cat([entries for entries, _ in cell_annealing.choices_of(columns)])
+    truth[1, words] = truth[0, words]
+    torch.manual_seed(0)
+    g = Gaussian(observed.client.update(truth, observed.labels), fit.sigma).sample()
+    fit = replace(fit, density=replace(fit.density, observed=replace(observed, g=g, truth=truth)))
+
+    def told() -> bool:
+        found = cell_spans.in_span(fit, records)
+        if found is None:
+            return False
+        seen, true = columns.record(found.to(truth)).numpy(), columns.record(truth).numpy()
+        return bool(cells.agrees(columns, seen[cells.matched(columns, seen, true)], true).all())
+
+    assert told()
+    monkeypatch.setattr(record_span, "_tried", lambda records, span, x: x[:, None])
+    assert not told()
 
 
 @torch.no_grad()

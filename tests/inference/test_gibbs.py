@@ -99,18 +99,48 @@ def test_forms_that_are_fitted_on_the_way_leave_the_probabilities_as_they_are(
 
 
 @pytest.mark.slow
-def test_islands_of_short_chains_have_the_probabilities_of_enumeration(file: Path) -> None:
-    """Islands are independent of each other, their chains are not: each island counts as one."""
+@pytest.mark.parametrize("inner", [0, 1])
+def test_islands_of_short_chains_have_the_probabilities_of_enumeration(
+    file: Path, inner: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Islands are independent of each other, their chains are not: each island counts as one. With every candidate
+    looked at, and by forms that the warm-up fits; the twin takes the ends of these without asking the likelihood."""
     observed, model = shared(file, sigma=0.2, index=1)
     expected = frequencies(observed, model)
     many: dict[str, Any] = {**FEW, "islands": 32, "particles": 128, "short": 4, "chains": 8, "draws": 64}
-    found = gibbs.run(model, observed, observed.client, seed=0, **many)
-    assert found.attrs["superchains"] == 32 and found.x.shape[:2] == (128, 4)
-    assert found.rhat_max is not None and found.rhat_max < 1.2
-    draws = indicators(observed, columns_of(observed).decode(torch.as_tensor(found.x))[0]).numpy()
-    draws = draws.reshape(32, -1, draws.shape[-1])
-    assert agrees(draws, expected) < 5
-    assert agrees(draws, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
+
+    def draws() -> np.ndarray:
+        found = gibbs.run(model, observed, observed.client, seed=0, inner=inner, **many)
+        assert found.attrs["superchains"] == 32 and found.x.shape[:2] == (128, 4)
+        assert found.rhat_max is not None and found.rhat_max < 1.2
+        assert (found.attrs["accepted"] is None) == (not inner)
+        seen = indicators(observed, columns_of(observed).decode(torch.as_tensor(found.x))[0]).numpy()
+        return seen.reshape(32, -1, seen.shape[-1])
+
+    monkeypatch.setattr(cell_moves, "TRUE", 0)
+    exact = draws()
+    assert agrees(exact, expected) < 5
+    assert agrees(exact, frequencies(observed, functools.partial(model, sigma=0.5))) > 5
+    if inner:
+        monkeypatch.setattr(cell_moves, "refused", lambda logits: torch.zeros_like(logits, dtype=torch.bool))
+        assert agrees(draws(), expected) > 5
+
+
+def test_records_of_one_label_share_a_form(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    observed, model = shared(file, batch=3, labels=[0, 1, 0])
+    density, records = gibbs.opened(model, observed.client, observed)
+    batch = cell_starts.drawn(records, 40, 3)
+    fit = cells.likelihood(density, batch)
+    assert isinstance(fit, cells.Residual)
+    together, apart = cell_fits.forms(fit, batch.x, apart=False), cell_fits.forms(fit, batch.x)
+    assert together[0] is together[2] is not together[1] and apart[0] is not apart[2]
+    alone = Quadratic.fitted(fit, batch.x[:, [0, 2]].flatten(0, 1), 2)  # the label's, whichever record it is said of
+    torch.testing.assert_close(together[2].form, alone.form)
+    monkeypatch.setattr(cell_fits, "ENTRIES", 2 * batch.x.shape[2] * observed.client.update_size)
+    again = cell_fits.forms(fit, batch.x)
+    assert again[0] is again[2]  # three are too large
+    monkeypatch.setattr(cell_fits, "ENTRIES", batch.x.shape[2] * observed.client.update_size)
+    assert cell_fits.forms(fit, batch.x) == []
 
 
 def test_where_a_climb_came_higher_than_the_islands_chains_are_long(
@@ -121,7 +151,7 @@ def test_where_a_climb_came_higher_than_the_islands_chains_are_long(
     settings: dict[str, Any] = {"chains": 4, "particles": 16, "short": 4, "draws": 4, "moves": 1, "settle": 1,
                                 "steps": 200, "begin": "", "inner": 0}  # fmt: skip
     monkeypatch.setattr(cell_starts, "FAR", float("inf"))
-    monkeypatch.setattr(cell_starts, "warmed", lambda sweep, batch, *_: (sweep.begun(batch, 1.0), []))  # not cooled
+    monkeypatch.setattr(cell_starts, "warmed", lambda learning, batch, *_: (learning.sweep.begun(batch, 1.0), []))
     monkeypatch.setattr(cell_starts, "settled", lambda sweep, batch, _: sweep.begun(batch, 1.0))
     ends = cell_starts.climbed
 
