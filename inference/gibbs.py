@@ -146,7 +146,8 @@ def run(
         state, groups, left = cell_starts.chosen(state, [[k] for k in range(len(state.fit))], chains)
     if superchains:
         draws = max(LEAST, 2 * math.ceil(chains * draws / len(state.fit) / 2))
-        learning.hold()  # a few sweeps are not worth another fit
+    if superchains or learning.good:  # a few sweeps are not worth another fit
+        learning.hold()
     else:
         state = cell_fits.tried_out(sweep, state)
     best = _Best()

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from pplleak.density import cell_surrogates
-from pplleak.density.cell_moves import Chains, Sweep
+from pplleak.density.cell_moves import SHORT, Chains, Sweep
 from pplleak.density.cell_surrogates import Quadratic
 from pplleak.density.cells import ENTRIES, Residual
 
 FITS, SWEEPS = 4, 5  # of surrogates to the records that the chains go through, and sweeps between two of them
 FIT = 0.1  # share of the ends of fitted surrogates that the likelihood takes, or they are given up
 CLOUD = 3000  # records that they are fitted to at most
-SURE = 0.9  # share of the ends of secants that is accepted where the posterior is narrow
-AGAIN = 0.5  # share of the ends of fitted surrogates below which a warm-up fits them anew
+SURE = 0.9  # share of accepted ends above which the likelihood is looked at once in a visit
+AGAIN, LEAST = 0.5, 1 / 3  # share of the ends of fitted surrogates below which a warm-up fits them anew; gives them up
 
 
 def tried_out(sweep: Sweep, chains: Chains) -> Chains:
@@ -32,6 +32,7 @@ def tried_out(sweep: Sweep, chains: Chains) -> Chains:
     compared by the likelihood.
     """
     sweep.refreshed(chains)
+    sweep.short = SHORT
     if not sweep.surrogates:
         return chains
     chains, share = _share(sweep, chains)
@@ -103,18 +104,23 @@ class Learning:
         sweep, new = self.sweep, False
         if self.forms is None or (self.forms and self.share < AGAIN):
             new, self.forms = True, self._fitted(chains)
-        sweep.surrogates = self.forms
+        sweep.surrogates, sweep.short = self.forms, () if self.share > SURE else SHORT
         if not self.forms:
             return sweep(chains)
         chains, self.share = _share(sweep, chains)
-        if new and self.share < FIT:
+        if new and self.share < LEAST:
             self.forms = []
         return chains
 
+    @property
+    def good(self) -> bool:
+        """Whether the forms need not be fitted anew."""
+        return bool(self.forms) and self.share > AGAIN
+
     def hold(self) -> None:
         """Go on with these forms, or without any."""
-        if self.forms and self.share > FIT:
-            self.sweep.surrogates = self.forms
+        if self.good:
+            self.sweep.surrogates = self.forms or []
         else:
             self.sweep.give_up()
 

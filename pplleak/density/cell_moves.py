@@ -143,7 +143,8 @@ class Sweep:
             old = (kept[0], kept[1], kept[2])
             true, height = torch.where(accept, fit, true), torch.where(accept, form, height)
         # where the surrogate is far off, it refuses for long
-        old = self._moved(self.fit, beside, batch, b, beta, old, [BLOCK] * self.blocks + self._few(TRUE))
+        by_truth = [BLOCK] * self.blocks + self._few(TRUE) if self.short else self._few(min(1, TRUE))
+        old = self._moved(self.fit, beside, batch, b, beta, old, by_truth)
         return old, self.fit.at(beside, batch, b, Tried.one(*old))[:, 0]
 
     def begun(self, batch: Batch, beta: float = 0.0) -> Chains:

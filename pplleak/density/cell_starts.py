@@ -148,7 +148,9 @@ def begun(
         batch = joined([batch, more])
     state = settled(sweep, batch, settle)
     own = islands * size
-    if short and (more is None or float(state.height[own:].max()) <= float(state.height[:own].max())):
+    cells = state.batch.codes[0].numel() + state.batch.scores[0].numel()
+    top = float(state.height[:own].max()) + math.sqrt(cells / 2)  # as heights of draws of one posterior differ
+    if short and (more is None or float(state.height[own:].max()) <= top):
         picks = [k for group in groups[:islands] for k in group[:short]]
         return state.picked(torch.tensor(picks), 1.0), len(groups), islands, islands
     return *chosen(state, groups, chains), 0
