@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pplleak.density import cell_annealing
 from pplleak.density.cell_blocks import Block, Form
-from pplleak.density.cells import Residual
+from pplleak.density.cells import ENTRIES, Residual
 
 CLEAR = 3.0  # times the largest singular value of the noise: directions that count as the span's
 TRIED, FEWEST, MOST = 2**16, 128, 4096  # draws of numbers for all records, and for one
@@ -87,7 +87,15 @@ def nearest(
     Args:
         whole: of R. left: of what is left of it, in whose rows x were found.
     """
-    tried = _tried(records, left, x)
+    count = min(MOST, max(FEWEST, TRIED // len(x)))
+    parts = x.split(max(1, ENTRIES // (count * x.shape[1])))
+    found, heights, inside = zip(*(_best(fit, whole, left, _tried(records, left, p, count), b, bias) for p in parts),
+                                 strict=True)  # fmt: skip
+    return torch.cat(found), torch.cat(heights), torch.cat(inside)
+
+
+def _best(fit: Residual, whole: Span, left: Span, tried: Tensor, b: int, bias: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Of records tried (N, K, width) the nearest to both spans, as `nearest` gives them."""
     one, deltas = _with_one(tried), delta(fit, tried, b, bias)
     height, chi2, degrees = tried.new_zeros(tried.shape[:2]), tried.new_zeros(tried.shape[:2]), 0
     for span, a, basis in ((left, one, left.v), (whole, deltas, whole.u)):
@@ -97,7 +105,7 @@ def nearest(
         chi2, degrees = chi2 + energy / variance, degrees + directions
     ours = (((one @ whole.v) / whole.s) * (deltas @ whole.u)).sum(-1) > 0
     height, at = torch.where(ours, height, height - FAR).max(1)
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(len(at), device=at.device)
     inside = ours[rows, at] & (chi2[rows, at] < degrees + INSIDE * math.sqrt(2 * degrees))
     return tried[rows, at], height, inside
 
@@ -112,12 +120,16 @@ def solved(fit: Residual, records: Any, gradient: Tensor, x: Tensor, bias: slice
     return x
 
 
-def _tried(records: Any, span: Span, x: Tensor) -> Tensor:
-    """Records x (N, width) as they are, and with numbers drawn from the Gaussian that E is of them, (N, 1 + K, width).
+def _tried(records: Any, span: Span, x: Tensor, count: int) -> Tensor:
+    """Records x (N, width) as they are, and with numbers drawn from the Gaussian that E is of them, (N, 2 + count,
+    width): one has them on the grid.
 
     Noise makes E grow even along a direction n of the span, by σ² (d − r) Σ_i (v_i·n / s_i)², as the blur does: that
     much says nothing, and where it is most of E the prior alone is drawn from.
     """
+    block = Block.of(records)
+    if not len(block.entries):
+        return x[:, None]
     codes, found = records.columns.decode(x.to(records.mean))
     scores = records.scores(found).clamp(records.knots[0], records.knots[-1]) if found.shape[-1] else found
     directions, scaled = len(span.v) - len(span.s), span.v / span.s
@@ -133,6 +145,5 @@ def _tried(records: Any, span: Span, x: Tensor) -> Tensor:
     form[numbers[:, None], numbers] = (vectors * values) @ vectors.mT
     slopes[:, numbers] = -(_with_one(x) @ (outside - noise))[:, numbers] @ vectors @ vectors.mT / spread
     law = Form(x, slopes, form / spread[..., None])
-    count = 1 + min(MOST, max(FEWEST, TRIED // len(x)))
-    tried, each, _ = Block.of(records).drawn(records, law, 1.0, count, codes, scores, x)
+    tried, each, _ = block.drawn(records, law, 1.0, 1 + count, codes, scores, x)
     return torch.cat([x[:, None], records.decode(tried, each).flatten(2).double()], 1)
