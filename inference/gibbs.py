@@ -16,9 +16,11 @@ one is taken ∝ p(s_br | rest) p(g | …)^β: given a, the candidates and s_br 
 with its code. No slope of the density is asked for: a network may have kinks.
 
 It begins where cooling from the prior (β = 0) to the posterior (β = 1) leads, in islands that are each resampled within
-themselves, where a relaxed climb ends, and at what SPEAR or a search of its span reads off the first layer
+themselves, where a relaxed climb ends, and at what a search of its spans or SPEAR reads off the first layer
 (`pplleak.density.cell_starts`, which also says when cooling is left out, and `pplleak.density.cell_spans`); R-hat
 compares the chains that go on from there: such as began in different records, and do not leave them, do not agree.
+Where a client's update is a sum over records, behind Gaussian noise, moves are made on quadratic forms, and their ends
+accepted or refused by the likelihood (`pplleak.density.cell_fits`).
 """
 
 from __future__ import annotations
@@ -106,9 +108,8 @@ def run(
         thin: sweeps a draw.
         starts: of the relaxed climb, where there is one (Gaussian noise, an update that is a sum over records).
         steps: its Adam steps.
-        begin: an inference that reads examples off the gradient (spear, quotient): one more start, where it can and
-            there is a climb; another is what lies in the span of the first layer, where that does not explain the
-            gradient; empty: none.
+        begin: beside what lies in the span of the first layer, and where that does not explain the gradient, an
+            inference that reads examples off it (spear, quotient): more starts, where there is a climb; empty: none.
         short: chains of each island, where cooling was done and no climb came higher: they share the chains' number of
             draws, and the islands are compared (nested R-hat: Margossian et al. 2024). 0: few long chains.
     """
