@@ -20,7 +20,8 @@ FITS, SWEEPS = 4, 5  # of surrogates to the records that the chains go through, 
 FIT = 0.1  # share of the ends of fitted surrogates that the likelihood takes, or they are given up
 CLOUD = 3000  # records that they are fitted to at most
 SURE = 0.9  # share of accepted ends above which the likelihood is looked at once in a visit
-AGAIN, LEAST = 0.5, 1 / 3  # share of the ends of fitted surrogates below which a warm-up fits them anew; gives them up
+AGAIN = 0.5  # share of the ends of fitted surrogates below which a warm-up fits them anew
+LEAST = 1 / 3  # share below which new ones are given up there
 
 
 def tried_out(sweep: Sweep, chains: Chains) -> Chains:

@@ -28,7 +28,7 @@ from pplleak.density.cells import Batch, Residual, Tried
 from pplleak.density.first_layer import first_layer, fully_connected
 from pplleak.density.record_span import Span, delta, nearest, solved
 from pplleak.errors import BadInput
-from pplleak.progress import ProgressBar
+from pplleak.progress import ProgressBar, silent
 
 ROUNDS = 6  # of annealing, at most, in what is left of the gradient
 MORE = 12  # times as many records as are looked for, that both spans are asked about
@@ -42,7 +42,7 @@ SLOW = 0.02  # share of what is left to explain, that a greedy sweep gains at le
 def seen(fit: Residual, records: Any, inference: str, seed: int, progress: ProgressBar) -> list[Batch]:
     """Batches of one chain: what lies in the span and, where that does not explain the gradient, what an inference
     reads off it (`cell_starts.read`)."""
-    made = read(fit, records)
+    made = read(fit, records, progress)
     if made is not None and cell_starts.explains(fit, height(fit, made)):
         return [made]
     other = cell_starts.read(fit, records, inference, seed, progress)
@@ -56,10 +56,10 @@ def height(fit: Residual, batch: Batch) -> float:
     )
 
 
-def read(fit: Residual, records: Any) -> Batch | None:
+def read(fit: Residual, records: Any, progress: ProgressBar = silent) -> Batch | None:
     """A batch of one chain whose records are likeliest to be in the span; None where the first layer is another or has
     too few units, noise leaves less than the span of the batch, or the table has no categories."""
-    x = in_span(fit, records)
+    x = in_span(fit, records, progress)
     if x is None:
         return None
     batch, sweep = _refined(fit, records, x.to(records.mean)), Sweep(records, fit, MOST, 0, greedy=True)
@@ -77,7 +77,7 @@ def read(fit: Residual, records: Any) -> Batch | None:
     return state.batch
 
 
-def in_span(fit: Residual, records: Any) -> Tensor | None:
+def in_span(fit: Residual, records: Any, progress: ProgressBar = silent) -> Tensor | None:
     """The records (batch, width), float64, in the order of their labels; None as for `read`."""
     client, size = fit.density.client, fit.density.observed.batch_size
     try:
@@ -93,7 +93,7 @@ def in_span(fit: Residual, records: Any) -> Tensor | None:
     x = gradient.new_zeros(size, gradient.shape[1] - 1)
     left = torch.arange(size, device=gradient.device)
     filled = torch.zeros_like(left, dtype=torch.bool)
-    for _ in range(ROUNDS):
+    for _ in progress("records in the span", ROUNDS):
         places, own, sure = _found(fit, records, whole, span, left, bias)
         x[places], filled[places] = own, True
         left = left[~torch.isin(left, places[sure])]
