@@ -6,6 +6,8 @@ UCI Adult behind the network of TabLeak (Vero et al. 2023), 100 and 100 ReLU uni
 The same batches of held-out rows for every attack:
 
     guess      each column's most frequent category, and the number that most public rows are near: no gradient
+    rows       as many public rows, drawn at random: no gradient either, but of a batch the matching of records, which
+               all attacks are given, finds a likely stranger for everyone
     tableak    their relaxation, 30 starts pooled by the median
     map        of the prior `records`, greedy sweeps over the codes in turns with the climb of the numbers, from the
                sampler's starts: 4 draws of the prior, 4 relaxed climbs and what is read off the first layer; 500 steps
@@ -64,6 +66,7 @@ CHAINS = {1: (16, 128)}  # of a batch of so many, and particles of the warm-up; 
 FEW = (8, 32)
 ISLANDS = 4
 CHANCE = 400  # draws for `ece_by_chance`
+STRANGERS = 20  # draws of public rows
 TWINS = 40  # draws of a posterior that its truth is compared with
 
 
@@ -78,7 +81,7 @@ class Settings:
     """Noise on each entry; 1e-6 is what a clean gradient is given."""
     count: tuple[int, ...] = (10, 4)
     """Batches of each size."""
-    attacks: tuple[str, ...] = ("guess", "tableak", "map", "posterior")
+    attacks: tuple[str, ...] = ("guess", "rows", "tableak", "map", "posterior")
     minutes: float = 30.0
     """Begin nothing after so long."""
     workers: int = 1
@@ -108,6 +111,8 @@ def measure(args: Settings, job: tuple[int, float, str, int]) -> dict[str, Any]:
         truth = columns.record(observed.truth).numpy()
         right = cells.agrees(columns, cells.guess(columns, observed.public)[None], truth)
         claims, drawn, rhat = np.array([]), "", None
+    elif name == "rows":
+        right, claims, drawn, rhat = strangers(observed, k), np.array([]), "", None
     else:
         model, inference, settings = ATTACKS[name]
         if name == "map" and size > 1:
@@ -122,11 +127,25 @@ def measure(args: Settings, job: tuple[int, float, str, int]) -> dict[str, Any]:
         claims = np.array([]) if found.kind == "point" else made.probability.ravel()
         drawn = "" if found.kind == "point" else alike(found, made)
     return {
-        **about, "cell_accuracy": float(right.mean()), "exact_match": float(right.all(1).mean()),
-        "claims": " ".join(f"{c:.4f}" for c in claims), "right": "".join(str(int(r)) for r in right.ravel()),
+        **about, "cell_accuracy": float(right.mean()), "exact_match": float(right.all(-1).mean()),
+        "claims": " ".join(f"{c:.4f}" for c in claims),
+        "right": "".join(str(int(r)) for r in right.ravel() if name != "rows"),
         "drawn": drawn, "rhat": None if rhat is None or not math.isfinite(rhat) else rhat,
         "seconds": time.process_time() - begun,
     }  # fmt: skip
+
+
+def strangers(observed: Observation, seed: int) -> np.ndarray:
+    """Which cells of public rows are right, (draws · batch, columns), matched with the private ones."""
+    columns = observed.client.columns
+    assert columns is not None and observed.truth is not None and observed.public is not None
+    truth = columns.record(observed.truth).numpy()
+    draw, right = np.random.default_rng(seed), []
+    for _ in range(STRANGERS):
+        picks = draw.choice(len(observed.public), len(truth), replace=False)
+        seen = columns.record(observed.public[picks].to(observed.truth)).numpy()
+        right.append(cells.agrees(columns, seen[cells.matched(columns, seen, truth)], truth))
+    return np.concatenate(right)
 
 
 def alike(found: Posterior, made: cells.Cells) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import benchmark
+from tables import shared, written
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +33,12 @@ def test_no_job_is_begun_after_the_end(tables: Any) -> None:
     assert next(jobs) == 1
     time.sleep(0.1)
     assert list(jobs) == []
+
+
+def test_strangers_are_matched_with_the_records_and_are_right_in_chance_alone(tables: Any, tmp_path: Path) -> None:
+    """Rows that are the private ones, in any order, are right in all cells."""
+    observed, _ = shared(written(tmp_path / "t.csv"), batch=6)
+    assert tables.strangers(replace(observed, public=observed.truth.flip(0)), 0).all()
+    many, one = (tables.strangers(replace(observed, truth=observed.truth[:n]), 0).mean() for n in (6, 1))
+    assert 0 < one < many < 1
+    assert not torch.equal(observed.public[:6], observed.truth)
