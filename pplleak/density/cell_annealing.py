@@ -33,11 +33,9 @@ def choices_of(columns: Columns) -> list[tuple[Tensor, Tensor]]:
     return made
 
 
-def numbers_of(columns: Columns, width: int) -> Tensor:
-    """The entries of x (width,) that are none of these."""
-    numeric = torch.ones(width, dtype=torch.bool)
-    numeric[torch.cat([entries for entries, _ in choices_of(columns)])] = False
-    return numeric.nonzero().flatten()
+def numbers_of(columns: Columns) -> Tensor:
+    """The entries of x that are none of these."""
+    return torch.tensor([columns.starts[c.name] for c in columns.varying if c.numeric], dtype=torch.long)
 
 
 def ends(outside: Tensor, records: Any) -> Tensor:
@@ -47,7 +45,7 @@ def ends(outside: Tensor, records: Any) -> Tensor:
         outside: I − P, (width + 1, width + 1), float64.
     """
     width = len(outside) - 1
-    choices, numbers = choices_of(records.columns), numbers_of(records.columns, width).to(outside.device)
+    choices, numbers = choices_of(records.columns), numbers_of(records.columns).to(outside.device)
     words = torch.cat([entries for entries, _ in choices]).to(outside.device)
     kept = torch.cat([words, words.new_tensor([width])])
     solved = -torch.linalg.pinv(outside[numbers[:, None], numbers], hermitian=True) @ outside[numbers[:, None], kept]

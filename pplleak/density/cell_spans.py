@@ -26,7 +26,7 @@ from pplleak.density import cell_annealing, cell_starts
 from pplleak.density.cell_moves import Sweep
 from pplleak.density.cells import Batch, Residual, Tried
 from pplleak.density.first_layer import first_layer, fully_connected
-from pplleak.density.record_span import Span, delta, nearest, solved
+from pplleak.density.record_span import Span, deltas_of, nearest, solved
 from pplleak.errors import BadInput
 from pplleak.progress import ProgressBar, silent
 
@@ -101,7 +101,7 @@ def in_span(fit: Residual, records: Any, progress: ProgressBar = silent) -> Tens
             return solved(fit, records, gradient, x, bias)
         if bool(sure.any()):  # whatever their numbers are: R without the directions of their δ
             known = [b for b in range(size) if b not in left.tolist()]
-            deltas = torch.stack([delta(fit, x[b : b + 1], b, bias)[0] for b in known], 1)
+            deltas = deltas_of(fit, x, known, bias)
             span = Span.of(gradient - deltas @ (torch.linalg.pinv(deltas) @ gradient), fit.sigma, len(left))
             if len(span.s) < len(left):
                 break
@@ -138,7 +138,7 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
     """The records nearest to x (batch, width) once its numeric entries are those of the least ‖g − u‖² near it, by
     Gauss-Newton on secants."""
     columns = records.columns
-    numeric = [columns.starts[c.name] for c in columns.varying if c.numeric]
+    numeric = cell_annealing.numbers_of(columns).to(x.device)
     g, size = fit.density.observed.g.double(), len(x)
 
     def shared(x: Tensor) -> Tensor:
@@ -150,8 +150,7 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
         slopes = []
         for b in range(size):
             tried = x[b].repeat(1 + len(numeric), 1)
-            for k, i in enumerate(numeric):
-                tried[1 + k, i] += STEP
+            tried[torch.arange(1, len(tried)), numeric] += STEP
             u = fit.weight(b) * fit.update(tried, b).materialise().double()
             slopes.append((u[1:] - u[:1]) / STEP)
         matrix = torch.cat(slopes)
@@ -167,6 +166,5 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
         if not best[1].square().sum() < rest.square().sum():
             break
         x, rest = best
-    codes, found = columns.decode(x)
-    scores = records.scores(found).clamp(records.knots[0], records.knots[-1]) if found.shape[-1] else found
+    codes, scores = cell_starts.rounded(records, x)
     return Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])

@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pplleak import programs
 from pplleak.density.cell_fits import Learning
@@ -100,9 +101,15 @@ def read(fit: Residual, records: Any, inference: str, seed: int, progress: Progr
     x = torch.as_tensor(found.mode).to(client.device, client.dtype).flatten(1)
     if not bool(x.isfinite().all()):
         return None
+    codes, scores = rounded(records, x)
+    return Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])
+
+
+def rounded(records: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (…, F) and scores (…, R), within what the prior knows, of the records nearest to x (…, width)."""
     codes, numbers = records.columns.decode(x)
     scores = records.scores(numbers).clamp(records.knots[0], records.knots[-1]) if numbers.shape[-1] else numbers
-    return Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])
+    return codes, scores
 
 
 def explained(sweep: Sweep, batch: Batch, prior: Batch, settle: int) -> Chains | None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplleak.density import cell_annealing
+from pplleak.density import cell_annealing, cell_starts
 from pplleak.density.cell_blocks import Block, Form
 from pplleak.density.cells import ENTRIES, Residual
 
@@ -61,11 +61,15 @@ class Span:
         along = a @ basis
         return (a - along @ basis.mT).square().sum(-1), (along / self.s).square().sum(-1)
 
+    def law(self, a: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, int]:
+        """The log-density of ‖a − P a‖², and χ², what it is in units of the noise, both (…,); χ²'s degrees of freedom."""
+        energy, blur = self.off(a, basis)
+        variance, degrees = self.sigma**2 * blur, len(basis) - len(self.s)
+        return -0.5 * (degrees * variance.log() + energy / variance), energy / variance, degrees
+
     def density(self, x: Tensor) -> Tensor:
         """log-density of E of records x (N, width), (N,)."""
-        energy, blur = self.off(_with_one(x), self.v)
-        variance = self.sigma**2 * blur
-        return -0.5 * ((len(self.v) - len(self.s)) * variance.log() + energy / variance)
+        return self.law(_with_one(x), self.v)[0]
 
 
 def _with_one(x: Tensor) -> Tensor:
@@ -76,6 +80,11 @@ def delta(fit: Residual, x: Tensor, b: int, bias: slice) -> Tensor:
     """δ of records x (…, width) in place b of the batch, (…, units), float64."""
     update = fit.update(x.flatten(0, -2).to(fit.density.client.dtype), b)
     return (fit.weight(b) * update.part(bias).double()).unflatten(0, x.shape[:-1])
+
+
+def deltas_of(fit: Residual, x: Tensor, places: list[int], bias: slice) -> Tensor:
+    """δ of the records x (batch, width) in some places, side by side, (units, places)."""
+    return torch.stack([delta(fit, x[b : b + 1], b, bias)[0] for b in places], 1)
 
 
 def nearest(
@@ -97,24 +106,19 @@ def nearest(
 def _best(fit: Residual, whole: Span, left: Span, tried: Tensor, b: int, bias: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Of records tried (N, K, width) the nearest to both spans, as `nearest` gives them."""
     one, deltas = _with_one(tried), delta(fit, tried, b, bias)
-    height, chi2, degrees = tried.new_zeros(tried.shape[:2]), tried.new_zeros(tried.shape[:2]), 0
-    for span, a, basis in ((left, one, left.v), (whole, deltas, whole.u)):
-        energy, blur = span.off(a, basis)
-        variance, directions = span.sigma**2 * blur, len(basis) - len(span.s)
-        height = height - 0.5 * (directions * variance.log() + energy / variance)
-        chi2, degrees = chi2 + energy / variance, degrees + directions
+    rows, columns = left.law(one, left.v), whole.law(deltas, whole.u)
+    height, chi2, degrees = rows[0] + columns[0], rows[1] + columns[1], rows[2] + columns[2]
     ours = (((one @ whole.v) / whole.s) * (deltas @ whole.u)).sum(-1) > 0
     height, at = torch.where(ours, height, height - FAR).max(1)
-    rows = torch.arange(len(at), device=at.device)
-    inside = ours[rows, at] & (chi2[rows, at] < degrees + INSIDE * math.sqrt(2 * degrees))
-    return tried[rows, at], height, inside
+    own = torch.arange(len(at), device=at.device)
+    inside = ours[own, at] & (chi2[own, at] < degrees + INSIDE * math.sqrt(2 * degrees))
+    return tried[own, at], height, inside
 
 
 def solved(fit: Residual, records: Any, gradient: Tensor, x: Tensor, bias: slice) -> Tensor:
     """The records x (batch, width), all of a batch, with the numbers that all of their δ together give them."""
-    numbers = cell_annealing.numbers_of(records.columns, x.shape[1]).to(x.device)
-    deltas = torch.stack([delta(fit, x[b : b + 1], b, bias)[0] for b in range(len(x))], 1)
-    rows = torch.linalg.pinv(deltas) @ gradient
+    numbers = cell_annealing.numbers_of(records.columns).to(x.device)
+    rows = torch.linalg.pinv(deltas_of(fit, x, list(range(len(x))), bias)) @ gradient
     x = x.clone()
     x[:, numbers] = (rows[:, :-1] / rows[:, -1:])[:, numbers]
     return x
@@ -130,12 +134,11 @@ def _tried(records: Any, span: Span, x: Tensor, count: int) -> Tensor:
     block = Block.of(records)
     if not len(block.entries):
         return x[:, None]
-    codes, found = records.columns.decode(x.to(records.mean))
-    scores = records.scores(found).clamp(records.knots[0], records.knots[-1]) if found.shape[-1] else found
+    codes, scores = cell_starts.rounded(records, x.to(records.mean))
     directions, scaled = len(span.v) - len(span.s), span.v / span.s
     noise = span.sigma**2 * directions * scaled @ scaled.mT
     outside = span.beyond(span.v)
-    numbers = cell_annealing.numbers_of(records.columns, x.shape[1]).to(x.device)
+    numbers = cell_annealing.numbers_of(records.columns).to(x.device)
     values, vectors = torch.linalg.eigh(outside[numbers[:, None], numbers])
     blurred = (vectors * (noise[numbers[:, None], numbers] @ vectors)).sum(0)
     told = values > TELLING * blurred

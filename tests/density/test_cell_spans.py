@@ -89,7 +89,7 @@ def test_numbers_are_drawn_to_where_both_spans_have_them_and_solved_for(file: Pa
     observed, records, fit = opened(file, 1e-6)
     span, bias = spans_of(observed, fit)
     truth = observed.truth.double()
-    numbers = cell_annealing.numbers_of(records.columns, truth.shape[1])
+    numbers = cell_annealing.numbers_of(records.columns)
     begun = truth.clone()
     begun[:, numbers] += 0.01
     torch.manual_seed(0)
