@@ -62,7 +62,7 @@ class Span:
         return (a - along @ basis.mT).square().sum(-1), (along / self.s).square().sum(-1)
 
     def law(self, a: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, int]:
-        """The log-density of ‖a − P a‖², and χ², what it is in units of the noise, both (…,); χ²'s degrees of freedom."""
+        """The log-density of ‖a − P a‖², and χ², that in units of the noise, both (…,); its degrees of freedom."""
         energy, blur = self.off(a, basis)
         variance, degrees = self.sigma**2 * blur, len(basis) - len(self.s)
         return -0.5 * (degrees * variance.log() + energy / variance), energy / variance, degrees
