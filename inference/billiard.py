@@ -35,14 +35,13 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build, marginal
+from pplleak.density import Density, Model, build
 from pplleak.density.chains import keep
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import Gated, Idle, gated
 from pplleak.density.kinks.tuning import SHARPNESS, trials
 from pplleak.density.kinks.walls import Field
-from pplleak.density.resampling import resample
 from pplleak.density.starts import read_off
 from pplleak.density.step_size import TRAJECTORY, DualAveraging, jittered, trajectory_steps
 from pplleak.density.whitening import Laplace, locate, starting_points
@@ -54,7 +53,6 @@ from pplleak.runs.parallel import shares, side_by_side
 
 HOT = 5.0  # the noise that warm-up begins with, in units of σ
 SHORTEST, LONGEST = 0.05, 0.5  # step size, while dual averaging still guesses
-COOLING_STEPS = 4  # leapfrog steps of a trajectory while the chains cool
 
 
 def soften(density: Density, gates: Gated, laplace: Laplace) -> Field:
@@ -80,8 +78,8 @@ def warm_up(
     """Cool the chains onto the target, fit the Gaussian whose force is nearest to theirs, find β and the steps.
 
     The search for the MAP ends in one cell of many, and leaves units on the wrong side of walls that are tens of nats
-    high: so the first two fifths of the trajectories cool from HOT σ to σ, and the chains are resampled on the way by
-    their annealed importance weights (sequential Monte Carlo, Del Moral et al. 2006).
+    high: so the first two fifths of the trajectories cool from HOT σ to σ. Where a chain ends is a lottery all the
+    same, and some leave a low region only after a hundred draws: such chains begin again elsewhere (`untrapped`).
     """
     cool, tune = int(0.4 * iterations), int(0.6 * iterations)
     heat = HOT if cool else 1.0
@@ -90,22 +88,29 @@ def warm_up(
     for t in progress("warm-up", tune):
         size = max(SHORTEST, min(LONGEST, math.exp(tuner.log_step)))
         if t < cool:
-            cooler = HOT ** (1 - (t + 1) / cool)
-            with torch.no_grad():
-                prior, likelihood = field.exact.terms(field.laplace.decode(state.w))
-            gain = marginal(prior, likelihood, cooler**-2) - marginal(prior, likelihood, heat**-2)
-            picks = resample(gain[None])[0]
-            heat = cooler
-            state = place(field, state.w[picks], heat**-2)
-        steps = min(trajectory_steps(size), COOLING_STEPS) if t < cool else trajectory_steps(size)
-        state, _, walk = step(field, state, jittered(size), steps, heat**-2)
+            heat = HOT ** (1 - (t + 1) / cool)
+            state = place(field, state.w, heat**-2)
+        state, _, walk = step(field, state, jittered(size), trajectory_steps(size), heat**-2)
         tuner = tuner.update(float(walk.soft_acceptance.mean()))
         if cool <= t:
             seen.append(state)
     if seen:
-        field, w = refit(field, seen, progress)
+        which = untrapped(torch.stack([state.energy for state in seen]), w.shape[1])
+        field, w = refit(field, [state.rows(which) for state in seen], progress)
         state = place(field, w)
     return trials(field, state, iterations - tune, betas, progress)
+
+
+def untrapped(energy: Tensor, dim: int) -> Tensor:
+    """Which chain each goes on from, (chains,), by U (draws, chains): its own state, or that of another.
+
+    U of a draw has a standard deviation of √(dim / 2) where the posterior is nearly Gaussian. A chain whose mean over
+    the last three quarters of the draws is further above the lowest one's than that has not found the bulk.
+    """
+    mean = energy[len(energy) // 4 :].mean(0)
+    which, low = torch.arange(len(mean), device=mean.device), mean <= mean.min() + math.sqrt(dim / 2)
+    kept, others = which[low], which[~low]
+    return which.index_copy(0, others, kept[torch.arange(len(others), device=mean.device) % len(kept)])
 
 
 def refit(field: Field, seen: list[State], progress: ProgressBar = silent, patterns: int = 4) -> tuple[Field, Tensor]:

@@ -174,12 +174,17 @@ def test_the_best_candidate_wins_by_effective_draws_a_force(monkeypatch: pytest.
 
     def trajectory(field, state, size, steps):  # type: ignore[no-untyped-def]
         seen.append(steps)
-        acceptance = torch.full((4,), {4: 0.2, 8: 0.8, 16: 0.9}[steps])
+        acceptance = torch.full((4,), {4: 0.2, 8: 0.7, 16: 0.9}[steps])
         return state, SimpleNamespace(acceptance=acceptance), kernel.Walk(torch.full((4,), 5), acceptance)
 
     monkeypatch.setattr(tuning, "step", trajectory)
-    best, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4, 8)], state, 7)
-    assert seen == [16, 4, 8, 8, 16, 8, 8] and best.steps == 8  # .67 / 13 beats .82 / 21 and .11 / 9
-    assert best.worth == pytest.approx(0.8 / 1.2 / 13, rel=1e-5)
+    best, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4, 8)], state, 10)
+    assert (
+        seen == [16, 4, 8, 16, 4, 8, 8, 16, 8, 16] and best.steps == 16
+    )  # ΔV of all layers: .82 / 28.5 beats .54 / 20.5
+    assert best.worth == pytest.approx(0.9 / 1.1 / 28.5, rel=1e-5)
+    cheap = cheaply(aimed(convolutional))
+    best, _ = tuning.contest([tuning.Trial(cheap, n) for n in (16, 4, 8)], kernel.place(cheap, state.w), 7)
+    assert best.steps == 8  # .54 / 13 beats .82 / 21 and .11 / 9
     none, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4)], state, 0)
     assert none.steps == 16

@@ -181,6 +181,13 @@ def test_run() -> None:
     assert found[0].stats["kinks"].sum() > 20
 
 
+def test_chains_that_have_not_found_the_bulk_go_on_from_others() -> None:
+    energy = torch.tensor([[90.0, 0.0, 0.0, 50.0, 0.0], *[[0.0, 50.0, 5.0, 55.0, -3.0]] * 7])
+    assert billiard.untrapped(energy, 800).tolist() == [0, 0, 2, 2, 4]  # √400 = 20: what was first is not asked
+    assert billiard.untrapped(energy, 8000).tolist() == [0, 1, 2, 3, 4]  # wrong twin: within what draws differ by
+    assert billiard.untrapped(energy[:, :1], 800).tolist() == [0]
+
+
 @pytest.mark.slow
 def test_superchains_are_copies_of_the_chains_of_warm_up_and_are_judged_together() -> None:
     network = seeded(convolutional, 0).float()

@@ -20,8 +20,8 @@ from pplleak.density.step_size import TRAJECTORY, jittered
 from pplleak.progress import ProgressBar, silent
 
 SHARPNESS = (200.0, 100.0, 400.0, 800.0)  # β that are tried, the first one while the chains cool
-STEPS = (12, 16, 8, 24, 6, 32)  # leapfrog steps of a trajectory that are tried
-WALL = 1.0  # what a wall costs, its search there and back and its jump, in forces
+STEPS = (16, 24, 12, 32, 8, 48)  # leapfrog steps of a trajectory that are tried
+WALL, FULL = 1.0, 1.5  # what a wall costs in forces, its search there and back; ΔV if it is that of all layers
 VAGUE = 0.4  # nats by which a ΔV without the first layers may be off; an error of a trajectory adds up over some walls
 
 
@@ -112,19 +112,24 @@ def trials(
 
 
 def contest(rivals: list[Trial], state: State, iterations: int, progress: ProgressBar = silent) -> tuple[Trial, State]:
-    """The best of `rivals` and the state in its field, which begins in the first one's: rounds over all of them, of
-    which the better half goes on."""
-    live, queue, held = rivals, list(rivals), rivals[0].field
-    for _ in progress("tuning", iterations):
-        if not queue:
-            live = sorted(live, key=lambda trial: -trial.worth)[: math.ceil(len(live) / 2)]
-            queue = list(live)
-        trial = queue.pop(0)
+    """The best of `rivals` and the state in its field, which begins in the first one's: turn by turn over all of them,
+    of which the better half goes on when its share of the iterations is over (successive halving, Jamieson & Talwalkar
+    2016). The last two are compared to the end: a trajectory's acceptance alone says little."""
+    live, held, halvings = rivals, rivals[0].field, max(1, math.ceil(math.log2(len(rivals))))
+    turns, begun = iter(live), 0
+    for t in progress("tuning", iterations):
+        trial = next(turns, None)
+        if trial is None:
+            if len(live) > 2 and (t - begun) * halvings >= iterations:
+                live, begun = sorted(live, key=lambda trial: -trial.worth)[: math.ceil(len(live) / 2)], t
+            turns = iter(live)
+            trial = next(turns)
         if trial.field is not held:
             held, state = trial.field, place(trial.field, state.w)
         state, info, walk = step(held, state, jittered(TRAJECTORY / trial.steps), trial.steps)
         trial.count += 1
         trial.accepted += float(info.acceptance.mean())
-        trial.cost += trial.steps + WALL * float(walk.walls.double().mean())
+        wall = WALL if held.late else WALL + FULL
+        trial.cost += trial.steps + wall * float(walk.walls.double().mean())
     best = max((trial for trial in live if trial.count), key=lambda trial: trial.worth, default=rivals[0])
     return best, state if best.field is held else place(best.field, state.w)
