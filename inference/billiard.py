@@ -116,7 +116,8 @@ def untrapped(energy: Tensor, dim: int) -> Tensor:
 def refit(field: Field, seen: list[State], progress: ProgressBar = silent, patterns: int = 4) -> tuple[Field, Tensor]:
     """The field around the Gaussian whose force is nearest to V's, and the last of `seen` in its coordinates.
 
-    Precision: the slope of the force with the walls held, averaged over `patterns` chains; differences over a standard
+    Precision: the slope of the force with the walls held, averaged over `patterns` of the states, at times far apart
+    and in different chains (chains may be copies of each other at the end); differences over a standard
     deviation see the mean of the many small kinks, which no derivative does. Centre: where that Gaussian's mean
     force is the mean force, mean(w) − precision⁻¹ mean(∇V).
     """
@@ -125,12 +126,11 @@ def refit(field: Field, seen: list[State], progress: ProgressBar = silent, patte
     precision = torch.zeros(dim, dim, dtype=torch.float64, device=last.w.device)
     axes = torch.eye(dim, dtype=last.w.dtype, device=last.w.device)
     for k in progress("metric", patterns):
-        slopes = []
+        slopes, at, sign = [], seen[-1 - k * len(seen) // patterns], 1 - 2 * (k % 2)
+        w, held, here = (value[k % len(last.w)] for value in (at.w, at.pattern, at.force))
         for part in axes.split(64):
-            sign = 1 - 2 * (k % 2)
-            w, held = last.w[k % len(last.w)] + sign * part, last.pattern[k % len(last.w)]
-            _, force = field.soft_energy_and_force(w, held.expand(len(part), -1), 1.0)
-            slopes.append(sign * (force - last.force[k % len(last.w)]).double())
+            _, force = field.soft_energy_and_force(w + sign * part, held.expand(len(part), -1), 1.0)
+            slopes.append(sign * (force - here).double())
         precision += torch.cat(slopes) / patterns
     precision = (precision + precision.mT) / 2
     force, mean = (torch.cat([getattr(s, n) for s in seen]).double().mean(0) for n in ("force", "w"))

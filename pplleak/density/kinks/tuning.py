@@ -19,8 +19,8 @@ from pplleak.density.kinks.walls import Field, LateJumps, beyond, next_wall, tur
 from pplleak.density.step_size import TRAJECTORY, jittered
 from pplleak.progress import ProgressBar, silent
 
-SHARPNESS = (200.0, 100.0, 400.0, 800.0)  # β that are tried, the first one while the chains cool
-STEPS = (16, 24, 12, 32, 8, 48)  # leapfrog steps of a trajectory that are tried
+SHARPNESS = (200.0, 100.0, 400.0)  # β that are tried, the first one while the chains cool
+STEPS = (16, 32, 8, 24)  # leapfrog steps of a trajectory that are tried
 WALL, FULL = 1.0, 1.5  # what a wall costs in forces, its search there and back; ΔV if it is that of all layers
 VAGUE = 0.4  # nats by which a ΔV without the first layers may be off; an error of a trajectory adds up over some walls
 
@@ -32,7 +32,7 @@ def sharpened(field: Field, beta: float) -> Field:
 
 
 @torch.no_grad()
-def met(field: Field, state: State, rounds: int = 24, span: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
+def met(field: Field, state: State, rounds: int = 60, span: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
     """Walls as trajectories meet them, the first ones on random arcs from where the chains are: w (walls, dim), the
     pattern before it and the unit."""
     found = [(state.w[:0], state.pattern[:0], torch.zeros(0, dtype=torch.long, device=state.w.device))]
