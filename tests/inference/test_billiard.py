@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from billiards import DIM, NETWORKS, SHAPE, aimed, attack, cheaply, convolutional, each_network, normal, ungated
+from billiards import DIM, NETWORKS, SHAPE, aimed, attack, convolutional, each_network, normal, ungated
 from torch import Tensor, nn
 
 from pplleak.client import seeded
 from pplleak.density import build
 from pplleak.density.kinks import billiard as kernel
-from pplleak.density.kinks import forces, walls
+from pplleak.density.kinks import recordings, walls
 from pplleak.density.kinks.gates import gated
 from pplleak.density.whitening import Laplace
 from pplleak.errors import BadInput
@@ -156,11 +156,22 @@ def test_moments_equal_importance_sampling(network) -> None:  # type: ignore[no-
     assert deviation(field, network) < 5
 
 
+class Guessing(walls.Field):
+    """A target whose ΔV is off by a nat, whichever way the unit switches."""
+
+    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float) -> Tensor:
+        off = 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].double()
+        return super().jump(w, pattern, unit, power) + off
+
+
 @pytest.mark.slow
 def test_jumps_that_are_far_off_cost_acceptance_and_change_no_moment() -> None:
-    field = cheaply(aimed(convolutional, sigma=0.5, beta=5.0))
-    assert field.late is not None
-    assert deviation(replace(field, late=replace(field.late, rest=field.late.rest + 1.0)), convolutional) < 5
+    field = aimed(convolutional, sigma=0.5, beta=5.0)
+    guessing = Guessing(*vars(field).values())
+    assert deviation(guessing, convolutional) < 5
+    state = kernel.place(field, normal(500, DIM, seed=7))
+    honest, off = (float(kernel.step(f, state, 0.45, 2)[1].acceptance.mean()) for f in (field, guessing))
+    assert off < honest - 0.02
 
 
 @pytest.mark.slow
@@ -203,32 +214,40 @@ def test_superchains_are_copies_of_the_chains_of_warm_up_and_are_judged_together
 
 
 @pytest.mark.slow
-def test_forces_of_few_rows_are_replayed_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_few_rows_ask_for_is_replayed_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     field = aimed(NETWORKS["conv"])
-    force = field._forces
     for rows in (1, 3):
         w = normal(rows, DIM, seed=30 + rows)
-        pattern = field.walls(w) > 0
-        for power in (1.0, 0.37):
-            expected = force.plain(w, pattern, torch.tensor(power, dtype=torch.float64))
-            for _ in range(forces.OFTEN):
-                found = field.soft_energy_and_force(w, pattern, power)
-            assert rows in force.kept and force.kept[rows] is not force.plain
+        pattern, unit = field.walls(w) > 0, torch.arange(rows)
+        asked = {
+            field._forces: (w, pattern, 1.0), field._energies: (w, pattern, 0.37), field._normals: (w, unit, None),
+            field._walls: (w, None),
+        }  # fmt: skip
+        others = {
+            field._forces: (w, ~pattern, 1.0), field._energies: (w, pattern, 1.0), field._normals: (w, unit + 1, None),
+            field._walls: (w + 1, None),
+        }  # fmt: skip
+        for record, (*given, power) in asked.items():
+            exponent = [] if power is None else [torch.tensor(power, dtype=torch.float64)]
+            expected = record.plain(*given, *exponent)
+            for _ in range(recordings.OFTEN):
+                found = record(*given, power=power)
+            assert rows in record.kept and record.kept[rows] is not record.plain
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-            other = field.soft_energy_and_force(w, ~pattern, power)
-            assert not torch.equal(other[0], found[0])  # the pattern is none of the recording's constants
+            *given, power = others[record]
+            assert not torch.equal(record(*given, power=power)[0], found[0])  # none of these are its constants
 
     def looks_at_values(*_: object) -> None:
         raise RuntimeError("it looks at values")
 
-    monkeypatch.setattr(forces.graphs, "recorded", looks_at_values)
+    monkeypatch.setattr(recordings.graphs, "recorded", looks_at_values)
     fresh = replace(field)
     with pytest.warns(RuntimeWarning, match="cannot be recorded.*looks at values") as caught:
         for rows in (1, 2):
-            for _ in range(forces.OFTEN + 1):
-                fresh.soft_energy_and_force(
-                    normal(rows, DIM, seed=30), field.walls(normal(rows, DIM, seed=30)) > 0, 1.0
-                )
+            w = normal(rows, DIM, seed=30)
+            pattern = field.walls(w) > 0
+            for _ in range(recordings.OFTEN + 1):
+                fresh.soft_energy_and_force(w, pattern, 1.0)
     assert len(caught) == 1
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from pplleak.density import Density
-from pplleak.density.kinks.forces import Recordings
 from pplleak.density.kinks.gates import Gated
-from pplleak.density.kinks.head import Head
 from pplleak.density.kinks.perceptron import flipped
+from pplleak.density.kinks.recordings import Recordings
 from pplleak.density.whitening import Laplace
 
 STUCK = 0.3  # weight of an end that stayed while the other moved three times
@@ -24,22 +23,11 @@ MAX_BRACKETS = 40  # evaluations in the search for one wall; a trajectory that n
 
 
 @dataclass(frozen=True, eq=False)
-class LateJumps:
-    """ΔV from the layers behind the first wall alone: scale times theirs, and the rest (walls,) of that unit with the
-    sign of the switch. late: V of these layers, or they in closed form."""
-
-    late: Density | Head
-    scale: float
-    rest: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Field:
     """U (`exact`) and V (`soft`, its walls held by `gates`) in whitened z = mode + L w.
 
     idle: the same model with a client that computes no gradient, which gives x. affine: x(w) = offset + slope w, where
-    it is that, (pixels,) and (pixels, dim). late: V of the layers from the first wall on, and what the jumps at every
-    wall (units,) leave out, on average; None: ΔV is taken from all layers.
+    it is that, (pixels,) and (pixels, dim).
     """
 
     exact: Density
@@ -48,7 +36,6 @@ class Field:
     gates: Gated
     laplace: Laplace
     affine: tuple[Tensor, Tensor] | None = None
-    late: LateJumps | None = None
 
     def with_images(self) -> Field:
         """Find out whether x is affine in w: a product is then all it takes, instead of a run of the model."""
@@ -64,7 +51,7 @@ class Field:
 
     def whitened(self, laplace: Laplace) -> Field:
         """The same target in other coordinates."""
-        return replace(self, laplace=laplace, late=None).with_images()
+        return replace(self, laplace=laplace).with_images()
 
     def images(self, w: Tensor) -> Tensor:
         """x (chains, batch, *input_shape)."""
@@ -78,57 +65,51 @@ class Field:
 
     def walls(self, w: Tensor) -> Tensor:
         """h (chains, units), zero on the walls."""
-        return self.gates.preactivations(self.images(w))
+        return self._walls(w)[0]
 
-    def meet(
-        self, w: Tensor, pattern: Tensor, unit: Tensor, power: float, jumps: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """∇h_unit (chains, dim) at walls, unit (chains,), and ΔV (chains,) of switching there, if asked for."""
-        w = w.detach().requires_grad_()
-        closed = jumps and self.late is not None and isinstance(self.late.late, Head)
-        with torch.enable_grad():
-            x = self.images(w)
-            h, features = self.gates.with_features(x) if closed else (self.gates.preactivations(x), None)
-            (n,) = torch.autograd.grad(h.gather(1, unit[:, None]).sum(), w)
-        return n, self.jump(w.detach(), pattern, unit, power, features) if jumps else None
+    def normals(self, w: Tensor, unit: Tensor) -> Tensor:
+        """∇h (chains, dim) of `unit` (chains,)."""
+        return self._normals(w, unit)[0]
 
-    def soft_energy(self, w: Tensor, pattern: Tensor, power: float, of: Density | None = None) -> Tensor:
-        """V (chains,); of: another density in the place of `soft`, with the same network."""
-        self.gates.hold(pattern)
-        with torch.no_grad():
-            return -(of or self.soft)(self.laplace.decode(w), temperature=power)
+    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float) -> Tensor:
+        """ΔV (chains,) of `unit` switching on its wall."""
+        before, after = self.soft_energy(w.repeat(2, 1), torch.cat([pattern, flipped(pattern, unit)]), power).chunk(2)
+        return after - before
 
-    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float, features: Tensor | None = None) -> Tensor:
-        """ΔV (chains,) of `unit` switching on its wall; features: what goes into the layers from the first wall on, if
-        that is known.
-
-        A switch changes the gradient δ of its own layer and of those before it. The layers before the first wall have
-        little of it and cost the most: where `late` is known, their share is guessed from the others'. Any ΔV keeps the
-        dynamics reversible that changes its sign with the direction of the switch, and the Metropolis test asks for U.
-        """
-        cheap = self.late
-        late = None if cheap is None else cheap.late
-        if isinstance(late, Head):
-            if features is None:
-                with torch.no_grad():
-                    features = self.gates.with_features(self.images(w))[1]
-            gap = power * late.jump(features[:, 0].detach(), pattern, unit)
-        else:
-            both = torch.cat([pattern, flipped(pattern, unit)])
-            before, after = self.soft_energy(w.repeat(2, 1), both, power, late).chunk(2)
-            gap = after - before
-        if cheap is None:
-            return gap
-        sign = 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].to(cheap.rest.dtype)
-        return cheap.scale * gap + power * sign * cheap.rest[unit]
+    def soft_energy(self, w: Tensor, pattern: Tensor, power: float) -> Tensor:
+        """V (chains,)."""
+        return self._energies(w, pattern, power=power)[0]
 
     def soft_energy_and_force(self, w: Tensor, pattern: Tensor, power: float) -> tuple[Tensor, Tensor]:
         """V (chains,) and ∇V (chains, dim)."""
-        return self._forces(w, pattern, power)
+        value, slope = self._forces(w, pattern, power=power)
+        return value, slope
+
+    @cached_property
+    def _walls(self) -> Recordings:
+        return Recordings(lambda w: (self.gates.preactivations(self.images(w)),))
+
+    @cached_property
+    def _normals(self) -> Recordings:
+        def plain(w: Tensor, unit: Tensor) -> tuple[Tensor, ...]:
+            w = w.detach().requires_grad_()
+            with torch.enable_grad():
+                h = self.gates.preactivations(self.images(w))
+                return torch.autograd.grad(h.gather(1, unit[:, None]).sum(), w)
+
+        return Recordings(plain)
+
+    @cached_property
+    def _energies(self) -> Recordings:
+        def plain(w: Tensor, pattern: Tensor, power: Tensor) -> tuple[Tensor, ...]:
+            self.gates.hold(pattern)
+            return (-self.soft(self.laplace.decode(w), temperature=power),)
+
+        return Recordings(plain)
 
     @cached_property
     def _forces(self) -> Recordings:
-        def plain(w: Tensor, pattern: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+        def plain(w: Tensor, pattern: Tensor, power: Tensor) -> tuple[Tensor, ...]:
             self.gates.hold(pattern)
             value, gradient = self.soft.value_and_grad(self.laplace.decode(w), temperature=power)
             return -value, -gradient @ self.laplace.factor

@@ -1,4 +1,4 @@
-"""V and ∇V as a list of tensor operations: what a trajectory asks for at every step, for a few chains at a time.
+"""What a trajectory asks for at every step and wall, for a few chains at a time, as lists of tensor operations.
 
 A few rows of a small network take less time than Python, Pyro and autograd around them. So the operations are recorded,
 and replayed with the same numbers, bit for bit.
@@ -17,12 +17,12 @@ from torch import Tensor
 from pplleak.density.recording import graphs
 from pplleak.density.recording.tape import UNRECORDABLE, unrecorded
 
-# w (rows, dim), pattern (rows, units) bool, exponent of the likelihood () float64 -> V (rows,), ∇V (rows, dim)
-Force = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# tensors (rows, …), then exponents of the likelihood () float64 if it has one -> tensors (rows, …)
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 FEW = 8  # rows for which replaying saves time on a processor
-OFTEN = 20  # times that a number of rows is asked for before it is recorded
+OFTEN = 50  # times that a number of rows is asked for before it is recorded
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,27 +33,27 @@ class Recordings:
     are recorded. asked: rows -> how often. kept: rows -> the recording, or `plain` where that is impossible.
     """
 
-    plain: Force
+    plain: Function
     asked: Counter[int] = field(default_factory=Counter)
-    kept: dict[int, Force] = field(default_factory=dict)
+    kept: dict[int, Function] = field(default_factory=dict)
 
-    def __call__(self, w: Tensor, pattern: Tensor, power: float) -> tuple[Tensor, Tensor]:
-        w, count, accelerated = w.detach(), len(w), w.device.type != "cpu"
-        exponent = torch.tensor(power, dtype=torch.float64, device=w.device)
+    @torch.no_grad()
+    def __call__(self, *rows: Tensor, power: float | None = None) -> tuple[Tensor, ...]:
+        rows, count, device = tuple(t.detach() for t in rows), len(rows[0]), rows[0].device
+        exponent = () if power is None else (torch.tensor(power, dtype=torch.float64, device=device),)
+        accelerated = device.type != "cpu"
         if count == 0 or (count > FEW and not accelerated):
-            return self.plain(w, pattern, exponent)
+            return self.plain(*rows, *exponent)
         if accelerated:
-            more = torch.arange(1 << (count - 1).bit_length(), device=w.device).clamp(max=count - 1)
-            w, pattern = w[more], pattern[more]
-        rows = len(w)
-        self.asked[rows] += 1
-        if rows not in self.kept and self.asked[rows] >= OFTEN:
-            self.kept[rows] = self._recorded(w, pattern, exponent)
-        with torch.no_grad():
-            value, slope = self.kept.get(rows, self.plain)(w, pattern, exponent)
-        return value[:count], slope[:count]
+            more = torch.arange(1 << (count - 1).bit_length(), device=device).clamp(max=count - 1)
+            rows = tuple(t[more] for t in rows)
+        size = len(rows[0])
+        self.asked[size] += 1
+        if size not in self.kept and self.asked[size] >= OFTEN:
+            self.kept[size] = self._recorded(*rows, *exponent)
+        return tuple(t[:count] for t in self.kept.get(size, self.plain)(*rows, *exponent))
 
-    def _recorded(self, *given: Tensor) -> Force:
+    def _recorded(self, *given: Tensor) -> Function:
         if self.plain in self.kept.values():
             return self.plain
         try:
