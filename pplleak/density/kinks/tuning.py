@@ -15,7 +15,9 @@ from pplleak.density.kinks.walls import Field
 from pplleak.density.step_size import TRAJECTORY, jittered
 from pplleak.progress import ProgressBar, silent
 
-SHARPNESS = (200.0, 100.0, 400.0)  # β that are tried, the first one while the chains cool
+# β that are tried, the first one while the chains cool. What a draw is worth is flat in β: factors of two apart, the
+# luck of a few trajectories decides, and costs more than the best one gains.
+SHARPNESS = (200.0, 50.0, 800.0)
 STEPS = (12, 8, 16, 24)  # leapfrog steps of a trajectory that are tried
 WALL = 1.7  # what a wall costs in forces: its search there and back, its normal and ΔV
 
@@ -48,7 +50,7 @@ def trials(
 ) -> tuple[Field, State, int]:
     """β, then the number of steps, by effective draws a force. Costs are counted, not timed: one seed, one result."""
     sharp = [sharpened(field, beta) for beta in betas]
-    first = iterations // 3 if len(sharp) > 1 else 0
+    first = iterations // 4 if len(sharp) > 1 else 0
     best, state = contest([Trial(f, STEPS[0]) for f in sharp], place(sharp[0], state.w), first, progress)
     best, state = contest([Trial(best.field, n) for n in STEPS], state, iterations - first, progress)
     return best.field, state, best.steps
