@@ -110,6 +110,7 @@ def measure(route: str, observed: Observation, args: Settings) -> Iterator[dict[
         settings["superchains"] = args.superchains
     budget, before = Budget(60 * args.minutes), children()
     found = programs.load("inference", route)(model, observed, observed.client, progress=budget, **settings)
+    print(", ".join(f"{name} {value}" for name, value in found.attrs.items()), flush=True)
     x = found.x.reshape(*found.x.shape[:2], -1).astype(np.float64)
     seen = np.concatenate([x, found.stats["lp"][..., None]], -1)
     truth, network = observed.truth.cpu().numpy().reshape(-1), " ".join([args.network, *map(str, args.widths)])
