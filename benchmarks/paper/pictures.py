@@ -20,20 +20,23 @@ LOOKS = {  # attack -> label, colour, marker
 
 
 def dots(rows: Rows, attack: str, panel: str, line: str, titles: Mapping[str, str]) -> Figure:
-    """One panel for each value of the column `panel`, one line in it for each of `line`, a dot for each of `attack`.
+    """One panel for each value of the column `panel`, a line in it for each of `line` that it has, a dot for each of
+    `attack`.
 
-    The panels share their axes, so that they can be compared.
+    The panels stand below each other and share their dB, so that they can be compared.
 
     Args:
         titles: what a panel is called, by its value.
     """
-    panels = list(dict.fromkeys(str(r[panel]) for r in rows))
-    lines = list(dict.fromkeys(str(r[line]) for r in rows if r[attack] != "no_gradient" or r[line] != "none"))
-    figure = Figure(figsize=(max(8.5, 1.2 + 4.4 * len(panels)), 2.0 + 0.45 * len(lines)), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for r in rows:
+        panels.setdefault(str(r[panel]), []).append(r)
+    lines = {p: list(dict.fromkeys(str(r[line]) for r in mine if r[line] != "none")) for p, mine in panels.items()}
+    heights = [len(held) + 0.2 for held in lines.values()]
+    figure = Figure(figsize=(8.5, 1.2 + sum(0.7 + 0.45 * h for h in heights)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     handles: dict[str, Any] = {}
-    for axis, value in zip(axes, panels, strict=True):
-        mine = [r for r in rows if str(r[panel]) == value]
+    for axis, (value, mine) in zip(axes, panels.items(), strict=True):
         known = [r for r in mine if r[line] == "none"]
         for r in known:  # what holds for all lines stands behind them all
             _, colour, _ = LOOKS[r[attack]]
@@ -43,14 +46,16 @@ def dots(rows: Rows, attack: str, panel: str, line: str, titles: Mapping[str, st
             _, colour, marker = LOOKS[r[attack]]
             shift = 0.07 * (list(LOOKS).index(r[attack]) - 3)
             handles[r[attack]] = axis.errorbar(
-                r["psnr_mean"], lines.index(str(r[line])) + shift, xerr=r["psnr_se"], fmt=marker, color=colour,
+                r["psnr_mean"], lines[value].index(str(r[line])) + shift, xerr=r["psnr_se"], fmt=marker, color=colour,
                 ms=11 if marker == "|" else 5.5, mew=2 if marker == "|" else 0.5, lw=1,
             )  # fmt: skip
-        axis.set(xlabel="PSNR, dB (mean ± standard error)", title=titles[value])
+        count = len(lines[value])
+        axis.set(yticks=range(count), yticklabels=lines[value], ylim=(count - 0.4, -0.6))
+        axis.set_title(titles[value], loc="left")
         axis.grid(axis="x", color="#eeeeee")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set(yticks=range(len(lines)), yticklabels=lines, ylim=(len(lines) - 0.5, -0.5))
+    axes[-1].set_xlabel("PSNR, dB (mean ± standard error)")
     order = [a for a in LOOKS if a in handles]
     figure.legend([handles[a] for a in order], [LOOKS[a][0] for a in order], loc="outside lower center", ncol=3,
                   frameon=False)  # fmt: skip
