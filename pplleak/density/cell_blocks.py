@@ -22,7 +22,7 @@ from torch import Tensor
 JITTER = 1e-13  # of a precision's largest entry
 
 
-class Quadratic(Protocol):
+class QuadraticForm(Protocol):
     """−½ dᵀ form d + slopes·d for d = x − x̂, of each chain or of all: at_ (C, width) is x̂, slopes (C, width), form
     (C, width, width)."""
 
@@ -73,7 +73,7 @@ class Block:
             torch.tensor(entries, dtype=torch.long, device=like.device),
         )  # fmt: skip
 
-    def drawn(self, records: Any, form: Quadratic, beta: float, most: int, codes: Tensor, scores: Tensor,
+    def drawn(self, records: Any, form: QuadraticForm, beta: float, most: int, codes: Tensor, scores: Tensor,
               x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Candidates codes (C, most, F) and scores (C, most, R), the first of each chain what it holds, and log q of
         them up to a constant of the chain, (C, most), float64."""
@@ -103,7 +103,7 @@ class Block:
             z = torch.cat([z, new[..., None]], -1)
         return tried, each, log_q
 
-    def _gaussian(self, form: Quadratic, beta: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _gaussian(self, form: QuadraticForm, beta: float, x: Tensor) -> tuple[Tensor, Tensor]:
         """m (C, n) and L (C, n, n) of the numeric entries, relative to x̂, beside the other cells of x (C, width)."""
         away = (x - form.at_).double()
         away[:, self.entries] = 0
