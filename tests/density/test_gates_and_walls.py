@@ -1,18 +1,21 @@
-"""What billiard moves among: gates are exact in value, walls are found, and jumps are what the energy changes by."""
+"""What billiard moves among: gates are exact in value, walls are found, and jumps are near where they are cheap."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from billiards import DIM, NETWORKS, SHAPE, aimed, attack, each_network, normal
+from billiards import DIM, NETWORKS, SHAPE, aimed, attack, cheaply, convolutional, deep, each_network, normal
 from torch import Tensor, nn
 
 from pplleak.density.kinks import billiard as kernel
 from pplleak.density.kinks import tuning, walls
 from pplleak.density.kinks.gates import SoftMaxPool, gated
+from pplleak.density.kinks.head import Head
+from pplleak.inference import billiard
 
 
 @each_network
@@ -80,16 +83,90 @@ def on_walls(field: walls.Field, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_jump_is_what_the_energy_changes_by_across_the_wall_and_its_normal_the_walls(network) -> None:  # type: ignore[no-untyped-def]
     field = aimed(network, beta=1e6)  # gates so sharp that nothing else changes in a step of 1e-9
     w, pattern, unit = on_walls(field, 200)
-    n = field.normals(w, unit)
+    n, jump = field.meet(w, pattern, unit, 0.5)
+    assert jump is not None
     ahead, behind = (field.walls(w + s * 1e-6 * n)[torch.arange(len(w)), unit] for s in (1, -1))
     torch.testing.assert_close((ahead - behind) / 2e-6, n.square().sum(1), rtol=1e-3, atol=1e-6)
-    jump = field.jump(w, pattern, unit, 0.5)
     side = (1 - 2 * pattern.gather(1, unit[:, None]).double()) * n / n.norm(dim=1, keepdim=True)
     over, back = (field.energy(w + s * 1e-9 * side, 0.5) for s in (1, -1))
     torch.testing.assert_close(jump, over - back, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(jump, -field.jump(w, kernel.flipped(pattern, unit), unit, 0.5))
     other = field.jump(w, pattern, (unit + 1) % pattern.shape[1], 0.5)
     assert not torch.allclose(other, over - back, atol=0.1)  # a wrong twin: of the unit beside it
+
+
+def test_a_jump_of_the_late_layers_changes_its_sign_with_the_direction_and_is_near_the_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuning, "VAGUE", 10.0)
+    field = aimed(convolutional)
+    names = {"4.weight", "4.bias", "6.weight", "6.bias"}
+    assert field.gates.late is not None and set(field.gates.late.late) == names
+    assert aimed(NETWORKS["two dense"]).gates.late is None  # no layer is early there
+    w, pattern, unit = on_walls(field, 200)
+    fitted = tuning.calibrated(field, kernel.place(field, normal(64, DIM, seed=17)))
+    assert fitted.late is not None and float(fitted.late.rest.abs().max()) > 0
+    whole = field.jump(w, pattern, unit, 1.0)
+    torch.testing.assert_close(whole, -field.jump(w, kernel.flipped(pattern, unit), unit, 1.0))
+    errors = []
+    for cheap in (fitted, cheaply(field)):
+        found = cheap.jump(w, pattern, unit, 1.0)
+        torch.testing.assert_close(found, -cheap.jump(w, kernel.flipped(pattern, unit), unit, 1.0))
+        errors.append(float((found - whole).square().mean().sqrt()))
+    assert 0 < errors[0] < errors[1]  # another function than ΔV, which a Metropolis test on U makes up for
+
+
+@pytest.mark.parametrize(
+    "network", [convolutional, NETWORKS["leaky conv, max pooling"], deep], ids=["conv", "leaky", "deep"]
+)
+def test_jumps_in_closed_form_are_those_of_the_late_layers(network, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(tuning, "VAGUE", 100.0)
+    field = aimed(network)
+    w, pattern, unit = on_walls(field, 200)
+    fitted = tuning.calibrated(field, kernel.place(field, normal(64, DIM, seed=17))).late
+    assert fitted is not None and isinstance(fitted.late, Head)
+    none = torch.zeros_like(fitted.rest)
+    slow, fast, other = (
+        replace(field, late=walls.LateJumps(late, 1.0, none)).jump(w, pattern, unit, 0.5)
+        for late in (cheaply(field).late.late, fitted.late, replace(fitted.late, net=replace(fitted.late.net, label=0)))
+    )
+    torch.testing.assert_close(fast, slow)
+    assert not torch.allclose(other, slow, atol=0.1)  # a wrong twin: of another label
+    n, jump = replace(field, late=fitted).meet(w, pattern, unit, 0.5)
+    torch.testing.assert_close(jump, replace(field, late=fitted).jump(w, pattern, unit, 0.5))
+    ahead, behind = (field.walls(w + s * 1e-6 * n)[torch.arange(len(w)), unit] for s in (1, -1))
+    torch.testing.assert_close((ahead - behind) / 2e-6, n.square().sum(1), rtol=1e-3, atol=1e-6)
+
+
+def test_no_closed_form_is_taken_for_another_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "VAGUE", 100.0)
+    field = aimed(convolutional)
+    state = kernel.place(field, normal(64, DIM, seed=17))
+    smoothed = replace(field.exact.client, loss="cross_entropy:label_smoothing=0.3")
+    other = billiard.soften(replace(field.exact, client=smoothed), gated(smoothed, 20.0), field.laplace)
+    late = tuning.calibrated(other, state).late
+    assert late is not None and not isinstance(late.late, Head)
+
+
+def test_a_late_update_is_the_whole_one_of_the_late_layers() -> None:
+    client = attack(convolutional)[2]
+    gates = gated(client, 20.0)
+    late = gates.late
+    assert late is not None
+    x, y = normal(20, 1, *SHAPE, seed=4), torch.tensor([1])
+    gates.hold(gates.preactivations(x) > 0)
+    found, whole = (c.update(x, y).materialise() for c in (late, gates.client))
+    for name, where in client.slices.items():
+        expected = whole[:, where] if name in late.late else torch.zeros_like(whole[:, where])
+        torch.testing.assert_close(found[:, where], expected)
+        assert float(whole[:, where].abs().max()) > 1e-3
+
+
+def test_cheap_jumps_are_refused_where_the_layers_before_the_walls_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = aimed(convolutional)
+    state = kernel.place(field, normal(64, DIM, seed=17))
+    monkeypatch.setattr(tuning, "VAGUE", 1e-6)
+    assert tuning.calibrated(field, state).late is None
 
 
 def test_a_crossing_is_guessed_on_the_parabola_through_three_points() -> None:
@@ -119,10 +196,10 @@ def test_the_best_candidate_wins_by_effective_draws_a_force(monkeypatch: pytest.
     monkeypatch.setattr(tuning, "step", trajectory)
     best, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4, 8)], state, 10)
     assert seen == [16, 4, 8, 16, 4, 8, 16, 8, 16, 8]  # twice all, then the better two
-    assert best.steps == 16  # .82 / 24.5 beats .54 / 16.5 and .11 / 12.5
+    assert best.steps == 16  # ΔV of all layers: .82 / 24.5 beats .54 / 16.5
     assert best.worth == pytest.approx(0.9 / 1.1 / 24.5, rel=1e-5)
-    monkeypatch.setattr(tuning, "WALL", 1.0)
-    best, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4, 8)], state, 7)
-    assert best.steps == 8  # .54 / 13 beats .82 / 21
+    cheap = cheaply(aimed(convolutional))
+    best, _ = tuning.contest([tuning.Trial(cheap, n) for n in (16, 4, 8)], kernel.place(cheap, state.w), 7)
+    assert best.steps == 8  # .54 / 13 beats .82 / 21 and .11 / 9
     none, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4)], state, 0)
     assert none.steps == 16

@@ -159,9 +159,9 @@ def test_moments_equal_importance_sampling(network) -> None:  # type: ignore[no-
 class Guessing(walls.Field):
     """A target whose ΔV is off by a nat, whichever way the unit switches."""
 
-    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float) -> Tensor:
+    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float, features: Tensor | None = None) -> Tensor:
         off = 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].double()
-        return super().jump(w, pattern, unit, power) + off
+        return super().jump(w, pattern, unit, power, features) + off
 
 
 @pytest.mark.slow

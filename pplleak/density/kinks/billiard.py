@@ -169,12 +169,12 @@ class Flights:
     def bend(self, at: Tensor, field: Field, power: float, jumps: bool) -> None:
         """Cross the wall or be reflected by it."""
         w, p, unit, pattern = self.w[at], self.p[at], self.unit[at], self.pattern[at]
-        n = field.normals(w, unit)
+        n, jump = field.meet(w, pattern, unit, power, jumps)
         n = n / n.norm(dim=1, keepdim=True)
         rate = (p * n).sum(1)
         spare = rate.square()
-        if jumps:
-            spare = spare - 2 * field.jump(w, pattern, unit, power).to(rate.dtype)
+        if jump is not None:
+            spare = spare - 2 * jump.to(rate.dtype)
         cross = spare > 0
         bent = torch.where(cross, rate.sign() * spare.clamp(min=0).sqrt(), -rate)
         self.p[at] = p + (bent - rate)[:, None] * n

@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplleak.client import Client
+from pplleak.client import Client, extended
+from pplleak.client.entries import Entries
 from pplleak.client.smoothness import probe
-from pplleak.client.update import DenseUpdate, Update
+from pplleak.client.update import DenseUpdate, LazyUpdate, Update
 from pplleak.errors import BadInput
 
 
@@ -106,39 +107,59 @@ class Wall(nn.Module):
 class Gated:
     """A client whose walls are held and whose gates are softened; taps: its walls' names, in forward order.
 
-    network: the true one, laid out for forward passes.
+    network: the true one, laid out for forward passes. tail: the modules from the layer before the first wall on, in
+    forward order; () where these are all or are no such thing. late: the same gated client, of whose update only
+    their layers are computed, which a switch changes most; None where there is no tail.
     """
 
     client: Client
     taps: tuple[str, ...]
     network: nn.Module
+    tail: tuple[str, ...]
+    late: Late | None
     beta: float
 
     @property
-    def walls(self) -> list[Wall]:
-        return [cast(Wall, self.client.network.get_submodule(tap)) for tap in self.taps]
+    def walls(self) -> list[tuple[Wall, ...]]:
+        """Each wall, in every network that holds one."""
+        networks = [c.network for c in (self.client, self.late) if c is not None]
+        return [tuple(cast(Wall, network.get_submodule(tap)) for network in networks) for tap in self.taps]
 
     def hold(self, pattern: Tensor) -> None:
         """Hold the walls at `pattern` (chains, units), until the next call: what `preactivations` > 0 gives."""
-        walls = self.walls
-        widths = [wall.width for wall in walls]
+        every = self.walls
+        widths = [wall.width for wall, *_ in every]
         batch = pattern.shape[1] // max(1, sum(widths))
-        for wall, part in zip(walls, pattern.split([batch * width for width in widths], 1), strict=True):
-            wall.pattern = part.reshape(-1, wall.width)
+        for walls, part in zip(every, pattern.split([batch * width for width in widths], 1), strict=True):
+            for wall in walls:
+                wall.pattern = part.reshape(-1, wall.width)
 
     def preactivations(self, x: Tensor) -> Tensor:
         """The inputs of the walls in the true network, side by side: x (chains, batch, …) -> (chains, units)."""
+        return _beside(self._inputs(x, self.taps), x)
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`preactivations`, and the input of the tail, (chains, batch, features)."""
+        features, *seen = self._inputs(x, (self.tail[0], *self.taps))
+        return _beside(seen, x), features.unflatten(0, x.shape[:2])
+
+    def _inputs(self, x: Tensor, names: tuple[str, ...]) -> list[Tensor]:
+        """What the true network gives to the modules of these names, in forward order."""
         seen: list[Tensor] = []
         handles = [
-            self.network.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-            for tap in self.taps
+            self.network.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            for name in names
         ]
         try:
             self.network(x.flatten(0, 1))
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat([h.reshape(len(x), -1) for h in seen] or [x.new_zeros(len(x), 0)], 1)
+        return seen
+
+
+def _beside(seen: list[Tensor], x: Tensor) -> Tensor:
+    return torch.cat([h.reshape(len(x), -1) for h in seen] or [x.new_zeros(len(x), 0)], 1)
 
 
 def gated(client: Client, beta: float) -> Gated:
@@ -169,8 +190,24 @@ def gated(client: Client, beta: float) -> Gated:
             f"has others ({', '.join(left)}): use a smooth activation"
         )
 
-    swift = copy.deepcopy(client.network).to(memory_format=torch.channels_last)  # in forward passes alone
-    return Gated(replace(client, network=network), tuple(taps), swift, beta)
+    def swift(network: nn.Module) -> nn.Module:  # forward passes are faster so, double backward ones slower
+        return copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+    tail = _tail(client, names, taps)
+    late = tuple(name for name in client.parameters if name.rpartition(".")[0] in tail)
+    behind = extended(Late, replace(client, network=swift(network)), late=late) if late else None
+    soft = replace(client, network=network)
+    return Gated(soft, tuple(taps), swift(client.network), tail, behind, beta)
+
+
+def _tail(client: Client, names: list[str], taps: list[str]) -> tuple[str, ...]:
+    """The modules that are called from the layer before the first wall on; () where nothing is before them, or one of
+    them is called there, too."""
+    if not taps or not client.lazy:
+        return ()
+    first = names.index(taps[0]) - 1
+    before = {name for name in client.parameters if name.rpartition(".")[0] in names[:first]}
+    return tuple(names[first:]) if before and set(names[first:]).isdisjoint(names[:first]) else ()
 
 
 def _plain(pool: nn.MaxPool2d) -> bool:
@@ -204,3 +241,22 @@ class Idle(Client):
     def update(self, x: Tensor, y: Tensor, *_: Tensor | None, **__: Tensor | None) -> Update:
         lead = np.broadcast_shapes(x.shape[: -len(self.input_shape) - 1], y.shape[:-1])
         return DenseUpdate(x.new_zeros(()).expand(*lead, 1, self.update_size))
+
+
+@dataclass(frozen=True, eq=False)
+class Late(Client):
+    """The same client, of whose update only the layers in `late` are computed; the others share zeros."""
+
+    late: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in super().parameters.items() if name in self.late}
+
+    def update(self, x: Tensor, y: Tensor, *others: Tensor | None, **named: Tensor | None) -> Update:
+        found = super().update(x, y, *others, **named)
+        assert isinstance(found, LazyUpdate)  # `_late` names no layers of a client that materialises
+        left = [where for name, where in self.slices.items() if name not in self.late]
+        zeros = [x.new_zeros(()).expand(*found.shape, 1, where.stop - where.start) for where in left]
+        entries = [Entries(zero, (where,)) for zero, where in zip(zeros, left, strict=True)]
+        return LazyUpdate((*found.factors, *entries), found.size)

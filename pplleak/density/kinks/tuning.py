@@ -1,4 +1,4 @@
-"""What warm-up finds out about a field of walls and gates: how sharp the gates, and how many steps.
+"""What warm-up finds out about a field of walls and gates: how sharp the gates, how many steps, how cheap the jumps.
 
 Candidates are judged by trajectories that are run anyway: effective draws, a / (2 − a) a draw at acceptance a, for
 their cost in forces. Costs are counted, not timed: one seed, one result.
@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import gated
-from pplleak.density.kinks.walls import Field
+from pplleak.density.kinks.head import head
+from pplleak.density.kinks.walls import Field, LateJumps, beyond, next_wall, turned
 from pplleak.density.step_size import TRAJECTORY, jittered
 from pplleak.progress import ProgressBar, silent
 
@@ -19,13 +23,68 @@ from pplleak.progress import ProgressBar, silent
 # luck of a few trajectories decides, and costs more than the best one gains.
 SHARPNESS = (200.0, 50.0, 800.0)
 STEPS = (12, 8, 16, 24)  # leapfrog steps of a trajectory that are tried
-WALL = 1.7  # what a wall costs in forces: its search there and back, its normal and ΔV
+WALL, FULL = 1.0, 0.7  # what a wall costs in forces, its search there and back; ΔV if it is that of all layers
+# nats by which a ΔV without the first layers may be off. Errors of a trajectory's walls add up: of sixteen .2 each take
+# an acceptance of .75 down to .6, and with it as much of the effective draws as their FULL would cost
+VAGUE = 0.2
 
 
 def sharpened(field: Field, beta: float) -> Field:
     """The same field with gates of another sharpness."""
     gates = gated(field.exact.client, beta)
-    return replace(field, soft=replace(field.soft, client=gates.client), gates=gates)
+    return replace(field, soft=replace(field.soft, client=gates.client), gates=gates, late=None)
+
+
+@torch.no_grad()
+def met(field: Field, state: State, rounds: int = 60, span: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
+    """Walls as trajectories meet them, the first ones on random arcs from where the chains are: w (walls, dim), the
+    pattern before it and the unit."""
+    found = [(state.w[:0], state.pattern[:0], torch.zeros(0, dtype=torch.long, device=state.w.device))]
+    for _ in range(rounds):
+        p, time = torch.randn_like(state.w), torch.full_like(state.w[:, 0], span)
+        h_end = field.walls(turned(state.w, p, time)[0])
+        hit = beyond(h_end, state.pattern).any(1)
+        if not bool(hit.any()):
+            continue
+        w, p, pattern = state.w[hit], p[hit], state.pattern[hit]
+        t, unit, _, failed = next_wall(field, w, p, time[hit], pattern, state.h[hit], h_end[hit])
+        found.append((turned(w, p, t)[0][~failed], pattern[~failed], unit[~failed]))
+    w, pattern, unit = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return w, pattern, unit
+
+
+def calibrated(field: Field, state: State) -> Field:
+    """The field with ΔV from the layers behind the first wall alone, in closed form where there is one, and the share
+    of those before it guessed; or as it is, where the guess is not good enough.
+
+    The share is a little of theirs and a mean of that unit's own, drawn to zero as by one wall that leaves nothing out:
+    least squares over walls as trajectories meet them.
+    """
+    full = replace(field, late=None)
+    if field.gates.late is None:
+        return full
+    w, pattern, unit = met(full, state)
+    if not len(unit):
+        return full
+    none = torch.zeros(state.h.shape[1], dtype=torch.float64, device=state.w.device)
+    count = none.index_add(0, unit, torch.ones_like(none[unit]))
+    density, closed = replace(field.soft, client=field.gates.late), head(field.idle, field.gates, state.w[:1])
+    sign = 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].double()
+    late = sign * replace(field, late=LateJumps(density, 1.0, none)).jump(w, pattern, unit, 1.0)
+    gap = sign * full.jump(w, pattern, unit, 1.0) - late
+
+    def mean(v: Tensor) -> Tensor:
+        return none.index_add(0, unit, v) / (count + 1)
+
+    slope = (late * (gap - mean(gap)[unit])).sum() / (late * (late - mean(late)[unit])).sum()
+    left = gap - slope * late
+    others = (none.index_add(0, unit, left)[unit] - left) / count[unit]  # a gap is judged by the mean of the others
+    if not float((left - others).square().mean().sqrt()) < VAGUE:
+        return full
+    if closed is not None:
+        same = sign * replace(field, late=LateJumps(closed, 1.0, none)).jump(w, pattern, unit, 1.0)
+        closed = closed if torch.allclose(same, late, rtol=1e-3, atol=1e-2) else None
+    return replace(field, late=LateJumps(closed or density, 1 + float(slope), mean(left)))
 
 
 @dataclass
@@ -49,7 +108,7 @@ def trials(
     field: Field, state: State, iterations: int, betas: tuple[float, ...], progress: ProgressBar
 ) -> tuple[Field, State, int]:
     """β, then the number of steps, by effective draws a force. Costs are counted, not timed: one seed, one result."""
-    sharp = [sharpened(field, beta) for beta in betas]
+    sharp = [calibrated(sharpened(field, beta), state) for beta in betas]
     first = iterations // 4 if len(sharp) > 1 else 0
     best, state = contest([Trial(f, STEPS[0]) for f in sharp], place(sharp[0], state.w), first, progress)
     best, state = contest([Trial(best.field, n) for n in STEPS], state, iterations - first, progress)
@@ -74,6 +133,7 @@ def contest(rivals: list[Trial], state: State, iterations: int, progress: Progre
         state, info, walk = step(held, state, jittered(TRAJECTORY / trial.steps), trial.steps)
         trial.count += 1
         trial.accepted += float(info.acceptance.mean())
-        trial.cost += trial.steps + WALL * float(walk.walls.double().mean())
+        wall = WALL if held.late else WALL + FULL
+        trial.cost += trial.steps + wall * float(walk.walls.double().mean())
     best = max((trial for trial in live if trial.count), key=lambda trial: trial.worth, default=rivals[0])
     return best, state if best.field is held else place(best.field, state.w)

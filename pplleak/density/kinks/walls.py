@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pplleak.density import Density
 from pplleak.density.kinks.gates import Gated
+from pplleak.density.kinks.head import Head
 from pplleak.density.kinks.perceptron import flipped
 from pplleak.density.kinks.recordings import Recordings
 from pplleak.density.whitening import Laplace
@@ -23,11 +24,22 @@ MAX_BRACKETS = 40  # evaluations in the search for one wall; a trajectory that n
 
 
 @dataclass(frozen=True, eq=False)
+class LateJumps:
+    """ΔV from the layers behind the first wall alone: scale times theirs, and the rest (walls,) of that unit with the
+    sign of the switch. late: V of these layers, or they in closed form."""
+
+    late: Density | Head
+    scale: float
+    rest: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Field:
     """U (`exact`) and V (`soft`, its walls held by `gates`) in whitened z = mode + L w.
 
     idle: the same model with a client that computes no gradient, which gives x. affine: x(w) = offset + slope w, where
-    it is that, (pixels,) and (pixels, dim).
+    it is that, (pixels,) and (pixels, dim). late: V of the layers from the first wall on, and what the jumps at every
+    wall (units,) leave out, on average; None: ΔV is taken from all layers.
     """
 
     exact: Density
@@ -36,6 +48,7 @@ class Field:
     gates: Gated
     laplace: Laplace
     affine: tuple[Tensor, Tensor] | None = None
+    late: LateJumps | None = None
 
     def with_images(self) -> Field:
         """Find out whether x is affine in w: a product is then all it takes, instead of a run of the model."""
@@ -51,7 +64,7 @@ class Field:
 
     def whitened(self, laplace: Laplace) -> Field:
         """The same target in other coordinates."""
-        return replace(self, laplace=laplace).with_images()
+        return replace(self, laplace=laplace, late=None).with_images()
 
     def images(self, w: Tensor) -> Tensor:
         """x (chains, batch, *input_shape)."""
@@ -67,18 +80,50 @@ class Field:
         """h (chains, units), zero on the walls."""
         return self._walls(w)[0]
 
-    def normals(self, w: Tensor, unit: Tensor) -> Tensor:
-        """∇h (chains, dim) of `unit` (chains,)."""
-        return self._normals(w, unit)[0]
+    def meet(
+        self, w: Tensor, pattern: Tensor, unit: Tensor, power: float, jumps: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """∇h_unit (chains, dim) at walls, unit (chains,), and ΔV (chains,) of switching there, if asked for."""
+        if not (jumps and self.late is not None and isinstance(self.late.late, Head)):
+            (n,) = self._normals(w, unit)
+            return n, self.jump(w, pattern, unit, power) if jumps else None
+        w = w.detach().requires_grad_()
+        with torch.enable_grad():
+            h, features = self.gates.with_features(self.images(w))
+            (n,) = torch.autograd.grad(h.gather(1, unit[:, None]).sum(), w)
+        return n, self.jump(w.detach(), pattern, unit, power, features)
 
-    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float) -> Tensor:
-        """ΔV (chains,) of `unit` switching on its wall."""
-        before, after = self.soft_energy(w.repeat(2, 1), torch.cat([pattern, flipped(pattern, unit)]), power).chunk(2)
-        return after - before
+    def soft_energy(self, w: Tensor, pattern: Tensor, power: float, of: Density | None = None) -> Tensor:
+        """V (chains,); of: another density in the place of `soft`, with the same network."""
+        if of is None:
+            return self._energies(w, pattern, power=power)[0]
+        self.gates.hold(pattern)
+        with torch.no_grad():
+            return -of(self.laplace.decode(w), temperature=power)
 
-    def soft_energy(self, w: Tensor, pattern: Tensor, power: float) -> Tensor:
-        """V (chains,)."""
-        return self._energies(w, pattern, power=power)[0]
+    def jump(self, w: Tensor, pattern: Tensor, unit: Tensor, power: float, features: Tensor | None = None) -> Tensor:
+        """ΔV (chains,) of `unit` switching on its wall; features: what goes into the layers from the first wall on, if
+        that is known.
+
+        A switch changes the gradient δ of its own layer and of those before it. The layers before the first wall have
+        little of it and cost the most: where `late` is known, their share is guessed from the others'. Any ΔV keeps the
+        dynamics reversible that changes its sign with the direction of the switch, and the Metropolis test asks for U.
+        """
+        cheap = self.late
+        late = None if cheap is None else cheap.late
+        if isinstance(late, Head):
+            if features is None:
+                with torch.no_grad():
+                    features = self.gates.with_features(self.images(w))[1]
+            gap = power * late.jump(features[:, 0].detach(), pattern, unit)
+        else:
+            both = torch.cat([pattern, flipped(pattern, unit)])
+            before, after = self.soft_energy(w.repeat(2, 1), both, power, late).chunk(2)
+            gap = after - before
+        if cheap is None:
+            return gap
+        sign = 1 - 2 * pattern.gather(1, unit[:, None])[:, 0].to(cheap.rest.dtype)
+        return cheap.scale * gap + power * sign * cheap.rest[unit]
 
     def soft_energy_and_force(self, w: Tensor, pattern: Tensor, power: float) -> tuple[Tensor, Tensor]:
         """V (chains,) and ∇V (chains, dim)."""
