@@ -17,7 +17,7 @@ from torch import Tensor
 from pplleak.density.recording import graphs
 from pplleak.density.recording.tape import UNRECORDABLE, unrecorded
 
-# tensors (rows, …), then exponents of the likelihood () float64 if it has one -> tensors (rows, …)
+# tensors (rows, …), then the exponent of the likelihood () float64, if it has one -> tensors (rows, …)
 Function = Callable[..., tuple[Tensor, ...]]
 
 
