@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import study
 from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
@@ -28,9 +29,7 @@ def dots(rows: Rows, attack: str, panel: str, line: str, titles: Mapping[str, st
     Args:
         titles: what a panel is called, by its value.
     """
-    panels: dict[str, list[Mapping[str, Any]]] = {}
-    for r in rows:
-        panels.setdefault(str(r[panel]), []).append(r)
+    panels = {value: mine for (value,), mine in study.grouped(rows, (panel,)).items()}
     lines = {p: list(dict.fromkeys(str(r[line]) for r in mine if r[line] != "none")) for p, mine in panels.items()}
     heights = [len(held) + 0.2 for held in lines.values()]
     figure = Figure(figsize=(8.5, 1.2 + sum(0.7 + 0.45 * h for h in heights)), layout="constrained")

@@ -12,7 +12,7 @@ from billiards import DIM, NETWORKS, SHAPE, aimed, attack, cheaply, convolutiona
 from torch import Tensor, nn
 
 from pplleak.density.kinks import billiard as kernel
-from pplleak.density.kinks import tuning, walls
+from pplleak.density.kinks import recordings, tuning, walls
 from pplleak.density.kinks.gates import SoftMaxPool, gated
 from pplleak.density.kinks.head import Head
 from pplleak.inference import billiard
@@ -134,6 +134,10 @@ def test_jumps_in_closed_form_are_those_of_the_late_layers(network, monkeypatch:
     assert not torch.allclose(other, slow, atol=0.1)  # a wrong twin: of another label
     n, jump = replace(field, late=fitted).meet(w, pattern, unit, 0.5)
     torch.testing.assert_close(jump, replace(field, late=fitted).jump(w, pattern, unit, 0.5))
+    again = replace(field, late=fitted)
+    for _ in range(recordings.OFTEN + 1):  # the last ones are replayed
+        few = again.meet(w[:3], pattern[:3], unit[:3], 0.5)
+    torch.testing.assert_close(few, (n[:3], jump[:3]))
     ahead, behind = (field.walls(w + s * 1e-6 * n)[torch.arange(len(w)), unit] for s in (1, -1))
     torch.testing.assert_close((ahead - behind) / 2e-6, n.square().sum(1), rtol=1e-3, atol=1e-6)
 

@@ -84,14 +84,8 @@ class Field:
         self, w: Tensor, pattern: Tensor, unit: Tensor, power: float, jumps: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """∇h_unit (chains, dim) at walls, unit (chains,), and ΔV (chains,) of switching there, if asked for."""
-        if not (jumps and self.late is not None and isinstance(self.late.late, Head)):
-            (n,) = self._normals(w, unit)
-            return n, self.jump(w, pattern, unit, power) if jumps else None
-        w = w.detach().requires_grad_()
-        with torch.enable_grad():
-            h, features = self.gates.with_features(self.images(w))
-            (n,) = torch.autograd.grad(h.gather(1, unit[:, None]).sum(), w)
-        return n, self.jump(w.detach(), pattern, unit, power, features)
+        n, *features = self._normals(w, unit)
+        return n, self.jump(w, pattern, unit, power, *features) if jumps else None
 
     def soft_energy(self, w: Tensor, pattern: Tensor, power: float, of: Density | None = None) -> Tensor:
         """V (chains,); of: another density in the place of `soft`, with the same network."""
@@ -136,11 +130,15 @@ class Field:
 
     @cached_property
     def _normals(self) -> Recordings:
+        closed = self.late is not None and isinstance(self.late.late, Head)  # which asks for the features, too
+
         def plain(w: Tensor, unit: Tensor) -> tuple[Tensor, ...]:
             w = w.detach().requires_grad_()
             with torch.enable_grad():
-                h = self.gates.preactivations(self.images(w))
-                return torch.autograd.grad(h.gather(1, unit[:, None]).sum(), w)
+                x = self.images(w)
+                h, *features = self.gates.with_features(x) if closed else (self.gates.preactivations(x),)
+                (n,) = torch.autograd.grad(h.gather(1, unit[:, None]).sum(), w)
+            return n, *(f.detach() for f in features)
 
         return Recordings(plain)
 
