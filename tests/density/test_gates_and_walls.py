@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,25 +184,3 @@ def test_a_crossing_is_guessed_on_the_parabola_through_three_points() -> None:
     assert abs(chord - 0.4) > 0.02
     assert float(walls.crossing(*ends, at * float("nan"))) == pytest.approx(chord)
     assert float(walls.crossing(*ends, at + 50)) == pytest.approx(chord)  # a parabola that leaves the bracket
-
-
-def test_the_best_candidate_wins_by_effective_draws_a_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    field = aimed(NETWORKS["two dense"])
-    state = kernel.place(field, normal(4, DIM, seed=20))
-    seen: list[int] = []
-
-    def trajectory(field, state, size, steps):  # type: ignore[no-untyped-def]
-        seen.append(steps)
-        acceptance = torch.full((4,), {4: 0.2, 8: 0.7, 16: 0.9}[steps])
-        return state, SimpleNamespace(acceptance=acceptance), kernel.Walk(torch.full((4,), 5), acceptance)
-
-    monkeypatch.setattr(tuning, "step", trajectory)
-    best, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4, 8)], state, 10)
-    assert seen == [16, 4, 8, 16, 4, 8, 16, 8, 16, 8]  # twice all, then the better two
-    assert best.steps == 16  # ΔV of all layers: .82 / 24.5 beats .54 / 16.5
-    assert best.worth == pytest.approx(0.9 / 1.1 / 24.5, rel=1e-5)
-    cheap = cheaply(aimed(convolutional))
-    best, _ = tuning.contest([tuning.Trial(cheap, n) for n in (16, 4, 8)], kernel.place(cheap, state.w), 7)
-    assert best.steps == 8  # .54 / 13 beats .82 / 21 and .11 / 9
-    none, _ = tuning.contest([tuning.Trial(field, n) for n in (16, 4)], state, 0)
-    assert none.steps == 16

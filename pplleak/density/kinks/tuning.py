@@ -6,6 +6,7 @@ their cost in forces. Costs are counted, not timed: one seed, one result.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ from pplleak.progress import ProgressBar, silent
 # β that are tried, the first one while the chains cool. What a draw is worth is flat in β: factors of two apart, the
 # luck of a few trajectories decides, and costs more than the best one gains.
 SHARPNESS = (200.0, 50.0, 800.0)
-STEPS = (12, 8, 16, 24)  # leapfrog steps of a trajectory that are tried
+STEPS = (16, 8, 32)  # leapfrog steps of a trajectory that are tried, the first while β is found; any between are taken
 WALL, FULL = 1.0, 0.7  # what a wall costs in forces, its search there and back; ΔV if it is that of all layers
 # nats by which a ΔV without the first layers may be off. Errors of a trajectory's walls add up: of sixteen .2 each take
 # an acceptance of .75 down to .6, and with it as much of the effective draws as their FULL would cost
@@ -89,19 +90,35 @@ def calibrated(field: Field, state: State) -> Field:
 
 @dataclass
 class Trial:
-    """A candidate, and what its trajectories gave: their number, Σ acceptance, Σ cost of a chain in forces."""
+    """A field, and what trajectories in it gave, a turn an entry: steps, acceptance, walls."""
 
     field: Field
-    steps: int
-    count: int = 0
-    accepted: float = 0.0
-    cost: float = 0.0
+    steps: list[int] = dataclasses.field(default_factory=list)
+    acceptance: list[float] = dataclasses.field(default_factory=list)
+    walls: list[float] = dataclasses.field(default_factory=list)
+
+    def run(self, state: State, steps: int) -> State:
+        """A trajectory of every chain more."""
+        state, info, walk = step(self.field, state, jittered(TRAJECTORY / steps), steps)
+        self.steps.append(steps)
+        self.acceptance.append(float(info.acceptance.mean()))
+        self.walls.append(float(walk.walls.double().mean()))
+        return state
+
+    @property
+    def cost(self) -> float:
+        """Of a trajectory's walls, in forces."""
+        return (WALL if self.field.late else WALL + FULL) * sum(self.walls) / len(self.walls)
 
     @property
     def worth(self) -> float:
-        """Effective draws a force; a draw that is accepted is a new one, so a chain's autocorrelation is 1 − a."""
-        a = self.accepted / self.count
-        return a / (2 - a) * self.count / self.cost
+        """Effective draws a force, of trajectories with equally many steps."""
+        return float(drawn(torch.tensor(self.acceptance).mean()) / (self.steps[0] + self.cost))
+
+
+def drawn(acceptance: Tensor) -> Tensor:
+    """Effective draws a draw: one that is accepted is a new one, so a chain's autocorrelation is 1 − a."""
+    return acceptance / (2 - acceptance)
 
 
 def trials(
@@ -110,9 +127,10 @@ def trials(
     """β, then the number of steps, by effective draws a force. Costs are counted, not timed: one seed, one result."""
     sharp = [calibrated(sharpened(field, beta), state) for beta in betas]
     first = iterations // 4 if len(sharp) > 1 else 0
-    best, state = contest([Trial(f, STEPS[0]) for f in sharp], place(sharp[0], state.w), first, progress)
-    best, state = contest([Trial(best.field, n) for n in STEPS], state, iterations - first, progress)
-    return best.field, state, best.steps
+    best, state = contest([Trial(f) for f in sharp], place(sharp[0], state.w), first, progress)
+    for t in progress("tuning", iterations - first):
+        state = best.run(state, STEPS[t % len(STEPS)])
+    return best.field, state, paced(best, len(state.w)) if best.steps else STEPS[0]
 
 
 def contest(rivals: list[Trial], state: State, iterations: int, progress: ProgressBar = silent) -> tuple[Trial, State]:
@@ -130,10 +148,30 @@ def contest(rivals: list[Trial], state: State, iterations: int, progress: Progre
             trial = next(turns)
         if trial.field is not held:
             held, state = trial.field, place(trial.field, state.w)
-        state, info, walk = step(held, state, jittered(TRAJECTORY / trial.steps), trial.steps)
-        trial.count += 1
-        trial.accepted += float(info.acceptance.mean())
-        wall = WALL if held.late else WALL + FULL
-        trial.cost += trial.steps + wall * float(walk.walls.double().mean())
-    best = max((trial for trial in live if trial.count), key=lambda trial: trial.worth, default=rivals[0])
+        state = trial.run(state, STEPS[0])
+    best = max((trial for trial in live if trial.steps), key=lambda trial: trial.worth, default=rivals[0])
     return best, state if best.field is held else place(best.field, state.w)
+
+
+def paced(trial: Trial, chains: int) -> int:
+    """The number of steps n, between the fewest and the most tried, that promises most effective draws a force.
+
+    Energy errors of a long trajectory are nearly N(μ, 2μ), so it is accepted with a(n) = erfc(√μ / 2) (Neal 2011,
+    §5.4.4). Take μ = c n^−γ: γ is 4 where V is smooth, less where kinks are stepped over, 0 where only what V leaves
+    out remains. Every trial then tells of every n, where on its own it would say next to nothing. Worth is averaged
+    over log c and γ, uniform a priori; the acceptances of `chains` are taken for as many coins, which spread more.
+    """
+    steps, acceptance = (torch.tensor(v, dtype=torch.float64) for v in (trial.steps, trial.acceptance))
+    axes = torch.linspace(-5, 4, 46).double(), torch.linspace(0, 4, 21).double()
+    log_mu, gamma = torch.meshgrid(*axes, indexing="ij")  # μ at the first of STEPS
+
+    def accepted(n: Tensor) -> Tensor:
+        log_here = log_mu[..., None] - gamma[..., None] * (n / STEPS[0]).log()
+        return torch.erfc((log_here / 2).exp() / 2)
+
+    a = accepted(steps).clamp(1e-6, 1 - 1e-6)
+    weight = (acceptance * a.log() + (1 - acceptance) * (-a).log1p()).sum(-1) * chains
+    weight = weight.flatten().softmax(0).reshape(log_mu.shape)
+    n = torch.arange(min(trial.steps), max(trial.steps) + 1).double()
+    worth = (weight[..., None] * drawn(accepted(n))).sum((0, 1)) / (n + trial.cost)
+    return int(n[worth.argmax()])
