@@ -10,7 +10,8 @@ posterior of the ReLU network itself, with nothing softened, under the prior of 
 began at, under the same prior. `softened` runs the chains of `attacks.py` instead, longer ones than there: not exact,
 and k-hat says how far from it, for images of so many pixels that a curvature in all of them costs more than the draws.
 
-An image counts as converged where R-hat of its worst pixel is below 1.01, and as usable below 1.1. Writes
+An image counts as converged where R-hat of its worst pixel is below 1.01, and as usable below 1.1. One that is not
+converged is drawn again where it may now take more than twice as long as it did. Writes
 exact_images.csv (a row an image), exact.csv and exact.md. `seconds` are wall seconds of one thread.
 """
 
@@ -20,7 +21,7 @@ import dataclasses
 import functools
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -171,7 +172,7 @@ def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
     """What a page says of one cell, whose rows these are, image by image; `others` as for `summarise`."""
     psnr, best = _beside(rows, others)
     psnr["claimed"] = study.by_image(rows, "psnr_claimed")
-    rhat, seconds = (np.array([float(r[n]) for r in rows]) for n in ("rhat_max", "seconds"))
+    rhat, seconds, ess = (np.array([float(r[n]) for r in rows]) for n in ("rhat_max", "seconds", "ess_min"))
     wins = [v > psnr["map"][i] for i, v in psnr["mean"].items()]
 
     def over(name: str) -> str:
@@ -188,8 +189,18 @@ def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
         "coverage": f"{study.means(rows, ['coverage_90'])['coverage_90']:.1%}",
         "rhats": f"{rhat.min():.2f} to {rhat.max():.2f}", "rhat_median": f"{np.median(rhat):.2f}",
         "usable": f"{(rhat < USABLE).sum()} of {len(rhat)}", "converged": f"{(rhat < CONVERGED).sum()}",
+        "ess": f"{np.median(ess):.0f}", "few": f"{10 * np.log10(1 + 1 / np.median(ess)):.2f} dB",
         "budget": f"{seconds.mean() / 60:.0f} minutes an image",
     }  # fmt: skip
+
+
+def converged(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    return [r for r in rows if r["rhat_max"] and float(r["rhat_max"]) < CONVERGED]
+
+
+def cut_short(row: Mapping[str, str], minutes: float) -> bool:
+    """Whether chains that are ended by the clock did not converge, and so many minutes are over twice what they had."""
+    return row["sampler"] == "billiard" and not converged([row]) and 2 * float(row["seconds"]) < 60 * minutes
 
 
 def report(args: Settings) -> None:
@@ -209,7 +220,8 @@ def main(args: Settings) -> bool:
     jobs = [(args.dataset, network.NAME, step, f"{SIGMA:g}", args.sampler, args.prior, index)
             for step in args.steps for index in scored]  # fmt: skip
     whole = study.run("exact posterior", jobs, functools.partial(attacked, args=args),
-                      args.out / f"{args.name}_images.csv", IMAGE, KEY, args.workers)  # fmt: skip
+                      args.out / f"{args.name}_images.csv", IMAGE, KEY, args.workers,
+                      stale=functools.partial(cut_short, minutes=args.minutes))  # fmt: skip
     report(args)
     return whole
 

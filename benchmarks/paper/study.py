@@ -89,6 +89,7 @@ def run(
     columns: Sequence[str],
     key: Sequence[str],
     workers: int = 1,
+    stale: Callable[[Mapping[str, str]], bool] = lambda row: False,
 ) -> bool:
     """Do the jobs that the CSV does not hold; False where Ctrl-C ended them early.
 
@@ -96,12 +97,13 @@ def run(
         jobs: tuples in the order of the columns `key`, which tell a job's rows from all others'.
         work: a module's function (or a partial of one) of a job, that gives its rows without the key.
         workers: processes of one thread each.
+        stale: which rows of the CSV are made anew; the old one stays until the new one is there.
 
     Raises:
         BadInput: there are no workers.
     """
     table = runs.Rows(path, columns, key)
-    done = {table.about(row) for row in table.read()}
+    done = {table.about(row) for row in table.read() if not stale(row)}
     todo = [job for job in jobs if tuple(map(str, job)) not in done]
     if workers == 1:
         torch.set_num_threads(1)

@@ -66,6 +66,17 @@ def test_a_baseline_that_lacks_an_image_is_not_compared(
     assert row["best_baseline"] == "l1"
 
 
+def test_chains_that_did_not_converge_are_drawn_again_where_they_have_over_twice_the_time(
+    paper: Callable[[str], ModuleType], mine: list[dict[str, str]]
+) -> None:
+    script = paper("exact")
+    open_, settled = mine  # of four minutes each
+    assert [script.cut_short(open_, minutes) for minutes in (4.0, 8.0, 8.1)] == [False, False, True]
+    assert not script.cut_short(settled, 60.0)
+    assert not script.cut_short({**open_, "sampler": "softened"}, 60.0)
+    assert script.converged([*mine, {**settled, "rhat_max": ""}]) == [settled]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["billiard", "softened"])
 def test_a_row_an_image_is_kept(

@@ -39,6 +39,20 @@ def test_a_run_that_is_interrupted_keeps_its_rows_and_is_taken_up(
     assert [r["index"] for r in rows(path)] == ["0", "1", "2", "3"]
 
 
+def test_stale_rows_are_made_anew_and_stay_until_then(paper: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    study, path = paper("study"), tmp_path / "rows.csv"
+    about = (path, ("index", "psnr"), ("index",))
+    assert study.run("", [(k,) for k in range(3)], lambda job: [{"psnr": float(job[0])}], *about)
+
+    def again(work: Callable[[Any], list[dict[str, Any]]]) -> bool:
+        return bool(study.run("", [(k,) for k in range(3)], work, *about, stale=lambda r: float(r["psnr"]) == 1))
+
+    assert not again(fails_at(1))
+    assert [float(r["psnr"]) for r in rows(path)] == [0, 1, 2]
+    assert again(fails_at(-1))
+    assert sorted((r["index"], float(r["psnr"])) for r in rows(path)) == [("0", 0), ("1", 1.5), ("2", 2)]
+
+
 @pytest.mark.parametrize(("whole", "code"), [(True, None), (False, 130)])
 def test_a_script_that_was_ended_early_says_so_by_its_exit_code(
     whole: bool, code: int | None, paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
