@@ -119,8 +119,8 @@ def exactly(images: Rows) -> dict[str, str]:
     settled, alone = exact.converged(mine), ""
     if len(settled) >= FEW:
         over = exact.facts(settled, images)
-        alone = (f"On these {len(settled)} alone the mean gains {over['over_map']} dB on its MAP, {over['over_best']} dB "
-                 f"on the best baseline and {over['over_known']} dB on no gradient.")  # fmt: skip
+        alone = (f"On these {len(settled)} alone the mean gains {over['over_map']} dB on its MAP, {over['over_best']} "
+                 f"dB on the best baseline and {over['over_known']} dB on no gradient.")  # fmt: skip
     return {
         **said,
         "ex_alone": alone,
