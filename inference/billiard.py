@@ -17,9 +17,9 @@ volume; it is its own inverse under p → −p, which every drift that met a wal
 derivatives alone, and need not be V's own slope: any force that depends on (w, m) only keeps both properties. A
 Metropolis test on the exact U ends the trajectory: what the gates leave out costs acceptance, never exactness.
 
-A draw costs as many forces as there are steps, and one to two more for every wall. The step size ε and the gates'
-sharpness β are those of a few that gave most effective draws for that in short trials: an acceptance that is aimed at
-has no answer where no smaller step brings back what U and V differ by. ΔV is that of the layers
+A draw costs as many forces as there are steps, and one to two more for every wall. Short trials say which of a few
+sharpnesses β of the gates, and which number of steps, promise most effective draws for that: an acceptance that is
+aimed at has no answer where no smaller step brings back what U and V differ by. ΔV is that of the layers
 from the first wall on, and guesses what those before it add, where a trial finds that near enough (`Field.jump`).
 """
 

@@ -13,11 +13,18 @@ from billiards import DIM, NETWORKS, aimed, cheaply, convolutional, normal
 from pplleak.density.kinks import billiard as kernel
 from pplleak.density.kinks import tuning
 from pplleak.density.kinks.tuning import STEPS, Trial
+from pplleak.density.kinks.walls import Field
 
 WALLS = 5
 
 
-def test_the_best_sharpness_wins_by_effective_draws_a_force(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def cheap() -> Field:
+    """A field whose ΔV is that of the late layers: a wall costs one force."""
+    return cheaply(aimed(convolutional))
+
+
+def test_the_best_sharpness_wins_by_effective_draws_a_force(cheap: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     field, steps = aimed(NETWORKS["two dense"]), STEPS[0]
     state = kernel.place(field, normal(4, DIM, seed=20))
     seen: list[float] = []
@@ -34,8 +41,7 @@ def test_the_best_sharpness_wins_by_effective_draws_a_force(monkeypatch: pytest.
     assert seen == [800, 50, 200, 800, 50, 200, 800, 200, 800, 200]  # twice all, then the better two
     assert best.field.gates.beta == 800
     assert best.worth == pytest.approx(0.9 / 1.1 / (steps + 1.7 * WALLS), rel=1e-5)  # with ΔV of all layers
-    cheap = Trial(cheaply(aimed(convolutional)), [steps], [0.9], [WALLS])
-    assert cheap.worth == pytest.approx(0.9 / 1.1 / (steps + WALLS), rel=1e-5)
+    assert Trial(cheap, [steps], [0.9], [WALLS]).worth == pytest.approx(0.9 / 1.1 / (steps + WALLS), rel=1e-5)
     none, _ = tuning.contest([Trial(field), Trial(field)], state, 0)
     assert none.field is field
 
@@ -46,7 +52,9 @@ def acceptance(n: np.ndarray, mu: float, gamma: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("mu", "gamma"), [(0.25, 0.0), (0.7, 1.5), (0.3, 4.0), (2.0, 1.5)])
-def test_the_number_of_steps_is_nearly_the_best_one_and_better_than_the_best_trials(mu: float, gamma: float) -> None:
+def test_the_number_of_steps_is_nearly_the_best_one_and_better_than_the_best_trials(
+    cheap: Field, mu: float, gamma: float
+) -> None:
     """Ten turns of four chains; wrong twin: the candidate whose own trials were best, which throws more away."""
     rng, walls, chains, turns = np.random.default_rng(5), 15.0, 4, 10
     n = np.arange(min(STEPS), max(STEPS) + 1)
@@ -56,8 +64,8 @@ def test_the_number_of_steps_is_nearly_the_best_one_and_better_than_the_best_tri
     for _ in range(40):
         error = {k: mu * (k / STEPS[0]) ** -gamma for k in STEPS}
         draws = {k: np.exp(-rng.normal(e, math.sqrt(2 * e), (turns, chains)).clip(0)).mean(1) for k, e in error.items()}
-        trial = Trial(cheaply(aimed(convolutional)), *map(list, zip(*(
-            (k, float(draws[k][t]), walls) for t in range(turns) for k in STEPS), strict=True)))  # fmt: skip
+        order = [(k, t) for t in range(turns) for k in STEPS]
+        trial = Trial(cheap, [k for k, _ in order], [float(draws[k][t]) for k, t in order], [walls] * len(order))
         found.append(worth[tuning.paced(trial, chains)] / max(worth.values()))
         means = {k: draws[k].mean() for k in STEPS}
         naive.append(worth[max(STEPS, key=lambda k: means[k] / (2 - means[k]) / (k + walls))] / max(worth.values()))
@@ -65,10 +73,9 @@ def test_the_number_of_steps_is_nearly_the_best_one_and_better_than_the_best_tri
     assert np.mean(found) > np.mean(naive)
 
 
-def test_the_number_of_steps_stays_among_those_tried() -> None:
-    field = cheaply(aimed(convolutional))
-    hopeless = Trial(field, [8, 16, 32], [0.0, 0.0, 0.1], [WALLS] * 3)
-    perfect = Trial(field, [8, 16, 32], [1.0, 1.0, 1.0], [WALLS] * 3)
+def test_the_number_of_steps_stays_between_those_tried(cheap: Field) -> None:
+    hopeless = Trial(cheap, [8, 16, 32], [0.0, 0.0, 0.1], [WALLS] * 3)
+    perfect = Trial(cheap, [8, 16, 32], [1.0, 1.0, 1.0], [WALLS] * 3)
     assert tuning.paced(perfect, 64) == 8
     assert tuning.paced(hopeless, 64) == 32
-    assert tuning.paced(Trial(field, [16], [0.5], [WALLS]), 4) == 16
+    assert tuning.paced(Trial(cheap, [16], [0.5], [WALLS]), 4) == 16
