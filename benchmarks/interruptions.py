@@ -31,7 +31,7 @@ import warm
 from rich.console import Console
 from warm import Ended, Event, Hook
 
-from pplleak import runs
+from pplleak import markdown, runs
 
 OUT = Path(__file__).parent / "results" / "interruptions.csv"
 COLUMNS = {"command": str, "what": str, "exit_code": int, "said": str, "traceback": bool, "again": int | None,
@@ -151,18 +151,18 @@ def main(settings: Settings) -> None:
                 table.add([row])
                 console.print(*row.values(), highlight=False, markup=False, soft_wrap=True)
             warm.afresh(Path(scratch) / "whole")
-    console.print(markdown(table.read()), highlight=False, markup=False, soft_wrap=True)
+    console.print(page(table.read()), highlight=False, markup=False, soft_wrap=True)
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def page(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the page: exit codes, with = where the files were the same after the command was run again."""
-    lines = [f"| | {' | '.join(WAYS).replace('SIG', '')} |", "| --- " * (len(WAYS) + 1) + "|"]
+    lines = [["", *(way.replace("SIG", "") for way in WAYS)]]
     for command in dict.fromkeys(r["command"] for r in rows):
         mine = {r["what"]: r for r in rows if r["command"] == command}
         cells = ["–" if (r := mine.get(way)) is None else
                  f"{r['exit_code']}{' =' * r['identical']}{' traceback' * r['traceback']}" for way in WAYS]  # fmt: skip
-        lines.append(f"| `{command}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([f"`{command}`", *cells])
+    return markdown.table(lines)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import warm
 from rich.console import Console
 from warm import Ended, Event
 
-from pplleak import runs
+from pplleak import markdown, runs
 
 OUT = Path(__file__).parent / "results" / "kills.csv"
 COLUMNS = {"command": str, "kill": int, "where": str, "begun": int, "items": int, "redone": int, "exit_code": int,
@@ -103,19 +103,18 @@ def main(settings: Settings) -> None:
                 table.add([row])
                 console.print(*row.values(), highlight=False)
             warm.afresh(Path(scratch) / "whole")
-    console.print(markdown([r for r in table.read() if r["command"] in settings.commands]), highlight=False)
+    console.print(page([r for r in table.read() if r["command"] in settings.commands]), highlight=False)
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def page(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the page: a line a command, and one of all."""
-    lines = ["| command | kills | ended after a rerun | most items redone | files identical |",
-             "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [["command", "kills", "ended after a rerun", "most items redone", "files identical"]]
     by_command = {f"`{name}`": [r for r in rows if r["command"] == name] for name in dict.fromkeys(
         r["command"] for r in rows)}  # fmt: skip
     for name, mine in {**by_command, "all": rows}.items():
         ended, same = sum(r["exit_code"] == 0 for r in mine), sum(r["identical"] for r in mine)
-        lines.append(f"| {name} | {len(mine)} | {ended} | {max(r['redone'] for r in mine)} | {same} |")
-    return "\n".join(lines)
+        lines.append([name, *map(str, (len(mine), ended, max(r["redone"] for r in mine), same))])
+    return markdown.table(lines)
 
 
 if __name__ == "__main__":

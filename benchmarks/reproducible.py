@@ -24,7 +24,7 @@ import warm
 from rich.console import Console
 from warm import Event
 
-from pplleak import programs, runs
+from pplleak import markdown, programs, runs
 from pplleak.posterior import Posterior
 
 OUT = Path(__file__).parent / "results" / "reproducible.csv"
@@ -92,7 +92,7 @@ def main(settings: Settings) -> None:
                            "identical": same, "sds": gap}  # fmt: skip
                     table.add([row])
                     Console().print(*row.values(), highlight=False)
-    Console().print(markdown(table.read()), highlight=False, markup=False, soft_wrap=True)
+    Console().print(page(table.read()), highlight=False, markup=False, soft_wrap=True)
 
 
 def apart(one: Path, other: Path) -> float:
@@ -102,11 +102,10 @@ def apart(one: Path, other: Path) -> float:
     return float(np.max(np.abs(a.mean.astype(np.float64) - b.mean) / sd))
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def page(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the page: = where every byte is the same, else the difference in posterior sds."""
     shown = [r for r in RUNS if r != "first"]
-    lines = ["| inference | " + " | ".join(f"{n}: {r}" for n in NETWORKS for r in shown) + " |",
-             "| --- " * (1 + len(NETWORKS) * len(shown)) + "|"]  # fmt: skip
+    lines = [["inference", *(f"{n}: {r}" for n in NETWORKS for r in shown)]]
     found = {(r["network"], r["inference"], r["run"]): r for r in rows}
     for inference in dict.fromkeys(r["inference"] for r in rows):
         cells = []
@@ -115,8 +114,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 r = found.get((network, inference, run))
                 refused = r is None or r["exit_code"] != 0
                 cells.append("–" if r is None or refused else "=" if r["identical"] else f"{r['sds']:.1g}")
-        lines.append(f"| {inference} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([inference, *cells])
+    return markdown.table(lines)
 
 
 if __name__ == "__main__":

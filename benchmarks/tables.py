@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import tyro
 
-from pplleak import runs
+from pplleak import markdown, runs
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
 from pplleak.federation.scenario import Scenario, observe
@@ -68,6 +68,8 @@ ISLANDS = 4
 CHANCE = 400  # draws for `ece_by_chance`
 STRANGERS = 20  # draws of public rows
 TWINS = 40  # draws of a posterior that its truth is compared with
+SHOWN = {"guess": "no gradient", "rows": "public rows", "tableak": "TabLeak", "map": "MAP", "posterior": "posterior"}
+AGAINST = ("tableak", "map", "rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +187,40 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def page(every: Sequence[dict[str, Any]]) -> str:
+    """Two tables, a line a size and noise: what share of the cells and of the records each attack has right; and what
+    the posterior gains on others, paired by batch, and how honest it is."""
+    groups: dict[tuple[int, float], dict[str, dict[int, dict[str, Any]]]] = {}
+    for r in every:
+        groups.setdefault((r["batch"], r["sigma"]), {}).setdefault(r["attack"], {})[r["index"]] = r
+    right = [["batch, noise", "batches", *SHOWN.values()]]
+    gains = [["batch, noise", *(f"over {SHOWN[n]}" for n in AGAINST), "calibration error (by chance)", "settled",
+              "seconds"]]  # fmt: skip
+    for (size, sigma), of in sorted(groups.items()):
+        about, counts = f"{size}, σ {sigma:g}".replace("e-0", "e-"), sorted({len(batches) for batches in of.values()})
+        right.append([about, " to ".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))])
+        for name in SHOWN:
+            mine = of.get(name, {}).values()
+            whole = f", {np.mean([r['exact_match'] for r in mine]):.0%}" if mine else ""
+            right[-1].append(percent([r["cell_accuracy"] for r in mine]) + whole)
+        if own := of.get("posterior"):
+            gaps = [[r["cell_accuracy"] - theirs[k]["cell_accuracy"] for k, r in own.items() if k in theirs]
+                    for theirs in (of.get(other, {}) for other in AGAINST)]  # fmt: skip
+            honest = pooled(list(own.values()))
+            gains.append([about, *(percent(gap, sign="+") for gap in gaps),
+                          f"{honest['ece']:.3f} ({honest['ece_by_chance']:.3f})", f"{honest['settled']:.0%}",
+                          f"{honest['seconds']:.0f}"])  # fmt: skip
+    return "\n\n".join(map(markdown.table, (right, gains))) + "\n"
+
+
+def percent(shares: Sequence[float], sign: str = "") -> str:
+    """Their mean and its standard error, in percent."""
+    if not shares:
+        return "–"
+    error = 100 * float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
+    return f"{100 * np.mean(shares):{sign}.0f}%" + (f" ± {error:.1f}" if error > 0 else "")
+
+
 def in_step(sizes: Sequence[int], counts: Sequence[int]) -> list[tuple[int, int]]:
     """The k-th batch of every size, so that all sizes are about equally far whenever the work ends."""
     every = [(k, size, (k + 1) / count) for size, count in zip(sizes, counts, strict=True) for k in range(count)]
@@ -217,11 +253,13 @@ def main(args: Settings) -> None:
         for row in runs.spread(work, in_time(jobs, end), executor, ahead=executor.count):
             kept.add([row])
             left -= 1
+    every = kept.read()
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in kept.read():
+    for row in every:
         groups.setdefault((row["batch"], row["sigma"], row["attack"]), []).append(row)
     rows = [pooled(g) for g in groups.values()]
     runs.table(args.csv, rows, list(COLUMNS))
+    runs.text(args.csv.with_suffix(".md"), page(every))
     for r in rows:
         error = "" if r["se"] is None else f" ± {r['se']:.1%}"
         ece = ""

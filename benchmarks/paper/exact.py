@@ -34,7 +34,7 @@ import torch
 from attacks import Effort
 from pictures import LOOKS
 
-from pplleak import runs
+from pplleak import markdown, runs
 from pplleak.posterior import metrics
 from pplleak.studies.attack.attack import attack
 from pplleak.studies.audit.clock import Clock
@@ -165,7 +165,7 @@ def table(rows: Sequence[study.Row]) -> str:
             study.said(r["psnr_mean"], r["psnr_se"]), *gaps, f"{r['coverage_90']:.1%}",
             f"{r['rhat_median']:.3f} ({r['rhat_worst']:.3f})", str(r["usable"]), str(r["converged"]),
         ])  # fmt: skip
-    return study.markdown([head, *lines])
+    return markdown.table([head, *lines]) + "\n"
 
 
 def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]) -> dict[str, str]:

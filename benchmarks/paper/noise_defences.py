@@ -32,7 +32,7 @@ import torch
 from attacks import Effort
 from pruning import pruning
 
-from pplleak import runs
+from pplleak import markdown, runs
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
 from pplleak.federation.scenario import Scenario, observe
@@ -205,7 +205,7 @@ def report(args: Settings) -> None:
          )]
         for r in rows
     ]  # fmt: skip
-    runs.text(args.out / f"{args.name}.md", study.markdown([head, *lines]))
+    runs.text(args.out / f"{args.name}.md", markdown.table([head, *lines]) + "\n")
     named = {"": "", "known": ", mask known", "unknown": ", mask unknown"}
     drawn = [
         {**r, "panel": f"{r['dataset']}, {r['step']} SGD steps",

@@ -19,7 +19,7 @@ import training_time
 from matplotlib.figure import Figure
 from pictures import LOOKS
 
-from pplleak import runs
+from pplleak import markdown, runs
 from pplleak.federation.scenario import build_client
 
 DOCS = study.RESULTS.parents[1] / "docs"
@@ -97,7 +97,7 @@ def cells(rows: Rows) -> str:
             difference(mean, "delta_vs_map", "delta_vs_map_se"),
             f"{float(mean['coverage_90']):.1%}", f"{float(mean['khat']):.2f}" if mean["khat"] else "–",
         ])  # fmt: skip
-    return study.markdown([head, *lines]).rstrip()
+    return markdown.table([head, *lines])
 
 
 def verdicts(rows: Rows) -> str:
@@ -167,7 +167,7 @@ def compared() -> tuple[str, str]:
             f"{study.mean_se(columns['coverage_90'].values())[0]:.1%}",
             f"{max(float(r['rhat_max']) for r in rows):.3f}",
         ])  # fmt: skip
-    return study.markdown(lines).rstrip(), study.said(*max(gaps), sign=True)
+    return markdown.table(lines), study.said(*max(gaps), sign=True)
 
 
 def gained(one: Mapping[str, float], other: Mapping[str, float]) -> str:

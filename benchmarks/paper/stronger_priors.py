@@ -25,7 +25,7 @@ import study
 import torch
 from attacks import Effort
 
-from pplleak import data, runs
+from pplleak import data, markdown, runs
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
 from pplleak.federation.scenario import Scenario, observe
@@ -178,7 +178,7 @@ def table(rows: Sequence[study.Row]) -> str:
               for c in ("delta_vs_map", "delta_vs_flat_map", "delta_vs_no_gradient")),
             f"{mean['coverage_90']:.1%}", "–" if mean["khat"] is None else f"{mean['khat']:.2f}",
         ])  # fmt: skip
-    return study.markdown([head, *lines])
+    return markdown.table([head, *lines]) + "\n"
 
 
 def main(args: Settings) -> bool:

@@ -188,12 +188,6 @@ def means(rows: Sequence[Mapping[str, str]], columns: Iterable[str]) -> Row:
     return {column: mean_se(values)[0] if values else None for column, values in found.items()}
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
-
-
 def said(value: float, error: float | None, sign: bool = False) -> str:
     """A mean and its standard error, as the tables print them."""
     if not math.isfinite(value):

@@ -28,7 +28,7 @@ from attacks import Effort
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from pplleak import runs
+from pplleak import markdown, runs
 from pplleak.federation.observation import Observation
 from pplleak.federation.protection import Protection
 from pplleak.federation.scenario import Scenario, observe
@@ -180,7 +180,7 @@ def table(rows: Sequence[study.Row]) -> str:
             f"{mean['risk']:.2f}", f"{mean['coverage_90']:.1%}",
             *("–" if mean[c] is None else f"{mean[c]:.1f}" for c in ("rhat_max", "khat")),
         ])  # fmt: skip
-    return study.markdown([head, *lines])
+    return markdown.table([head, *lines]) + "\n"
 
 
 def main(args: Settings) -> bool:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pplleak import programs
 from pplleak.errors import BadInput
+from pplleak.markdown import table
 
 COLUMNS = ("model", "p(x)", "p(g | x, y)", "source", "optimiser of its MAP")
 
@@ -74,24 +74,16 @@ def rows() -> list[Row]:
 
 def markdown() -> str:
     """The table in Markdown."""
-    return _table(
-        COLUMNS, [(f"`{r.name}`", f"`{r.prior}`", f"`{r.likelihood}`", r.source, r.optimiser) for r in rows()]
-    )
+    body = [(f"`{r.name}`", f"`{r.prior}`", f"`{r.likelihood}`", r.source, r.optimiser) for r in rows()]
+    return table([COLUMNS, *body])
 
 
 def inferences() -> str:
     """The inferences that come from somewhere, in Markdown: those whose docstring has a paragraph `Source: …`."""
-    found = []
+    found = [("inference", "what it does", "source")]
     for name, line in programs.names("inference").items():
         doc = ast.get_docstring(ast.parse(programs.locate("inference", name).read_text(encoding="utf-8"))) or ""
         source = re.search(r"^Source: (.+?)(?:\n\n|\Z)", doc, re.MULTILINE | re.DOTALL)
         if source is not None:
             found.append((f"`{name}`", line, " ".join(source[1].split()).rstrip(".")))
-    return _table(("inference", "what it does", "source"), found)
-
-
-def _table(columns: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
-
-    return "\n".join([line(columns), "|" + " --- |" * len(columns), *map(line, body)])
+    return table(found)

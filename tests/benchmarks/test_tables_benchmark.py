@@ -42,3 +42,19 @@ def test_strangers_are_matched_with_the_records_and_are_right_in_chance_alone(ta
     many, one = (tables.strangers(replace(observed, truth=observed.truth[:n]), 0).mean() for n in (6, 1))
     assert 0 < one < many < 1
     assert not torch.equal(observed.public[:6], observed.truth)
+
+
+def test_the_page_pairs_by_batch_and_says_what_is_missing(tables: Any) -> None:
+    def row(attack: str, index: int, share: float, whole: float = 0.0, sigma: float = 0.1) -> dict[str, Any]:
+        own = attack == "posterior"
+        return {"data": "t", "batch": 8, "sigma": sigma, "attack": attack, "index": index, "cell_accuracy": share,
+                "exact_match": whole, "claims": "0.9 0.9" * own, "right": "11", "drawn": "11 01" * own,
+                "rhat": 1.0 if own else None, "seconds": 3.0}  # fmt: skip
+
+    rows = [row("posterior", 0, 0.8, 0.5), row("posterior", 1, 0.6), row("tableak", 1, 0.5), row("tableak", 0, 0.3),
+            row("guess", 0, 0.4, sigma=1e-6), row("map", 2, 0.1)]  # fmt: skip
+    clean, noisy, *_ = (line for line in tables.page(rows).splitlines() if line.startswith("| 8"))
+    assert clean == "| 8, σ 1e-6 | 1 | 40%, 0% | – | – | – | – |"
+    assert noisy == "| 8, σ 0.1 | 1 to 2 | – | – | 40% ± 10.0, 0% | 10%, 0% | 70% ± 10.0, 25% |"
+    gains = tables.page(rows).splitlines()[-1]
+    assert gains.startswith("| 8, σ 0.1 | +30% ± 20.0 | – | – | 0.100 (") and gains.endswith(" | 100% | 3 |")
