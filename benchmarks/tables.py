@@ -190,18 +190,21 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def page(every: Sequence[dict[str, Any]]) -> str:
     """Two tables, a line a size and noise: what share of the cells and of the records each attack has right; and what
     the posterior gains on others, paired by batch, and how honest it is."""
-    groups: dict[tuple[int, float], dict[str, dict[int, dict[str, Any]]]] = {}
+    groups: dict[tuple[str, int, float], dict[str, dict[int, dict[str, Any]]]] = {}
     for r in every:
-        groups.setdefault((r["batch"], r["sigma"]), {}).setdefault(r["attack"], {})[r["index"]] = r
-    right = [["batch, noise", "batches", *SHOWN.values()]]
-    gains = [["batch, noise", *(f"over {SHOWN[n]}" for n in AGAINST), "calibration error (by chance)", "settled",
-              "seconds"]]  # fmt: skip
-    for (size, sigma), of in sorted(groups.items()):
-        about, counts = f"{size}, σ {sigma:g}".replace("e-0", "e-"), sorted({len(batches) for batches in of.values()})
+        groups.setdefault((r["data"], r["batch"], r["sigma"]), {}).setdefault(r["attack"], {})[r["index"]] = r
+    right = [["data, batch, noise", "batches", *(f"{name}, %" for name in SHOWN.values())]]
+    gains = [["data, batch, noise", *(f"over {SHOWN[n]}, points" for n in AGAINST), "calibration error (by chance)",
+              "settled", "seconds"]]  # fmt: skip
+    for (data, size, sigma), of in sorted(groups.items()):
+        about, counts = (
+            f"{data}, {size}, σ {sigma:g}".replace("e-0", "e-"),
+            sorted({len(batches) for batches in of.values()}),
+        )
         right.append([about, " to ".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))])
         for name in SHOWN:
             mine = of.get(name, {}).values()
-            whole = f", {np.mean([r['exact_match'] for r in mine]):.0%}" if mine else ""
+            whole = f"; {100 * np.mean([r['exact_match'] for r in mine]):.0f}" if mine else ""
             right[-1].append(percent([r["cell_accuracy"] for r in mine]) + whole)
         if own := of.get("posterior"):
             gaps = [[r["cell_accuracy"] - theirs[k]["cell_accuracy"] for k, r in own.items() if k in theirs]
@@ -214,11 +217,11 @@ def page(every: Sequence[dict[str, Any]]) -> str:
 
 
 def percent(shares: Sequence[float], sign: str = "") -> str:
-    """Their mean and its standard error, in percent."""
+    """Their mean and, of several, its standard error, in percent; – of none."""
     if not shares:
         return "–"
-    error = 100 * float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
-    return f"{100 * np.mean(shares):{sign}.0f}%" + (f" ± {error:.1f}" if error > 0 else "")
+    spread = f" ± {100 * np.std(shares, ddof=1) / math.sqrt(len(shares)):.1f}" if len(shares) > 1 else ""
+    return f"{100 * np.mean(shares):{sign}.1f}{spread}"
 
 
 def in_step(sizes: Sequence[int], counts: Sequence[int]) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -117,7 +117,7 @@ def summarise(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, s
                 gap = study.paired(psnr["mean"], psnr[name])
                 assert gap is not None
                 row[f"delta_vs_{name}"], row[f"delta_vs_{name}_se"] = gap
-        rhat = np.array([float(r["rhat_max"]) for r in mine])
+        rhat = np.array(list(map(_rhat, mine)))
         row |= study.means(mine, ("coverage_90", "psnr_claimed", "ess_min", "khat", "seconds"))
         row |= {"rhat_median": float(np.median(rhat)), "rhat_worst": float(rhat.max()),
                 "converged": int((rhat < CONVERGED).sum()), "usable": int((rhat < USABLE).sum())}  # fmt: skip
@@ -172,30 +172,37 @@ def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
     """What a page says of one cell, whose rows these are, image by image; `others` as for `summarise`."""
     psnr, best = _beside(rows, others)
     psnr["claimed"] = study.by_image(rows, "psnr_claimed")
-    rhat, seconds, ess = (np.array([float(r[n]) for r in rows]) for n in ("rhat_max", "seconds", "ess_min"))
-    wins = [v > psnr["map"][i] for i, v in psnr["mean"].items()]
+    rhat, minutes = np.array(list(map(_rhat, rows))), [float(r["seconds"]) / 60 for r in rows]
+    ess = np.median([float(r["ess_min"] or 1) for r in rows])
+    wins, settled = [v > psnr["map"][i] for i, v in psnr["mean"].items()], {r["index"] for r in converged(rows)}
 
-    def over(name: str) -> str:
-        gap = study.paired(psnr["mean"], psnr[name])
-        assert gap is not None
-        return study.said(*gap, sign=True)
+    def over(name: str, which: Container[str] = psnr["mean"]) -> str:
+        gap = study.paired({i: v for i, v in psnr["mean"].items() if i in which}, psnr[name])
+        return "–" if gap is None else study.said(*gap, sign=True)
 
     named = {"best": "best_baseline", "map": "map", "known": "no_gradient", "soft": "softened"}
     said = {n: study.said(*study.mean_se(psnr[of].values())) for n, of in {"mean": "mean", **named}.items()}
     return {
         **said, **{f"over_{n}": over(of) for n, of in named.items()}, "honest": over("claimed"),
+        **{f"alone_{n}": over(of, settled) for n, of in named.items()},
         "best_name": LOOKS[best][0],
         "images": str(len(rows)), "wins": f"{sum(wins)} of {len(wins)}",
         "coverage": f"{study.means(rows, ['coverage_90'])['coverage_90']:.1%}",
-        "rhats": f"{rhat.min():.2f} to {rhat.max():.2f}", "rhat_median": f"{np.median(rhat):.2f}",
-        "usable": f"{(rhat < USABLE).sum()} of {len(rhat)}", "converged": f"{(rhat < CONVERGED).sum()}",
-        "ess": f"{np.median(ess):.0f}", "few": f"{10 * np.log10(1 + 1 / np.median(ess)):.2f} dB",
-        "budget": f"{seconds.mean() / 60:.0f} minutes an image",
+        "rhats": f"{rhat.min():.3f} to {rhat.max():.3f}", "rhat_median": f"{np.median(rhat):.3f}",
+        "usable": f"{(rhat < USABLE).sum()} of {len(rhat)}", "converged": f"{len(settled)}",
+        "ess": f"{ess:.0f}", "few": f"{10 * np.log10(1 + 1 / ess):.2f} dB",
+        "budget": f"{min(minutes):.0f} to {max(minutes):.0f} minutes an image",
     }  # fmt: skip
 
 
 def converged(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    return [r for r in rows if r["rhat_max"] and float(r["rhat_max"]) < CONVERGED]
+    """Those whose worst R-hat is known, and below CONVERGED."""
+    return [r for r in rows if _rhat(r) < CONVERGED]
+
+
+def _rhat(row: Mapping[str, str]) -> float:
+    """R-hat of the worst pixel; infinite where too few draws have none."""
+    return float(row["rhat_max"] or "inf")
 
 
 def cut_short(row: Mapping[str, str], minutes: float) -> bool:

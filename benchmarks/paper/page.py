@@ -116,14 +116,8 @@ def exactly(images: Rows) -> dict[str, str]:
              if (r["inference"], r["network"], float(r["sigma"])) == ("billiard", FIRST[1], SIGMA)]  # fmt: skip
     covered = study.mean_se(float(r["coverage_90"]) for r in drawn)
     said = {f"ex_{name}": value for name, value in exact.facts(mine, images).items()}
-    settled, alone = exact.converged(mine), ""
-    if len(settled) >= FEW:
-        over = exact.facts(settled, images)
-        alone = (f"On these {len(settled)} alone the mean gains {over['over_map']} dB on its MAP, {over['over_best']} "
-                 f"dB on the best baseline and {over['over_known']} dB on no gradient.")  # fmt: skip
     return {
         **said,
-        "ex_alone": alone,
         "drawn_coverage": study.percent(*covered),
         "exact": (study.RESULTS / "exact.md").read_text().rstrip(),
     }

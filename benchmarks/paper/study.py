@@ -97,13 +97,14 @@ def run(
         jobs: tuples in the order of the columns `key`, which tell a job's rows from all others'.
         work: a module's function (or a partial of one) of a job, that gives its rows without the key.
         workers: processes of one thread each.
-        stale: which rows of the CSV are made anew; the old one stays until the new one is there.
+        stale: a row of the CSV whose job is done again; its rows stay until the new ones are there.
 
     Raises:
         BadInput: there are no workers.
     """
     table = runs.Rows(path, columns, key)
-    done = {table.about(row) for row in table.read() if not stale(row)}
+    rows = table.read()
+    done = {table.about(row) for row in rows} - {table.about(row) for row in rows if stale(row)}
     todo = [job for job in jobs if tuple(map(str, job)) not in done]
     if workers == 1:
         torch.set_num_threads(1)
@@ -111,8 +112,8 @@ def run(
         with runs.workers(workers) as executor:
             made = runs.spread(functools.partial(_kept, work), todo, executor)
             for _ in bar(label, len(todo)):
-                job, rows = next(made)
-                named = [{**dict(zip(key, job, strict=True)), **row} for row in rows]
+                job, new = next(made)
+                named = [{**dict(zip(key, job, strict=True)), **row} for row in new]
                 table.add({n: shown(v) for n, v in row.items()} for row in named)
     except KeyboardInterrupt:
         print(f"interrupted: the finished jobs are in {path}; the same command goes on from there", file=sys.stderr)

@@ -55,6 +55,7 @@ def test_differences_are_paired_with_the_same_images_behind_the_same_noise(
     assert row["delta_vs_no_gradient"] == pytest.approx(2.5)
     assert (row["converged"], row["usable"], row["rhat_worst"]) == (1, 2, 1.05)
     said = script.facts(mine, others)
+    assert said["converged"] == "1" and said["alone_best"].startswith("+2.00")
     assert said["wins"] == "1 of 2" and said["over_best"].startswith("+4.00") and said["known"].startswith("12.50")
 
 

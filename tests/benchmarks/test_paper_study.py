@@ -53,6 +53,19 @@ def test_stale_rows_are_made_anew_and_stay_until_then(paper: Callable[[str], Mod
     assert sorted((r["index"], float(r["psnr"])) for r in rows(path)) == [("0", 0), ("1", 1.5), ("2", 2)]
 
 
+def test_a_fresh_row_of_a_job_does_not_hide_its_stale_one(paper: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    study, asked = paper("study"), []
+
+    def both(job: Any) -> list[dict[str, Any]]:
+        asked.append(job)
+        return [{"part": part, "psnr": 1.0} for part in "ab"]
+
+    for stale in ("", "a", ""):
+        study.run("", [(0,)], both, tmp_path / "rows.csv", ("index", "part", "psnr"), ("index",),
+                  stale=lambda row, part=stale: row["part"] == part)  # fmt: skip
+    assert asked == [(0,)] * 2 and [r["part"] for r in rows(tmp_path / "rows.csv")] == ["a", "b"]
+
+
 @pytest.mark.parametrize(("whole", "code"), [(True, None), (False, 130)])
 def test_a_script_that_was_ended_early_says_so_by_its_exit_code(
     whole: bool, code: int | None, paper: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch

@@ -261,12 +261,14 @@ def trajectory(
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """What a trajectory met, each (chains,): walls; and the acceptance that V in the place of U would have given it.
+    """What a trajectory met, each (chains,): walls; whether it was lost, its way back being another one; and the
+    acceptance that V in the place of U would have given it.
 
-    The latter tells ε from β: a smaller step brings it to one, and leaves to `acceptance` what the gates miss.
+    The last tells ε from β: a smaller step brings it to one, and leaves to `acceptance` what the gates miss.
     """
 
     walls: Tensor
+    lost: Tensor
     soft_acceptance: Tensor
 
 
@@ -292,4 +294,4 @@ def step(field: Field, state: State, size: float, steps: int, power: float = 1.0
     )
     error = new.soft - state.soft + gained
     info = Info(acceptance, kept.energy + kinetic + torch.where(accept, gained, 0.0), (error > DIVERGED) & ~end.lost)
-    return kept, info, Walk(end.met, acceptance_of(error))
+    return kept, info, Walk(end.met, end.lost, acceptance_of(error))

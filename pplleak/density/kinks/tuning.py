@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -23,7 +24,11 @@ from pplleak.progress import ProgressBar, silent
 # β that are tried, the first one while the chains cool. What a draw is worth is flat in β: factors of two apart, the
 # luck of a few trajectories decides, and costs more than the best one gains.
 SHARPNESS = (200.0, 50.0, 800.0)
-STEPS = (16, 8, 32)  # leapfrog steps of a trajectory that are tried, the first while β is found; any between are taken
+STEPS = (
+    16,
+    8,
+    32,
+)  # leapfrog steps of a trajectory that are tried, the first while β is found; any number between may win
 WALL, FULL = 1.0, 0.7  # what a wall costs in forces, its search there and back; ΔV if it is that of all layers
 # nats by which a ΔV without the first layers may be off. Errors of a trajectory's walls add up: of sixteen .2 each take
 # an acceptance of .75 down to .6, and with it as much of the effective draws as their FULL would cost
@@ -90,34 +95,36 @@ def calibrated(field: Field, state: State) -> Field:
 
 @dataclass
 class Trial:
-    """A field, and what trajectories in it gave, a turn an entry: steps, acceptance, walls."""
+    """A field, and what trajectories of all chains in it gave, each on average: steps, acceptance, walls, lost ones."""
 
     field: Field
     steps: list[int] = dataclasses.field(default_factory=list)
     acceptance: list[float] = dataclasses.field(default_factory=list)
     walls: list[float] = dataclasses.field(default_factory=list)
+    lost: list[float] = dataclasses.field(default_factory=list)
 
     def run(self, state: State, steps: int) -> State:
         """A trajectory of every chain more."""
         state, info, walk = step(self.field, state, jittered(TRAJECTORY / steps), steps)
         self.steps.append(steps)
-        self.acceptance.append(float(info.acceptance.mean()))
-        self.walls.append(float(walk.walls.double().mean()))
+        for seen, value in ((self.acceptance, info.acceptance), (self.walls, walk.walls), (self.lost, walk.lost)):
+            seen.append(float(value.double().mean()))
         return state
 
     @property
-    def cost(self) -> float:
+    def wall_cost(self) -> float:
         """Of a trajectory's walls, in forces."""
-        return (WALL if self.field.late else WALL + FULL) * sum(self.walls) / len(self.walls)
+        return (WALL if self.field.late else WALL + FULL) * fmean(self.walls)
 
     @property
     def worth(self) -> float:
         """Effective draws a force, of trajectories with equally many steps."""
-        return float(drawn(torch.tensor(self.acceptance).mean()) / (self.steps[0] + self.cost))
+        (steps,) = set(self.steps)
+        return float(effective(torch.tensor(fmean(self.acceptance))) / (steps + self.wall_cost))
 
 
-def drawn(acceptance: Tensor) -> Tensor:
-    """Effective draws a draw: one that is accepted is a new one, so a chain's autocorrelation is 1 − a."""
+def effective(acceptance: Tensor) -> Tensor:
+    """Effective draws a draw, a / (2 − a): one that is accepted is a new one, so a chain's autocorrelation is 1 − a."""
     return acceptance / (2 - acceptance)
 
 
@@ -128,9 +135,10 @@ def trials(
     sharp = [calibrated(sharpened(field, beta), state) for beta in betas]
     first = iterations // 4 if len(sharp) > 1 else 0
     best, state = contest([Trial(f) for f in sharp], place(sharp[0], state.w), first, progress)
+    trial = Trial(best.field)  # afresh: the winner of a contest was lucky in it
     for t in progress("tuning", iterations - first):
-        state = best.run(state, STEPS[t % len(STEPS)])
-    return best.field, state, paced(best, len(state.w)) if best.steps else STEPS[0]
+        state = trial.run(state, STEPS[t % len(STEPS)])
+    return trial.field, state, best_steps(trial, len(state.w)) if trial.steps else STEPS[0]
 
 
 def contest(rivals: list[Trial], state: State, iterations: int, progress: ProgressBar = silent) -> tuple[Trial, State]:
@@ -153,25 +161,27 @@ def contest(rivals: list[Trial], state: State, iterations: int, progress: Progre
     return best, state if best.field is held else place(best.field, state.w)
 
 
-def paced(trial: Trial, chains: int) -> int:
-    """The number of steps n, between the fewest and the most tried, that promises most effective draws a force.
+def best_steps(trial: Trial, chains: int) -> int:
+    """The number of steps n, between the fewest and the most of STEPS, that promises most effective draws a force.
 
-    Energy errors of a long trajectory are nearly N(μ, 2μ), so it is accepted with a(n) = erfc(√μ / 2) (Neal 2011,
-    §5.4.4). Take μ = c n^−γ: γ is 4 where V is smooth, less where kinks are stepped over, 0 where only what V leaves
-    out remains. Every trial then tells of every n, where on its own it would say next to nothing. Worth is averaged
-    over log c and γ, uniform a priori; the acceptances of `chains` are taken for as many coins, which spread more.
+    In many dimensions energy errors are nearly N(μ, 2μ), so a trajectory is accepted with a = erfc(√μ / 2) (Neal 2011,
+    §5.4.4), or not at all if it is lost, as a share of them is at any n. Take μ = μ₁₆ (n / 16)^−γ: γ is 4 where V is
+    smooth, less where kinks are stepped over, 0 where only what V leaves out remains. Every trial then tells of every
+    n, where on its own it would say next to nothing. Worth is averaged over log μ₁₆, uniform on [−5, 4], and γ, uniform
+    on [0, 4]; trajectories of all chains and turns are taken for independent, their acceptances for those of coins,
+    which spread more.
     """
     steps, acceptance = (torch.tensor(v, dtype=torch.float64) for v in (trial.steps, trial.acceptance))
     axes = torch.linspace(-5, 4, 46).double(), torch.linspace(0, 4, 21).double()
-    log_mu, gamma = torch.meshgrid(*axes, indexing="ij")  # μ at the first of STEPS
+    log_mu, gamma = torch.meshgrid(*axes, indexing="ij")
 
     def accepted(n: Tensor) -> Tensor:
         log_here = log_mu[..., None] - gamma[..., None] * (n / STEPS[0]).log()
-        return torch.erfc((log_here / 2).exp() / 2)
+        return (1 - fmean(trial.lost)) * torch.erfc((log_here / 2).exp() / 2)
 
     a = accepted(steps).clamp(1e-6, 1 - 1e-6)
     weight = (acceptance * a.log() + (1 - acceptance) * (-a).log1p()).sum(-1) * chains
     weight = weight.flatten().softmax(0).reshape(log_mu.shape)
-    n = torch.arange(min(trial.steps), max(trial.steps) + 1).double()
-    worth = (weight[..., None] * drawn(accepted(n))).sum((0, 1)) / (n + trial.cost)
+    n = torch.arange(min(STEPS), max(STEPS) + 1).double()
+    worth = (weight[..., None] * effective(accepted(n))).sum((0, 1)) / (n + trial.wall_cost)
     return int(n[worth.argmax()])
