@@ -103,7 +103,7 @@ def test_f13_adam_on_the_client_is_attacked_as_such_and_doubted_as_plain_sgd() -
     local = pl.LocalTraining(1e-3, 4, optimizer=Named.parse("adam:eps=0.01"))
     observed = scene(1e-4, local=local, dtype="float64")
     plain = replace(observed, client=replace(observed.client, local=pl.LocalTraining(1e-3, 4)))
-    right, wrong = (attacked(o, starts=1, steps=40, newton=n) for o, n in ((observed, 10), (plain, 2)))
+    right, wrong = (attacked(o, starts=1, steps=40, newton=n) for o, n in ((observed, 20), (plain, 2)))
     assert observed.truth is not None
     truth = observed.truth.flatten().numpy()
     psnr = [-10 * math.log10(float(((p.mean.reshape(-1) - truth) ** 2).mean())) for p in (right, wrong)]
