@@ -187,28 +187,35 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def grouped(every: Sequence[dict[str, Any]]) -> dict[tuple[str, int, float, str], list[dict[str, Any]]]:
+    """Batches by data, size, noise and attack, in the order in which they come."""
+    groups: dict[tuple[str, int, float, str], list[dict[str, Any]]] = {}
+    for r in every:
+        groups.setdefault((r["data"], r["batch"], r["sigma"], r["attack"]), []).append(r)
+    return groups
+
+
 def page(every: Sequence[dict[str, Any]]) -> str:
     """Two tables, a line a size and noise: what share of the cells and of the records each attack has right; and what
     the posterior gains on others, paired by batch, and how honest it is."""
-    groups: dict[tuple[str, int, float], dict[str, dict[int, dict[str, Any]]]] = {}
-    for r in every:
-        groups.setdefault((r["data"], r["batch"], r["sigma"]), {}).setdefault(r["attack"], {})[r["index"]] = r
+    groups = grouped(every)
     right = [["data, batch, noise", "batches", *(f"{name}, %" for name in SHOWN.values())]]
     gains = [["data, batch, noise", *(f"over {SHOWN[n]}, points" for n in AGAINST), "calibration error (by chance)",
               "settled", "seconds"]]  # fmt: skip
-    for (data, size, sigma), of in sorted(groups.items()):
+    for data, size, sigma in sorted({about[:3] for about in groups}):
+        of = {name: {r["index"]: r for r in groups.get((data, size, sigma, name), [])} for name in SHOWN}
         about, counts = (
             f"{data}, {size}, σ {sigma:g}".replace("e-0", "e-"),
-            sorted({len(batches) for batches in of.values()}),
+            sorted({len(batches) for batches in of.values() if batches}),
         )
         right.append([about, " to ".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))])
         for name in SHOWN:
-            mine = of.get(name, {}).values()
+            mine = of[name].values()
             whole = f"; {100 * np.mean([r['exact_match'] for r in mine]):.0f}" if mine else ""
             right[-1].append(percent([r["cell_accuracy"] for r in mine]) + whole)
-        if own := of.get("posterior"):
-            gaps = [[r["cell_accuracy"] - theirs[k]["cell_accuracy"] for k, r in own.items() if k in theirs]
-                    for theirs in (of.get(other, {}) for other in AGAINST)]  # fmt: skip
+        if own := of["posterior"]:
+            gaps = [[r["cell_accuracy"] - of[other][k]["cell_accuracy"] for k, r in own.items() if k in of[other]]
+                    for other in AGAINST]  # fmt: skip
             honest = pooled(list(own.values()))
             gains.append([about, *(percent(gap, sign="+") for gap in gaps),
                           f"{honest['ece']:.3f} ({honest['ece_by_chance']:.3f})", f"{honest['settled']:.0%}",
@@ -257,10 +264,7 @@ def main(args: Settings) -> None:
             kept.add([row])
             left -= 1
     every = kept.read()
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in every:
-        groups.setdefault((row["batch"], row["sigma"], row["attack"]), []).append(row)
-    rows = [pooled(g) for g in groups.values()]
+    rows = [pooled(g) for g in grouped(every).values()]
     runs.table(args.csv, rows, list(COLUMNS))
     runs.text(args.csv.with_suffix(".md"), page(every))
     for r in rows:

@@ -120,7 +120,7 @@ def summarise(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, s
         rhat = np.array(list(map(_rhat, mine)))
         row |= study.means(mine, ("coverage_90", "psnr_claimed", "ess_min", "khat", "seconds"))
         row |= {"rhat_median": float(np.median(rhat)), "rhat_worst": float(rhat.max()),
-                "converged": int((rhat < CONVERGED).sum()), "usable": int((rhat < USABLE).sum())}  # fmt: skip
+                "converged": len(converged(mine)), "usable": int((rhat < USABLE).sum())}  # fmt: skip
         made.append(row)
     return made
 

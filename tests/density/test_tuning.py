@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,3 +115,10 @@ def test_the_number_of_steps_stays_between_the_fewest_and_the_most(cheap: Field)
     assert tuning.best_steps(perfect, 64) == min(STEPS)
     assert tuning.best_steps(hopeless, 64) == max(STEPS)
     assert min(STEPS) <= tuning.best_steps(lost, 64) <= max(STEPS)
+
+
+def test_dearer_walls_ask_for_more_steps(cheap: Field) -> None:
+    """ΔV of all layers makes a trajectory dearer, whatever its steps: then more of them pay."""
+    same = ([16, 8, 32] * 4, [0.6, 0.3, 0.85] * 4, [WALLS] * 12, [0.0] * 12)
+    dear, cheaper = (tuning.best_steps(Trial(field, *same), 64) for field in (replace(cheap, late=None), cheap))
+    assert min(STEPS) < cheaper < dear < max(STEPS)

@@ -24,11 +24,7 @@ from pplleak.progress import ProgressBar, silent
 # β that are tried, the first one while the chains cool. What a draw is worth is flat in β: factors of two apart, the
 # luck of a few trajectories decides, and costs more than the best one gains.
 SHARPNESS = (200.0, 50.0, 800.0)
-STEPS = (
-    16,
-    8,
-    32,
-)  # leapfrog steps of a trajectory that are tried, the first while β is found; any number between may win
+STEPS = (16, 8, 32)  # leapfrog steps that are tried, the first while β is found; any number between may win
 WALL, FULL = 1.0, 0.7  # what a wall costs in forces, its search there and back; ΔV if it is that of all layers
 # nats by which a ΔV without the first layers may be off. Errors of a trajectory's walls add up: of sixteen .2 each take
 # an acceptance of .75 down to .6, and with it as much of the effective draws as their FULL would cost
