@@ -10,8 +10,9 @@ posterior of the ReLU network itself, with nothing softened, under the prior of 
 began at, under the same prior. `softened` runs the chains of `attacks.py` instead, longer ones than there: not exact,
 and k-hat says how far from it, for images of so many pixels that a curvature in all of them costs more than the draws.
 
-An image counts as converged where R-hat of its worst pixel is below 1.01, and as usable below 1.1. One that is not
-converged is drawn again where it may now take more than twice as long as it did. Writes
+An image counts as converged where R-hat of its worst pixel is below 1.01, and as usable below 1.1: the nested R-hat
+where `superchains` are not 0, whose chains are advanced in a larger batch and so are cheaper by the draw. One that is
+not converged is drawn again where it may now take more than twice as long as it did. Writes
 exact_images.csv (a row an image), exact.csv and exact.md. `seconds` are wall seconds of one thread.
 """
 
@@ -41,7 +42,7 @@ from pplleak.studies.audit.clock import Clock
 
 KEY = ("dataset", "network", "step", "sigma", "sampler", "prior", "index")
 IMAGE = (*KEY, "psnr", "psnr_map", "psnr_label", "ssim", "coverage_90", "psnr_claimed", "rhat_max", "ess_min", "khat",
-         "draws", "acceptance", "seconds")  # fmt: skip
+         "chains", "superchains", "draws", "acceptance", "seconds")  # fmt: skip
 CELL = KEY[:-1]
 AGAINST = {"map": "psnr_map", "no_gradient": "psnr_label"}  # in this table; the baselines are in the other one
 SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_best_baseline",
@@ -58,8 +59,8 @@ LONGER = Effort(draws=60)
 class Settings:
     """One run.
 
-    minutes: for an image. chains, warmup, starts: of billiard, one thread, all chains in one batch. images: the first
-    so many of `noise_defences`.
+    minutes: for an image. chains, superchains, settle, warmup, starts: of billiard, one thread, all chains in one
+    batch. images: the first so many of `noise_defences`.
     """
 
     data_root: Path | None = None
@@ -69,7 +70,9 @@ class Settings:
     prior: str = "class_gaussian"
     images: int = 20
     minutes: float = 4.0
-    chains: int = 4
+    chains: int = 16
+    superchains: int = 4
+    settle: int = 10
     warmup: int = 60
     starts: int = 4
     beta: float = 200.0
@@ -90,8 +93,8 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
     if sampler == "softened":
         found = attacks.bayes(observed, args.prior, 0.1, [], args.softened, index)[1]
     else:
-        settings = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts,
-                    "beta": args.beta, "processes": 1}  # fmt: skip
+        settings = {"chains": args.chains, "superchains": args.superchains, "settle": args.settle, "draws": 100_000,
+                    "warmup": args.warmup, "starts": args.starts, "beta": args.beta, "processes": 1}  # fmt: skip
         found = attack(observed, inference="billiard", beliefs={"prior": args.prior}, settings=settings, seed=index,
                        progress=Clock(60 * args.minutes)).with_(truth=truth)  # fmt: skip
     seconds = time.monotonic() - begun
@@ -99,7 +102,8 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
     return [{
         **attacks.score(found.mean, observed), **attacks.honesty(found),
         "psnr_map": float(metrics.psnr(found.mode, truth)[0]), "psnr_label": guess["psnr"], "ess_min": found.ess_min,
-        "draws": found.x.shape[1], "seconds": seconds,
+        "chains": found.x.shape[0], "superchains": found.attrs.get("superchains", 0), "draws": found.x.shape[1],
+        "seconds": seconds,
     }]  # fmt: skip
 
 
