@@ -26,6 +26,7 @@ TINY = {
     "svi": ["starts=2", "steps=5", "chains=2", "draws=8", "iterations=3", "particles=2"],
     "hmc": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],
     "nuts": ["starts=2", "steps=5", "chains=2", "draws=4", "warmup=2", "max-tree-depth=2"],
+    "elliptical": ["steps=5", "chains=2", "draws=8", "warmup=2", "thin=1"],
     "langevin": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4", "thin=1"],
     "smc": ["islands=2", "particles=8", "moves=1", "refresh=2", "steps=5"],
     "refractive": ["starts=2", "steps=5", "chains=2", "draws=8", "warmup=4"],

@@ -66,7 +66,7 @@ class Settings:
     data_root: Path | None = None
     dataset: str = "mnist"
     steps: tuple[int, ...] = (0,)
-    sampler: Literal["billiard", "softened"] = "billiard"
+    sampler: Literal["billiard", "elliptical", "softened"] = "billiard"
     prior: str = "class_gaussian"
     images: int = 20
     minutes: float = 4.0
@@ -93,9 +93,13 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
     if sampler == "softened":
         found = attacks.bayes(observed, args.prior, 0.1, [], args.softened, index)[1]
     else:
-        settings = {"chains": args.chains, "superchains": args.superchains, "settle": args.settle, "draws": 100_000,
-                    "warmup": args.warmup, "starts": args.starts, "beta": args.beta, "processes": 1}  # fmt: skip
-        found = attack(observed, inference="billiard", beliefs={"prior": args.prior}, settings=settings, seed=index,
+        own = {
+            "billiard": {"chains": args.chains, "superchains": args.superchains, "settle": args.settle,
+                         "warmup": args.warmup, "starts": args.starts, "beta": args.beta},
+            "elliptical": {"chains": args.superchains},
+        }[sampler]  # fmt: skip
+        settings = {**own, "draws": 100_000, "processes": 1}
+        found = attack(observed, inference=sampler, beliefs={"prior": args.prior}, settings=settings, seed=index,
                        progress=Clock(60 * args.minutes)).with_(truth=truth)  # fmt: skip
     seconds = time.monotonic() - begun
     guess = attacks.no_gradient(observed, args.data_root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from pplleak import data
@@ -28,10 +29,18 @@ def require_labelled(kind: str, images: Tensor, labels: Tensor) -> None:
                        f"{len(labels)} labels")  # fmt: skip
 
 
+def numbers(labels: Tensor) -> np.ndarray:
+    """The labels as an array. They do not depend on the latents, so a recording of the density
+    (`pplleak.density.recording`) may take what is made of them for constants; of a tensor it cannot, and gives up where
+    one is looked at."""
+    array: np.ndarray = labels.cpu().numpy()
+    return array
+
+
 def require_classes(kind: str, y: Tensor, classes: int) -> Tensor:
     """The labels y; raises BadInput where one of them is no class of a prior."""
-    if int(y.max()) >= classes:
-        raise BadInput(f"the prior {kind} has {classes} classes, and there is a label {int(y.max())}")
+    if (highest := int(numbers(y).max())) >= classes:
+        raise BadInput(f"the prior {kind} has {classes} classes, and there is a label {highest}")
     return y
 
 

@@ -64,7 +64,7 @@ class ClassFlow:
         return Flow(self._given(y)).to_event(1)
 
     def _given(self, y: Tensor) -> zuko.distributions.Distribution:
-        return self.flow(nn.functional.one_hot(y.long(), self.classes).to(self.base.means.dtype))
+        return self.flow(torch.eye(self.classes).to(self.base.means)[y.long()])  # `one_hot` looks at y: see `numbers`
 
     def rest(self, batch_size: int = 1) -> TorchDistribution:
         """w ~ Normal(0, I), event shape (batch_size, pixels − rank)."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
@@ -15,7 +16,7 @@ from torch import Tensor
 from pplleak import data, memory
 from pplleak.errors import BadInput, require_positive
 from pplleak.priors._contract import Like
-from pplleak.priors._labelled import labels_of, require_classes, require_given, require_labelled
+from pplleak.priors._labelled import labels_of, numbers, require_classes, require_given, require_labelled
 from pplleak.priors._principal import DENSE
 from pplleak.priors.gaussian import standard_normal, standard_normal_log_prob
 
@@ -56,7 +57,9 @@ class ClassGaussian:
 
         Every class that is among them is decoded once, however many label vectors there are.
         """
-        classes, place = require_given("class_gaussian", self.labels).unique(return_inverse=True)
+        labels = require_given("class_gaussian", self.labels)
+        found = np.unique(numbers(labels), return_inverse=True)
+        classes, place = (torch.as_tensor(part, device=labels.device) for part in found)
         of_each = torch.einsum("...d,kpd->...kp", z.to(self.means.dtype), self.factors[classes]) + self.means[classes]
         lead = torch.broadcast_shapes(of_each.shape[:-2], place.shape)
         where = place.expand(lead)[..., None, None].expand(*lead, 1, of_each.shape[-1])
@@ -118,7 +121,7 @@ def prior(
     """
     images = data.reference(reference, like.input_shape)
     labels = labels_of("class_gaussian", reference, labels)
-    classes = max(int(labels.max()) + 1, getattr(like, "num_classes", 0))
+    classes = max(int(numbers(labels).max()) + 1, getattr(like, "num_classes", 0))
     return fit_class_gaussian(images, labels, classes, floor, pooled, like.dtype, like.device)
 
 
