@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build
+from pplleak.density import Density, Model, build, ellipses
 from pplleak.density.chains import keep
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.kinks.billiard import State, place, step
@@ -63,13 +63,16 @@ def soften(density: Density, gates: Gated, laplace: Laplace) -> Field:
 
 def declines(model: Model, observed: Observation, client: Client) -> str:
     """Why this sampler does not apply, "" where it does: what `pplleak.studies.attack.choose` asks. Where
-    the posterior has a closed form between its kinks, `refractive` is much faster."""
+    the posterior has a closed form between its kinks, `refractive` is much faster; where it is hardly narrower than the
+    prior, `elliptical`."""
     try:
         gated(client, 1.0)
     except BadInput as error:
         return str(error)
-    in_closed_form = not perceptron_posterior.obstacle(model, observed, client)
-    return "billiard leaves it to refractive, which is faster" if in_closed_form else ""
+    if not perceptron_posterior.obstacle(model, observed, client):
+        return "billiard leaves it to refractive, which is faster"
+    wide = not ellipses.narrow(model, observed, client)
+    return "billiard leaves it to elliptical, which is faster" if wide else ""
 
 
 def warm_up(

@@ -19,18 +19,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pyro
 import torch
 from torch import Tensor
 
 from pplleak.client import Client
-from pplleak.density import Density, Model, build
+from pplleak.density import Model, build, ellipses
 from pplleak.density.chains import keep
 from pplleak.density.decrement import settled
-from pplleak.density.kinks.recordings import Recordings
+from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.refusals import require_possible
 from pplleak.density.search import maximise
 from pplleak.errors import require_positive
@@ -39,59 +38,13 @@ from pplleak.posterior import Posterior, collect
 from pplleak.progress import ProgressBar, silent
 from pplleak.runs.parallel import shares, side_by_side
 
-LogFactor = Callable[[Tensor], Tensor]  # z (chains, dim) -> ℓ (chains,), float64
-NARROWEST = 100  # looks at one ellipse; rounding may keep a chain from finding its own height again: it then stays
 
-
-def factor(density: Density) -> LogFactor:
-    """ℓ: what the posterior has beyond a standard normal in z."""
-    recorded = Recordings(lambda z: (density(z) + 0.5 * z.double().square().sum(1),))
-    return lambda z: recorded(z)[0]
-
-
-@torch.no_grad()
-def move(log_factor: LogFactor, z: Tensor, height: Tensor, moves: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`moves` moves of every chain.
-
-    A chain does not wait for another's ellipse, but for its last move: a state that is taken at a set time would be one
-    that took long to leave.
-
-    Args:
-        z, height: where the chains are (chains, dim), and ℓ there (chains,).
-
-    Returns:
-        The new z and ℓ, and at how many points each chain looked (chains,).
-    """
-    z, height, looks = z.clone(), height.clone(), torch.zeros_like(height)
-    left, narrowed = looks + moves, torch.zeros_like(height)
-    across, floor, theta, low, high = torch.empty_like(z), *(torch.empty_like(height) for _ in range(4))
-
-    def begin(chains: Tensor) -> None:
-        """A new ellipse for each of these."""
-        across[chains] = torch.randn_like(z[chains])
-        floor[chains] = height[chains] - torch.empty_like(height[chains]).exponential_()
-        theta[chains] = 2 * math.pi * torch.rand_like(height[chains])
-        low[chains], high[chains], narrowed[chains] = theta[chains] - 2 * math.pi, theta[chains], 0
-
-    begin(left.nonzero()[:, 0])
-    while len(active := left.nonzero()[:, 0]):
-        turn = theta[active][:, None].to(z.dtype)
-        point = z[active] * turn.cos() + across[active] * turn.sin()
-        found = log_factor(point)
-        looks[active] += 1
-        taken = found > floor[active]
-        stays = ~taken & (narrowed[active] >= NARROWEST)
-        z[active[taken]], height[active[taken]] = point[taken], found[taken]
-        over = active[taken | stays]
-        left[over] -= 1
-        begin(over[left[over] > 0])
-        shrunk = active[~(taken | stays)]
-        back = theta[shrunk] < 0
-        low[shrunk] = torch.where(back, theta[shrunk], low[shrunk])
-        high[shrunk] = torch.where(back, high[shrunk], theta[shrunk])
-        theta[shrunk] = low[shrunk] + (high[shrunk] - low[shrunk]) * torch.rand_like(height[shrunk])
-        narrowed[shrunk] += 1
-    return z, height, looks
+def declines(model: Model, observed: Observation, client: Client) -> str:
+    """Why another sampler does better, "" where none is known to: what `pplleak.studies.attack.choose` asks of networks
+    with kinks. Where the posterior has a closed form between its kinks, `refractive` is much faster."""
+    if not perceptron_posterior.obstacle(model, observed, client):
+        return "elliptical leaves it to refractive, which is faster"
+    return ellipses.narrow(model, observed, client)
 
 
 def run(
@@ -122,12 +75,12 @@ def run(
     require_positive(chains=chains, draws=draws, warmup=warmup, thin=thin, steps=steps, processes=processes)
     pyro.set_rng_seed(seed)
     density = build(model, client, observed)
-    log_factor = factor(density)
+    log_factor = ellipses.log_factor(density)
     z = density.sample_prior(chains)
     height = torch.cat([log_factor(part) for part in z.split(64)])
     require_possible(height)
     for _ in progress("warm-up", warmup):
-        z, height, _ = move(log_factor, z, height, thin)
+        z, height, _ = ellipses.move(log_factor, z, height, thin)
     best = z[(height - 0.5 * z.double().square().sum(1)).argsort(descending=True)[:8]]
     found = maximise(density, begin=best, steps=steps, lr=0.02, progress=progress).whole()
     mode, left = settled(functools.partial(density, jacobian=False), found.z[0])
@@ -136,7 +89,7 @@ def run(
     def chain(k: int) -> Iterator[dict[str, Tensor]]:
         own, level = z[groups[k]], height[groups[k]]
         while True:
-            own, level, looks = move(log_factor, own, level, thin)
+            own, level, looks = ellipses.move(log_factor, own, level, thin)
             lp = level - 0.5 * own.double().square().sum(1)
             yield {"z": own, "lp": lp, "looks": looks / thin}
 

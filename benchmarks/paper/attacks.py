@@ -214,10 +214,11 @@ def decided(rows: Sequence[Row]) -> list[Row]:
 def honesty(found: Posterior) -> Row:
     """What the posterior says of itself, beside what is true: coverage, and the PSNR that it expects of its mean."""
     assert found.truth is not None
+    accepted = found.stats.get("acceptance_rate")  # `elliptical` moves until it has come somewhere
     return {
         "coverage_90": metrics.coverage(found.draws, found.truth),
         "psnr_claimed": float(-10 * np.log10(np.mean(found.sd.astype(np.float64) ** 2))),
         "rhat_max": found.rhat_max,
         "khat": found.khat,
-        "acceptance": float(found.stats["acceptance_rate"].mean()),
+        "acceptance": float(accepted.mean()) if accepted is not None else None,
     }
