@@ -96,7 +96,7 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
         own = {
             "billiard": {"chains": args.chains, "superchains": args.superchains, "settle": args.settle,
                          "warmup": args.warmup, "starts": args.starts, "beta": args.beta},
-            "elliptical": {"chains": args.superchains},
+            "elliptical": {"chains": args.superchains, "warmup": args.warmup},
         }[sampler]  # fmt: skip
         settings = {**own, "draws": 100_000, "processes": 1}
         found = attack(observed, inference=sampler, beliefs={"prior": args.prior}, settings=settings, seed=index,

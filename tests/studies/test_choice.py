@@ -51,9 +51,10 @@ run = functools.partial(command, "attack")
         ({"settings": RELU}, "dlg", "billiard", "crosses them exactly"),
         ({"settings": RELU, "batch_size": 2}, "optimal", "billiard", "crosses them exactly"),
         ({"network": "convnet", "settings": RELU}, "optimal", "billiard", "crosses them exactly"),
-        ({"network": FUNCTIONAL}, "optimal", "hmc", "no exact sampler takes them"),
+        ({"network": "convnet", "settings": RELU, "sigma": 1.0}, "optimal", "elliptical", "crosses them exactly"),
+        ({"network": FUNCTIONAL, "sigma": 0.01}, "optimal", "hmc", "no exact sampler takes them"),
     ],
-    ids=["smooth", "relu", "leaky relu", "uniform prior", "batch", "convolutions", "functional relu"],
+    ids=["smooth", "relu", "leaky relu", "uniform prior", "batch", "convolutions", "noise", "functional relu"],
 )
 def test_the_exact_sampler_that_takes_the_kinks_is_chosen(
     target: dict[str, Any], model: str, name: str, said: str
