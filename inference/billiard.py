@@ -36,7 +36,7 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Density, Model, build, ellipses
-from pplleak.density.chains import keep
+from pplleak.density.chains import copies, keep, require_superchains
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.kinks.billiard import State, place, step
 from pplleak.density.kinks.gates import Gated, Idle, gated
@@ -182,16 +182,12 @@ def run(
             best of some, found in warm-up.
         processes: groups of chains, each drawn by a process of its own; the draws depend on their number, and not on
             the machine's. An accelerator draws all chains in one.
-        superchains: where there is an accelerator: warm up so many chains alone, go on from each with as many copies
-            as make `chains` of them, and judge these groups (nested R-hat): many chains, a few draws each.
+        superchains: warm up so many chains alone, go on from each with as many copies as make `chains` of them, and
+            judge these groups (nested R-hat): a draw of many chains in one batch costs less, on an accelerator by far.
         settle: draws in which the copies part, and which are thrown away.
     """
     require_positive(chains=chains, draws=draws, warmup=warmup, starts=starts, steps=steps, processes=processes)
-    if superchains and (superchains < 2 or chains % superchains):
-        raise BadInput(f"{chains} chains cannot be cut into {superchains} superchains: take two or more, a divisor of "
-                       "their number")  # fmt: skip
-    if settle < 0:
-        raise BadInput(f"settle must not be negative, not {settle}: it is a number of draws")
+    require_superchains(chains, superchains, settle)
     if not (math.isfinite(beta) and beta >= 0):
         raise BadInput(f"beta must be a positive number, or 0 for one that is found in warm-up, not {beta:g}")
     if not client.kinks:
@@ -206,7 +202,7 @@ def run(
     field, state, leapfrogs = warm_up(field, starting_points(found, superchains or chains), warmup, betas, progress)
     size = TRAJECTORY / leapfrogs
     if superchains:
-        state = state.rows(torch.arange(superchains, device=client.device).repeat_interleave(chains // superchains))
+        state = state.rows(copies(chains, superchains).to(client.device))
         for _ in progress("settling", settle):
             state, _, _ = step(field, state, jittered(size), leapfrogs)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pplleak.client import Client
 from pplleak.density import Model, build, ellipses
-from pplleak.density.chains import keep
+from pplleak.density.chains import copies, keep, require_superchains
 from pplleak.density.decrement import settled
 from pplleak.density.kinks import perceptron_posterior
 from pplleak.density.refusals import require_possible
@@ -60,6 +60,8 @@ def run(
     thin: int = 10,
     steps: int = 400,
     processes: int = 2,
+    superchains: int = 0,
+    settle: int = 5,
 ) -> Posterior:
     """Draws from p(x, y | g). Ctrl-C keeps what was drawn.
 
@@ -71,12 +73,16 @@ def run(
         steps: Adam steps from the best chains to the MAP.
         processes: groups of chains, each drawn by a process of its own; the draws depend on their number, and not on
             the machine's. An accelerator draws all chains in one.
+        superchains: warm up so many chains alone, go on from each with as many copies as make `chains` of them, and
+            judge these groups (nested R-hat): a draw of many chains in one batch costs less, on an accelerator by far.
+        settle: draws in which the copies part, and which are thrown away.
     """
+    require_superchains(chains, superchains, settle)
     require_positive(chains=chains, draws=draws, warmup=warmup, thin=thin, steps=steps, processes=processes)
     pyro.set_rng_seed(seed)
     density = build(model, client, observed)
     log_factor = ellipses.log_factor(density)
-    z = density.sample_prior(chains)
+    z = density.sample_prior(superchains or chains)
     height = torch.cat([log_factor(part) for part in z.split(64)])
     require_possible(height)
     for _ in progress("warm-up", warmup):
@@ -84,6 +90,10 @@ def run(
     best = z[(height - 0.5 * z.double().square().sum(1)).argsort(descending=True)[:8]]
     found = maximise(density, begin=best, steps=steps, lr=0.02, progress=progress).whole()
     mode, left = settled(functools.partial(density, jacobian=False), found.z[0])
+    if superchains:
+        z, height = (v[copies(chains, superchains).to(client.device)] for v in (z, height))
+        for _ in progress("settling", settle):
+            z, height, _ = ellipses.move(log_factor, z, height, thin)
     groups = shares(chains, processes if client.device.type == "cpu" else 1)
 
     def chain(k: int) -> Iterator[dict[str, Tensor]]:
@@ -98,7 +108,7 @@ def run(
         stats, reasons = keep(draws_of_all, draws, progress)
     return collect(
         density, stats.pop("z"), mode=mode, kind="sampler", stats=stats, reasons=[*left.doubts, *reasons],
-        attrs={"nats_left": left.number},
+        attrs={"nats_left": left.number, **({"superchains": superchains} if superchains else {})},
     )  # fmt: skip
 
 

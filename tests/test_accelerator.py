@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "smc": ("mlp", {"widths": (16,)}, {"islands": 2, "particles": 8}),
     "ball": ("mlp", {"widths": (16,)}, {**FEW, "samples": 2}),
     "billiard": ("convnet", {**CNN, "activation": "relu"}, {**FEW, "chains": 32, "draws": 8, "warmup": 12}),
+    "elliptical": ("convnet", {**CNN, "activation": "relu"}, {"chains": 32, "draws": 8, "warmup": 8, "steps": 20}),
     "refractive": ("mlp", RELU, {**FEW, "chains": 8, "draws": 20, "warmup": 20}),
     "quotient": ("mlp", RELU, {}),
     "imprint": ("mlp", RELU, {}),
