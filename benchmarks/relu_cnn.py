@@ -101,13 +101,11 @@ def children() -> float:
 def measure(route: str, observed: Observation, args: Settings) -> Iterator[dict[str, Any]]:
     """Rows of all draws, of seven eighths, …: R-hat of many chains takes minutes, and what comes first is kept."""
     model = attack.believe(programs.load("models", MODEL), observed, {"prior": args.prior})
-    settings: dict[str, Any] = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts}
+    asked = {"chains": args.chains, "draws": 100_000, "warmup": args.warmup, "starts": args.starts, "beta": args.beta,
+             "superchains": args.superchains}  # fmt: skip
+    settings: dict[str, Any] = {n: v for n, v in asked.items() if n in programs.defaults(route)}
     if route == "smc":  # islands are its chains; all of its draws are there at once
         settings = {"islands": args.chains, "particles": 32}
-    if route == "billiard":
-        settings["beta"] = args.beta
-    if args.superchains:
-        settings["superchains"] = args.superchains
     budget, before = Budget(60 * args.minutes), children()
     found = programs.load("inference", route)(model, observed, observed.client, progress=budget, **settings)
     print(", ".join(f"{name} {value}" for name, value in found.attrs.items()), flush=True)

@@ -109,13 +109,16 @@ def verdicts(rows: Rows) -> str:
 
 
 def exactly(images: Rows) -> dict[str, str]:
-    """What the exact chains say of the first cell, and how they cover where the truth is drawn from the prior."""
+    """What the exact chains say of the first cell and of a trained network, and how they cover where the truth is drawn
+    from the prior."""
     rows = study.read(study.RESULTS / f"{exact.Settings.name}_images.csv")
     mine = [r for r in rows if tuple(r[c] for c in CELL[:3]) == FIRST[:3] and r["sampler"] == "billiard"]
     drawn = [r for r in study.read(study.RESULTS / "coverage.csv")
              if (r["inference"], r["network"], float(r["sigma"])) == ("billiard", FIRST[1], SIGMA)]  # fmt: skip
+    late = [r for r in rows if r["step"] == "1000" and r["sampler"] == "elliptical"]
     covered = study.mean_se(float(r["coverage_90"]) for r in drawn)
-    said = {f"ex_{name}": value for name, value in exact.facts(mine, images).items()}
+    said = {f"{whose}_{name}": value for whose, of in (("ex", mine), ("late", late))
+            for name, value in exact.facts(of, images).items()}  # fmt: skip
     return {
         **said,
         "drawn_coverage": study.percent(*covered),

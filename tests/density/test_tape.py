@@ -77,6 +77,19 @@ def test_a_model_that_compares_labels_is_recorded() -> None:
     assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
 
 
+@pytest.mark.usefixtures("quick_priors")
+@pytest.mark.parametrize("state", STATES, ids=["one", "two", "unknown label"])
+@pytest.mark.parametrize("prior", ["class_gaussian", "class_mixture", "class_vae", "class_flow"])
+def test_a_prior_of_each_class_is_recorded(prior: str, state: tuple[int, bool], quick_cache: None) -> None:
+    """It asks which classes the labels are, which a recording takes for constants."""
+    target = target_of("linear", batch_size=state[0], labels_shared=state[1])
+    d = built(functools.partial(optimal.model, prior=prior), target)
+    recorded = d.recorded(3)
+    assert isinstance(recorded, Tape)
+    torch.manual_seed(1)
+    assert_same(recorded, plain(d), torch.randn(3, d.dim, dtype=torch.float64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp gelu", "lenet"])
 def test_a_tape_of_a_channel_that_weighs_entries(name) -> None:
