@@ -80,7 +80,7 @@ def test_a_model_that_compares_labels_is_recorded() -> None:
 @pytest.mark.usefixtures("quick_priors")
 @pytest.mark.parametrize("state", STATES, ids=["one", "two", "unknown label"])
 @pytest.mark.parametrize("prior", ["class_gaussian", "class_mixture", "class_vae", "class_flow"])
-def test_a_prior_of_each_class_is_recorded(prior: str, state: tuple[int, bool], quick_cache: None) -> None:
+def test_a_prior_of_each_class_is_recorded(prior: str, state: tuple[int, bool]) -> None:
     """It asks which classes the labels are, which a recording takes for constants."""
     target = target_of("linear", batch_size=state[0], labels_shared=state[1])
     d = built(functools.partial(optimal.model, prior=prior), target)
