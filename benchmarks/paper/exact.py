@@ -1,7 +1,7 @@
 """Gaussian noise on the paper's ReLU network (its Table 2), attacked by a posterior with a stronger prior.
 
     uv run benchmarks/paper/exact.py --data-root ROOT [--steps 0 10 100] [--images 20] [--minutes 4]
-    uv run benchmarks/paper/exact.py --data-root ROOT --steps 1000 --sampler elliptical
+    uv run benchmarks/paper/exact.py --data-root ROOT --steps 1000 --sampler auto
     uv run benchmarks/paper/exact.py --data-root ROOT --dataset cifar10 --sampler softened --prior gaussian
 
 The images, networks and noise are those of `noise_defences.py`, whose rows are read for the baselines, the softened
@@ -9,9 +9,10 @@ posterior under the VAE, and `no_gradient`: every difference is paired image by 
 posterior of the ReLU network itself, with nothing softened, under the prior of the label's public images
 (`class_gaussian`), for so many minutes an image, the search and the warm-up included; `map` is the mode that its chains
 began at, under the same prior. `elliptical` draws from the same posterior without slopes: the one that converges where
-the gradient says little beside the label, as after 1000 steps; its `map` is the mode above its chains. `softened` runs
-the chains of `attacks.py` instead, longer ones than there: not exact, and k-hat says how far from it, for images of so
-many pixels that a curvature in all of them costs more than the draws.
+the gradient says little beside the label, as that of most images after 1000 steps; its `map` is the mode above its
+chains. `auto` takes for each image the one of the two that a trial speaks for (`drawn_by`). `softened` runs the chains
+of `attacks.py` instead, longer ones than there: not exact, and k-hat says how far from it, for images of so many pixels
+that a curvature in all of them costs more than the draws.
 
 An image counts as converged where R-hat of its worst pixel is below 1.01, and as usable below 1.1: the nested R-hat
 where `superchains` are not 0, whose chains are advanced in a larger batch and so are cheaper by the draw. One that is
@@ -40,12 +41,12 @@ from pictures import LOOKS
 
 from pplleak import markdown, runs
 from pplleak.posterior import metrics
-from pplleak.studies.attack.attack import attack
+from pplleak.studies.attack.attack import attack, choose
 from pplleak.studies.audit.clock import Clock
 
 KEY = ("dataset", "network", "step", "sigma", "sampler", "prior", "index")
 IMAGE = (*KEY, "psnr", "psnr_map", "psnr_label", "ssim", "coverage_90", "psnr_claimed", "rhat_max", "ess_min", "khat",
-         "chains", "superchains", "draws", "acceptance", "seconds")  # fmt: skip
+         "drawn_by", "chains", "superchains", "draws", "acceptance", "seconds")  # fmt: skip
 CELL = KEY[:-1]
 AGAINST = {"map": "psnr_map", "no_gradient": "psnr_label"}  # in this table; the baselines are in the other one
 SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_best_baseline",
@@ -69,7 +70,7 @@ class Settings:
     data_root: Path | None = None
     dataset: str = "mnist"
     steps: tuple[int, ...] = (0,)
-    sampler: Literal["billiard", "elliptical", "softened"] = "billiard"
+    sampler: Literal["auto", "billiard", "elliptical", "softened"] = "billiard"
     prior: str = "class_gaussian"
     images: int = 20
     minutes: float = 4.0
@@ -92,7 +93,8 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
     warnings.simplefilter("ignore")
     dataset, name, step, _, sampler, _, index = job
     observed = noise_defences.observed_of((dataset, name, step, "gaussian", ""), index, args.data_root)
-    begun, truth = time.monotonic(), observed.truth.numpy()
+    begun, truth, beliefs = time.monotonic(), observed.truth.numpy(), {"prior": args.prior}
+    drawn_by = choose(observed, beliefs=beliefs)[0] if sampler == "auto" else sampler
     if sampler == "softened":
         found = attacks.bayes(observed, args.prior, 0.1, [], args.softened, index)[1]
     else:
@@ -100,17 +102,17 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
             "billiard": {"chains": args.chains, "superchains": args.superchains, "settle": args.settle,
                          "warmup": args.warmup, "starts": args.starts, "beta": args.beta},
             "elliptical": {"chains": args.superchains, "warmup": args.warmup},
-        }[sampler]  # fmt: skip
+        }[drawn_by]  # fmt: skip
         settings = {**own, "draws": 100_000, "processes": 1}
-        found = attack(observed, inference=sampler, beliefs={"prior": args.prior}, settings=settings, seed=index,
+        found = attack(observed, inference=drawn_by, beliefs=beliefs, settings=settings, seed=index,
                        progress=Clock(60 * args.minutes)).with_(truth=truth)  # fmt: skip
     seconds = time.monotonic() - begun
     guess = attacks.no_gradient(observed, args.data_root)
     return [{
         **attacks.score(found.mean, observed), **attacks.honesty(found),
         "psnr_map": float(metrics.psnr(found.mode, truth)[0]), "psnr_label": guess["psnr"], "ess_min": found.ess_min,
-        "chains": found.x.shape[0], "superchains": found.attrs.get("superchains", 0), "draws": found.x.shape[1],
-        "seconds": seconds,
+        "drawn_by": drawn_by, "chains": found.x.shape[0], "superchains": found.attrs.get("superchains", 0),
+        "draws": found.x.shape[1], "seconds": seconds,
     }]  # fmt: skip
 
 

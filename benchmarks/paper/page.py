@@ -115,7 +115,7 @@ def exactly(images: Rows) -> dict[str, str]:
     mine = [r for r in rows if tuple(r[c] for c in CELL[:3]) == FIRST[:3] and r["sampler"] == "billiard"]
     drawn = [r for r in study.read(study.RESULTS / "coverage.csv")
              if (r["inference"], r["network"], float(r["sigma"])) == ("billiard", FIRST[1], SIGMA)]  # fmt: skip
-    late = [r for r in rows if r["step"] == "1000" and r["sampler"] == "elliptical"]
+    late = [r for r in rows if r["step"] == "1000" and r["sampler"] == "auto"]
     covered = study.mean_se(float(r["coverage_90"]) for r in drawn)
     said = {f"{whose}_{name}": value for whose, of in (("ex", mine), ("late", late))
             for name, value in exact.facts(of, images).items()}  # fmt: skip

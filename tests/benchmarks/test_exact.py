@@ -79,7 +79,7 @@ def test_chains_that_did_not_converge_are_drawn_again_where_they_have_over_twice
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["billiard", "elliptical", "softened"])
+@pytest.mark.parametrize("sampler", ["auto", "billiard", "elliptical", "softened"])
 def test_a_row_an_image_is_kept(
     paper: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
