@@ -119,7 +119,7 @@ def measure(route: str, observed: Observation, args: Settings) -> Iterator[dict[
     for n in reversed(counts):
         wall, cpu = budget.times[n] if budget.times else budget.now()
         cpu += others * n / draws
-        agree = convergence.measure(seen[:, :n], superchains=args.superchains)
+        agree = convergence.measure(seen[:, :n], superchains=found.attrs.get("superchains", 0))
         rhat, ess = agree.rhat, agree.ess_bulk
         low, high = np.quantile(x[:, :n].reshape(-1, x.shape[2]), [0.05, 0.95], axis=0)
         accepted = found.stats["acceptance_rate"][:, :n].mean() if "acceptance_rate" in found.stats else np.nan

@@ -1,13 +1,14 @@
 """Elliptical slice sampling: exact draws without slopes, for gradients that say little beside the prior.
 
-The latents z of a model are those of a standard normal and what p(z | g) has beyond it, ℓ(z) = log p(z | g) + ½ ‖z‖²:
-of a prior that is a standard normal in z, as a fitted one is, ℓ is the likelihood. A move takes a point of the ellipse
-through z and a draw ν (Murray, Adams & MacKay 2010, figure 2):
+p(z | g) is taken for a standard normal of the latents z and what it has beside that, ℓ(z) = log p(z | g) + ½ ‖z‖². Of
+a prior that is a standard normal in z (`gaussian`, `class_gaussian`) ℓ is the likelihood; under any other the draws are
+as exact, and latents of another width may mix badly. A move takes a point of the ellipse through z and a draw ν
+(Murray, Adams & MacKay 2010, figure 2):
 
     ν ~ Normal(0, I),   h = ℓ(z) − Exponential(1),   θ ~ Uniform(0, 2π),   bracket [θ − 2π, θ]
     z' = z cos θ + ν sin θ;   taken where ℓ(z') > h;   else θ bounds the bracket on its side of 0, and is drawn in it
 
-It leaves p(z | g) as it is, whatever the model. No derivative is taken, so kinks (ReLU, max pooling) mean nothing to
+It leaves p(z | g) as it is, whatever the model. It takes no derivative, so kinks (ReLU, max pooling) mean nothing to
 it; nothing is tuned. How far a move comes is what the gradient leaves open: behind much noise, or of a trained network,
 a good part of a turn, and draws are cheaper than those of samplers that follow slopes. Where the posterior is much
 narrower than the prior, moves are small steps at random, and `hmc` (or `billiard`) wins.
@@ -22,7 +23,6 @@ import functools
 from collections.abc import Iterator
 
 import pyro
-import torch
 from torch import Tensor
 
 from pplleak.client import Client
@@ -83,7 +83,7 @@ def run(
     density = build(model, client, observed)
     log_factor = ellipses.log_factor(density)
     z = density.sample_prior(superchains or chains)
-    height = torch.cat([log_factor(part) for part in z.split(64)])
+    height = log_factor(z)
     require_possible(height)
     for _ in progress("warm-up", warmup):
         z, height, _ = ellipses.move(log_factor, z, height, thin)
@@ -107,7 +107,7 @@ def run(
     with contextlib.closing(draws_of_all):
         stats, reasons = keep(draws_of_all, draws, progress)
     return collect(
-        density, stats.pop("z"), mode=mode, kind="sampler", stats=stats, reasons=[*left.doubts, *reasons],
+        density, stats.pop("z"), mode=mode, kind="sampler", stats=stats, reasons=reasons,
         attrs={"nats_left": left.number, **({"superchains": superchains} if superchains else {})},
     )  # fmt: skip
 

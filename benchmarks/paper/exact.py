@@ -64,7 +64,7 @@ class Settings:
     """One run.
 
     minutes: for an image. chains, superchains, settle, warmup, starts: of billiard, one thread, all chains in one
-    batch. images: the first so many of `noise_defences`.
+    batch; elliptical has one chain where billiard has a superchain. images: the first so many of `noise_defences`.
     """
 
     data_root: Path | None = None
@@ -101,11 +101,11 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
         own = {
             "billiard": {"chains": args.chains, "superchains": args.superchains, "settle": args.settle,
                          "warmup": args.warmup, "starts": args.starts, "beta": args.beta},
-            "elliptical": {"chains": args.superchains, "warmup": args.warmup},
+            "elliptical": {"chains": args.superchains or args.chains, "warmup": args.warmup},
         }[drawn_by]  # fmt: skip
         settings = {**own, "draws": 100_000, "processes": 1}
         found = attack(observed, inference=drawn_by, beliefs=beliefs, settings=settings, seed=index,
-                       progress=Clock(60 * args.minutes)).with_(truth=truth)  # fmt: skip
+                       progress=Clock(60 * args.minutes + begun - time.monotonic())).with_(truth=truth)  # fmt: skip
     seconds = time.monotonic() - begun
     guess = attacks.no_gradient(observed, args.data_root)
     return [{

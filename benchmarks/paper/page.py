@@ -115,9 +115,10 @@ def exactly(images: Rows) -> dict[str, str]:
     mine = [r for r in rows if tuple(r[c] for c in CELL[:3]) == FIRST[:3] and r["sampler"] == "billiard"]
     drawn = [r for r in study.read(study.RESULTS / "coverage.csv")
              if (r["inference"], r["network"], float(r["sigma"])) == ("billiard", FIRST[1], SIGMA)]  # fmt: skip
-    late = [r for r in rows if r["step"] == "1000" and r["sampler"] == "auto"]
+    late = [r for r in rows if (r["dataset"], r["network"], r["step"], r["sampler"]) == (*FIRST[:2], "1000", "auto")]
+    by = {name: [r for r in late if r["drawn_by"] == name] for name in ("elliptical", "billiard")}
     covered = study.mean_se(float(r["coverage_90"]) for r in drawn)
-    said = {f"{whose}_{name}": value for whose, of in (("ex", mine), ("late", late))
+    said = {f"{whose}_{name}": value for whose, of in (("ex", mine), ("late", late), *by.items())
             for name, value in exact.facts(of, images).items()}  # fmt: skip
     return {
         **said,

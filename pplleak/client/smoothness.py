@@ -66,6 +66,7 @@ def distrust(client: Client, method: str) -> tuple[str, ...]:
         return ()
     return (
         f"the network has kinks ({', '.join(client.kinks)}): its posterior jumps, {method} cannot cross the jumps, and "
-        "this result is not to be trusted; attack a smooth activation, or cross them by the inference refractive "
-        "(perceptrons) or billiard (any network, slow), or take a labelled approximation, a surrogate of sharpness 100",
+        "this result is not to be trusted; attack a smooth activation, or take the inference refractive (perceptrons), "
+        "billiard (layers that are modules; slow) or elliptical (any network, where the gradient says little), or a "
+        "labelled approximation, a surrogate of sharpness 100",
     )

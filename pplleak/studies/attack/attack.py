@@ -102,9 +102,9 @@ def choose(observed: Observation, model: str = MODEL, beliefs: Mapping[str, Any]
         with _blaming(programs.locate("models", model)):
             reason = refuses(bound, observed, observed.client)
         if not reason:
-            return name, f"{has}, and this sampler crosses them exactly"
+            return name, f"{has}, and this sampler is exact there"
         reasons.append(reason)
-    return "hmc", f"{has}, and no exact sampler takes them: {'; '.join(reasons)}"
+    return "hmc", f"{has}, and no sampler that is exact there takes it: {'; '.join(reasons)}"
 
 
 def attack(
@@ -148,14 +148,14 @@ def attack(
         return averaging.average(averaging.attacked([Named.parse(p) for p in prior], under), seed)
     provenance = dict(observed.provenance)
     beliefs = {**(beliefs or {}), **({} if prior is None else {"prior": prior})}
-    if inference == AUTO:
-        inference, provenance["chosen"] = choose(observed, model, beliefs)
-    run = programs.load("inference", inference)
-    settings = programs.preferred(model, inference) | dict(settings or {})
     rule = programs.model(model).labels
     if observed.labels is None and rule is not None:
         observed = replace(observed, labels=rule(observed.client, observed))
         provenance |= {"labels": "read off the gradient", "recovered_labels": attributes.read(observed, model)}
+    if inference == AUTO:
+        inference, provenance["chosen"] = choose(observed, model, beliefs)
+    run = programs.load("inference", inference)
+    settings = programs.preferred(model, inference) | dict(settings or {})
     bound = believe(programs.load("models", model), observed, beliefs)
     sizes.require_draws(observed.client, observed.batch_size, settings)
     start = time.perf_counter()
