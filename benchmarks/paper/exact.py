@@ -42,7 +42,7 @@ from pictures import LOOKS
 from pplleak import markdown, runs
 from pplleak.posterior import metrics
 from pplleak.studies.attack.attack import attack, choose
-from pplleak.studies.audit.clock import Clock
+from pplleak.studies.audit.clock import Clock, OutOfTime
 
 KEY = ("dataset", "network", "step", "sigma", "sampler", "prior", "index")
 IMAGE = (*KEY, "psnr", "psnr_map", "psnr_label", "ssim", "coverage_90", "psnr_claimed", "rhat_max", "ess_min", "khat",
@@ -104,8 +104,12 @@ def attacked(job: study.Job, args: Settings) -> list[study.Row]:
             "elliptical": {"chains": args.superchains or args.chains, "warmup": args.warmup},
         }[drawn_by]  # fmt: skip
         settings = {**own, "draws": 100_000, "processes": 1}
-        found = attack(observed, inference=drawn_by, beliefs=beliefs, settings=settings, seed=index,
-                       progress=Clock(60 * args.minutes + begun - time.monotonic())).with_(truth=truth)  # fmt: skip
+        clock = Clock(60 * args.minutes + begun - time.monotonic())
+        try:
+            found = attack(observed, inference=drawn_by, beliefs=beliefs, settings=settings, seed=index,
+                           progress=clock).with_(truth=truth)  # fmt: skip
+        except OutOfTime:  # before the first draw: it may have longer the next time
+            return []
     seconds = time.monotonic() - begun
     guess = attacks.no_gradient(observed, args.data_root)
     return [{
