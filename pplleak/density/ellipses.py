@@ -36,9 +36,11 @@ def log_factor(density: Density) -> LogFactor:
         return (torch.nan_to_num(density(z) + 0.5 * z.double().square().sum(1), nan=-math.inf, neginf=-math.inf),)
 
     recorded = Recordings(plain)
+    at_once = functools.cache(lambda chains: room.at_once(density, chains))
 
     def factor(z: Tensor) -> Tensor:
-        return torch.cat([recorded(part)[0] for part in z.split(room.at_once(density, len(z)))])
+        size = at_once(1 << (len(z) - 1).bit_length())  # of few numbers of chains, each of which costs a look
+        return torch.cat([recorded(part)[0] for part in z.split(size)])
 
     return factor
 
