@@ -54,7 +54,7 @@ SUMMARY = (*CELL, "images", "psnr_mean", "psnr_se", "best_baseline", "delta_vs_b
            "delta_vs_no_gradient", "delta_vs_no_gradient_se", "coverage_90", "psnr_claimed", "rhat_median",
            "rhat_worst", "ess_min", "khat", "converged", "usable", "seconds")  # fmt: skip
 SHOWN = ("delta_vs_best_baseline", "delta_vs_softened", "delta_vs_map", "delta_vs_no_gradient")
-CONVERGED, USABLE = 1.01, 1.1
+CONVERGED, USABLE, FROZEN = 1.01, 1.1, 100.0
 SIGMA = noise_defences.NOISE["gaussian"]  # of the cells that this table is paired with
 LONGER = Effort(draws=60)
 
@@ -180,7 +180,7 @@ def table(rows: Sequence[study.Row]) -> str:
         lines.append([
             r["dataset"], str(r["step"]), f"{r['sampler']}, `{r['prior']}`", str(r["images"]),
             study.said(r["psnr_mean"], r["psnr_se"]), *gaps, f"{r['coverage_90']:.1%}",
-            f"{r['rhat_median']:.3f} ({r['rhat_worst']:.3f})", str(r["usable"]), str(r["converged"]),
+            f"{_said(r['rhat_median'])} ({_said(r['rhat_worst'])})", str(r["usable"]), str(r["converged"]),
         ])  # fmt: skip
     return markdown.table([head, *lines]) + "\n"
 
@@ -205,7 +205,7 @@ def facts(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
         "best_name": LOOKS[best][0],
         "images": str(len(rows)), "wins": f"{sum(wins)} of {len(wins)}",
         "coverage": f"{study.means(rows, ['coverage_90'])['coverage_90']:.1%}",
-        "rhats": f"{rhat.min():.3f} to {rhat.max():.3f}", "rhat_median": f"{np.median(rhat):.3f}",
+        "rhats": f"{_said(rhat.min())} to {_said(rhat.max())}", "rhat_median": _said(np.median(rhat)),
         "usable": f"{(rhat < USABLE).sum()} of {len(rhat)}", "converged": f"{len(settled)}",
         "ess": f"{ess:.0f}", "few": f"{10 * np.log10(1 + 1 / ess):.2f} dB",
         "budget": f"{min(minutes):.0f} to {max(minutes):.0f} minutes an image",
@@ -220,6 +220,11 @@ def converged(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
 def _rhat(row: Mapping[str, str]) -> float:
     """R-hat of the worst pixel; infinite where too few draws have none."""
     return float(row["rhat_max"] or "inf")
+
+
+def _said(rhat: float) -> str:
+    """An R-hat; of chains that do not move it is as large as rounding has it."""
+    return f"{rhat:.3f}" if rhat < FROZEN else f"> {FROZEN:g}"
 
 
 def cut_short(row: Mapping[str, str], minutes: float) -> bool:
