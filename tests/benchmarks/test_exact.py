@@ -88,8 +88,9 @@ def test_a_row_an_image_is_kept(
     monkeypatch.setenv("PPLLEAK_CACHE", str(tmp_path / "cache"))
     script = paper("exact")
     effort = paper("attacks").Effort(steps=3, chains=4, warmup=2, draws=30, rank=4)
-    asked: dict[str, Any] = {"dataset": "digits", "sampler": sampler, "images": 1, "minutes": 0.15, "warmup": 5,
-                             "starts": 1, "workers": 1, "softened": effort, "out": tmp_path}  # fmt: skip
+    asked: dict[str, Any] = {"dataset": "digits", "sampler": sampler, "images": 1, "minutes": 0.25, "warmup": 3,
+                             "chains": 4, "superchains": 2, "settle": 1, "starts": 1, "workers": 1,
+                             "softened": effort, "out": tmp_path}  # fmt: skip
     assert script.main(script.Settings(**asked))
     (row,) = rows(tmp_path / "exact_images.csv")
     assert row["sampler"] == sampler and int(row["draws"]) >= 1
