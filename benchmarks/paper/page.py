@@ -118,7 +118,7 @@ def exactly(images: Rows) -> dict[str, str]:
     late = [r for r in rows if (r["dataset"], r["network"], r["step"], r["sampler"]) == (*FIRST[:2], "1000", "auto")]
     by = {name: [r for r in late if r["drawn_by"] == name] for name in ("elliptical", "billiard")}
     covered = study.mean_se(float(r["coverage_90"]) for r in drawn)
-    said = {f"{whose}_{name}": value for whose, of in (("ex", mine), ("late", late), *by.items())
+    said = {f"{whose}_{name}": value for whose, of in (("ex", mine), *by.items())
             for name, value in exact.facts(of, images).items()}  # fmt: skip
     return {
         **said,
