@@ -36,6 +36,11 @@ class QuadraticForm(Protocol):
     def form(self) -> Tensor: ...
 
 
+def product(form: Tensor, d: Tensor) -> Tensor:
+    """form d, (C, width), of forms (C or 1, width, width) that are their own transposes: of one, a single product."""
+    return d @ form[0] if len(form) == 1 else (form @ d[..., None])[..., 0]
+
+
 @dataclass(frozen=True, eq=False)
 class Form:
     """One that nothing else is known of."""
@@ -84,11 +89,12 @@ class Block:
         for i, f in enumerate(self.grids):
             centre, sd = self._given(mean, lower, i, z), lower[:, i, i][:, None]
             away = (self.values[i] - at[:, i : i + 1, None] - centre[..., None]) / sd[..., None]
-            law = (self.laws[i] - 0.5 * away.square()).log_softmax(-1)
-            noise = -torch.empty_like(law).exponential_().log()
-            tried[:, 1:, f] = (law + noise).argmax(-1)[:, 1:]
+            law = self.laws[i] - 0.5 * away.square()
+            law = law - law.amax(-1, keepdim=True)
+            reached = law.exp().cumsum(-1)
+            tried[:, 1:, f] = _one_of(reached)[:, 1:]
             picked = tried[..., f : f + 1]
-            log_q = log_q + law.gather(-1, picked)[..., 0]
+            log_q = log_q + law.gather(-1, picked)[..., 0] - reached[..., -1].log()
             z = torch.cat([z, away.gather(-1, picked)], -1)
         for i, r in enumerate(self.numbers, len(self.grids)):
             centre, sd = self._given(mean, lower, i, z), lower[:, i, i][:, None]
@@ -107,7 +113,7 @@ class Block:
         """m (C, n) and L (C, n, n) of the numeric entries, relative to x̂, beside the other cells of x (C, width)."""
         away = (x - form.at_).double()
         away[:, self.entries] = 0
-        pull = beta * (form.slopes - (form.form @ away[..., None])[..., 0])[:, self.entries]
+        pull = beta * (form.slopes - product(form.form, away))[:, self.entries]
         pull = pull - form.at_[:, self.entries].double()
         precision = beta * form.form[:, self.entries[:, None], self.entries]
         one = torch.eye(len(self.entries), dtype=torch.float64, device=x.device)
@@ -119,3 +125,10 @@ class Block:
     def _given(self, mean: Tensor, lower: Tensor, i: int, z: Tensor) -> Tensor:
         """The mean of entry i beside those before it, (C, K)."""
         return mean[:, i : i + 1] + (z @ lower[:, i, :i, None])[..., 0]
+
+
+def _one_of(reached: Tensor) -> Tensor:
+    """An index drawn from each law, of which the sums so far are given (…, values): the first that reaches a random
+    share of the whole. One random number is enough, where Gumbel's trick takes as many as there are values."""
+    at = reached[..., -1:] * (1 - torch.rand_like(reached[..., :1]))  # above 0: what has no probability is no index
+    return torch.searchsorted(reached, at)[..., 0]

@@ -35,6 +35,7 @@ MORE = 12  # times as many records as are looked for, that both spans are asked 
 DECIMALS = 6  # to which two records are the same
 NEWTON, STEP, DAMPED = 12, 1e-4, 1e-6  # of the numbers' Gauss-Newton steps, standard deviations of a secant, a ridge
 LENGTHS = (1.0, 0.5, 0.2, 0.05)  # of a step, the best of which is taken
+STILL = 1e-6  # share of ‖g − u‖² that a step gains at the end
 SETTLE, EVERY, MOST = 20, 3, 32  # greedy sweeps at most, those between Gauss-Newton steps, and candidates of a move
 SLOW = 0.02  # share of what is left to explain, that a greedy sweep gains at least
 
@@ -135,10 +136,24 @@ def _pairs(heights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
-    """The records nearest to x (batch, width) once its numeric entries are those of the least ‖g − u‖² near it, by
-    Gauss-Newton on secants."""
+    """The likelier of two batches of one chain: the records nearest to x (batch, width), and those nearest to x with
+    the numeric entries of the least ‖g − u‖² near it. Of both, the real numbers are then those of the least ‖g − u‖²
+    beside their grids: rounding a grid moves g by more than noise does, unless they make up for it."""
     columns = records.columns
     numeric = cell_annealing.numbers_of(columns).to(x.device)
+    real = torch.tensor([columns.starts[c.name] for c in columns.real], dtype=torch.long, device=x.device)
+    made = []
+    for begun in (x, _fitted(fit, x, numeric)):
+        rounded = cell_starts.nearest(records, begun)
+        made.append(cell_starts.nearest(records, _fitted(fit, rounded.x[0], real)) if len(real) else rounded)
+        if cell_starts.explains(fit, height(fit, made[-1])):
+            break
+    return max(made, key=lambda batch: height(fit, batch))
+
+
+def _fitted(fit: Residual, x: Tensor, entries: Tensor) -> Tensor:
+    """x (batch, width) with some entries of every record those of the least ‖g − u‖² near it, by Gauss-Newton on
+    secants."""
     g, size = fit.density.observed.g.double(), len(x)
 
     def shared(x: Tensor) -> Tensor:
@@ -149,8 +164,8 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
     for _ in range(NEWTON):
         slopes = []
         for b in range(size):
-            tried = x[b].repeat(1 + len(numeric), 1)
-            tried[torch.arange(1, len(tried)), numeric] += STEP
+            tried = x[b].repeat(1 + len(entries), 1)
+            tried[torch.arange(1, len(tried)), entries] += STEP
             u = fit.weight(b) * fit.update(tried, b).materialise().double()
             slopes.append((u[1:] - u[:1]) / STEP)
         matrix = torch.cat(slopes)
@@ -160,11 +175,13 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
         tries = []
         for length in LENGTHS:
             moved = x.clone()
-            moved[:, numeric] += (length * step).to(x)
+            moved[:, entries] += (length * step).to(x)
             tries.append((moved, g - shared(moved)))
         best = min(tries, key=lambda one: float(one[1].square().sum()))
-        if not best[1].square().sum() < rest.square().sum():
+        gained = 1 - float(best[1].square().sum() / rest.square().sum())
+        if gained <= 0:
             break
         x, rest = best
-    codes, scores = cell_starts.rounded(records, x)
-    return Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])
+        if gained < STILL:
+            break
+    return x

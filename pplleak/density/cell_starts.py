@@ -101,6 +101,11 @@ def read(fit: Residual, records: Any, inference: str, seed: int, progress: Progr
     x = torch.as_tensor(found.mode).to(client.device, client.dtype).flatten(1)
     if not bool(x.isfinite().all()):
         return None
+    return nearest(records, x)
+
+
+def nearest(records: Any, x: Tensor) -> Batch:
+    """A batch of one chain: the records nearest to x (batch, width)."""
     codes, scores = rounded(records, x)
     return Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pplleak.data.columns import Columns
+from pplleak.density.cell_blocks import product
 from pplleak.density.cells import ENTRIES, Batch, Residual, Tried, gram_by_chain, inner_by_chain
 
 STEP = 1e-3  # standard deviations of a number
@@ -97,11 +98,11 @@ class Quadratic:
     def height(self, x: Tensor) -> Tensor:
         """Of records x (C, width), (C,)."""
         d = (x - self.at_).double()
-        return ((self.slopes - 0.5 * (self.form @ d[..., None])[..., 0]) * d).sum(1)
+        return ((self.slopes - 0.5 * product(self.form, d)) * d).sum(1)
 
     def at(self, beside: Tensor, batch: Batch, b: int, tried: Tried) -> Tensor:
         """Relative to `tried.old`."""
-        slope = self.slopes - (self.form @ (tried.old - self.at_).double()[..., None])[..., 0]
+        slope = self.slopes - product(self.form, (tried.old - self.at_).double())
         moved = (tried.x[..., tried.entries] - tried.old[:, None, tried.entries]).double()
         whole = len(tried.entries) == self.at_.shape[1]
         form = self.form if whole else self.form[:, tried.entries[:, None], tried.entries]

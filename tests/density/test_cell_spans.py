@@ -129,6 +129,18 @@ def test_records_that_share_their_categories_are_told_apart(file: Path, monkeypa
 
 
 @torch.no_grad()
+def test_real_numbers_are_fitted_beside_their_grids(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that are right but for a hair in each number explain the gradient once grids are whole and the rest has
+    been fitted beside them; the twin, which takes the rest as it was, does not."""
+    observed, records, fit = opened(file, 1e-6)
+    near = observed.truth.double()
+    near[:, cell_annealing.numbers_of(records.columns)] += 0.002
+    assert cell_starts.explains(fit, cell_spans.height(fit, cell_spans._refined(fit, records, near)))
+    monkeypatch.setattr(cell_spans, "_fitted", lambda fit, x, entries: x)
+    assert not cell_starts.explains(fit, cell_spans.height(fit, cell_spans._refined(fit, records, near)))
+
+
+@torch.no_grad()
 def test_noise_leaves_no_span(file: Path) -> None:
     _, records, fit = opened(file, 1.0)
     assert cell_spans.read(fit, records) is None

@@ -224,6 +224,19 @@ def test_numbers_that_are_moved_together_have_the_probabilities_of_enumeration(
     assert agrees(sampled(observed, model, inner=1, draws=40), expected) > 5
 
 
+def test_one_random_number_draws_a_grids_value_by_its_probability() -> None:
+    """And never one that has none, at either end; the twin, which reads the law from the other end, is rejected."""
+    law, size = torch.tensor([0.0, 0.2, 0.0, 0.5, 0.3, 0.0], dtype=torch.float64), 20000
+    torch.manual_seed(0)
+    picked = cell_blocks._one_of(law.cumsum(-1).repeat(size, 1))
+    counts = torch.bincount(picked, minlength=6).double()
+
+    def chi2(law: Tensor) -> float:
+        return float(((counts - size * law).square() / (size * law).clamp(min=1e-9)).sum())
+
+    assert chi2(law) < 13.8 < chi2(law.flip(-1))  # 2 degrees of freedom, 0.1 %
+
+
 def test_what_a_block_was_drawn_by_is_the_density_that_it_says(tmp_path: Path) -> None:
     """For any h(s) that integrates to 1, the mean of 1[grids are c] h(s) / q is 1, for every c; twice q is not q."""
     observed, model = shared(without_gaps(tmp_path / "t.csv"), sigma=0.1, index=1, activation="gelu")
