@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pplleak.density import cell_surrogates
 from pplleak.density.cell_moves import SHORT, Chains, Sweep
+from pplleak.density.cell_numbers import Numbers
 from pplleak.density.cell_surrogates import Quadratic
 from pplleak.density.cells import ENTRIES, Residual
 
@@ -27,7 +28,8 @@ LEAST = 1 / 3  # share below which new ones are given up there
 def tried_out(sweep: Sweep, chains: Chains) -> Chains:
     """Sweeps on new surrogates, before the draws that are kept: afterwards they stay as they are.
 
-    Secants of each chain's own stay where nine in ten of their ends are accepted, and the likelihood is looked at once.
+    Secants of each chain's own stay where nine in ten of their ends are accepted, and the likelihood is looked at once;
+    the numbers of all records are then moved at once, too.
     Otherwise chains wander from the records that the secants were taken at, which are soon refused, and a form is
     fitted to all that they go through. It stays if more than FIT of its ends are accepted; if not, every candidate is
     compared by the likelihood.
@@ -40,6 +42,8 @@ def tried_out(sweep: Sweep, chains: Chains) -> Chains:
     if share > SURE:
         sweep.short = ()
         sweep.refreshed(chains)
+        if isinstance(sweep.fit, Residual):
+            sweep.numbers = Numbers.about(sweep.fit, sweep.records, chains.batch)
         return chains
     chains, share = _learned(sweep, chains)
     if share < FIT:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pplleak.data.columns import Column
 from pplleak.density.cell_blocks import Block
+from pplleak.density.cell_numbers import KEPT, Numbers
 from pplleak.density.cell_surrogates import Quadratic
 from pplleak.density.cells import Batch, Likelihood, Residual, Tried
 
@@ -43,6 +44,13 @@ class Chains:
     def picked(self, chains: Tensor, beta: float) -> Chains:
         return Chains(self.batch.picked(chains), self.prior[chains], self.fit[chains], beta)
 
+    def taking(self, accept: Tensor, other: Chains) -> Chains:
+        """The other's where a chain accepts it, (C,)."""
+        kept, new, each = self.batch, other.batch, accept.reshape(-1, 1, 1)
+        codes, scores, x = (torch.where(each, getattr(new, n), getattr(kept, n)) for n in ("codes", "scores", "x"))
+        prior, fit = torch.where(accept, other.prior, self.prior), torch.where(accept, other.fit, self.fit)
+        return Chains(Batch(codes, scores, x), prior, fit, self.beta)
+
 
 class Sweep:
     """One visit to every record, which leaves p(records) p(g | records)^β as it is.
@@ -58,6 +66,7 @@ class Sweep:
         self.records, self.fit, self.most, self.inner, self.greedy = records, fit, most, inner, greedy
         self.surrogates: list[Quadratic] = []
         self.now: Quadratic | None = None  # the surrogate of the record that is moved
+        self.numbers: Numbers | None = None  # those of all records, moved at once at the end of a visit
         self.accepted: list[float] = []
         self.seen: list[Tensor] | None = None  # records that surrogates are fitted to
         forest = records.forest
@@ -100,7 +109,18 @@ class Sweep:
                 beside = self.fit.after(beside, batch, b)
         if not self.surrogates:
             fit = self.fit.at(beside, batch, last, Tried.one(*new))[:, 0]
-        return Chains(batch, self.prior(batch.codes, batch.scores).sum(1), fit, beta)
+        chains = Chains(batch, self.prior(batch.codes, batch.scores).sum(1), fit, beta)
+        for kept in KEPT if self.numbers is not None else ():
+            chains = self._all_numbers(chains, kept)
+        return chains
+
+    def _all_numbers(self, chains: Chains, kept: float) -> Chains:
+        """The numbers of all records at once (`pplleak.density.cell_numbers`)."""
+        assert self.numbers is not None
+        batch, old_q, new_q = self.numbers.drawn(chains.batch, kept)
+        new = self.begun(batch, chains.beta)
+        gain = new.prior - chains.prior + chains.beta * (new.fit - chains.fit)
+        return chains.taking(~refused(gain + old_q - new_q), new)
 
     def _moved(
         self, fit: Likelihood, beside: Tensor, batch: Batch, b: int, beta: float, record: Record, order: list[int]

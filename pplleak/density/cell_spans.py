@@ -154,29 +154,23 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
 def _fitted(fit: Residual, x: Tensor, entries: Tensor) -> Tensor:
     """x (batch, width) with some entries of every record those of the least ‖g − u‖² near it, by Gauss-Newton on
     secants."""
-    g, size = fit.density.observed.g.double(), len(x)
-
-    def shared(x: Tensor) -> Tensor:
-        each = [fit.weight(b) * fit.update(x[b : b + 1], b).materialise().double()[0] for b in range(size)]
-        return torch.stack(each).sum(0)
-
-    rest = g - shared(x)
+    rest = fit.rest(x[None])[0]
     for _ in range(NEWTON):
         slopes = []
-        for b in range(size):
+        for b in range(len(x)):
             tried = x[b].repeat(1 + len(entries), 1)
             tried[torch.arange(1, len(tried)), entries] += STEP
-            u = fit.weight(b) * fit.update(tried, b).materialise().double()
+            u = fit.shared(tried, b)
             slopes.append((u[1:] - u[:1]) / STEP)
         matrix = torch.cat(slopes)
         gram = matrix @ matrix.mT
         damped = gram + DAMPED * gram.diagonal().diag()
-        step = torch.linalg.solve(damped, matrix @ rest).reshape(size, -1)
+        step = torch.linalg.solve(damped, matrix @ rest).reshape(len(x), -1)
         tries = []
         for length in LENGTHS:
             moved = x.clone()
             moved[:, entries] += (length * step).to(x)
-            tries.append((moved, g - shared(moved)))
+            tries.append((moved, fit.rest(moved[None])[0]))
         best = min(tries, key=lambda one: float(one[1].square().sum()))
         gained = 1 - float(best[1].square().sum() / rest.square().sum())
         if gained <= 0:

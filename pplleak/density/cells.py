@@ -123,18 +123,23 @@ class Residual:
         y = self.labels[b : b + 1].expand(len(x), 1)
         return self.density.client.update(x[:, None], y)
 
-    def _shared(self, batch: Batch, b: int) -> Tensor:
-        return self.weight(b) * self.update(batch.x[:, b], b).materialise().double()
+    def shared(self, x: Tensor, b: int) -> Tensor:
+        """w_b u_b of records x (N, width), (N, D), float64."""
+        return self.weight(b) * self.update(x, b).materialise().double()
 
-    def beside(self, batch: Batch, b: int) -> Tensor:
-        rest = self.density.observed.g.double().expand(len(batch.x), -1)
-        for other in range(batch.x.shape[1]):
-            rest = rest if other == b else rest - self._shared(batch, other)
+    def rest(self, x: Tensor, without: int = -1) -> Tensor:
+        """g − u of batches x (C, B, width), (C, D), float64; without the record of a place."""
+        rest = self.density.observed.g.double().expand(len(x), -1)
+        for b in range(x.shape[1]):
+            rest = rest if b == without else rest - self.shared(x[:, b], b)
         return rest
 
+    def beside(self, batch: Batch, b: int) -> Tensor:
+        return self.rest(batch.x, without=b)
+
     def after(self, beside: Tensor, batch: Batch, b: int) -> Tensor:
-        following = (b + 1) % batch.x.shape[1]
-        return beside if following == b else beside - self._shared(batch, b) + self._shared(batch, following)
+        following, x = (b + 1) % batch.x.shape[1], batch.x
+        return beside if following == b else beside - self.shared(x[:, b], b) + self.shared(x[:, following], following)
 
     def at(self, beside: Tensor, batch: Batch, b: int, tried: Tried) -> Tensor:
         weight, x, client = self.weight(b), tried.x, self.density.client
