@@ -143,8 +143,8 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
     numeric = cell_annealing.numbers_of(columns).to(x.device)
     real = torch.tensor([columns.starts[c.name] for c in columns.real], dtype=torch.long, device=x.device)
     made = []
-    for begun in (x, _fitted(fit, x, numeric)):
-        rounded = cell_starts.nearest(records, begun)
+    for entries in (real[:0], numeric):  # as x has them, and fitted
+        rounded = cell_starts.nearest(records, _fitted(fit, x, entries) if len(entries) else x)
         made.append(cell_starts.nearest(records, _fitted(fit, rounded.x[0], real)) if len(real) else rounded)
         if cell_starts.explains(fit, height(fit, made[-1])):
             break
@@ -173,7 +173,7 @@ def _fitted(fit: Residual, x: Tensor, entries: Tensor) -> Tensor:
             tries.append((moved, fit.rest(moved[None])[0]))
         best = min(tries, key=lambda one: float(one[1].square().sum()))
         gained = 1 - float(best[1].square().sum() / rest.square().sum())
-        if gained <= 0:
+        if not gained > 0:
             break
         x, rest = best
         if gained < STILL:
