@@ -8,8 +8,8 @@ batch are visited in turn, in all chains at once, and in each
         the rest; one of the draws, or the old states, ∝ p(g | …)^β and what of p(records) they were not drawn by
     s_br | rest                                                     K candidates about a centre that is about s_br
     all grids and numbers of a record: K draws of a surrogate's Gaussian (`pplleak.density.cell_blocks`)
-    the numbers of all records: one draw of the Gaussian of all (`pplleak.density.cell_numbers`), where a posterior is
-        narrow
+    the numbers of all records: steps through the Gaussian of all (`pplleak.density.cell_numbers`), where surrogates
+        about the chains' own records are nearly always right
 
 Of a column with more than `most` states, the old one and a random choice of others are compared, which is exact, too.
 For a real number a centre a ~ Normal(s_br, τ²) and candidates ~ Normal(a, τ²) are drawn, the old one among them, and

@@ -42,8 +42,8 @@ def tried_out(sweep: Sweep, chains: Chains) -> Chains:
     if share > SURE:
         sweep.short = ()
         sweep.refreshed(chains)
-        if isinstance(sweep.fit, Residual):
-            sweep.numbers = Numbers.about(sweep.fit, sweep.records, chains.batch)
+        assert isinstance(sweep.fit, Residual)  # as it has surrogates
+        sweep.numbers = Numbers.about(sweep.fit, sweep.records, chains.batch)
         return chains
     chains, share = _learned(sweep, chains)
     if share < FIT:

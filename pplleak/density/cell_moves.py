@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pplleak.data.columns import Column
 from pplleak.density.cell_blocks import Block
-from pplleak.density.cell_numbers import KEPT, Numbers
+from pplleak.density.cell_numbers import Numbers
 from pplleak.density.cell_surrogates import Quadratic
 from pplleak.density.cells import Batch, Likelihood, Residual, Tried
 
@@ -46,8 +46,8 @@ class Chains:
 
     def taking(self, accept: Tensor, other: Chains) -> Chains:
         """The other's where a chain accepts it, (C,)."""
-        kept, new, each = self.batch, other.batch, accept.reshape(-1, 1, 1)
-        codes, scores, x = (torch.where(each, getattr(new, n), getattr(kept, n)) for n in ("codes", "scores", "x"))
+        old, new, each = self.batch, other.batch, accept.reshape(-1, 1, 1)
+        codes, scores, x = (torch.where(each, getattr(new, n), getattr(old, n)) for n in ("codes", "scores", "x"))
         prior, fit = torch.where(accept, other.prior, self.prior), torch.where(accept, other.fit, self.fit)
         return Chains(Batch(codes, scores, x), prior, fit, self.beta)
 
@@ -110,17 +110,17 @@ class Sweep:
         if not self.surrogates:
             fit = self.fit.at(beside, batch, last, Tried.one(*new))[:, 0]
         chains = Chains(batch, self.prior(batch.codes, batch.scores).sum(1), fit, beta)
-        for kept in KEPT if self.numbers is not None else ():
-            chains = self._all_numbers(chains, kept)
-        return chains
+        return chains if self.numbers is None else self._all_numbers(self.numbers, chains)
 
-    def _all_numbers(self, chains: Chains, kept: float) -> Chains:
-        """The numbers of all records at once (`pplleak.density.cell_numbers`)."""
-        assert self.numbers is not None
-        batch, old_q, new_q = self.numbers.drawn(chains.batch, kept)
-        new = self.begun(batch, chains.beta)
-        gain = new.prior - chains.prior + chains.beta * (new.fit - chains.fit)
-        return chains.taking(~refused(gain + old_q - new_q), new)
+    def _all_numbers(self, numbers: Numbers, chains: Chains) -> Chains:
+        """The numbers of all records at once, a few times (`pplleak.density.cell_numbers`)."""
+        mean = numbers.mean(chains.batch)
+        for rho in numbers.steps:
+            batch, ratio = numbers.drawn(chains.batch, mean, rho)
+            new = self.begun(batch, chains.beta)
+            gain = new.prior - chains.prior + chains.beta * (new.fit - chains.fit)
+            chains = chains.taking(~refused(gain + ratio), new)
+        return chains
 
     def _moved(
         self, fit: Likelihood, beside: Tensor, batch: Batch, b: int, beta: float, record: Record, order: list[int]
@@ -281,8 +281,8 @@ class Sweep:
 
 
 def refused(log_ratio: Tensor) -> Tensor:
-    """By Metropolis' rule."""
-    return torch.rand_like(log_ratio).log() >= log_ratio
+    """By Metropolis' rule; what is no number is refused."""
+    return ~(torch.rand_like(log_ratio).log() < log_ratio)
 
 
 def _subtrees(below: list[list[int]]) -> list[list[int]]:

@@ -36,7 +36,7 @@ KEPT = (0.0, 0.7, 0.9, 0.97)  # ρ of the moves in a visit
 @dataclass(frozen=True, eq=False)
 class Numbers:
     """Of C chains: at (C, B, R): x̂; slopes (C, B·R, D): J; root (C, B·R, B·R): L of A = L Lᵀ. places: of the numbers
-    among the scores, entries: in x; only such as are never missing."""
+    among the scores, entries: in x; only such as are never missing. steps: ρ of the moves in a visit."""
 
     fit: Residual
     records: Any
@@ -45,16 +45,18 @@ class Numbers:
     at: Tensor
     slopes: Tensor
     root: Tensor
+    steps: tuple[float, ...] = KEPT
 
     @staticmethod
     def about(fit: Residual, records: Any, batch: Batch) -> Numbers | None:
-        """About what chains hold; None of one record, without such numbers, or where J would be large."""
+        """About what chains hold; None of one record, without such numbers, or where J or A would be large, or A is
+        singular in float64."""
         columns, (chains, size, _) = records.columns, batch.x.shape
         places = [r for r, c in enumerate(columns.real) if not c.missing]
         count = size * len(places)
-        if size < 2 or not count or chains * count * fit.density.client.update_size > ENTRIES:
+        if size < 2 or not count or chains * count * max(count, fit.density.client.update_size) > ENTRIES:
             return None
-        entries = torch.tensor([columns.starts[columns.real[r].name] for r in places], device=batch.x.device)
+        entries = columns.places[places].to(batch.x.device)
         slopes = []
         for b in range(size):
             old = fit.shared(batch.x[:, b], b)
@@ -64,30 +66,34 @@ class Numbers:
                 slopes.append((fit.shared(x, b) - old) / STEP)
         j = torch.stack(slopes, 1)
         one = torch.eye(count, dtype=j.dtype, device=j.device)
-        root = torch.linalg.cholesky(j @ j.mT / fit.sigma**2 + one)
+        root, failed = torch.linalg.cholesky_ex(j @ j.mT / fit.sigma**2 + one)
+        if bool(failed.any()) or not bool(root.isfinite().all()):
+            return None
         return Numbers(fit, records, places, entries, batch.x[..., entries].double(), j, root)
 
-    def drawn(self, batch: Batch, kept: float) -> tuple[Batch, Tensor, Tensor]:
-        """The batch with other numbers, by ρ `kept`; and log q of what it held, and of these, up to a constant, (C,),
-        float64."""
+    def mean(self, batch: Batch) -> Tensor:
+        """m beside what else chains hold, whatever their numbers are, (C, B·R)."""
         x = batch.x.clone()
         x[..., self.entries] = self.at.to(x)
         pull = (self.slopes @ self.fit.rest(x)[..., None])[..., 0] / self.fit.sigma**2 - self.at.flatten(1)
-        mean = torch.cholesky_solve(pull[..., None], self.root)[..., 0]
-        new = torch.linalg.solve_triangular(self.root.mT, torch.randn_like(mean)[..., None], upper=True)[..., 0]
-        e = mean + kept * (self._away(batch) - mean) + math.sqrt(1 - kept**2) * new
-        whole, scores = torch.zeros_like(batch.scores), batch.scores.clone()
-        whole[..., self.places] = (self.at + e.unflatten(1, self.at.shape[1:])).to(whole)
-        scores[..., self.places] = self.records.scores(whole)[..., self.places]
+        return torch.cholesky_solve(pull[..., None], self.root)[..., 0]
+
+    def drawn(self, batch: Batch, mean: Tensor, rho: float) -> tuple[Batch, Tensor]:
+        """The batch with other numbers, and log q of what it held less that of these, (C,), float64."""
+        z = torch.linalg.solve_triangular(self.root.mT, torch.randn_like(mean)[..., None], upper=True)[..., 0]
+        e = mean + rho * (self._away(batch) - mean) + math.sqrt(1 - rho**2) * z
+        numbers, scores = torch.zeros_like(batch.scores), batch.scores.clone()
+        numbers[..., self.places] = (self.at + e.unflatten(1, self.at.shape[1:])).to(numbers)
+        scores[..., self.places] = self.records.scores(numbers)[..., self.places]
         made = Batch(batch.codes, scores, self.records.decode(batch.codes, scores).flatten(2))
-        return made, self._log_q(batch, mean), self._log_q(made, mean)
+        return made, self._log_q(batch, mean) - self._log_q(made, mean)
 
     def _away(self, batch: Batch) -> Tensor:
         """e of what chains hold, (C, B·R)."""
         return (batch.x[..., self.entries].double() - self.at).flatten(1)
 
     def _log_q(self, batch: Batch, mean: Tensor) -> Tensor:
-        """log of the density of a batch's scores."""
+        """log of the density of a batch's scores, up to a constant."""
         stretched = (self.root.mT @ (self._away(batch) - mean)[..., None])[..., 0]
         slopes = self.records.slopes(batch.scores)[..., self.places].double()
         return -0.5 * stretched.square().sum(1) + slopes.log().sum((1, 2))

@@ -141,14 +141,15 @@ def _refined(fit: Residual, records: Any, x: Tensor) -> Batch:
     beside their grids: rounding a grid moves g by more than noise does, unless they make up for it."""
     columns = records.columns
     numeric = cell_annealing.numbers_of(columns).to(x.device)
-    real = torch.tensor([columns.starts[c.name] for c in columns.real], dtype=torch.long, device=x.device)
-    made = []
+    real = columns.places.to(x.device)
+    made: list[tuple[float, Batch]] = []
     for entries in (real[:0], numeric):  # as x has them, and fitted
-        rounded = cell_starts.nearest(records, _fitted(fit, x, entries) if len(entries) else x)
-        made.append(cell_starts.nearest(records, _fitted(fit, rounded.x[0], real)) if len(real) else rounded)
-        if cell_starts.explains(fit, height(fit, made[-1])):
+        batch = cell_starts.nearest(records, _fitted(fit, x, entries) if len(entries) else x)
+        batch = cell_starts.nearest(records, _fitted(fit, batch.x[0], real)) if len(real) else batch
+        made.append((height(fit, batch), batch))
+        if cell_starts.explains(fit, made[-1][0]):
             break
-    return max(made, key=lambda batch: height(fit, batch))
+    return max(made, key=lambda one: one[0])[1]
 
 
 def _fitted(fit: Residual, x: Tensor, entries: Tensor) -> Tensor:
@@ -164,18 +165,17 @@ def _fitted(fit: Residual, x: Tensor, entries: Tensor) -> Tensor:
             slopes.append((u[1:] - u[:1]) / STEP)
         matrix = torch.cat(slopes)
         gram = matrix @ matrix.mT
-        damped = gram + DAMPED * gram.diagonal().diag()
+        ridge = gram.diagonal().clamp(min=1e-200)  # a number that no unit sees stays
+        damped = gram + DAMPED * ridge.diag()
         step = torch.linalg.solve(damped, matrix @ rest).reshape(len(x), -1)
-        tries = []
-        for length in LENGTHS:
-            moved = x.clone()
-            moved[:, entries] += (length * step).to(x)
-            tries.append((moved, fit.rest(moved[None])[0]))
-        best = min(tries, key=lambda one: float(one[1].square().sum()))
-        gained = 1 - float(best[1].square().sum() / rest.square().sum())
+        moved = x.repeat(len(LENGTHS), 1, 1)
+        moved[..., entries] += (step.new_tensor(LENGTHS)[:, None, None] * step).to(x)
+        rests = fit.rest(moved)
+        best = int(rests.square().sum(1).argmin())
+        gained = 1 - float(rests[best].square().sum() / rest.square().sum())
         if not gained > 0:
             break
-        x, rest = best
+        x, rest = moved[best], rests[best]
         if gained < STILL:
             break
     return x

@@ -127,7 +127,7 @@ class Residual:
         """w_b u_b of records x (N, width), (N, D), float64."""
         return self.weight(b) * self.update(x, b).materialise().double()
 
-    def rest(self, x: Tensor, without: int = -1) -> Tensor:
+    def rest(self, x: Tensor, without: int | None = None) -> Tensor:
         """g − u of batches x (C, B, width), (C, D), float64; without the record of a place."""
         rest = self.density.observed.g.double().expand(len(x), -1)
         for b in range(x.shape[1]):
