@@ -40,6 +40,17 @@ def written(path: Path, text: str = "") -> Path:
     return path
 
 
+def without_gaps(path: Path) -> Path:
+    """A table of a category, two grids and a number, of which no cell is missing: they are moved together."""
+    draw = np.random.default_rng(0)
+    lines = ["colour,rooms,floor,price,sold"]
+    for _ in range(150):
+        rooms, floor = draw.integers(1, 4), draw.integers(0, 5)
+        price = 10 + 5 * rooms - 2 * floor + draw.normal()
+        lines.append(f"{draw.choice(['red', 'blue'])},{rooms},{floor},{price:.4f},{draw.choice(['yes', 'no'])}")
+    return written(path, "\n".join(lines) + "\n")
+
+
 def shared(
     path: Path,
     batch: int = 1,

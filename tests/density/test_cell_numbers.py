@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import misfit
-from tables import rows, shared, written
+from tables import shared, without_gaps
 
 from pplleak.density import cell_fits, cell_moves, cell_starts
 from pplleak.density.cell_moves import Sweep
@@ -19,14 +19,10 @@ from pplleak.density.cell_numbers import Numbers
 from pplleak.density.cells import Residual, likelihood
 from pplleak.inference import gibbs
 
-HEADER = "colour,rooms,price,sold\n"
-
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table whose prices are never missing."""
-    full = "".join(f"{line}\n" for line in rows(300).splitlines() if line.split(",")[2])
-    return written(tmp_path_factory.mktemp("table") / "t.csv", HEADER + full)
+    return without_gaps(tmp_path_factory.mktemp("table") / "t.csv")
 
 
 def opened(file: Path, sigma: float, chains: int, **network: Any) -> tuple[Any, Sweep, Any]:

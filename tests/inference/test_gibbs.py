@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import misfit
-from tables import columns_of, shared, written
+from tables import columns_of, shared, without_gaps, written
 from torch import Tensor
 
 from pplleak.density import cell_blocks, cell_fits, cell_moves, cell_starts, cell_surrogates, cells
@@ -157,10 +157,7 @@ def test_where_a_climb_came_higher_than_the_islands_chains_are_long(
 
     def true(fit: Any, records: Any, *_: Any) -> cells.Batch:
         made = ends(fit, records, 2, 1, lambda _, n: range(n))
-        codes, numbers = records.columns.decode(observed.truth)
-        scores = records.scores(numbers)
-        one = cells.Batch(codes[None], scores[None], records.decode(codes, scores).flatten(1)[None])
-        return cell_starts.joined([made, one])
+        return cell_starts.joined([made, cell_starts.nearest(records, observed.truth)])
 
     monkeypatch.setattr(cell_starts, "climbed", true)
     higher = gibbs.run(model, observed, observed.client, seed=0, **settings)
@@ -193,17 +190,6 @@ def test_a_fitted_form_is_that_of_least_squares(file: Path) -> None:
     assert float((height(near) - height(updates)).std()) > 1e-3  # of a network that is not linear
 
 
-def without_gaps(path: Path) -> Path:
-    """A table of a category, two grids and a number, of which no cell is missing: they are moved together."""
-    draw = np.random.default_rng(0)
-    lines = ["colour,rooms,floor,price,sold"]
-    for _ in range(150):
-        rooms, floor = draw.integers(1, 4), draw.integers(0, 5)
-        price = 10 + 5 * rooms - 2 * floor + draw.normal()
-        lines.append(f"{draw.choice(['red', 'blue'])},{rooms},{floor},{price:.4f},{draw.choice(['yes', 'no'])}")
-    return written(path, "\n".join(lines) + "\n")
-
-
 @pytest.mark.slow
 def test_numbers_that_are_moved_together_have_the_probabilities_of_enumeration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,8 +210,9 @@ def test_numbers_that_are_moved_together_have_the_probabilities_of_enumeration(
     assert agrees(sampled(observed, model, inner=1, draws=40), expected) > 5
 
 
-def test_one_random_number_draws_a_grids_value_by_its_probability() -> None:
-    """And never one that has none, at either end; the twin, which reads the law from the other end, is rejected."""
+def test_one_random_number_draws_a_grids_value_by_its_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never one that has none, whatever that number is; the twin, which reads the law from the other end, is
+    rejected."""
     law, size = torch.tensor([0.0, 0.2, 0.0, 0.5, 0.3, 0.0], dtype=torch.float64), 20000
     torch.manual_seed(0)
     picked = cell_blocks._one_of(law.cumsum(-1).repeat(size, 1))
@@ -235,6 +222,9 @@ def test_one_random_number_draws_a_grids_value_by_its_probability() -> None:
         return float(((counts - size * law).square() / (size * law).clamp(min=1e-9)).sum())
 
     assert chi2(law) < 13.8 < chi2(law.flip(-1))  # 2 degrees of freedom, 0.1 %
+    for extreme, value in ((0.0, 4), (1 - 2**-53, 1)):
+        monkeypatch.setattr(torch, "rand_like", lambda like, extreme=extreme: torch.full_like(like, extreme))
+        assert cell_blocks._one_of(law.cumsum(-1)[None]).tolist() == [value]
 
 
 def test_what_a_block_was_drawn_by_is_the_density_that_it_says(tmp_path: Path) -> None:
